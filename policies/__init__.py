@@ -1,0 +1,1 @@
+"""What to do next: pure decisions. Standard library only, no clock, no I/O."""

@@ -1,0 +1,409 @@
+"""What policies see and say: views, events, verdicts, instructions and the Protocols.
+
+Everything here is what a gateway can know. The true output length of a request is not among it: no type in this
+module has a field for it. Times are seconds on the caller's clock, tokens are counts, KV cache is in bytes.
+
+Small values are ``NamedTuple`` because one is made for every event of every request, and a tuple is the cheapest
+frozen value Python has. Ledgers are mutable: the core (`policies.core`) writes them, policies only read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+class ServiceClass(StrEnum):
+    """The five service classes of arXiv 2603.00356, most protected first."""
+
+    DEDICATED = "dedicated"
+    GUARANTEED = "guaranteed"
+    ELASTIC = "elastic"
+    SPOT = "spot"
+    PREEMPTIBLE = "preemptible"
+
+
+class EntitlementState(StrEnum):
+    """Where an entitlement stands; only Bound ones are served (arXiv 2603.00356, check 1)."""
+
+    PENDING = "Pending"
+    BOUND = "Bound"
+    DEGRADED = "Degraded"
+    EXPIRED = "Expired"
+
+
+class Reason(StrEnum):
+    """Why a request was let in, held or turned away: a column to group by, not a sentence to parse."""
+
+    ADMITTED = "admitted"
+    NOT_BOUND = "not_bound"
+    CONCURRENCY = "concurrency"
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    KV_CACHE = "kv_cache"
+    LOW_PRIORITY = "low_priority"
+    POOL_FULL = "pool_full"
+    TOO_LARGE = "too_large"
+    CONTEXT_LENGTH = "context_length"
+    NO_CAPACITY = "no_capacity"
+    PREEMPTED = "preempted"
+    REPLICA_FAILED = "replica_failed"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is promised
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """A vector of the three schedulable resources; None means that the dimension is not limited.
+
+    Attributes
+    ----------
+    tokens_per_s : token throughput, prompt and output alike (lambda in the paper).
+    kv_bytes : KV cache (chi).
+    slots : sequences in flight (r).
+    """
+
+    tokens_per_s: float | None = None
+    kv_bytes: float | None = None
+    slots: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntitlementSpec:
+    """What one tenant was promised in one pool.
+
+    Attributes
+    ----------
+    baseline : what is reserved (dedicated, guaranteed) or held on average (elastic).
+    limit : how far it may go with what others leave; a missing dimension is unlimited.
+    ttft_slo_s : the service objective for time to first token (slo_e of the priority formula).
+    from_s, until_s : when the entitlement is Bound; Pending before, Expired after.
+    """
+
+    name: str
+    tenant: str
+    service_class: ServiceClass
+    ttft_slo_s: float | None = None
+    baseline: Resources = Resources()
+    limit: Resources = Resources()
+    from_s: float = 0.0
+    until_s: float = float("inf")
+
+
+class PoolCapacity(NamedTuple):
+    """What the pool has now, summed over ready replicas; None where a dimension is not known."""
+
+    ready_replicas: int
+    slots: int
+    tokens_per_s: float | None = None
+    kv_bytes: float | None = None
+
+
+class RequestView(NamedTuple):
+    """What a gateway can know about one attempt of a request: never its true output length.
+
+    ``max_output_tokens`` is None where the client named none. ``priority`` is the engine's: lower goes first.
+    """
+
+    request_id: str
+    entitlement: str
+    tenant: str
+    prompt_tokens: int
+    max_output_tokens: int | None
+    attempt: int = 1
+    priority: int = 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Events: what the world tells the core
+
+
+class Arrived(NamedTuple):
+    """An attempt reached the gateway."""
+
+    request: RequestView
+
+
+class FirstToken(NamedTuple):
+    """The upstream sent the first output token."""
+
+    request_id: str
+
+
+class Progress(NamedTuple):
+    """``output_tokens`` have come back so far."""
+
+    request_id: str
+    output_tokens: int
+
+
+class Finished(NamedTuple):
+    """The upstream answered in full, with the usage it reports."""
+
+    request_id: str
+    output_tokens: int
+    cached_tokens: int = 0
+
+
+class Failed(NamedTuple):
+    """The upstream broke off after ``output_tokens``."""
+
+    request_id: str
+    output_tokens: int = 0
+
+
+class Cancelled(NamedTuple):
+    """The client went away after ``output_tokens``."""
+
+    request_id: str
+    output_tokens: int = 0
+
+
+class ReplicaReport(NamedTuple):
+    """One scrape of one replica's metrics; ``seen_at_s`` is when it was true."""
+
+    replica_id: int
+    seen_at_s: float
+    running: int
+    waiting: int
+    kv_used_fraction: float
+
+
+class CapacityChanged(NamedTuple):
+    """The pool's capacity, and which replicas are ready to take requests."""
+
+    capacity: PoolCapacity
+    ready_replicas: tuple[int, ...]
+
+
+class Tick(NamedTuple):
+    """The time asked for by ``CallMeAt`` has come."""
+
+
+Event = Arrived | FirstToken | Progress | Finished | Failed | Cancelled | ReplicaReport | CapacityChanged | Tick
+
+# --------------------------------------------------------------------------------------------------------------------
+# Instructions: what the core tells the world
+
+
+class Forward(NamedTuple):
+    """Send the request to a replica. ``max_output_tokens`` is what to ask for: the client's, or the default."""
+
+    request_id: str
+    replica_id: int
+    max_output_tokens: int
+
+
+class Hold(NamedTuple):
+    """Keep the request; a later Forward or Refuse will name it."""
+
+    request_id: str
+    reason: Reason
+
+
+class Refuse(NamedTuple):
+    """Answer with ``status``. ``retry_after_s`` is None where waiting cannot help: the answer is "never".
+
+    ``needed`` and ``available`` are the two numbers that were compared, in the unit of the reason: slots, tokens,
+    bytes, requests or priority weight.
+    """
+
+    request_id: str
+    reason: Reason
+    status: int
+    retry_after_s: float | None
+    needed: float
+    available: float
+
+
+class Evict(NamedTuple):
+    """Terminate a running request and tell its client so."""
+
+    request_id: str
+    reason: Reason
+
+
+class Scale(NamedTuple):
+    """The pool should have this many replicas."""
+
+    replicas: int
+
+
+class CallMeAt(NamedTuple):
+    """Send a Tick at this time."""
+
+    at_s: float
+
+
+Instruction = Forward | Hold | Refuse | Evict | Scale | CallMeAt
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verdicts: what a policy tells the core
+
+
+class Admit(NamedTuple):
+    """Let it in, after evicting ``evict`` (request ids)."""
+
+    evict: tuple[str, ...] = ()
+
+
+class Queue(NamedTuple):
+    """Hold it at the gateway until `AdmissionPolicy.release` names it."""
+
+    reason: Reason
+
+
+class Deny(NamedTuple):
+    """Turn it away; fields as in `Refuse`."""
+
+    reason: Reason
+    needed: float
+    available: float
+    retry_after_s: float | None
+    status: int = 429
+
+
+Verdict = Admit | Queue | Deny
+ADMIT = Admit()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ledgers: the core's books, which policies read
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A request that was forwarded and has not ended."""
+
+    request: RequestView
+    ledger: EntitlementLedger
+    replica_id: int
+    forwarded_s: float
+    max_output_tokens: int
+    reserved_tokens: int
+    prompt_credited: bool = False
+    output_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class EntitlementLedger:
+    """The books of one entitlement.
+
+    Attributes
+    ----------
+    in_flight : forwarded and not ended.
+    reserved_tokens : prompt + max_output_tokens, summed over what is in flight.
+    worked_tokens : tokens of work done since the start: a prompt counts at its first token, output as it is seen.
+    demanded_tokens : prompt + max_output_tokens of everything that arrived, refused or not, first attempts only.
+    mean_service_s : moving average of forwarded-to-finished times, None before the first.
+    """
+
+    spec: EntitlementSpec
+    state: EntitlementState
+    in_flight: int = 0
+    reserved_tokens: int = 0
+    worked_tokens: int = 0
+    demanded_tokens: int = 0
+    admitted: int = 0
+    refused: int = 0
+    mean_service_s: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ReplicaLedger:
+    """What the gateway knows of one replica: its own bookkeeping, and the last report with its age."""
+
+    replica_id: int
+    ready: bool = True
+    in_flight: int = 0
+    outstanding_tokens: int = 0
+    report: ReplicaReport | None = None
+
+
+@dataclass(slots=True, eq=False)
+class PoolLedger:
+    """The books of the pool. ``mean_service_s`` is over all entitlements, None before the first completion."""
+
+    capacity: PoolCapacity
+    entitlements: Mapping[str, EntitlementLedger]
+    replicas: Sequence[ReplicaLedger]
+    in_flight: dict[str, InFlight] = field(default_factory=dict)
+    mean_service_s: float | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Protocols
+
+
+class Chance(Protocol):
+    """A seeded source of uniform numbers in [0, 1); `random.Random` and numpy's Generator both are one."""
+
+    def random(self) -> float:
+        """Return the next number."""
+        ...
+
+
+class Gauge(NamedTuple):
+    """One value for the timeline. ``scope`` is pool, replica or entitlement; ``name`` says which."""
+
+    scope: str
+    name: str
+    metric: str
+    value: float
+
+
+class AdmissionPolicy(Protocol):
+    """Who is let in. One object per pool, handed the books of the core; it keeps no clock and does no I/O.
+
+    ``tick_s`` is how often `on_tick` is wanted (None: never). With ``wants_progress`` the driver reports the output
+    of every running request right before each tick. With ``wants_reports`` it scrapes the replicas.
+    """
+
+    tick_s: float | None
+    wants_progress: bool
+    wants_reports: bool
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Judge an arrival (or a held request, on `release`). No side effect: `on_admitted` follows an Admit."""
+        ...
+
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Charge what was let in. The ledgers already count it."""
+        ...
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Settle a request that finished, failed, was cancelled or evicted after ``flight.output_tokens``.
+
+        The ledgers no longer count it as in flight.
+        """
+        ...
+
+    def on_tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Update what is metered; the ledgers hold the work done until now."""
+        ...
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
+        """Take note of a new ``pool.capacity`` or of an entitlement that changed its state."""
+        ...
+
+    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:
+        """Ids of held requests to judge again now, in order. Asked whenever something ended or changed."""
+        ...
+
+    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
+        """Return what the timeline should show of this policy's state."""
+        ...
+
+
+class Router(Protocol):
+    """Which replica takes a request."""
+
+    def route(self, request: RequestView, replicas: Sequence[ReplicaLedger]) -> int | None:
+        """Return a ready replica's id, or None where there is none."""
+        ...

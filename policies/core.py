@@ -1,0 +1,383 @@
+"""The gateway as a state machine: events in, instructions out.
+
+It keeps every book a gateway has (what is in flight, held, reserved and worked; replicas; service times; the states of
+entitlements) and asks the policy for verdicts. It has no clock and no I/O, so a simulated and a real gateway that meet
+the same events at the same times do the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from policies.api import (
+    AdmissionPolicy,
+    Admit,
+    Arrived,
+    CallMeAt,
+    Cancelled,
+    CapacityChanged,
+    Deny,
+    EntitlementLedger,
+    EntitlementSpec,
+    EntitlementState,
+    Event,
+    Evict,
+    Failed,
+    Finished,
+    FirstToken,
+    Forward,
+    Gauge,
+    Hold,
+    InFlight,
+    Instruction,
+    PoolCapacity,
+    PoolLedger,
+    Progress,
+    Reason,
+    Refuse,
+    ReplicaLedger,
+    ReplicaReport,
+    RequestView,
+    Router,
+    Tick,
+    Verdict,
+)
+
+NO_CAPACITY_RETRY_S = 5.0
+"""Retry-After while no replica is ready: nobody knows when one will be, so ask again soon. [choice]"""
+
+_NEVER_S = float("inf")
+_BOUND = EntitlementState.BOUND
+
+
+class GatewayCore:
+    """One pool's gateway.
+
+    Parameters
+    ----------
+    entitlements : the promises of the pool, with distinct names; in which order they come does not matter.
+    capacity : what the pool has at the start.
+    replica_ids : the replicas, all ready at the start.
+    policy, router : objects of this pool alone; they may have memory.
+    default_max_output_tokens : what a request that names no limit is taken to ask for.
+    max_context_tokens : longest prompt + output that a replica can serve; None where it is not known.
+    service_smoothing : share of the old value that a new service time leaves in the moving averages, in [0, 1).
+
+    Attributes
+    ----------
+    pool : the books.
+    wants_progress, wants_reports : what the policy needs from the driver, see `policies.api.AdmissionPolicy`.
+    late_events : how many events named a request that was not in flight; normal after an Evict.
+    withdrawn : how many held requests were cancelled.
+    """
+
+    def __init__(
+        self, *, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
+        policy: AdmissionPolicy, router: Router, default_max_output_tokens: int = 256,
+        max_context_tokens: int | None = None, service_smoothing: float = 0.9,
+    ) -> None:
+        specs = sorted(entitlements, key=lambda spec: spec.name)
+        ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
+        if len(ledgers) < len(specs):
+            raise ValueError(f"two entitlements share a name in {[spec.name for spec in specs]}; give each its own")
+        if len(set(replica_ids)) < len(replica_ids):
+            raise ValueError(f"two replicas share an id in {list(replica_ids)}; give each its own")
+        if not 0 <= service_smoothing < 1:
+            raise ValueError(f"service_smoothing is {service_smoothing}; give a share in [0, 1), e.g. 0.9")
+        self._replicas = [ReplicaLedger(replica_id) for replica_id in sorted(replica_ids)]
+        self._replica = {replica.replica_id: replica for replica in self._replicas}
+        self._ready = len(self._replicas)
+        self._ledgers = ledgers
+        self._flights: dict[str, InFlight] = {}
+        self._held: dict[str, RequestView] = {}
+        self._held_view = MappingProxyType(self._held)
+        self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
+        self._policy = policy
+        self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
+        self._route = router.route
+        self._default_max = default_max_output_tokens
+        self._max_context = _NEVER_S if max_context_tokens is None else max_context_tokens
+        self._fresh_share = 1 - service_smoothing
+        self.wants_progress = policy.wants_progress
+        self.wants_reports = policy.wants_reports
+        self.late_events = 0
+        self.withdrawn = 0
+        self._start_s = 0.0
+        self._ticks = 0
+        self._next_tick_s = _NEVER_S
+        self._next_change_s = -_NEVER_S  # states are not known before the first call
+        self._handlers: dict[type, Callable[[Any, float], Sequence[Instruction]]] = {
+            Arrived: self._arrived, FirstToken: self._first_token, Progress: self._progress, Finished: self._finished,
+            Failed: self._broken_off, Cancelled: self._broken_off, ReplicaReport: self._report,
+            CapacityChanged: self._capacity_changed, Tick: self._tick,
+        }
+
+    def start(self, now_s: float) -> Sequence[Instruction]:
+        """Begin: entitlements get their states, and ticks will come at ``now_s`` + k * tick_s.
+
+        From here on at most one CallMeAt is open at any time, and the Tick that answers it brings the next.
+        """
+        self._start_s = now_s
+        if self._policy.tick_s is not None:
+            self._ticks = 1
+            self._next_tick_s = now_s + self._policy.tick_s
+        return (*self._change_states(now_s), *self._next_call())
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
+        """Return what to do, in order, about something that happened at ``now_s`` (seconds, never decreasing).
+
+        Raises
+        ------
+        KeyError : the request names an entitlement that the pool does not have.
+        ValueError : a request with this id is in flight or held already.
+        """
+        return self._handlers[type(event)](event, now_s)
+
+    def gauges(self, now_s: float) -> list[Gauge]:
+        """Return the state of the pool for the timeline, the policy's gauges last."""
+        pool = self.pool
+        values = [
+            Gauge("pool", "pool", "capacity_slots", pool.capacity.slots),
+            Gauge("pool", "pool", "ready_replicas", self._ready),
+            Gauge("pool", "pool", "in_flight", len(self._flights)),
+            Gauge("pool", "pool", "held", len(self._held)),
+        ]
+        values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
+        values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
+        values += self._policy.gauges(pool, now_s)
+        return values
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Arrivals
+
+    def _arrived(self, event: Arrived, now_s: float) -> Sequence[Instruction]:
+        # The state of an entitlement must not hang on whether the Tick or an arrival of the same instant comes first.
+        before = self._change_states(now_s) if now_s >= self._next_change_s else ()
+        request = event.request
+        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _ = request
+        ledger = self._ledgers.get(name)
+        if ledger is None:
+            raise KeyError(f"request {request_id} names entitlement {name!r}; this pool has {list(self._ledgers)}")
+        if request_id in self._flights or request_id in self._held:
+            raise ValueError(f"request {request_id} arrived while it is in flight or held; give each try its own id")
+        if max_output_tokens is None:
+            max_output_tokens = self._default_max
+        reserved_tokens = prompt_tokens + max_output_tokens
+        if attempt == 1:
+            ledger.demanded_tokens += reserved_tokens
+        if ledger.state is not _BOUND or not self._ready or reserved_tokens > self._max_context:
+            ledger.refused += 1
+            return (*before, self._unservable(request, ledger, reserved_tokens, now_s))
+        verdict = self._decide(request, max_output_tokens, self.pool, now_s)
+        if type(verdict) is Admit and not verdict.evict and not before:
+            return (self._forward(request, ledger, max_output_tokens, now_s),)
+        return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
+
+    def _unservable(
+        self, request: RequestView, ledger: EntitlementLedger, reserved_tokens: int, now_s: float
+    ) -> Refuse:
+        """Return the refusal of a request that no policy could let in."""
+        if ledger.state is not _BOUND:
+            wait_s = ledger.spec.from_s - now_s if ledger.state is EntitlementState.PENDING else None
+            return Refuse(request.request_id, Reason.NOT_BOUND, 403, wait_s, 1, 0)
+        if not self._ready:
+            return Refuse(request.request_id, Reason.NO_CAPACITY, 503, NO_CAPACITY_RETRY_S, 1, 0)
+        return Refuse(request.request_id, Reason.CONTEXT_LENGTH, 400, None, reserved_tokens, self._max_context)
+
+    def _carry_out(
+        self, verdict: Verdict, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float
+    ) -> list[Instruction]:
+        request_id = request.request_id
+        if isinstance(verdict, Admit):
+            instructions: list[Instruction] = [self._evict(victim, now_s) for victim in verdict.evict]
+            self._held.pop(request_id, None)
+            instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
+            return instructions
+        if isinstance(verdict, Deny):
+            reason, needed, available, retry_after_s, status = verdict
+            self._held.pop(request_id, None)
+            ledger.refused += 1
+            return [Refuse(request_id, reason, status, retry_after_s, needed, available)]
+        if request_id in self._held:
+            return []
+        self._held[request_id] = request
+        return [Hold(request_id, verdict.reason)]
+
+    def _forward(
+        self, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float
+    ) -> Instruction:
+        replica_id = self._route(request, self._replicas)
+        if replica_id is None:  # a router may find no replica fit although one is ready
+            ledger.refused += 1
+            return Refuse(request.request_id, Reason.NO_CAPACITY, 503, NO_CAPACITY_RETRY_S, 1, 0)
+        request_id = request.request_id
+        reserved_tokens = request.prompt_tokens + max_output_tokens
+        flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
+        self._flights[request_id] = flight
+        ledger.in_flight += 1
+        ledger.admitted += 1
+        ledger.reserved_tokens += reserved_tokens
+        replica = self._replica[replica_id]
+        replica.in_flight += 1
+        replica.outstanding_tokens += reserved_tokens
+        self._on_admitted(flight, self.pool, now_s)
+        return Forward(request_id, replica_id, max_output_tokens)
+
+    def _evict(self, request_id: str, now_s: float) -> Evict:
+        flight = self._flights.pop(request_id, None)
+        if flight is None:
+            raise KeyError(f"the policy evicts request {request_id}, which is not in flight")
+        self._close(flight, flight.output_tokens, now_s)
+        return Evict(request_id, Reason.PREEMPTED)
+
+    def _release(self, now_s: float) -> list[Instruction]:
+        """Judge again what the policy names among the held requests."""
+        instructions: list[Instruction] = []
+        if not self._ready:  # whoever waited this long keeps waiting
+            return instructions
+        for request_id in tuple(self._policy.release(self._held_view, self.pool, now_s)):
+            request = self._held.get(request_id)
+            if request is None:
+                raise KeyError(f"the policy releases request {request_id}, which is not held")
+            asked = request.max_output_tokens
+            max_output_tokens = self._default_max if asked is None else asked
+            verdict = self._decide(request, max_output_tokens, self.pool, now_s)
+            ledger = self._ledgers[request.entitlement]
+            instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
+        return instructions
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What becomes of a request
+
+    def _first_token(self, event: FirstToken, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+        flight = self._flights.get(event.request_id)
+        if flight is None:
+            self.late_events += 1
+        elif not flight.prompt_credited:
+            flight.prompt_credited = True
+            flight.ledger.worked_tokens += flight.request.prompt_tokens
+        return ()
+
+    def _progress(self, event: Progress, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+        flight = self._flights.get(event.request_id)
+        if flight is None:
+            self.late_events += 1
+        elif event.output_tokens > flight.output_tokens:
+            self._credit(flight, event.output_tokens)
+        return ()
+
+    def _finished(self, event: Finished, now_s: float) -> Sequence[Instruction]:
+        flight = self._flights.pop(event.request_id, None)
+        if flight is None:
+            self.late_events += 1
+            return ()
+        service_s = now_s - flight.forwarded_s
+        ledger, pool = flight.ledger, self.pool
+        mean_s = ledger.mean_service_s
+        ledger.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
+        mean_s = pool.mean_service_s
+        pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
+        if not flight.prompt_credited:  # an answer in one piece has no first token of its own
+            self._credit(flight, flight.output_tokens)
+        self._close(flight, event.output_tokens, now_s)
+        return tuple(self._release(now_s)) if self._held else ()
+
+    def _broken_off(self, event: Failed | Cancelled, now_s: float) -> Sequence[Instruction]:
+        flight = self._flights.pop(event.request_id, None)
+        if flight is not None:
+            self._close(flight, event.output_tokens, now_s)
+        elif type(event) is Cancelled and self._held.pop(event.request_id, None) is not None:
+            self.withdrawn += 1
+        else:
+            self.late_events += 1
+            return ()
+        return tuple(self._release(now_s)) if self._held else ()
+
+    def _close(self, flight: InFlight, output_tokens: int, now_s: float) -> None:
+        """Take a request that is no longer in flight out of the other books."""
+        if output_tokens > flight.output_tokens:
+            self._credit(flight, output_tokens)
+        reserved_tokens = flight.reserved_tokens
+        ledger = flight.ledger
+        ledger.in_flight -= 1
+        ledger.reserved_tokens -= reserved_tokens
+        replica = self._replica[flight.replica_id]
+        replica.in_flight -= 1
+        replica.outstanding_tokens -= reserved_tokens
+        self._on_ended(flight, self.pool, now_s)
+
+    @staticmethod
+    def _credit(flight: InFlight, output_tokens: int) -> None:
+        """Count work up to ``output_tokens``, which shows that the prompt is done too."""
+        worked_tokens = output_tokens - flight.output_tokens
+        flight.output_tokens = output_tokens
+        if not flight.prompt_credited:
+            flight.prompt_credited = True
+            worked_tokens += flight.request.prompt_tokens
+        flight.ledger.worked_tokens += worked_tokens
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What becomes of the pool
+
+    def _report(self, event: ReplicaReport, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+        replica = self._replica.get(event.replica_id)
+        if replica is not None:
+            replica.report = event
+        return ()
+
+    def _capacity_changed(self, event: CapacityChanged, now_s: float) -> Sequence[Instruction]:
+        for replica_id in event.ready_replicas:
+            if replica_id not in self._replica:
+                self._replica[replica_id] = ReplicaLedger(replica_id)
+                self._replicas.append(self._replica[replica_id])
+        self._replicas.sort(key=lambda replica: replica.replica_id)
+        for replica in self._replicas:
+            replica.ready = replica.replica_id in event.ready_replicas
+        self._ready = sum(replica.ready for replica in self._replicas)
+        self.pool.capacity = event.capacity
+        self._policy.on_capacity(self.pool, now_s)
+        return tuple(self._release(now_s)) if self._held else ()
+
+    def _tick(self, event: Tick, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+        """Do what is due. A tick that comes early finds nothing due, and asks for the rest of the time."""
+        instructions: list[Instruction] = []
+        if now_s >= self._next_change_s:
+            instructions += self._change_states(now_s)
+        tick_s = self._policy.tick_s
+        if tick_s is not None and now_s >= self._next_tick_s:
+            self._policy.on_tick(self.pool, now_s)
+            # Multiples of the start, so that lateness does not add up. Ticks that were slept through are left out.
+            self._ticks = max(self._ticks + 1, int((now_s - self._start_s) / tick_s))
+            while self._start_s + self._ticks * tick_s <= now_s:
+                self._ticks += 1
+            self._next_tick_s = self._start_s + self._ticks * tick_s
+        if self._held:
+            instructions += self._release(now_s)
+        return (*instructions, *self._next_call())
+
+    def _next_call(self) -> tuple[CallMeAt, ...]:
+        at_s = min(self._next_tick_s, self._next_change_s)
+        return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
+
+    def _change_states(self, now_s: float) -> Iterable[Instruction]:
+        """Bring the states of the entitlements up to date, and turn away who is held by one that is over."""
+        self._next_change_s = _NEVER_S
+        for ledger in self._ledgers.values():
+            from_s, until_s = ledger.spec.from_s, ledger.spec.until_s
+            if now_s < from_s:
+                ledger.state = EntitlementState.PENDING
+                self._next_change_s = min(self._next_change_s, from_s)
+            elif now_s < until_s:
+                ledger.state = _BOUND
+                self._next_change_s = min(self._next_change_s, until_s)
+            else:
+                ledger.state = EntitlementState.EXPIRED
+        self._policy.on_capacity(self.pool, now_s)
+        refusals: list[Instruction] = []
+        for request in [held for held in self._held.values() if self._ledgers[held.entitlement].state is not _BOUND]:
+            del self._held[request.request_id]
+            self._ledgers[request.entitlement].refused += 1
+            refusals.append(Refuse(request.request_id, Reason.NOT_BOUND, 403, None, 1, 0))
+        return refusals

@@ -1,0 +1,114 @@
+"""Meters: how much of something has been used, and how long until there is room for more.
+
+Both answer `wait_s` without a side effect that anyone could see, and are charged with `reserve`. What was reserved can
+be corrected with `settle` when the true amount is known. Times are seconds on the caller's clock, never decreasing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+_SLACK = 1e-9
+"""Share of the need that rounding may hide: at 20 per minute, a client that asks every 3 s is inside its rate."""
+
+
+class ContinuousBucket:
+    """A token bucket that fills at ``rate_per_s`` up to ``depth``, and starts full.
+
+    Settling above what was reserved may take the level below zero: the debt is filled up first.
+    """
+
+    __slots__ = ("_at_s", "_level", "depth", "rate_per_s")
+
+    def __init__(self, *, rate_per_s: float, depth: float) -> None:
+        if not (rate_per_s > 0 and depth > 0):
+            raise ValueError(f"rate_per_s is {rate_per_s} and depth {depth}; give numbers above 0")
+        self.rate_per_s = rate_per_s
+        self.depth = depth
+        self._level = depth
+        self._at_s = 0.0
+
+    def available(self, now_s: float) -> float:
+        """Return what can be taken now; below zero where more was used than there was."""
+        level = self._level + self.rate_per_s * (now_s - self._at_s)
+        return level if level < self.depth else self.depth
+
+    def wait_s(self, need: float, now_s: float) -> float | None:
+        """Return the seconds until ``need`` is there: 0 for now, None for never."""
+        if need > self.depth:
+            return None
+        missing = need - self.available(now_s)
+        return missing / self.rate_per_s if missing > _SLACK * need else 0.0
+
+    def reserve(self, amount: float, now_s: float) -> None:
+        """Take ``amount``."""
+        self._level = self.available(now_s) - amount
+        self._at_s = now_s
+
+    def settle(self, reserved: float, actual: float, now_s: float) -> None:
+        """Make a reservation what it turned out to be, and give the rest back."""
+        level = self.available(now_s) + reserved - actual
+        self._level = level if level < self.depth else self.depth
+        self._at_s = now_s
+
+
+class Charge:
+    """One entry of a `SlidingWindow`."""
+
+    __slots__ = ("amount", "until_s")
+
+    def __init__(self, until_s: float, amount: float) -> None:
+        self.until_s = until_s
+        self.amount = amount
+
+
+class SlidingWindow:
+    """At most ``limit`` in any ``window_s`` seconds, counting only what was reserved: refusals cost nothing.
+
+    What was reserved at t counts until t + window_s, and no longer at that instant.
+    """
+
+    __slots__ = ("_charges", "_total", "limit", "window_s")
+
+    def __init__(self, *, limit: float, window_s: float = 60.0) -> None:
+        if not (limit > 0 and window_s > 0):
+            raise ValueError(f"limit is {limit} and window_s {window_s}; give numbers above 0")
+        self.limit = limit
+        self.window_s = window_s
+        self._charges: deque[Charge] = deque()
+        self._total = 0.0
+
+    def available(self, now_s: float) -> float:
+        """Return what can be taken now; below zero where more was used than allowed."""
+        charges = self._charges
+        while charges and charges[0].until_s <= now_s:
+            self._total -= charges.popleft().amount
+        return self.limit - self._total
+
+    def wait_s(self, need: float, now_s: float) -> float | None:
+        """Return the seconds until ``need`` is there: 0 for now, None for never."""
+        if need > self.limit:
+            return None
+        room = self.available(now_s)
+        if need <= room:
+            return 0.0
+        wait_s = 0.0
+        for charge in self._charges:
+            room += charge.amount
+            wait_s = charge.until_s - now_s
+            if need <= room:
+                break
+        return wait_s
+
+    def reserve(self, amount: float, now_s: float) -> Charge:
+        """Take ``amount``; hand what is returned to `settle`."""
+        charge = Charge(now_s + self.window_s, amount)
+        self._charges.append(charge)
+        self._total += amount
+        return charge
+
+    def settle(self, charge: Charge, actual: float, now_s: float) -> None:
+        """Make a reservation what it turned out to be. One that has left the window is past correcting."""
+        if charge.until_s > now_s:
+            self._total += actual - charge.amount
+            charge.amount = actual

@@ -1,0 +1,72 @@
+"""The names a scenario may use for policies and routers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from policies.api import AdmissionPolicy, Chance, EntitlementSpec, Router
+from policies.no_control import NoControl, NoControlPolicy
+from policies.rate_limit import RateLimit, RateLimitPolicy
+from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
+from policies.token_pool.params import TokenPool
+from policies.token_pool.policy import TokenPoolPolicy
+
+Built = TypeVar("Built", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[Built]):
+    """A kind: the dataclass that a scenario fills in, and what makes a working object of it.
+
+    Attributes
+    ----------
+    params : the dataclass; its ``kind`` is the name it is registered under.
+    build : for a policy ``build(params, *, entitlements, kv_bytes_per_token, chance)``, for a router ``build(params)``.
+        What it returns has memory and serves one pool. ValueError where the parameters do not fit the entitlements.
+    """
+
+    params: type
+    build: Callable[..., Built]
+
+
+def _no_control(
+    params: NoControl, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance  # noqa: ARG001
+) -> AdmissionPolicy:
+    return NoControlPolicy()
+
+
+def _rate_limit(
+    params: RateLimit, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance  # noqa: ARG001
+) -> AdmissionPolicy:
+    return RateLimitPolicy(params, entitlements)
+
+
+def _token_pool(
+    params: TokenPool, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance
+) -> AdmissionPolicy:
+    return TokenPoolPolicy(params, entitlements, kv_bytes_per_token=kv_bytes_per_token, chance=chance)
+
+
+def _round_robin(params: RoundRobin) -> Router:  # noqa: ARG001
+    return RoundRobinRouter()
+
+
+def _least_outstanding_tokens(params: LeastOutstandingTokens) -> Router:  # noqa: ARG001
+    return LeastOutstandingTokensRouter()
+
+
+POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
+    "none": Entry(NoControl, _no_control),
+    "rate-limit": Entry(RateLimit, _rate_limit),
+    "token-pool": Entry(TokenPool, _token_pool),
+})
+"""Who is let in."""
+
+ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
+    "round-robin": Entry(RoundRobin, _round_robin),
+    "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
+})
+"""Which replica takes a request."""

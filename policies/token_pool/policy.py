@@ -1,0 +1,261 @@
+"""Token pools as an admission policy: the paper's five checks (arXiv 2603.00356).
+
+Check 1 (Bound) and check 2 (default max_tokens) are the gateway's and come first, see `policies.core`. Here follow
+3 concurrency, 4 tokens, then KV cache where that is checked, and 5 priority where the pool is contended. Nothing is
+held: what fails a check is refused with a Retry-After.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from policies.api import (
+    ADMIT,
+    Admit,
+    Chance,
+    Deny,
+    EntitlementLedger,
+    EntitlementSpec,
+    Gauge,
+    InFlight,
+    PoolLedger,
+    Reason,
+    RequestView,
+    ServiceClass,
+    Verdict,
+)
+from policies.token_pool.metering import Account, bind, meter, open_account, weigh
+from policies.token_pool.params import TokenPool
+from policies.token_pool.threshold import Floor, FrozenFloor, LiveFloor
+
+_MIN_RETRY_S = 1.0
+_MAX_RETRY_S = 30.0
+_FIRST_SERVICE_S = 1.0
+"""Taken for the mean service time until a request has finished. [choice]"""
+
+
+class TokenPoolPolicy:
+    """See `policies.api.AdmissionPolicy`.
+
+    Parameters
+    ----------
+    kv_bytes_per_token : c of the paper; None where it is not known, which leaves the KV cache out of everything.
+    chance : jitters Retry-After.
+    """
+
+    wants_reports = False
+
+    def __init__(
+        self, params: TokenPool, entitlements: Sequence[EntitlementSpec], *,
+        kv_bytes_per_token: float | None, chance: Chance,
+    ) -> None:
+        self.rules = rules = params.resolved()
+        self.tick_s: float | None = rules.tick_s
+        self.wants_progress = rules.metering == "work"
+        specs = sorted(entitlements, key=lambda spec: spec.name)
+        self._accounts = {spec.name: open_account(spec, index, rules) for index, spec in enumerate(specs)}
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._chance = chance
+        self._floor: Floor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
+        self._strict = rules.threshold == "strict"
+        self._admit_when_full = rules.full_pool == "admit"
+        self._kv_check = rules.kv_check and kv_bytes_per_token is not None
+        self._reserved_tokens = 0
+        self._idle_dedicated = 0.0
+        self._pool_tokens_per_s = 0.0
+        self._preemptible: dict[str, InFlight] = {}
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Checks
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Check concurrency, tokens, KV cache and priority; the first that fails ends it."""
+        account = self._accounts[request.entitlement]
+        ledger = pool.entitlements[request.entitlement]
+        in_flight = ledger.in_flight
+        if in_flight + 1 > account.limit_slots:
+            return self._over_concurrency(account, ledger)
+        need_tokens = request.prompt_tokens + max_output_tokens
+        bucket = account.bucket
+        if bucket is not None:
+            wait_s = bucket.wait_s(need_tokens, now_s)
+            if wait_s is None:
+                return Deny(Reason.TOO_LARGE, need_tokens, bucket.depth, None)
+            if wait_s > 0:
+                return Deny(Reason.TOKENS, need_tokens, bucket.available(now_s), self._retry_s(wait_s))
+        if self._kv_check:
+            refusal = self._over_kv(account, ledger, need_tokens)
+            if refusal is not None:
+                return refusal
+        if not self._contended(pool):
+            return ADMIT
+        exempt = in_flight < account.exempt_slots
+        if not exempt:
+            floor = self._floor.least(pool)
+            if floor is not None:
+                own = (account.rank, account.weight)
+                if not (own > floor or (own == floor and not self._strict)):
+                    return Deny(Reason.LOW_PRIORITY, floor[1], account.weight, self._contention_retry_s(pool))
+        if self._admit_when_full:
+            return ADMIT
+        return self._into_free_place(account, exempt, need_tokens, pool)
+
+    def _over_concurrency(self, account: Account, ledger: EntitlementLedger) -> Deny:
+        limit = account.limit_slots
+        retry_s = None if limit < 1 else self._retry_s(_service_s(ledger.mean_service_s) / limit)
+        return Deny(Reason.CONCURRENCY, ledger.in_flight + 1, limit, retry_s)
+
+    def _over_kv(self, account: Account, ledger: EntitlementLedger, need_tokens: int) -> Deny | None:
+        per_token = self._kv_bytes_per_token or 0.0
+        need, limit = need_tokens * per_token, account.limit_kv_bytes
+        available = limit - ledger.reserved_tokens * per_token
+        if need <= available:
+            return None
+        if need > limit:
+            return Deny(Reason.TOO_LARGE, need, limit, None)
+        retry_s = self._retry_s(_service_s(ledger.mean_service_s) / max(1, ledger.in_flight))
+        return Deny(Reason.KV_CACHE, need, available, retry_s)
+
+    def _contended(self, pool: PoolLedger) -> bool:
+        """Whether there is no room for everyone: slots (less what is reserved and idle), KV cache or throughput."""
+        capacity = pool.capacity
+        if len(pool.in_flight) >= capacity.slots - self._idle_dedicated:
+            return True
+        per_token = self._kv_bytes_per_token
+        if capacity.kv_bytes is not None and per_token and self._reserved_tokens * per_token >= capacity.kv_bytes:
+            return True
+        return capacity.tokens_per_s is not None and self._pool_tokens_per_s >= capacity.tokens_per_s
+
+    def _into_free_place(self, account: Account, exempt: bool, need_tokens: int, pool: PoolLedger) -> Verdict:
+        """Admit into free capacity, or into what evicting preemptible requests frees, the youngest first.
+
+        An exempt request was promised its place: it enters even where that cannot be freed.
+        """
+        capacity = pool.capacity
+        slots_over = len(pool.in_flight) + 1 - (capacity.slots - self._idle_dedicated + account.idle_slots)
+        tokens_over = 0.0
+        per_token = self._kv_bytes_per_token
+        if capacity.kv_bytes is not None and per_token:
+            tokens_over = self._reserved_tokens + need_tokens - capacity.kv_bytes / per_token
+        if slots_over <= 0 and tokens_over <= 0:
+            return ADMIT
+        victims: list[str] = []
+        if account.spec.service_class is not ServiceClass.PREEMPTIBLE:
+            for request_id, flight in reversed(self._preemptible.items()):
+                victims.append(request_id)
+                slots_over -= 1
+                tokens_over -= flight.reserved_tokens
+                if slots_over <= 0 and tokens_over <= 0:
+                    return Admit(tuple(victims))
+        if exempt:
+            return Admit(tuple(victims))
+        retry_s = self._contention_retry_s(pool)
+        if tokens_over > 0 and per_token:
+            return Deny(Reason.POOL_FULL, need_tokens, need_tokens - tokens_over, retry_s)
+        return Deny(Reason.POOL_FULL, 1, 1 - slots_over, retry_s)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Retry-After
+
+    def _contention_retry_s(self, pool: PoolLedger) -> float:
+        slots = pool.capacity.slots
+        excess = max(1.0, len(pool.in_flight) + 1 - (slots - self._idle_dedicated))
+        return self._retry_s(_service_s(pool.mean_service_s) * excess / max(1, slots))
+
+    def _retry_s(self, wait_s: float) -> float:
+        """Return whole seconds from 1 to 30, varied up and down so that not all return together."""
+        jitter = self.rules.retry_jitter
+        varied_s = wait_s * (1 - jitter + 2 * jitter * self._chance.random())
+        return min(_MAX_RETRY_S, max(_MIN_RETRY_S, float(math.ceil(varied_s))))
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Books
+
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Reserve its tokens and its place."""
+        account = self._accounts[flight.request.entitlement]
+        self._reserved_tokens += flight.reserved_tokens
+        if account.bucket is not None:
+            account.bucket.reserve(flight.reserved_tokens, now_s)
+        self._floor.admitted(account, flight)
+        service_class = account.spec.service_class
+        if service_class is ServiceClass.DEDICATED:
+            self._count_idle(account, flight.ledger)
+        elif service_class is ServiceClass.PREEMPTIBLE:
+            self._preemptible[flight.request.request_id] = flight
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Give back what it reserved and did not use."""
+        account = self._accounts[flight.request.entitlement]
+        self._reserved_tokens -= flight.reserved_tokens
+        used_tokens = flight.output_tokens
+        if flight.prompt_credited:
+            used_tokens += flight.request.prompt_tokens
+        account.completed_tokens += used_tokens
+        if account.bucket is not None:
+            account.bucket.settle(flight.reserved_tokens, used_tokens, now_s)
+        service_class = account.spec.service_class
+        if service_class is ServiceClass.DEDICATED:
+            self._count_idle(account, flight.ledger)
+        elif service_class is ServiceClass.PREEMPTIBLE:
+            del self._preemptible[flight.request.request_id]
+
+    def _count_idle(self, account: Account, ledger: EntitlementLedger) -> None:
+        reserved = (account.spec.baseline.slots or 0.0) if account.bound else 0.0
+        idle_slots = max(0.0, reserved - ledger.in_flight)
+        self._idle_dedicated += idle_slots - account.idle_slots
+        account.idle_slots = idle_slots
+
+    def on_tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Meter every entitlement, then weigh it."""
+        for account in self._accounts.values():
+            meter(account, pool.entitlements[account.spec.name], self.rules, self._kv_bytes_per_token, now_s)
+        self._pool_tokens_per_s = sum(account.tokens_per_s for account in self._accounts.values())
+        self._weigh(pool)
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
+        """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
+        for account in self._accounts.values():
+            ledger = pool.entitlements[account.spec.name]
+            bind(account, ledger, self.rules, now_s)
+            if account.spec.service_class is ServiceClass.DEDICATED:
+                self._count_idle(account, ledger)
+        self._weigh(pool)
+
+    def _weigh(self, pool: PoolLedger) -> None:
+        mean_slo_s = self._mean_slo_s()
+        for account in self._accounts.values():
+            weigh(account, self.rules, mean_slo_s)
+        self._floor.reweighed(self._accounts.values(), pool)
+
+    def _mean_slo_s(self) -> float:
+        if self.rules.mean_slo == "bound":
+            objectives = [account.spec.ttft_slo_s for account in self._accounts.values() if account.bound]
+            known_s = [slo_s for slo_s in objectives if slo_s is not None]
+            if known_s:
+                return sum(known_s) / len(known_s)
+        return self.rules.mean_slo_s
+
+    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:  # noqa: ARG002
+        """Nothing is held."""
+        return ()
+
+    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
+        """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""
+        floor = self._floor.least(pool)
+        if floor is not None:
+            yield Gauge("pool", "pool", "threshold", floor[1])
+        for name, account in self._accounts.items():
+            yield Gauge("entitlement", name, "debt", account.debt)
+            yield Gauge("entitlement", name, "burst", account.burst)
+            yield Gauge("entitlement", name, "weight", account.weight)
+            yield Gauge("entitlement", name, "tokens_per_s", account.tokens_per_s)
+            if math.isfinite(account.limit_slots):
+                yield Gauge("entitlement", name, "limit_slots", account.limit_slots)
+            if account.bucket is not None:
+                yield Gauge("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s)
+
+
+def _service_s(mean_s: float | None) -> float:
+    return _FIRST_SERVICE_S if mean_s is None else mean_s

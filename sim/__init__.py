@@ -1,0 +1,1 @@
+"""The testbed: scenarios in, records and figures out."""

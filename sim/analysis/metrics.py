@@ -1,0 +1,42 @@
+"""Each metric, defined once. Arguments are numpy arrays or pandas Series of the columns of ``requests.parquet``.
+
+Times are seconds from the start of the run, NaN where a request never got there; NaN goes in, NaN comes out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Column = TypeVar("Column", NDArray[np.float64], "pd.Series[float]")
+
+
+def ttft_s(first_token_s: Column, first_arrival_s: Column) -> Column:
+    """Time to first token: from the first attempt's arrival, so gateway wait and retries count."""
+    return first_token_s - first_arrival_s
+
+
+def e2e_s(finish_s: Column, first_arrival_s: Column) -> Column:
+    """End-to-end time: from the first attempt's arrival to the last token."""
+    return finish_s - first_arrival_s
+
+
+def tpot_s(first_token_s: Column, finish_s: Column, output_tokens: Column) -> Column:
+    """Time per output token after the first; NaN for a single token, which has no gap to measure."""
+    gaps = np.where(output_tokens > 1, output_tokens - 1, np.nan)
+    return (finish_s - first_token_s) / gaps
+
+
+def slo_met(ttft_s: Column, ttft_slo_s: Column, cut_off: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the first token came within the objective, in a request that was not cut off.
+
+    ``cut_off`` marks what was evicted, failed or cancelled. A request still running at the horizon has met its
+    objective if its first token came in time; one without a first token has not. Where there is no objective
+    (NaN) the answer is False and means nothing.
+    """
+    return np.asarray(ttft_s <= ttft_slo_s, dtype=np.bool_) & ~cut_off

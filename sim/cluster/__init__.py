@@ -1,0 +1,1 @@
+"""The simulated world: SimPy carries events between clients, gateway core and replicas."""

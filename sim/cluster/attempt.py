@@ -1,0 +1,77 @@
+"""One attempt of a request, as the simulated world keeps it: what becomes a row of the records."""
+
+from __future__ import annotations
+
+from sim.cluster.engine_request import WAITING, EngineRequest
+from sim.records import Outcome
+
+NAN = float("nan")
+
+
+class Attempt(EngineRequest):
+    """An attempt on its way through client, gateway and replica, where it is the engine's request as well.
+
+    Attributes
+    ----------
+    number : 1 for the first attempt; a retry shares ``request_id`` with it.
+    workload : index of the workload that asks.
+    asked_tokens : max_tokens as the client gives it; 0 where it names none.
+    delivered_tokens : output that had come back when the attempt ended.
+    forwarded_s, first_token_s, finish_s : NaN until reached.
+    outcome : how it ended; WAITING while open.
+    reason : why it was refused or broken off; empty otherwise.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "asked_tokens",
+        "delivered_tokens",
+        "final",
+        "finish_s",
+        "first_arrival_s",
+        "first_token_s",
+        "forwarded_s",
+        "http_status",
+        "number",
+        "outcome",
+        "reason",
+        "replica",
+        "request_id",
+        "retry_after_s",
+        "workload",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        number: int,
+        workload: int,
+        priority: int,
+        arrival_s: float,
+        first_arrival_s: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        asked_tokens: int,
+    ) -> None:
+        # EngineRequest.__init__, written out: one call less for every request.
+        self.prompt_tokens = self.target_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.priority = priority
+        self.submitted_s = 0.0
+        self.state = WAITING
+        self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
+        self.ticket = -1
+        self.aborted = False
+        self.request_id = request_id
+        self.number = number
+        self.workload = workload
+        self.arrival_s = arrival_s
+        self.first_arrival_s = first_arrival_s
+        self.asked_tokens = asked_tokens
+        self.delivered_tokens = 0
+        self.forwarded_s = self.first_token_s = self.finish_s = self.retry_after_s = NAN
+        self.replica = -1
+        self.outcome = Outcome.WAITING
+        self.reason = ""
+        self.http_status = 0
+        self.final = True

@@ -1,0 +1,48 @@
+"""A request inside a replica, and the states it goes through."""
+
+from __future__ import annotations
+
+WAITING, PREFILL, DECODE, ENDED = range(4)
+
+
+class EngineRequest:
+    """A request inside a replica.
+
+    Attributes
+    ----------
+    prompt_tokens, output_tokens : what it brings and where it ends.
+    priority : the engine's, lower first.
+    submitted_s, order : when it came, and the number of its submission, the last tie-break.
+    target_tokens : tokens to compute before the next output token: the prompt, plus output that was recomputed away.
+    computed_tokens : how many of those are computed, while in PREFILL.
+    outputs : output tokens at ``base_iteration``; while in DECODE one more with every iteration since.
+    ticket : number of the entry in the heap of ends that is valid.
+    preemptions : how often it lost its KV blocks.
+    aborted : its client is gone; it emits nothing more.
+    """
+
+    __slots__ = (
+        "aborted",
+        "base_iteration",
+        "computed_tokens",
+        "order",
+        "output_tokens",
+        "outputs",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "state",
+        "submitted_s",
+        "target_tokens",
+        "ticket",
+    )
+
+    def __init__(self, prompt_tokens: int, output_tokens: int, priority: int = 0) -> None:
+        self.prompt_tokens = self.target_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.priority = priority
+        self.submitted_s = 0.0
+        self.state = WAITING
+        self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
+        self.ticket = -1
+        self.aborted = False

@@ -1,0 +1,101 @@
+"""What happens to the pool in mid-run: capacity lost and regained, replicas that fail and return."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import simpy
+
+from policies.api import PoolCapacity
+from sim.cluster.gateway import SimulatedGateway
+from sim.cluster.node import Node
+from sim.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEvent:
+    """Something that happens to the pool at ``at_s``.
+
+    Attributes
+    ----------
+    sets_capacity : whether ``slots`` and ``kv_blocks``, totals of the pool, are set; None there: as provisioned.
+    fail, restore : the replica that crashes, or returns.
+    """
+
+    at_s: float
+    sets_capacity: bool = False
+    slots: int | None = None
+    kv_blocks: int | None = None
+    fail: int | None = None
+    restore: int | None = None
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """Split a total evenly; the remainder goes to the first parts."""
+    each, rest = divmod(total, parts)
+    return [each + (i < rest) for i in range(parts)]
+
+
+class Pool:
+    """What each replica is set to provide, and the sum over those that are up."""
+
+    def __init__(self, profile: Profile, nodes: Sequence[Node]) -> None:
+        self._profile = profile
+        self._nodes = nodes
+        self._slots = [profile.max_num_seqs] * len(nodes)
+        self._kv_blocks = [profile.kv_blocks] * len(nodes)
+
+    def set(self, slots: int | None, kv_blocks: int | None, now_s: float) -> None:
+        """Spread new totals over the replicas; None restores what was provisioned."""
+        profile, count = self._profile, len(self._nodes)
+        self._slots = shares(profile.max_num_seqs * count if slots is None else slots, count)
+        self._kv_blocks = shares(profile.kv_blocks * count if kv_blocks is None else kv_blocks, count)
+        for node, node_slots, node_blocks in zip(self._nodes, self._slots, self._kv_blocks, strict=True):
+            node.replica.set_slots(node_slots, now_s)
+            node.replica.set_kv_blocks(node_blocks, now_s)
+
+    def capacity(self) -> PoolCapacity:
+        """Return the capacity of the replicas that are up."""
+        up = [node.replica_id for node in self._nodes if node.up]
+        return _capacity(
+            self._profile, len(up), sum(self._slots[i] for i in up), sum(self._kv_blocks[i] for i in up)
+        )
+
+
+def provisioned(profile: Profile, replicas: int) -> PoolCapacity:
+    """Return the capacity of a pool in full health."""
+    return _capacity(profile, replicas, replicas * profile.max_num_seqs, replicas * profile.kv_blocks)
+
+
+def _capacity(profile: Profile, replicas: int, slots: int, kv_blocks: int) -> PoolCapacity:
+    """Token throughput is declared for a full replica and shrinks with the slots."""
+    tokens_per_s = profile.tokens_per_s
+    kv_bytes_per_token = profile.kv_bytes_per_token
+    return PoolCapacity(
+        ready_replicas=replicas,
+        slots=slots,
+        tokens_per_s=None if tokens_per_s is None else tokens_per_s * slots / profile.max_num_seqs,
+        kv_bytes=None if kv_bytes_per_token is None else float(kv_blocks * profile.block_tokens * kv_bytes_per_token),
+    )
+
+
+def apply_events(
+    env: simpy.Environment,
+    events: Sequence[PoolEvent],
+    pool: Pool,
+    nodes: Sequence[Node],
+    gateway: SimulatedGateway,
+) -> Generator[simpy.Event, None, None]:
+    """Make the events happen, in order of time."""
+    for event in sorted(events, key=lambda e: e.at_s):
+        yield env.timeout(max(0.0, event.at_s - env.now))
+        if event.sets_capacity:
+            pool.set(event.slots, event.kv_blocks, env.now)
+        if event.fail is not None:
+            nodes[event.fail].up = False
+        if event.restore is not None:
+            nodes[event.restore].up = True
+        gateway.capacity_changed(pool.capacity())
+        if event.fail is not None:
+            gateway.fail(nodes[event.fail])

@@ -1,0 +1,1 @@
+"""Many runs: replications, sweeps, the reproduction of the paper."""

@@ -1,0 +1,69 @@
+"""``decisions.parquet``: every verdict of a run with the numbers that were compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from policies.api import Arrived, Event, Evict, Forward, Hold, Instruction, Refuse
+from sim.columns import constant
+
+
+def decisions_table(
+    log: Sequence[tuple[float, Event, Sequence[Instruction]]],
+    *,
+    run_id: str,
+    policy: str,
+    variant: Mapping[str, str],
+    replication: int,
+) -> pa.Table:
+    """Return a row for each verdict: time, request, attempt, verdict, reason, needed, available, replica.
+
+    ``needed`` and ``available`` are in the unit of the reason (`policies.api.Refuse`), null where nothing was compared.
+    """
+    rows: list[_Row] = []
+    attempts: dict[str, int] = {}
+    for now_s, event, instructions in log:
+        if isinstance(event, Arrived):
+            attempts[event.request.request_id] = event.request.attempt
+        for step in instructions:
+            row = _row(step)
+            if row is not None:
+                rows.append((now_s, step_id := row[0], attempts[step_id], *row[1:]))
+    times, ids, numbers_, verdicts, reasons, needed, available, replicas = zip(*rows, strict=True) if rows else [()] * 8
+    n = len(rows)
+    return pa.table(
+        {
+            "run_id": constant(run_id, n),
+            "policy": constant(policy, n),
+            **{name: constant(value, n) for name, value in variant.items()},
+            "replication": pa.array([replication] * n, pa.int32()),
+            "t_s": pa.array(times, pa.float64()),
+            "request_id": pa.array(ids, pa.string()),
+            "attempt": pa.array(numbers_, pa.int32()),
+            "verdict": pa.array(verdicts, pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+            "needed": pa.array(needed, pa.float64()),
+            "available": pa.array(available, pa.float64()),
+            "replica": pa.array(replicas, pa.int32()),
+        }
+    )
+
+
+_Verdict = tuple[str, str, str | None, float | None, float | None, int | None]
+_Row = tuple[float, str, int, str, str | None, float | None, float | None, int | None]
+
+
+def _row(step: Instruction) -> _Verdict | None:
+    match step:
+        case Forward(request_id, replica_id):
+            return (request_id, "forward", None, None, None, replica_id)
+        case Hold(request_id, reason):
+            return (request_id, "hold", reason.value, None, None, None)
+        case Refuse(request_id, reason, _, _, needed, available):
+            return (request_id, "refuse", reason.value, needed, available, None)
+        case Evict(request_id, reason):
+            return (request_id, "evict", reason.value, None, None, None)
+        case _:
+            return None

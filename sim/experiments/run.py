@@ -1,0 +1,230 @@
+"""Run a scenario: every policy, variant and replication, and write the result."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from policies.registry import POLICIES, ROUTERS
+from sim import provenance
+from sim.analysis.summary import Row, summarise
+from sim.cluster.faults import PoolEvent
+from sim.cluster.world import Outcomes, World, simulate
+from sim.errors import InputError
+from sim.experiments.decisions import decisions_table
+from sim.records import join_tables, requests_table, timeline_table
+from sim.results import check_output_folder, write_result
+from sim.scenario import Cell, Event, Scenario, expand, resolved, scenario_hash
+from sim.seeds import stream
+from workloads.generate import WorkloadSpec, generate
+from workloads.requests import Demand
+from workloads.trace import TraceError
+
+Progress = Callable[[float, int], None]
+"""Hears simulated seconds and ended attempts since the last call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellResult:
+    """What one cell gave, ready to be joined with the others. ``stats`` goes to the manifest."""
+
+    index: int
+    requests: pa.Table
+    timeline: pa.Table
+    decisions: pa.Table | None
+    end_s: float
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScenarioResult:
+    """A scenario's tables and summary, and the folder they are in, if they were written."""
+
+    requests: pa.Table
+    timeline: pa.Table
+    decisions: pa.Table | None
+    summary: list[Row]
+    manifest: dict[str, Any]
+    folder: Path | None
+
+
+def run_scenario(
+    scenario: Scenario, out: Path | None = None, *, jobs: int = 1, on_progress: Progress | None = None
+) -> ScenarioResult:
+    """Run every cell and, with ``out``, write the result there, whole or not at all.
+
+    Raises
+    ------
+    InputError : ``out`` cannot be written, or a trace is missing or damaged.
+    """
+    if out is not None:
+        check_output_folder(out)
+    started_s, cpu_s = time.time(), _cpu_s()
+    cells = expand(scenario)
+    results = sorted(_run_cells(cells, jobs, on_progress), key=lambda result: result.index)
+    requests = join_tables([r.requests for r in results])
+    timeline = join_tables([r.timeline for r in results])
+    decisions = join_tables([r.decisions for r in results if r.decisions is not None]) if any(
+        r.decisions is not None for r in results
+    ) else None
+    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
+    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
+    manifest = {
+        "scenario": resolved(scenario),
+        "scenario_hash": scenario_hash(scenario),
+        "seed": scenario.seed,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "host": provenance.host(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
+        "wall_s": round(time.time() - started_s, 3),
+        "cpu_s": round(_cpu_s() - cpu_s, 3),
+        "cells": [r.stats for r in results],
+    }
+    if out is not None:
+        write_result(out, requests, timeline, summary, manifest, decisions)
+    return ScenarioResult(requests, timeline, decisions, summary, manifest, out)
+
+
+def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
+    """Run one cell."""
+    scenario = cell.scenario
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    outcomes = _simulate(cell, on_progress)
+    labels: dict[str, Any] = {
+        "run_id": f"{scenario_hash(scenario)}-{cell.replication}",
+        "policy": cell.policy,
+        "variant": cell.variant,
+        "replication": cell.replication,
+    }
+    requests = requests_table(outcomes.columns, **labels)
+    timeline = timeline_table(outcomes.timeline, **labels)
+    decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
+    stats = labels | {
+        "attempts": requests.num_rows,
+        "end_s": outcomes.end_s,
+        "simulated_events": outcomes.simulated_events,
+        "iterations": outcomes.iterations,
+        "preemptions": outcomes.preemptions,
+        "wall_s": round(time.perf_counter() - started_s, 3),
+        "cpu_s": round(time.process_time() - cpu_s, 3),
+    }
+    return CellResult(cell.index, requests, timeline, decisions, outcomes.end_s, stats)
+
+
+def demands(scenario: Scenario, replication: int) -> list[Demand]:
+    """Return the requests of every workload. No policy is in a stream's name, so all policies meet the same."""
+    horizon_s = math.inf if scenario.horizon_s is None else scenario.horizon_s
+    data = os.environ.get("TOKENPOOLS_DATA")
+    return [_demand(w.spec(), scenario.seed, replication, horizon_s, data) for w in scenario.workload]
+
+
+def world_of(cell: Cell) -> World:
+    """Build what one cell runs: demand, policy and router, with their seeds."""
+    scenario = cell.scenario
+    pool = scenario.pool
+    entitlements = [entitlement.spec() for entitlement in pool.entitlements]
+    params = scenario.policies[0].params
+    chance = stream(scenario.seed, cell.replication, "policy/chance").integers(2**63)
+    policy = POLICIES[params.kind].build(
+        params,
+        entitlements=entitlements,
+        kv_bytes_per_token=pool.profile.kv_bytes_per_token,
+        chance=random.Random(int(chance)),
+    )
+    return World(
+        profile=pool.profile,
+        replicas=pool.replicas,
+        entitlements=entitlements,
+        workloads=[w.spec() for w in scenario.workload],
+        demands=demands(scenario, cell.replication),
+        policy=policy,
+        router=ROUTERS[pool.router.kind].build(pool.router),
+        events=[_pool_event(event) for event in scenario.events],
+        horizon_s=scenario.horizon_s,
+        default_max_output_tokens=pool.default_max_output_tokens,
+        timeline_interval_s=scenario.timeline_interval_s,
+        scrape_interval_s=pool.scrape_interval_s,
+    )
+
+
+def _pool_event(event: Event) -> PoolEvent:
+    capacity = event.capacity
+    return PoolEvent(
+        at_s=event.at_s,
+        sets_capacity=capacity is not None,
+        slots=None if capacity is None else capacity.slots,
+        kv_blocks=None if capacity is None else capacity.kv_blocks,
+        fail=event.fail,
+        restore=event.restore,
+    )
+
+
+def _simulate(cell: Cell, on_progress: Progress | None) -> Outcomes:
+    world = world_of(cell)
+    # Nothing a run makes is garbage in a cycle, so looking for cycles in millions of live objects only costs time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return simulate(
+            world, record_decisions=cell.scenario.record_decisions, on_progress=_steps(on_progress)
+        )
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _steps(on_progress: Progress | None) -> Progress | None:
+    """Turn totals into what came since the last call."""
+    if on_progress is None:
+        return None
+    last = (0.0, 0)
+
+    def step(now_s: float, ended: int) -> None:
+        nonlocal last
+        on_progress(now_s - last[0], ended - last[1])
+        last = (now_s, ended)
+
+    return step
+
+
+def _run_cells(cells: Sequence[Cell], jobs: int, on_progress: Progress | None) -> Iterator[CellResult]:
+    if jobs == 1 or len(cells) == 1:
+        for cell in cells:
+            yield run_cell(cell, on_progress)
+        return
+    with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(run_cell, cell) for cell in cells]):
+                result = future.result()
+                if on_progress is not None:
+                    on_progress(result.end_s, result.requests.num_rows)
+                yield result
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@lru_cache(maxsize=8)
+def _demand(spec: WorkloadSpec, seed: int, replication: int, horizon_s: float, data: str | None) -> Demand:
+    try:
+        return generate(spec, partial(stream, seed, replication), horizon_s, Path(data) if data else None)
+    except (TraceError, ValueError) as error:
+        raise InputError(f"workload {spec.name}", str(error), "") from error
+
+
+def _cpu_s() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system

@@ -1,0 +1,190 @@
+"""A result's folder: written whole or not at all, and read back.
+
+It holds ``requests.parquet``, ``timeline.parquet``, ``summary.csv``, ``manifest.json`` and, where a run kept them,
+``decisions.parquet``. Equal tables give equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sim.errors import InputError, RunError
+from sim.records import request_schema, timeline_schema
+
+Cell = str | int | float
+SummaryRow = dict[str, Cell]
+
+_GIVE_ANOTHER = "name another folder with --out"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What one folder holds. ``decisions`` is None where the run kept none."""
+
+    requests: pa.Table
+    timeline: pa.Table
+    summary: list[SummaryRow]
+    manifest: dict[str, Any]
+    decisions: pa.Table | None = None
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raise `InputError` unless a result can be written to ``folder``: absent or empty, in a place we may write to.
+
+    Meant for before the run, so that an hour's work does not end in a refusal.
+    """
+    try:
+        if folder.exists():
+            if not folder.is_dir():
+                raise InputError(str(folder), "is a file", _GIVE_ANOTHER)
+            if any(folder.iterdir()):
+                raise InputError(str(folder), "is not empty", f"{_GIVE_ANOTHER}, or remove this one")
+        # Permissions, read-only mounts and root all answer to one question: does making a folder here work?
+        place = next(parent for parent in folder.absolute().parents if parent.exists())
+        probe = place / f".{folder.name}.probe-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise InputError(str(folder), f"cannot be written ({error.strerror or error})", _GIVE_ANOTHER) from error
+
+
+def write_result(
+    folder: Path,
+    requests: pa.Table,
+    timeline: pa.Table,
+    summary_rows: Sequence[Mapping[str, Cell]],
+    manifest: Mapping[str, Any],
+    decisions: pa.Table | None = None,
+) -> None:
+    """Write a result folder; after an error or an interrupt there is either the whole of it or nothing.
+
+    Raises
+    ------
+    InputError
+        ``folder`` is not empty or cannot be written.
+    RunError
+        Writing broke off, for example on a full disk.
+    """
+    check_output_folder(folder)
+    partial = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        _write_table(requests, partial / "requests.parquet")
+        _write_table(timeline, partial / "timeline.parquet")
+        if decisions is not None:
+            _write_table(decisions, partial / "decisions.parquet")
+        _write_summary(summary_rows, partial / "summary.csv")
+        text = json.dumps(_finite(manifest), indent=2, allow_nan=False, ensure_ascii=False)
+        (partial / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step
+    except BaseException as error:  # an interrupt as well must not leave half a result
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise
+
+
+def read_result(folder: Path) -> Result:
+    """Return what `write_result` wrote.
+
+    Raises
+    ------
+    InputError
+        ``folder`` is not a result, or a file of it is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(str(folder), "is not a folder", "name the folder that `tokenpools run` wrote")
+    kept = folder / "decisions.parquet"
+    return Result(
+        requests=_read_table(folder / "requests.parquet", request_schema()),
+        timeline=_read_table(folder / "timeline.parquet", timeline_schema()),
+        summary=_read_summary(folder / "summary.csv"),
+        manifest=_read_manifest(folder / "manifest.json"),
+        decisions=_read_table(kept, pa.schema([])) if kept.exists() else None,
+    )
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    # Request ids never repeat and times hardly do: a Parquet dictionary for them costs time and saves nothing.
+    few_values = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
+    few_values = [name for name in few_values if name != "request_id"]
+    pq.write_table(table, path, compression="zstd", use_dictionary=few_values)
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise InputError(str(path), f"lacks the column {missing[0]}", "run the scenario again")
+    return table
+
+
+def _write_summary(rows: Sequence[Mapping[str, Cell]], path: Path) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+
+
+def _read_summary(path: Path) -> list[SummaryRow]:
+    """Return the rows; columns up to ``tenant`` are text, the others numbers, empty ones NaN."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            labels = set(names[: names.index("tenant") + 1])
+            return [{k: v if k in labels else _number(v) for k, v in row.items()} for row in reader]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(manifest, dict):
+        raise InputError(str(path), "is not a mapping", "run the scenario again")
+    return manifest
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(str(path), "is missing", "name a folder that `tokenpools run` wrote")
+    return InputError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "run the scenario again")
+
+
+def _number(text: str) -> int | float:
+    if not text:
+        return math.nan
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+def _is_nan(value: Cell) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON has no word for (an end that never comes) by null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

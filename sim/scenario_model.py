@@ -1,0 +1,235 @@
+"""What a scenario says, as frozen models: field by field, and how the fields must fit together.
+
+The models know the canonical form only; `sim.shorthand` brings what a person may write into it.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from policies.registry import POLICIES
+from sim.params import MisfitError, OneOf, Strict, named
+from sim.pool_model import DerivedName, Name, Pool, Seconds, check_known, check_unique, check_window
+from workloads.generate import WorkloadSpec
+from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
+from workloads.trace import Trace
+
+POLICY_PARAMS = {kind: entry.params for kind, entry in POLICIES.items()}
+
+_MOST_TIMES = 1_000_000
+
+Length = Annotated[Any, OneOf(LENGTHS, short={"type": "integer", "minimum": 1})]
+
+
+class Workload(Strict):
+    """Requests that one entitlement's clients make."""
+
+    name: DerivedName = Field(default="", description="give the workload a name; left out, the entitlement's")
+    entitlement: str = Field(description="give the name of an entitlement of the pool")
+    arrivals: Annotated[Any, OneOf(ARRIVALS)] = Field(
+        description="give arrivals, e.g. {kind: poisson, rate_per_s: 4.0}"
+    )
+    prompt_tokens: Length | None = Field(
+        default=None, description="give a number of tokens or a law, e.g. {kind: lognormal, mean: 512, cv: 0.8}"
+    )
+    output_tokens: Length | None = Field(
+        default=None, description="give a number of tokens or a law, e.g. {kind: lognormal, mean: 256, cv: 0.9}"
+    )
+    max_output_tokens: Length | None = Field(
+        default=None,
+        description="give what clients ask for at most, a number or a law; left out, the true output length",
+    )
+    ask_max_tokens: bool = Field(default=True, description="give false where clients name no max_tokens")
+    priority: int = Field(default=0, description="give the engine's priority, lower first, e.g. 0")
+    from_s: Seconds = Field(default=0.0, description="give the second at which it begins, e.g. 30")
+    until_s: Seconds | None = Field(default=None, description="give the second at which it ends, e.g. 60")
+    requests: int | None = Field(
+        default=None, gt=0, description="give the number of requests after which it ends, e.g. 1000"
+    )
+    client: Annotated[Any, OneOf(CLIENTS, short=named(CLIENTS))] = Field(
+        default_factory=CLIENTS["drop"],
+        description="give what clients do when refused, e.g. {kind: retry, max_attempts: 3}",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Workload:
+        check_window(self.from_s, self.until_s)
+        for name in ("prompt_tokens", "output_tokens"):
+            if getattr(self, name) is None and not isinstance(self.arrivals, Trace):
+                raise MisfitError(name, "missing", str(type(self).model_fields[name].description))
+        if self.max_output_tokens is not None and not self.ask_max_tokens:
+            raise MisfitError("max_output_tokens", "given although ask_max_tokens is false", "leave one of them out")
+        return self
+
+    def spec(self) -> WorkloadSpec:
+        """Return the workload as the generator sees it."""
+        return WorkloadSpec(
+            name=self.name,
+            entitlement=self.entitlement,
+            arrivals=self.arrivals,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            max_output_tokens=self.max_output_tokens,
+            ask_max_tokens=self.ask_max_tokens,
+            priority=self.priority,
+            from_s=self.from_s,
+            until_s=math.inf if self.until_s is None else self.until_s,
+            requests=self.requests,
+            client=self.client,
+        )
+
+
+class Capacity(Strict):
+    """What the whole pool has from an event on; a dimension left out is whole again."""
+
+    slots: int | None = Field(default=None, ge=0, description="give the pool's total slots, e.g. 8")
+    kv_blocks: int | None = Field(default=None, ge=0, description="give the pool's total KV blocks, e.g. 15000")
+
+
+class Event(Strict):
+    """Something that happens to the pool: a change of capacity, or a replica that fails or returns."""
+
+    at_s: Seconds = Field(description="give the second at which it happens, e.g. 30")
+    capacity: Capacity | None = Field(default=None, description="give what is left, e.g. {slots: 8}, or full")
+    fail: int | None = Field(default=None, ge=0, description="give the number of the replica that fails, from 0")
+    restore: int | None = Field(default=None, ge=0, description="give the number of the replica that returns, from 0")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Event:
+        given = [name for name in ("capacity", "fail", "restore") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} in one event" if given else "nothing happens"
+            raise MisfitError("", found, "give one of capacity, fail and restore")
+        return self
+
+
+class Policy(Strict):
+    """An admission policy, and the label it has in results; in a file its parameters stand beside the name."""
+
+    name: Name = Field(description="give the policy a name")
+    params: Annotated[Any, OneOf(POLICY_PARAMS)] = Field(description="give a policy's name, e.g. token-pool")
+
+    @model_serializer(mode="wrap")
+    def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped = handler(self)
+        return {"name": dumped["name"], **dumped["params"]}
+
+
+class Phase(Strict):
+    """A stretch of time that plots shade and label."""
+
+    from_s: Seconds = Field(description="give the second at which it begins, e.g. 30")
+    until_s: Seconds = Field(description="give the second at which it ends, e.g. 60")
+    label: str = Field(description="give a few words")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Phase:
+        check_window(self.from_s, self.until_s)
+        return self
+
+
+class Scenario(Strict):
+    """One experiment: a pool, who asks it for what, what happens to it, and the policies to compare."""
+
+    version: Literal[1] = Field(description="start with version: 1")
+    title: str | None = Field(default=None, description="give a short title")
+    description: str | None = Field(default=None, description="say what the scenario shows and what to expect")
+    seed: int = Field(default=0, ge=0, description="give a whole number, e.g. 7")
+    horizon_s: float | None = Field(
+        default=None, gt=0, description="give simulated seconds, e.g. 600; left out, the run ends with its last request"
+    )
+    warmup_s: Seconds = Field(default=0.0, description="give the seconds to leave out of the summary, e.g. 60")
+    replications: int = Field(
+        default=1, gt=0, le=100_000, description="give how often to repeat with other draws, e.g. 5"
+    )
+    timeline_interval_s: float | None = Field(
+        default=1.0, gt=0, description="give the seconds between two rows of the timeline, e.g. 1.0, or null for none"
+    )
+    record_decisions: bool = Field(default=False, description="give true to record every verdict")
+    pool: Pool = Field(description="give the pool: its profile, replicas and entitlements")
+    workload: tuple[Workload, ...] = Field(min_length=1, description="give at least one workload")
+    events: tuple[Event, ...] = Field(
+        default=(), description="give a list of events, e.g. {at_s: 30, capacity: {slots: 8}}"
+    )
+    policies: tuple[Policy, ...] = Field(min_length=1, description="give policies to compare, e.g. [token-pool, none]")
+    vary: dict[str, tuple[JsonValue, ...]] = Field(
+        default={}, description="give values for a dotted path, e.g. {seed: [1, 2, 3]}"
+    )
+    phases: tuple[Phase, ...] = Field(default=(), description="give stretches of time that plots label")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Scenario:
+        if self.horizon_s is None:
+            for index, workload in enumerate(self.workload):
+                if workload.requests is None and workload.until_s is None and not isinstance(workload.arrivals, Trace):
+                    raise MisfitError(
+                        "horizon_s",
+                        f"missing, although workload[{index}] ({workload.name}) never ends",
+                        "give simulated seconds, e.g. 600, or that workload requests or until_s",
+                    )
+        elif self.warmup_s >= self.horizon_s:
+            raise MisfitError(
+                "warmup_s",
+                f"{self.warmup_s:g} leaves nothing of the horizon of {self.horizon_s:g} s",
+                f"give less than {self.horizon_s:g}",
+            )
+        if self.timeline_interval_s is not None and self.horizon_s / self.timeline_interval_s > _MOST_TIMES:
+            raise MisfitError(
+                "timeline_interval_s",
+                f"{self.timeline_interval_s:g} makes more than {_MOST_TIMES} rows for each line of the timeline",
+                f"give at least {self.horizon_s / _MOST_TIMES:g}, or null",
+            )
+        entitlements = [one.name for one in self.pool.entitlements]
+        for index, workload in enumerate(self.workload):
+            check_known(f"workload[{index}].entitlement", "entitlement", workload.entitlement, entitlements)
+        check_unique("workload", [one.name for one in self.workload])
+        check_unique("policies", [one.name for one in self.policies])
+        for index, policy in enumerate(self.policies):
+            self._check_policy(f"policies[{index}]", policy, entitlements)
+        for index, event in enumerate(self.events):
+            self._check_event(f"events[{index}]", event)
+        return self
+
+    def _check_policy(self, path: str, policy: Policy, entitlements: list[str]) -> None:
+        """Refuse parameters that do not fit the pool: what building the policy refuses, a run would refuse."""
+        for name in getattr(policy.params, "per_entitlement", None) or ():
+            check_known(f"{path}.per_entitlement", "entitlement", name, entitlements)
+        try:
+            POLICIES[policy.params.kind].build(
+                policy.params,
+                entitlements=[one.spec() for one in self.pool.entitlements],
+                kv_bytes_per_token=self.pool.profile.kv_bytes_per_token,
+                chance=Random(0),
+            )
+        except ValueError as error:
+            problem, _, fix = str(error).partition("; ")
+            raise MisfitError(path, problem, fix or "see the policy's fields in tokenpools schema") from None
+
+    def _check_event(self, path: str, event: Event) -> None:
+        if self.horizon_s is not None and event.at_s > self.horizon_s:
+            raise MisfitError(
+                f"{path}.at_s",
+                f"{event.at_s:g} is after the horizon of {self.horizon_s:g} s",
+                f"give at most {self.horizon_s:g}, or a longer horizon_s",
+            )
+        for name in ("fail", "restore"):
+            replica_id = getattr(event, name)
+            if replica_id is not None and replica_id >= self.pool.replicas:
+                raise MisfitError(
+                    f"{path}.{name}",
+                    f"unknown replica {replica_id}, the pool has {self.pool.replicas}",
+                    f"they are numbered from 0, the last is {self.pool.replicas - 1}",
+                )
+        profile = self.pool.profile
+        for name, each in (("slots", profile.max_num_seqs), ("kv_blocks", profile.kv_blocks)):
+            left, provisioned = getattr(event.capacity, name, None), self.pool.replicas * each
+            if left is not None and left > provisioned:
+                raise MisfitError(
+                    f"{path}.capacity.{name}",
+                    f"{left} is more than the {provisioned} provisioned",
+                    f"give at most {provisioned}, the pool's total",
+                )

@@ -1,0 +1,107 @@
+"""What a person may write for short, brought into the one form that the models know.
+
+A bare name stands for ``{kind: name}``, a bare number for a constant length, ``full`` for ``{}``, a profile's name for
+its content; a name left out is taken from what it names. Anything of another shape is left for the models to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from sim.profiles import load_profile
+
+_LENGTHS = ("prompt_tokens", "output_tokens", "max_output_tokens")
+
+
+def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the canonical form of a scenario; ``raw`` is left as it is.
+
+    Raises
+    ------
+    ScenarioError : the profile that it names does not exist or is not one.
+    """
+    scenario = dict(raw)
+    if isinstance(scenario.get("pool"), dict):
+        scenario["pool"] = _pool(scenario["pool"], file)
+    _each(scenario, "workload", _workload)
+    if isinstance(scenario.get("workload"), list):
+        _name_workloads([one for one in scenario["workload"] if isinstance(one, dict)])
+    _each(scenario, "events", _event)
+    if isinstance(scenario.get("policies"), list):
+        scenario["policies"] = [_policy(one) for one in scenario["policies"]]
+    vary = scenario.get("vary")
+    if isinstance(vary, dict) and isinstance(vary.get("pool.profile"), list):
+        profiles = [_profile(one, file, "vary.pool.profile") for one in vary["pool.profile"]]
+        scenario["vary"] = {**vary, "pool.profile": profiles}
+    return scenario
+
+
+def _pool(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    pool = dict(raw)
+    if "profile" in pool:
+        pool["profile"] = _profile(pool["profile"], file, "pool.profile")
+    _bare_name(pool, "router")
+    _each(pool, "entitlements", _entitlement)
+    return pool
+
+
+def _profile(raw: object, file: str, field: str) -> object:
+    """Put a profile's content for its name, so that a resolved scenario needs no other file."""
+    if not isinstance(raw, str):
+        return raw
+    return load_profile(raw, folder=Path(file).parent, file=file, field=field).model_dump(mode="json")
+
+
+def _entitlement(raw: dict[str, Any]) -> dict[str, Any]:
+    return {**raw, "tenant": raw["name"]} if "name" in raw and raw.get("tenant") is None else raw
+
+
+def _workload(raw: dict[str, Any]) -> dict[str, Any]:
+    workload = dict(raw)
+    for name in _LENGTHS:
+        if _is_number(workload.get(name)):
+            workload[name] = {"kind": "constant", "value": workload[name]}
+    _bare_name(workload, "client")
+    return workload
+
+
+def _name_workloads(workloads: list[dict[str, Any]]) -> None:
+    """Call each unnamed workload what its entitlement is called, the second of a name "name#2"."""
+    taken = {one["name"] for one in workloads if isinstance(one.get("name"), str)}
+    for workload in workloads:
+        base = workload.get("entitlement")
+        if workload.get("name") is None and isinstance(base, str):
+            names = (base if index == 1 else f"{base}#{index}" for index in count(1))
+            workload["name"] = next(name for name in names if name not in taken)
+            taken.add(workload["name"])
+
+
+def _event(raw: dict[str, Any]) -> dict[str, Any]:
+    return {**raw, "capacity": {}} if raw.get("capacity") == "full" else raw
+
+
+def _policy(raw: object) -> object:
+    if isinstance(raw, str):
+        return {"name": raw, "params": {"kind": raw}}
+    if not isinstance(raw, dict):
+        return raw
+    params = {key: value for key, value in raw.items() if key != "name"}
+    name = raw.get("name")
+    return {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
+
+
+def _each(parent: dict[str, Any], key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    if isinstance(parent.get(key), list):
+        parent[key] = [change(one) if isinstance(one, dict) else one for one in parent[key]]
+
+
+def _bare_name(parent: dict[str, Any], key: str) -> None:
+    if isinstance(parent.get(key), str):
+        parent[key] = {"kind": parent[key]}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

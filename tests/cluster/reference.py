@@ -1,0 +1,224 @@
+"""The step-by-step replica: vLLM's loop written plainly, one iteration at a time, one request at a time.
+
+Slow on purpose. It shares no code with the replica it checks but the step time and the request's attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.cluster.step_time import StepTime
+
+TIE_S = 1e-9
+
+
+@dataclass(eq=False)
+class Job:
+    prefilled = 0
+    order = 0
+    aborted = False
+
+    prompt_tokens: int
+    output_tokens: int
+    priority: int = 0
+    tag: Any = None
+    arrival_s: float = 0.0
+    computed: int = 0
+    outputs: int = 0
+    blocks: int = 0
+    preemptions: int = 0
+    gone: bool = False
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.prompt_tokens  # prompt and output so far
+
+
+class ReferenceReplica:
+    def __init__(
+        self, *, step_time: StepTime, max_num_seqs: int, max_num_batched_tokens: int, kv_blocks: int, block_tokens: int,
+        listener: Any, arm: Callable[[float], None], scheduling: str = "fcfs",
+    ) -> None:
+        self.step, self.listener, self.arm = step_time, listener, arm
+        self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
+        self.total, self.block = kv_blocks, block_tokens
+        self.priority = scheduling == "priority"
+        self.inbox: list[tuple[float, str, Any]] = []
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self.scheduled: dict[Job, int] = {}
+        self.busy = False
+        self.slowdown = 1.0
+        self.submitted = 0
+        self.wake_s = float("inf")
+        self.log: list[tuple[float, int, int, int]] = []
+
+    # messages
+    def submit(self, job: Job, now_s: float) -> None:
+        job.arrival_s = now_s
+        self.submitted += 1
+        job.order = self.submitted
+        self._message(now_s, "submit", job)
+
+    def abort(self, job: Job, now_s: float) -> None:
+        self._message(now_s, "abort", job)
+
+    def set_slots(self, slots: int, now_s: float) -> None:
+        self._message(now_s, "slots", slots)
+
+    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
+        self._message(now_s, "kv", blocks)
+
+    def set_slowdown(self, factor: float, now_s: float) -> None:
+        self._message(now_s, "slowdown", factor)
+
+    def _message(self, now_s: float, kind: str, arg: Any) -> None:
+        if kind == "abort":
+            arg.aborted = True
+        self.inbox.append((now_s, kind, arg))
+        if not self.busy and self.wake_s == float("inf"):
+            self.wake_s = now_s
+            self.arm(now_s)
+
+    def fail(self, now_s: float) -> list[Job]:
+        lost = [j for j in [*self.running, *self.waiting, *(a for _, k, a in self.inbox if k == "submit")]
+                if not j.gone and not j.aborted]
+        for _, kind, arg in self.inbox:
+            if kind not in ("submit", "abort"):
+                self._apply(kind, arg)
+        self.inbox, self.waiting, self.running, self.scheduled, self.busy = [], [], [], {}, False
+        self.wake_s = float("inf")
+        self.arm(self.wake_s)
+        return lost
+
+    # one iteration
+    @property
+    def used(self) -> int:
+        return sum(j.blocks for j in self.running)
+
+    def boundary(self, now_s: float) -> None:
+        self.wake_s = float("inf")
+        first, done = [], []
+        if self.busy:
+            self.busy = False
+            for job, n in self.scheduled.items():
+                job.computed += n
+                if job.computed == job.tokens:  # caught up: a token is sampled
+                    job.outputs += 1
+                    job.tokens += 1
+                    if job.outputs == 1:
+                        first.append(job)
+                    if job.outputs == job.output_tokens:
+                        job.gone = True
+                        job.blocks = 0
+                        self.running.remove(job)
+                        done.append(job)
+        while self.inbox and self.inbox[0][0] < now_s - TIE_S:
+            self._apply(*self.inbox.pop(0)[1:])
+        self._start(now_s)
+        while not self.busy and self.inbox:
+            at = self.inbox[0][0]
+            while self.inbox and self.inbox[0][0] == at:
+                self._apply(*self.inbox.pop(0)[1:])
+            self._start(now_s)
+        for job in first:
+            if not job.aborted:
+                self.listener.on_first_token(job, now_s)
+        for job in done:
+            if not job.aborted:
+                self.listener.on_finish(job, now_s)
+
+    def _apply(self, kind: str, arg: Any) -> None:
+        if kind == "submit":
+            self.waiting.append(arg)
+            self._sort()
+        elif kind == "abort":
+            if arg in self.waiting:
+                self.waiting.remove(arg)
+            if arg in self.running:
+                self.running.remove(arg)
+            arg.gone = True
+            arg.blocks = 0
+        elif kind == "slots":
+            self.slots = arg
+        elif kind == "kv":
+            self.total = arg
+        else:
+            self.slowdown = arg
+
+    def _sort(self) -> None:
+        if self.priority:
+            self.waiting.sort(key=lambda j: (j.priority, j.arrival_s, j.order))
+
+    def _blocks(self, tokens: int) -> int:
+        return (tokens + self.block - 1) // self.block
+
+    def _start(self, now_s: float) -> None:
+        while True:
+            scheduled, preempted = self._step()
+            if scheduled or not preempted:
+                break
+        if not scheduled:
+            return
+        prefill = pairs = decodes = context = 0
+        for job, n in scheduled.items():
+            if job.outputs > 0 and job.computed == job.tokens - 1 and n == 1 and job.computed >= job.prefilled:
+                decodes += 1
+                context += job.tokens
+            else:
+                prefill += n
+                pairs += n * (job.computed + (n + 1) / 2)
+        self.scheduled, self.busy = scheduled, True
+        duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
+        self.log.append((now_s, len(self.running), len(self.waiting), self.used))
+        self.wake_s = now_s + duration
+        self.arm(self.wake_s)
+
+    def _step(self) -> tuple[dict[Job, int], bool]:
+        budget = self.max_tokens
+        scheduled: dict[Job, int] = {}
+        took: dict[Job, int] = {}
+        preempted = False
+        i = 0
+        while i < len(self.running) and budget > 0:
+            job = self.running[i]
+            n = min(job.tokens - job.computed, budget)
+            while True:
+                need = self._blocks(job.computed + n) - job.blocks
+                if self.used + need <= self.total:
+                    break
+                victim = max(self.running, key=lambda j: (j.priority, j.arrival_s)) if self.priority else self.running[-1]
+                at = self.running.index(victim)
+                if at < i:
+                    i -= 1
+                del self.running[at]
+                budget += scheduled.pop(victim, 0)
+                took.pop(victim, 0)
+                victim.blocks = victim.computed = 0
+                victim.preemptions += 1
+                victim.prefilled = victim.tokens
+                preempted = True
+                self.waiting.insert(0, victim)
+                self._sort()
+                if victim is job:
+                    break
+            if job not in self.running:
+                break
+            job.blocks += need
+            scheduled[job] = n
+            budget -= n
+            i += 1
+        while not preempted and self.waiting and budget > 0 and len(self.running) < self.slots:
+            job = self.waiting[0]
+            if self.used + self._blocks(job.tokens) > self.total:
+                break
+            n = min(job.tokens, budget)
+            self.waiting.pop(0)
+            job.blocks = self._blocks(n)
+            job.prefilled = job.tokens
+            self.running.append(job)
+            scheduled[job] = n
+            budget -= n
+        return scheduled, preempted

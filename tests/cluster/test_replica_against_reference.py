@@ -1,0 +1,138 @@
+"""The jumping replica and the step-by-step one must tell the same story, request by request."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.reference import Job, ReferenceReplica
+from sim.cluster.engine_request import EngineRequest
+from sim.cluster.replica import Replica
+from sim.cluster.step_time import LinearStepTime
+
+
+class Tagged(EngineRequest):
+    """Has a dict, and so room for the script's number."""
+
+    tag: int
+
+
+class Story:
+    """Drives one replica through a script and keeps what it says."""
+
+    def __init__(self, make: Any, request: Any, setting: dict[str, Any], script: list[tuple[float, str, Any]]) -> None:
+        self.first: dict[int, float] = {}
+        self.finish: dict[int, float] = {}
+        self.lost: dict[int, float] = {}
+        self.wake = math.inf
+        self.replica = make(listener=self, arm=self.arm, **setting)
+        self.requests: dict[int, Any] = {}
+        self.down = False
+        for at_s, what, arg in script:
+            self.until(at_s)
+            if what == "submit":
+                r = request(arg["prompt"], arg["output"], arg["priority"])
+                r.tag = arg["id"]
+                self.requests[arg["id"]] = r
+                self.replica.submit(r, at_s)
+            elif what == "abort" and arg in self.requests:
+                self.replica.abort(self.requests[arg], at_s)
+            elif what == "slots":
+                self.replica.set_slots(arg, at_s)
+            elif what == "kv":
+                self.replica.set_kv_blocks(arg, at_s)
+            elif what == "slowdown":
+                self.replica.set_slowdown(arg, at_s)
+            elif what == "fail":
+                for r in self.replica.fail(at_s):
+                    self.lost[r.tag] = at_s
+        self.until(1e7)
+
+    def arm(self, at_s: float) -> None:
+        self.wake = at_s
+
+    def until(self, at_s: float) -> None:
+        steps = 0
+        while self.wake < at_s:
+            now, self.wake = self.wake, math.inf
+            self.replica.boundary(now)
+            steps += 1
+            assert steps < 200_000, "the replica spins"
+
+    def on_first_token(self, r: Any, now_s: float) -> None:
+        assert r.tag not in self.first
+        self.first[r.tag] = now_s
+
+    def on_finish(self, r: Any, now_s: float) -> None:
+        assert r.tag in self.first
+        assert r.tag not in self.finish
+        self.finish[r.tag] = now_s
+
+
+@st.composite
+def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
+    slots = draw(st.integers(1, 8))
+    block = draw(st.sampled_from([1, 4, 16]))
+    batched = draw(st.integers(slots, slots + 40))
+    longest = 90
+    kv = draw(st.integers(math.ceil(longest / block) + 1, 4 * math.ceil(longest / block)))
+    setting = dict(
+        step_time=LinearStepTime(
+            base_s=draw(st.sampled_from([0.0, 0.013, 0.1])), per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
+            per_prefill_token_s=draw(st.sampled_from([0.0, 0.0007])),
+            per_context_token_s=draw(st.sampled_from([0.0, 0.00031])),
+            per_prefill_pair_s=draw(st.sampled_from([0.0, 0.000011])),
+        ),
+        max_num_seqs=slots, max_num_batched_tokens=batched, kv_blocks=kv, block_tokens=block,
+        scheduling=draw(st.sampled_from(["fcfs", "priority"])),
+    )
+    script: list[tuple[float, str, Any]] = []
+    now = 0.0
+    for i in range(draw(st.integers(1, 25))):
+        now += draw(st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 3)))
+        script.append((now, "submit", dict(
+            id=i, prompt=draw(st.integers(1, 50)), output=draw(st.integers(1, 40)), priority=draw(st.integers(0, 2)),
+        )))
+        kind = draw(st.sampled_from(["", "", "", "", "abort", "abort", "slots", "kv", "slowdown", "fail"]))
+        at = now + draw(st.floats(0, 2))
+        if kind == "abort":
+            script.append((at, "abort", draw(st.integers(0, i))))
+        elif kind == "slots":
+            script.append((at, "slots", draw(st.integers(0, slots))))
+            script.append((at + draw(st.floats(0, 2)), "slots", slots))
+        elif kind == "kv":
+            script.append((at, "kv", draw(st.integers(0, kv))))
+            script.append((at + draw(st.floats(0, 2)), "kv", kv))
+        elif kind == "slowdown":
+            script.append((at, "slowdown", draw(st.sampled_from([0.5, 1.0, 3.0]))))
+        elif kind == "fail":
+            script.append((at, "fail", None))
+    script.sort(key=lambda m: m[0])
+    script.append((script[-1][0] + 5, "slots", slots))
+    script.append((script[-1][0] + 5, "kv", kv))
+    return setting, script
+
+
+def check_same(setting: dict[str, Any], script: list[tuple[float, str, Any]]) -> tuple[Story, Story]:
+    fast = Story(Replica, Tagged, setting, script)
+    slow = Story(ReferenceReplica, Job, setting, script)
+    for mine, theirs in ((fast.first, slow.first), (fast.finish, slow.finish), (fast.lost, slow.lost)):
+        assert mine.keys() == theirs.keys()
+        for i, at_s in theirs.items():
+            assert math.isclose(mine[i], at_s, rel_tol=1e-9), (i, mine[i], at_s)
+    for i, r in fast.requests.items():
+        assert r.preemptions == slow.requests[i].preemptions
+    return fast, slow
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scripts())
+def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
+    fast, _ = check_same(*case)
+    replica = fast.replica
+    assert replica.kv.used_blocks == 0
+    assert sum(replica.kv._growing) == 0
+    assert replica.running_count == replica.waiting_count == replica._context_tokens == replica._decoding == 0
