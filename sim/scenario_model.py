@@ -177,11 +177,12 @@ class Scenario(Strict):
                 f"{self.warmup_s:g} leaves nothing of the horizon of {self.horizon_s:g} s",
                 f"give less than {self.horizon_s:g}",
             )
-        if self.timeline_interval_s is not None and self.horizon_s / self.timeline_interval_s > _MOST_TIMES:
+        horizon_s = self.horizon_s or 0.0
+        if self.timeline_interval_s is not None and horizon_s / self.timeline_interval_s > _MOST_TIMES:
             raise MisfitError(
                 "timeline_interval_s",
                 f"{self.timeline_interval_s:g} makes more than {_MOST_TIMES} rows for each line of the timeline",
-                f"give at least {self.horizon_s / _MOST_TIMES:g}, or null",
+                f"give at least {horizon_s / _MOST_TIMES:g}, or null",
             )
         entitlements = [one.name for one in self.pool.entitlements]
         for index, workload in enumerate(self.workload):

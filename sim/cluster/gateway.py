@@ -5,7 +5,9 @@ Every decision is the core's; this file only moves things and writes down when.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import simpy
 
@@ -30,29 +32,33 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 from sim.cluster.attempt import Attempt
+from sim.cluster.clock import Clock
 from sim.cluster.engine_request import DECODE, PREFILL
 from sim.cluster.node import Node
 from sim.records import Outcome
 from workloads.clients import Client
 from workloads.generate import WorkloadSpec
 
+Handle = Callable[[Event, float], Sequence[Instruction]]
 Log = Callable[[float, Event, Sequence[Instruction]], None]
 
 
+# A NamedTuple's own constructor is a Python function that calls this; per request the detour shows.
+_new = tuple.__new__
+
+
 class SimulatedGateway:
-    """Gateway, clients and replicas on one SimPy environment.
+    """Gateway, clients and replicas on one clock.
 
     Parameters
     ----------
-    nodes : the replicas; `connect` gives them, since they need this object as their listener.
     tenants : tenant of each workload.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
-    on_drained : called when the last open request has ended; asked for by `expect`.
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Clock,
         core: GatewayCore,
         workloads: Sequence[WorkloadSpec],
         tenants: Sequence[str],
@@ -61,92 +67,86 @@ class SimulatedGateway:
     ) -> None:
         self._env = env
         self._core = core
-        self._workloads = workloads
-        self._entitlements = [w.entitlement for w in workloads]
-        self._priorities = [w.priority for w in workloads]
-        self._clients: list[Client] = [w.client for w in workloads]
-        self._tenants = tenants
-        self._log = log
-        self._nodes: list[Node] = []
-        self._open: dict[str, Attempt] = {}
+        self._handle = core.handle if log is None else _logged(core.handle, log)
         self._metered = core.wants_progress
+        # What every request of a workload has in common.
+        self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
+        self._clients: list[Client] = [w.client for w in workloads]
+        self._nodes: list[Node] = []
+        self._submit: list[Callable[[Attempt, float], None]] = []
+        self._open: dict[str, Attempt] = {}
         self._retries_pending = 0
+        self._on_drained: Callable[[], None] | None = None
         self.attempts: list[Attempt] = []
         self.ended = 0
 
     def connect(self, nodes: list[Node]) -> None:
-        """Take the replicas and start the core."""
+        """Take the replicas, which need this object as their listener, and start the core."""
         self._nodes = nodes
-        self._carry_out(self._core.start(self._env.now))
-
-    @property
-    def busy(self) -> bool:
-        """Whether any request is open or will be tried again."""
-        return bool(self._open) or self._retries_pending > 0
-
-    def _tell(self, event: Event) -> None:
+        self._submit = [node.replica.submit for node in nodes]
         now_s = self._env.now
-        instructions = self._core.handle(event, now_s)
-        if self._log is not None:
-            self._log(now_s, event, instructions)
+        self._carry_out(self._core.start(now_s), now_s)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call back whenever nothing is open and nobody will come again."""
+        self._on_drained = call
+
+    def _tell(self, event: Event, now_s: float) -> None:
+        instructions = self._handle(event, now_s)
         if instructions:
-            self._carry_out(instructions)
+            self._carry_out(instructions, now_s)
 
     # ------------------------------------------------------------------------------------------------------ clients
 
-    def arrive(self, attempt: Attempt) -> None:
+    def arrive(self, attempt: Attempt, now_s: float) -> None:
         """Bring an attempt to the gateway."""
-        workload = attempt.workload
         self.attempts.append(attempt)
-        self._open[attempt.request_id] = attempt
-        view = RequestView(
-            attempt.request_id,
-            self._entitlements[workload],
-            self._tenants[workload],
-            attempt.prompt_tokens,
-            attempt.asked_tokens or None,
-            attempt.number,
-            self._priorities[workload],
+        request_id = attempt.request_id
+        self._open[request_id] = attempt
+        entitlement, tenant = self._who[attempt.workload]
+        asked_tokens = attempt.asked_tokens or None
+        view = _new(
+            RequestView,
+            (request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority),
         )
-        self._tell(Arrived(view))
+        self._carry_out(self._handle(_new(Arrived, (view,)), now_s), now_s)
 
-    def _end(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Close an attempt; its client may come again."""
+    def _end(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
+        """Close an attempt that did not finish; its client may come again."""
         del self._open[attempt.request_id]
         attempt.outcome = outcome
+        attempt.finish_s = now_s
         self.ended += 1
-        if outcome is Outcome.FINISHED:
-            return
-        now_s = self._env.now
+        retry_after_s = None if math.isnan(attempt.retry_after_s) else attempt.retry_after_s
         again_s = self._clients[attempt.workload].next_attempt_s(
-            outcome.name.lower(),
-            attempt.http_status,
-            None if attempt.retry_after_s != attempt.retry_after_s else attempt.retry_after_s,
-            attempt.number,
-            now_s,
+            outcome.name.lower(), attempt.http_status, retry_after_s, attempt.number, now_s
         )
         if again_s is not None:
             attempt.final = False
             self._retries_pending += 1
-            again = simpy.Timeout(self._env, max(0.0, again_s - now_s), attempt)
-            again.callbacks.append(self._retry)  # type: ignore[union-attr]
+            self._env.call_at(again_s, partial(self._retry, attempt))
+        elif not self._open:
+            self._drained()
 
-    def _retry(self, event: simpy.Event) -> None:
-        last: Attempt = event.value  # type: ignore[assignment]
+    def _drained(self) -> None:
+        if self._on_drained is not None and not self._retries_pending:
+            self._on_drained()
+
+    def _retry(self, last: Attempt, _: simpy.Event) -> None:
         self._retries_pending -= 1
-        self.arrive(
-            Attempt(
-                last.request_id,
-                last.number + 1,
-                last.workload,
-                last.priority,
-                self._env.now,
-                last.first_arrival_s,
-                last.prompt_tokens,
-                last.output_tokens,
-                last.asked_tokens,
-            )
+        now_s = self._env.now
+        again = Attempt(
+            last.request_id,
+            last.number + 1,
+            last.workload,
+            last.priority,
+            now_s,
+            last.first_arrival_s,
+            last.prompt_tokens,
+            last.output_tokens,
+            last.asked_tokens,
         )
+        self.arrive(again, now_s)
 
     # ----------------------------------------------------------------------------------------------------- replicas
 
@@ -154,29 +154,35 @@ class SimulatedGateway:
         """Hear a first token from a replica."""
         request.first_token_s = now_s
         if self._metered:
-            self._tell(FirstToken(request.request_id))
+            self._tell(FirstToken(request.request_id), now_s)
 
     def on_finish(self, request: Attempt, now_s: float) -> None:
         """Hear a last token from a replica."""
+        request_id = request.request_id
         request.finish_s = now_s
         request.delivered_tokens = outputs = request.outputs
-        self._end(request, Outcome.FINISHED)
-        self._tell(Finished(request.request_id, outputs))
+        request.outcome = Outcome.FINISHED
+        del self._open[request_id]
+        self.ended += 1
+        instructions = self._handle(_new(Finished, (request_id, outputs, 0)), now_s)
+        if instructions:
+            self._carry_out(instructions, now_s)
+        if not self._open:
+            self._drained()
 
     def fail(self, node: Node) -> None:
         """Crash a replica: what ran there fails."""
         now_s = self._env.now
         for attempt in node.replica.fail(now_s):
             attempt.delivered_tokens = attempt.outputs
-            attempt.finish_s = now_s
             attempt.http_status = 502
             attempt.reason = Reason.REPLICA_FAILED.value
-            self._end(attempt, Outcome.FAILED)
-            self._tell(Failed(attempt.request_id, attempt.outputs))
+            self._end(attempt, Outcome.FAILED, now_s)
+            self._tell(Failed(attempt.request_id, attempt.outputs), now_s)
 
     def capacity_changed(self, capacity: PoolCapacity) -> None:
         """Tell the core what the pool has now."""
-        self._tell(CapacityChanged(capacity, tuple(n.replica_id for n in self._nodes if n.up)))
+        self._tell(CapacityChanged(capacity, tuple(n.replica_id for n in self._nodes if n.up)), self._env.now)
 
     def scrape(self) -> None:
         """Report every replica's metrics to the core."""
@@ -184,72 +190,60 @@ class SimulatedGateway:
         for node in self._nodes:
             if node.up:
                 replica = node.replica
-                self._tell(
-                    ReplicaReport(
-                        node.replica_id,
-                        now_s,
-                        replica.running_count,
-                        replica.waiting_count,
-                        replica.kv_used_blocks_at(now_s) / max(1, replica.kv.total_blocks),
-                    )
+                used_fraction = replica.kv_used_blocks_at(now_s) / max(1, replica.kv.total_blocks)
+                report = ReplicaReport(
+                    node.replica_id, now_s, replica.running_count, replica.waiting_count, used_fraction
                 )
+                self._tell(report, now_s)
 
     def _outputs(self, attempt: Attempt, now_s: float) -> int:
         return self._nodes[attempt.replica].replica.outputs_at(attempt, now_s) if attempt.replica >= 0 else 0
 
     # ------------------------------------------------------------------------------------------------- instructions
 
-    def _carry_out(self, instructions: Sequence[Instruction]) -> None:
+    def _carry_out(self, instructions: Sequence[Instruction], now_s: float) -> None:
         for step in instructions:
-            kind = type(step)
-            if kind is Forward:
-                self._forward(step)  # type: ignore[arg-type]
-            elif kind is Refuse:
-                self._refuse(step)  # type: ignore[arg-type]
-            elif kind is CallMeAt:
-                tick = simpy.Timeout(self._env, max(0.0, step.at_s - self._env.now))  # type: ignore[union-attr]
-                tick.callbacks.append(self._tick)  # type: ignore[union-attr]
-            elif kind is Evict:
-                self._evict(step)  # type: ignore[arg-type]
+            # The commonest first; match would try the classes one by one as well, but slower.
+            if isinstance(step, Forward):
+                request_id, replica_id, max_output_tokens = step
+                attempt = self._open[request_id]
+                attempt.forwarded_s = now_s
+                attempt.replica = replica_id
+                attempt.asked_tokens = max_output_tokens
+                if attempt.output_tokens > max_output_tokens:
+                    attempt.output_tokens = max_output_tokens
+                self._submit[replica_id](attempt, now_s)
+            elif isinstance(step, Refuse):
+                self._refuse(step, now_s)
+            elif isinstance(step, CallMeAt):
+                self._env.call_at(step.at_s, self._tick)
+            elif isinstance(step, Evict):
+                self._evict(step, now_s)
             # Hold needs nothing done; Scale is for a pool that can grow, which a fixed one cannot.
 
-    def _forward(self, step: Forward) -> None:
-        attempt = self._open[step.request_id]
-        now_s = self._env.now
-        attempt.forwarded_s = now_s
-        attempt.replica = step.replica_id
-        attempt.asked_tokens = step.max_output_tokens
-        if attempt.output_tokens > step.max_output_tokens:
-            attempt.output_tokens = step.max_output_tokens
-        self._nodes[step.replica_id].replica.submit(attempt, now_s)
-
-    def _refuse(self, step: Refuse) -> None:
+    def _refuse(self, step: Refuse, now_s: float) -> None:
         attempt = self._open[step.request_id]
         attempt.reason = step.reason.value
         attempt.http_status = step.status
-        attempt.finish_s = self._env.now
         if step.retry_after_s is not None:
             attempt.retry_after_s = step.retry_after_s
-        self._end(attempt, Outcome.REFUSED)
+        self._end(attempt, Outcome.REFUSED, now_s)
 
-    def _evict(self, step: Evict) -> None:
+    def _evict(self, step: Evict, now_s: float) -> None:
         attempt = self._open[step.request_id]
-        now_s = self._env.now
-        if attempt.replica >= 0:
-            attempt.delivered_tokens = self._outputs(attempt, now_s)
-            self._nodes[attempt.replica].replica.abort(attempt, now_s)
+        attempt.delivered_tokens = self._outputs(attempt, now_s)
+        self._nodes[attempt.replica].replica.abort(attempt, now_s)
         attempt.reason = step.reason.value
         attempt.http_status = 503
-        attempt.finish_s = now_s
-        self._end(attempt, Outcome.EVICTED)
+        self._end(attempt, Outcome.EVICTED, now_s)
 
     def _tick(self, _: simpy.Event) -> None:
-        if self._core.wants_progress:
-            now_s = self._env.now
+        now_s = self._env.now
+        if self._metered:
             for attempt in list(self._open.values()):
                 if attempt.replica >= 0:
-                    self._tell(Progress(attempt.request_id, self._outputs(attempt, now_s)))
-        self._tell(Tick())
+                    self._tell(Progress(attempt.request_id, self._outputs(attempt, now_s)), now_s)
+        self._tell(Tick(), now_s)
 
     # ----------------------------------------------------------------------------------------------------- horizon
 
@@ -260,3 +254,12 @@ class SimulatedGateway:
             attempt.delivered_tokens = self._outputs(attempt, now_s)
             attempt.outcome = Outcome.RUNNING if attempt.state in (PREFILL, DECODE) else Outcome.WAITING
         self._open.clear()
+
+
+def _logged(handle: Handle, log: Log) -> Handle:
+    def handled(event: Event, now_s: float) -> Sequence[Instruction]:
+        instructions = handle(event, now_s)
+        log(now_s, event, instructions)
+        return instructions
+
+    return handled

@@ -14,9 +14,12 @@ def blocks_of(tokens: int, block_tokens: int) -> int:
 
 
 class KvCache:
-    """The books of one replica's KV cache, in blocks."""
+    """The books of one replica's KV cache, in blocks.
 
-    __slots__ = ("_growing", "block_tokens", "total_blocks", "used_blocks")
+    ``growing[i]`` counts the decoding sequences that take a block in iterations numbered i modulo the block size.
+    """
+
+    __slots__ = ("growing", "block_tokens", "total_blocks", "used_blocks")
 
     def __init__(self, total_blocks: int, block_tokens: int) -> None:
         self.total_blocks = total_blocks
@@ -26,23 +29,11 @@ class KvCache:
     def clear(self) -> None:
         """Forget all sequences."""
         self.used_blocks = 0
-        self._growing = [0] * self.block_tokens
-
-    def start_growing(self, phase: int) -> None:
-        """Count a sequence that starts to decode; ``phase`` is the iteration number less its computed tokens."""
-        self._growing[phase % self.block_tokens] += 1
-
-    def stop_growing(self, phase: int) -> None:
-        """Undo `start_growing`."""
-        self._growing[phase % self.block_tokens] -= 1
-
-    def growth_next(self, iteration: int) -> int:
-        """Return the blocks that the iteration numbered ``iteration`` takes."""
-        return self._growing[iteration % self.block_tokens]
+        self.growing = [0] * self.block_tokens
 
     def growth(self, iteration: int, run: int) -> int:
         """Return the blocks that ``run`` iterations from ``iteration`` on take."""
-        growing = self._growing
+        growing = self.growing
         block_tokens = self.block_tokens
         if run == 1:
             return growing[iteration % block_tokens]
@@ -65,7 +56,7 @@ class KvCache:
         fits = cycles * self.block_tokens
         left = free_blocks - cycles * sequences
         while fits < run:
-            left -= self._growing[(iteration + fits) % self.block_tokens]
+            left -= self.growing[(iteration + fits) % self.block_tokens]
             if left < 0:
                 break
             fits += 1

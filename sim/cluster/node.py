@@ -1,12 +1,11 @@
-"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become events."""
+"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become alarms."""
 
 from __future__ import annotations
 
-import simpy
 from simpy.events import Event
 
 from sim.cluster.attempt import Attempt
-from sim.cluster.clock import LAST, Alarm, call_at
+from sim.cluster.clock import LAST, Alarm, Clock
 from sim.cluster.replica import NEVER_S, Listener, Replica
 from sim.profiles import Profile
 
@@ -14,9 +13,10 @@ from sim.profiles import Profile
 class Node:
     """One replica and its clock. ``up`` is False from a failure until the return."""
 
-    def __init__(self, env: simpy.Environment, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
-        self._env = env
+    def __init__(self, clock: Clock, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
+        self._clock = clock
         self._alarm: Alarm | None = None
+        self._spare = Alarm(clock, self._wake)
         self.replica_id = replica_id
         self.up = True
         self.replica: Replica[Attempt] = Replica(
@@ -29,11 +29,19 @@ class Node:
             listener=listener,
             arm=self._arm,
         )
+        self._boundary = self.replica.boundary
 
     def _arm(self, at_s: float) -> None:
-        self._alarm = None if at_s == NEVER_S else call_at(self._env, at_s, self._wake, LAST)
+        if at_s == NEVER_S:
+            self._alarm = None
+            return
+        alarm = self._spare
+        if alarm.callbacks is not None:  # it is set, and being replaced
+            alarm = self._spare = Alarm(self._clock, self._wake)
+        self._alarm = alarm
+        self._clock.set(alarm, at_s, LAST)
 
     def _wake(self, alarm: Event) -> None:
         # An alarm that was replaced still rings, and is ignored.
         if alarm is self._alarm:
-            self.replica.boundary(self._env.now)
+            self._boundary(self._clock._now)

@@ -22,9 +22,9 @@ This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is t
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -273,24 +273,26 @@ class Replica(Generic[R]):
                 self._partial = None
             self.kv.used_blocks -= blocks_of(request.computed_tokens, self._block_tokens)
             return request.outputs
-        done = self.iterations - request.base_iteration
-        computed_tokens = request.target_tokens + done
+        phase = request.base_iteration - request.target_tokens
+        computed_tokens = self.iterations - phase
+        kv, block_tokens = self.kv, self._block_tokens
         self._decoding -= 1
         self._context_tokens -= computed_tokens
-        self.kv.stop_growing(request.base_iteration - request.target_tokens)
-        self.kv.used_blocks -= blocks_of(computed_tokens, self._block_tokens)
-        return request.outputs + done
+        kv.growing[phase % block_tokens] -= 1
+        kv.used_blocks += -computed_tokens // block_tokens  # less its blocks, rounded up
+        return request.outputs + self.iterations - request.base_iteration
 
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
+        iterations = self.iterations
+        target_tokens = request.target_tokens
         request.state = DECODE
-        request.base_iteration = self.iterations
-        request.ticket = next(self._ticket)
+        request.base_iteration = iterations
+        request.ticket = ticket = next(self._ticket)
         self._decoding += 1
-        self._context_tokens += request.target_tokens
-        self.kv.start_growing(self.iterations - request.target_tokens)
-        end = self.iterations + request.output_tokens - request.outputs
-        heapq.heappush(self._ends, (end, request.ticket, request))
+        self._context_tokens += target_tokens
+        self.kv.growing[(iterations - target_tokens) % self._block_tokens] += 1
+        heappush(self._ends, (iterations + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:
         """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
@@ -298,16 +300,16 @@ class Replica(Generic[R]):
         self._busy = False
         run = self._run
         chunks = self._chunks
-        kv = self.kv
         if chunks is None:
-            kv.used_blocks += kv.growth(self.iterations, run)
+            self.kv.used_blocks += self.kv.growth(self.iterations, run)
         self._context_tokens += self._decoding * run
         self.iterations = iterations = self.iterations + run
         ends = self._ends
         while ends and ends[0][0] <= iterations:
-            _, ticket, request = heapq.heappop(ends)
+            _, ticket, request = heappop(ends)
             if request.ticket == ticket and request.state == DECODE:
-                request.outputs = self._leave(request)
+                self._leave(request)
+                request.outputs = request.output_tokens
                 request.state = ENDED
                 if not request.aborted:
                     emitted.append(request)
@@ -316,17 +318,16 @@ class Replica(Generic[R]):
                 request.computed_tokens += tokens
                 if request.computed_tokens < request.target_tokens:
                     continue
-                if self._partial is request:
-                    self._partial = None
                 request.outputs = outputs = request.outputs + 1
-                ended = outputs == request.output_tokens
-                if (ended or outputs == 1) and not request.aborted:
-                    emitted.append(request)
-                if ended:
+                if outputs < request.output_tokens:
+                    self._decode_from_here(request)
+                else:
                     self._leave(request)
                     request.state = ENDED
-                else:
-                    self._decode_from_here(request)
+                if (outputs == 1 or outputs == request.output_tokens) and not request.aborted:
+                    emitted.append(request)
+            if self._partial is not None and self._partial.state != PREFILL:
+                self._partial = None
         if self._paused:
             for request in self._paused:
                 self._decode_from_here(request)
@@ -340,7 +341,7 @@ class Replica(Generic[R]):
         kv = self.kv
         decoding = self._decoding
         partial = self._partial
-        used_blocks = kv.used_blocks + (kv.growth_next(self.iterations) if decoding else 0)
+        used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
         total_blocks = kv.total_blocks
         budget_tokens = self._max_batched_tokens - decoding
         chunks: list[tuple[R, int]] = []
@@ -410,7 +411,7 @@ class Replica(Generic[R]):
         """Jump: run until the first request ends, or the blocks run out, or a message comes."""
         ends = self._ends
         while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
-            heapq.heappop(ends)
+            heappop(ends)
         decoding = self._decoding
         run = 1 if self._inbox else ends[0][0] - self.iterations
         if run > 1:

@@ -94,62 +94,64 @@ class Sampler:
 
 
 class _Counts:
-    """Series that follow from the attempts: in flight at each sample, rates over the interval before it."""
+    """Series that follow from the attempts: in flight at each sample, rates over the interval before it.
+
+    Arrays have the shape (entitlement, sample). Within one request the gap between tokens changes only with the
+    batch, so output is counted as one token at the first and the rest evenly until the end.
+    """
 
     def __init__(self, columns: RequestColumns, t_s: Floats, interval_s: float, end_s: float) -> None:
         self._t_s = t_s
-        self._interval_s = interval_s
-        self._entitlement = np.asarray(columns.entitlement)
-        self._outcome = np.asarray(columns.outcome)
-        self._arrival_s = np.asarray(columns.arrival_s, dtype=np.float64)
-        self._forwarded_s = np.asarray(columns.forwarded_s, dtype=np.float64)
-        self._first_s = np.asarray(columns.first_token_s, dtype=np.float64)
+        self._shape = (len(columns.entitlements), len(t_s))
+        self._key = np.asarray(columns.entitlement) * (len(t_s) + 1)
+        outcome = np.asarray(columns.outcome)
+        first_s = np.asarray(columns.first_token_s, dtype=np.float64)
         finish_s = np.asarray(columns.finish_s, dtype=np.float64)
-        self._end_s = np.where(np.isnan(finish_s), end_s, finish_s)
-        self._open = np.isnan(finish_s)
-        self._prompt = np.asarray(columns.prompt_tokens, dtype=np.float64)
-        self._output = np.asarray(columns.output_tokens, dtype=np.float64)
+        open_ = np.isnan(finish_s)
+        stop_s = np.where(open_, end_s, finish_s)
+        tokens = np.asarray(columns.output_tokens, dtype=np.float64)
+        span_s = stop_s - first_s
+        steady = (span_s > 0) & (tokens > 1)  # False where there was no first token
+        rate = np.where(steady, (tokens - 1) / np.where(steady, span_s, 1.0), 0.0)
+        sent = self._sample(np.asarray(columns.forwarded_s, dtype=np.float64))
+        first, stop = self._sample(first_s), self._sample(stop_s)
+        ended = self._sample(np.where(np.isnan(columns.forwarded_s), np.nan, finish_s))
+        refused = self._sample(np.where(outcome == Outcome.REFUSED, finish_s, np.nan))
+        admitted = self._until(sent)
+        output = (
+            self._until(first, np.where(steady, 1.0, tokens))
+            + t_s * (self._until(first, rate) - self._until(stop, rate))
+            - self._until(first, np.where(steady, rate * first_s, 0.0))
+            + self._until(stop, rate * stop_s)
+        )
+        prompt = self._until(first, np.asarray(columns.prompt_tokens, dtype=np.float64))
+
+        def per_s(total: Floats) -> Floats:
+            return np.maximum(np.diff(total, axis=1, prepend=0.0), 0.0) / interval_s
+
+        self._series = {
+            "in_flight": admitted - self._until(ended),
+            "admitted_per_s": per_s(admitted),
+            "refused_per_s": per_s(self._until(refused)),
+            "output_tokens_per_s": per_s(output),
+            "tokens_per_s": per_s(output + prompt),
+        }
 
     def of(self, entitlement: int | None) -> dict[str, Floats]:
         """Return the series of one entitlement, or of the pool."""
-        mine = np.ones(len(self._entitlement), bool) if entitlement is None else self._entitlement == entitlement
-        sent = mine & ~np.isnan(self._forwarded_s)
-        refused = mine & (self._outcome == Outcome.REFUSED)
-        begun = sent & ~np.isnan(self._first_s)
-        ended = np.where(self._open, np.inf, self._end_s)
-        in_flight = self._before(self._forwarded_s[sent]) - self._before(ended[sent])
-        output = self._emitted(begun)
-        prompt = self._before(self._first_s[begun], self._prompt[begun])
-        return {
-            "in_flight": in_flight,
-            "admitted_per_s": self._rate(self._before(self._forwarded_s[sent])),
-            "refused_per_s": self._rate(self._before(self._end_s[refused])),
-            "output_tokens_per_s": self._rate(output),
-            "tokens_per_s": self._rate(output + prompt),
-        }
+        if entitlement is None:
+            return {metric: series.sum(axis=0) for metric, series in self._series.items()}
+        return {metric: series[entitlement] for metric, series in self._series.items()}
 
-    def _before(self, at_s: Floats, weight: Floats | None = None) -> Floats:
-        """Return how much happened up to and including each sample."""
-        order = np.argsort(at_s, kind="stable")
-        total = np.concatenate([[0.0], np.cumsum(np.ones(len(at_s)) if weight is None else weight[order])])
-        return total[np.searchsorted(at_s[order], self._t_s, side="right")]
+    def _sample(self, at_s: Floats) -> NDArray[np.int64]:
+        """Return the first sample at or after each time, as an index into (entitlement, sample + 1) flattened.
 
-    def _emitted(self, begun: NDArray[np.bool_]) -> Floats:
-        """Return output tokens up to each sample: one at the first token, the rest evenly until the end.
-
-        Within one request the gap between tokens changes only with the batch, so evenly is near the truth.
+        The extra sample takes what comes after the last, and what never came (NaN).
         """
-        start, stop, tokens = self._first_s[begun], self._end_s[begun], self._output[begun]
-        steady = (stop > start) & (tokens > 1)
-        rate = np.zeros(len(start))
-        rate[steady] = (tokens[steady] - 1) / (stop[steady] - start[steady])
-        first = self._before(start, np.where(steady, 1.0, tokens))
-        at = self._t_s
-        # The sum of rate*(t - start) over what has begun, less the same over what has ended.
-        running = at * self._before(start, rate) - self._before(start, rate * start)
-        ended = at * self._before(stop, rate) - self._before(stop, rate * stop)
-        return first + running - ended
+        return self._key + np.searchsorted(self._t_s, at_s, side="left")
 
-    def _rate(self, total: Floats) -> Floats:
-        steps = np.diff(total, prepend=0.0)
-        return np.maximum(steps, 0.0) / self._interval_s
+    def _until(self, samples: NDArray[np.int64], weight: Floats | None = None) -> Floats:
+        """Return how much happened up to and including each sample."""
+        rows, width = self._shape
+        counts = np.bincount(samples, weight, minlength=rows * (width + 1)).reshape(rows, width + 1)
+        return np.asarray(counts[:, :width].cumsum(axis=1), dtype=np.float64)

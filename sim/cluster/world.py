@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from policies.api import AdmissionPolicy, EntitlementSpec, Event, Instruction, Router
 from policies.core import GatewayCore
 from sim.cluster.attempt import Attempt
-from sim.cluster.clock import call_at
+from sim.cluster.clock import Alarm, Clock
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
@@ -73,7 +76,7 @@ def simulate(
     on_progress: Callable[[float, int], None] | None = None,
 ) -> Outcomes:
     """Run it. ``on_progress`` hears simulated seconds and ended attempts at every sample of the timeline."""
-    env = simpy.Environment()
+    env = Clock()
     core = GatewayCore(
         entitlements=world.entitlements,
         capacity=provisioned(world.profile, world.replicas),
@@ -128,30 +131,27 @@ def simulate(
 class _Arrivals:
     """Brings every workload's requests to the gateway, on one clock."""
 
-    def __init__(self, env: simpy.Environment, world: World, gateway: SimulatedGateway) -> None:
+    def __init__(self, env: Clock, world: World, gateway: SimulatedGateway) -> None:
         self._env = env
         self._arrive = gateway.arrive
         self._names = [w.name for w in world.workloads]
         self._priorities = [w.priority for w in world.workloads]
         self._rows = self._in_order(world.demands)
+        self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in world.demands)
         if self.left:
             self._next = next(self._rows)
-            call_at(env, self._next[0], self._ring)
+            env.set(self._alarm, self._next[0])
 
     def _ring(self, _: simpy.Event) -> None:
-        row = self._next
-        env = self._env
+        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
         self.left -= 1
         if self.left:
-            self._next = next(self._rows)
-            call_at(env, self._next[0], self._ring)
-        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = row
-        self._arrive(
-            Attempt(
-                f"{self._names[w]}-{n}", 1, w, self._priorities[w], at_s, at_s, prompt_tokens, output_tokens, asked_tokens
-            )
-        )
+            self._next = row = next(self._rows)
+            self._env.set(self._alarm, row[0])
+        priority = self._priorities[w]
+        name = f"{self._names[w]}-{n}"
+        self._arrive(Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens), at_s)
 
     @staticmethod
     def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:
@@ -171,7 +171,7 @@ class _Arrivals:
             yield from zip(*(column[part].tolist() for column in columns), strict=True)
 
 
-def _scrapes(env: simpy.Environment, gateway: SimulatedGateway, every_s: float) -> Generator[simpy.Event, None, None]:
+def _scrapes(env: Clock, gateway: SimulatedGateway, every_s: float) -> Generator[simpy.Event, None, None]:
     """Report the replicas every ``every_s``, at 0 first."""
     scrapes = 0
     while True:
@@ -180,35 +180,47 @@ def _scrapes(env: simpy.Environment, gateway: SimulatedGateway, every_s: float) 
         yield env.timeout(max(0.0, scrapes * every_s - env.now))
 
 
-def _run_until_drained(env: simpy.Environment, arrivals: _Arrivals, gateway: SimulatedGateway) -> None:
+def _run_until_drained(env: Clock, arrivals: _Arrivals, gateway: SimulatedGateway) -> None:
     """Run until all requests came and ended. Samplers and ticks go on for ever, so the queue never empties."""
-    while arrivals.left or gateway.busy:
-        env.step()
+    drained = env.event()
+
+    def check() -> None:
+        if not arrivals.left and not drained.triggered:
+            drained.succeed()
+
+    gateway.when_drained(check)
+    if arrivals.left:
+        env.run(until=drained)
 
 
 def _columns(attempts: list[Attempt], world: World) -> RequestColumns:
     """Turn attempts into columns."""
+    n = len(attempts)
+
+    def column(name: str, dtype: type) -> NDArray[Any]:
+        return np.fromiter(map(attrgetter(name), attempts), dtype, n)
+
     index = {e.name: i for i, e in enumerate(world.entitlements)}
-    entitlement = [index[w.entitlement] for w in world.workloads]
+    entitlement = np.asarray([index[w.entitlement] for w in world.workloads])
     return RequestColumns(
         request_id=[a.request_id for a in attempts],
-        attempt=[a.number for a in attempts],
-        final=[a.final for a in attempts],
-        entitlement=[entitlement[a.workload] for a in attempts],
+        attempt=column("number", np.int32),
+        final=column("final", np.bool_),
+        entitlement=entitlement[column("workload", np.int64)],
         entitlements=world.entitlements,
-        prompt_tokens=[a.prompt_tokens for a in attempts],
-        max_output_tokens=[a.asked_tokens for a in attempts],
-        output_tokens=[a.delivered_tokens for a in attempts],
-        cached_tokens=np.zeros(len(attempts), np.int64),
-        arrival_s=[a.arrival_s for a in attempts],
-        first_arrival_s=[a.first_arrival_s for a in attempts],
-        forwarded_s=[a.forwarded_s for a in attempts],
-        replica=[a.replica for a in attempts],
-        first_token_s=[a.first_token_s for a in attempts],
-        finish_s=[a.finish_s for a in attempts],
-        outcome=[a.outcome for a in attempts],
-        reason=[_REASON[a.reason] for a in attempts],
-        http_status=[a.http_status for a in attempts],
-        retry_after_s=[a.retry_after_s for a in attempts],
-        preemptions=[a.preemptions for a in attempts],
+        prompt_tokens=column("prompt_tokens", np.int64),
+        max_output_tokens=column("asked_tokens", np.int64),
+        output_tokens=column("delivered_tokens", np.int64),
+        cached_tokens=np.zeros(n, np.int64),
+        arrival_s=column("arrival_s", np.float64),
+        first_arrival_s=column("first_arrival_s", np.float64),
+        forwarded_s=column("forwarded_s", np.float64),
+        replica=column("replica", np.int32),
+        first_token_s=column("first_token_s", np.float64),
+        finish_s=column("finish_s", np.float64),
+        outcome=column("outcome", np.int32),
+        reason=np.fromiter((_REASON[a.reason] for a in attempts), np.int32, n),
+        http_status=column("http_status", np.int32),
+        retry_after_s=column("retry_after_s", np.float64),
+        preemptions=column("preemptions", np.int32),
     )

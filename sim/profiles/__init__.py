@@ -93,13 +93,13 @@ def load_profile(ref: str, *, folder: Path = Path(), file: str = "", field: str 
     names = shipped_profiles()
     source: Path | Traversable
     if ref in names:
-        source, origin = files(__name__) / f"{ref}.yaml", f"profiles/{ref}.yaml"
+        name, source, origin = ref, files(__name__) / f"{ref}.yaml", f"profiles/{ref}.yaml"
     elif not ref.endswith((".yaml", ".yml")):
         fix = suggestion(ref, [*names, "a path ending in .yaml"])
         raise ScenarioError(file, field, f"unknown profile {shown(ref)}", fix)
     else:
-        source, origin = folder / ref, one_line(str(folder / ref))
-    return parse_profile({"name": Path(ref).stem, **read_mapping(source, origin)}, origin)
+        name, source, origin = Path(ref).stem, folder / ref, one_line(str(folder / ref))
+    return parse_profile({"name": name, **read_mapping(source, origin)}, origin)
 
 
 def parse_profile(mapping: dict[str, Any], file: str) -> Profile:

@@ -134,5 +134,5 @@ def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
     fast, _ = check_same(*case)
     replica = fast.replica
     assert replica.kv.used_blocks == 0
-    assert sum(replica.kv._growing) == 0
+    assert sum(replica.kv.growing) == 0
     assert replica.running_count == replica.waiting_count == replica._context_tokens == replica._decoding == 0

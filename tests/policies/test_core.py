@@ -12,6 +12,7 @@ from policies.api import (
     CallMeAt,
     Cancelled,
     CapacityChanged,
+    Deny,
     EntitlementSpec,
     EntitlementState,
     Evict,
@@ -53,6 +54,8 @@ class OneAtATime(NoControlPolicy):
         self.calls: list[tuple[str, float]] = []
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        if request.priority > 0 and not pool.in_flight:
+            return Deny(Reason.POOL_FULL, 1, 0, None)
         if request.priority < 0:
             return Admit(tuple(pool.in_flight))
         return Queue(Reason.POOL_FULL) if pool.in_flight else ADMIT
@@ -162,6 +165,16 @@ def test_held_requests_wait_leave_and_are_released_in_order() -> None:
     assert core.handle(Failed("w"), 2.0) == ()  # nowhere to go, and no reason to turn away who waited
     assert core.handle(CapacityChanged(PoolCapacity(1, 4), (5,)), 3.0) == (Forward("y", 5, 20),)
     assert core.handle(Cancelled("y"), 4.0) == (Forward("z", 5, 20),)
+
+
+def test_a_held_request_can_be_refused_when_it_is_judged_again() -> None:
+    core, _ = one_at_a_time()
+    core.handle(ask("x"), 0.0)
+    unlucky = Arrived(RequestView("y", "a", "t", 1, 1, priority=1))
+    assert core.handle(unlucky, 1.0) == (Hold("y", Reason.POOL_FULL),)
+    assert core.handle(Finished("x", 1), 2.0) == (Refuse("y", Reason.POOL_FULL, 429, None, 1, 0),)
+    assert core.handle(Tick(), 2.5) == (CallMeAt(5.0),)
+    assert core.handle(ask("y"), 3.0) == (Forward("y", 3, 20),)
 
 
 def test_who_is_held_when_its_entitlement_ends_is_turned_away() -> None:

@@ -33,9 +33,8 @@ ELASTIC, GUARANTEED, SPOT = ServiceClass.ELASTIC, ServiceClass.GUARANTEED, Servi
 
 
 def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    return EntitlementSpec(
-        name=name, tenant="t", service_class=service_class, baseline=Resources(more.pop("rate", None), None, slots), **more
-    )
+    baseline = Resources(more.pop("rate", None), None, slots)
+    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 G = spec("g", GUARANTEED, 2)
@@ -51,7 +50,9 @@ class Gate:
         self.core.start(0.0)
         self.sent = 0
 
-    def __call__(self, entitlement: str, now_s: float = 0.0, prompt: int = 10, most: int = 20) -> tuple[Instruction, ...]:
+    def __call__(
+        self, entitlement: str, now_s: float = 0.0, prompt: int = 10, most: int = 20
+    ) -> tuple[Instruction, ...]:
         self.sent += 1
         view = RequestView(f"{entitlement}{self.sent}", entitlement, "t", prompt, most)
         return tuple(self.core.handle(Arrived(view), now_s))
@@ -72,14 +73,14 @@ def test_rows_left_out_come_from_the_mode() -> None:
     assert {*MODES["paper"]} == {*MODES["robust"]} < {*Rules.__slots__}
     assert TokenPool().resolved().full_pool == "admit"
     assert TokenPool(mode="robust").resolved().full_pool == "free-or-evict"
-    ablated = TokenPool(mode="robust", full_pool="admit", tick_s=1.0, exempt_guaranteed=False).resolved()
-    assert (ablated.full_pool, ablated.tick_s, ablated.exempt_guaranteed, ablated.order) == ("admit", 1.0, False, "class")
+    mixed = TokenPool(mode="robust", full_pool="admit", tick_s=1.0, exempt_guaranteed=False).resolved()
+    assert (mixed.full_pool, mixed.tick_s, mixed.exempt_guaranteed, mixed.order) == ("admit", 1.0, False, "class")
 
 
 def test_concurrency_is_checked_first_against_limit_or_baseline() -> None:
     limited = spec("l", ELASTIC, 2, limit=Resources(1.0, None, 3))
     gate = Gate(TokenPool(), G, limited, S)
-    gate.fill("gglll"[:2] + "l")
+    gate.fill("ggl")
     (refusal,) = gate("g")
     assert (refusal.reason, refusal.needed, refusal.available, refusal.retry_after_s) == (Reason.CONCURRENCY, 3, 2, 1)  # type: ignore[union-attr]
     gate.fill("llssss")
@@ -148,6 +149,9 @@ def test_contended_by_kv_cache_and_by_throughput_too() -> None:
     by_kv = Gate(TokenPool(), S, slots=100, kv_bytes=60.0, kv_bytes_per_token=1.0)
     by_kv.fill("ss")
     assert by_kv.reason("s") is Reason.LOW_PRIORITY
+    by_kv.core.handle(Finished("s1", 1), 1.0)
+    by_kv.fill("s")
+    assert by_kv.reason("s") is Reason.LOW_PRIORITY
     by_rate = Gate(TokenPool(), S, slots=100, tokens_per_s=3.0)
     by_rate.fill("ss")
     by_rate.core.handle(Progress("s1", 5), 5.0)  # 15 tokens in 5 s
@@ -201,7 +205,8 @@ def test_retry_after_is_whole_bounded_and_within_a_fifth(seed: int, wait_s: floa
 
 def test_debt_and_burst_of_a_tick_by_hand() -> None:
     elastic = spec("e", ELASTIC, 1, rate=8.0, ttft_slo_s=15.25)
-    gate = Gate(TokenPool(), elastic, spec("s", SPOT, limit=Resources(None, None, 1)), spec("g", GUARANTEED, 4, rate=9.0))
+    spot = spec("s", SPOT, limit=Resources(None, None, 1))
+    gate = Gate(TokenPool(), elastic, spot, spec("g", GUARANTEED, 4, rate=9.0))
     gate.fill("ee")
     gate.core.handle(Progress("e1", 10), 5.0)  # 20 tokens in 5 s: 4 per second of 8, in 2 slots of 1
     assert gate.core.handle(Tick(), 5.0)
@@ -235,8 +240,8 @@ def test_the_idle_run_debts_unless_the_gap_is_capped_by_demand() -> None:
         assert gate.shown("debt")["e"] == pytest.approx(debt)
 
 
-def test_debt_starts_when_the_entitlement_is_bound() -> None:
-    late = spec("e", ELASTIC, rate=8.0, from_s=7.0, ttft_slo_s=1.0)
+def test_debt_starts_when_the_entitlement_is_bound_and_ends_with_it() -> None:
+    late = spec("e", ELASTIC, rate=8.0, from_s=7.0, until_s=12.0, ttft_slo_s=1.0)
     gate = Gate(TokenPool(mean_slo="bound"), late, spec("s", SPOT, ttft_slo_s=3.0))
     gate.core.handle(Tick(), 5.0)
     assert gate.shown("debt")["e"] == 0.0
@@ -245,6 +250,8 @@ def test_debt_starts_when_the_entitlement_is_bound() -> None:
     assert gate.shown("weight")["s"] == pytest.approx(1 / (1 + 2 * 3 / 2))
     gate.core.handle(Tick(), 10.0)
     assert gate.shown("debt")["e"] == pytest.approx(0.3)
+    gate.core.handle(Tick(), 12.0)
+    assert gate.shown("debt")["e"] == 0.0
 
 
 def test_the_threshold_follows_the_weights_or_stays_as_it_was() -> None:
@@ -261,9 +268,12 @@ def test_the_threshold_follows_the_weights_or_stays_as_it_was() -> None:
         assert gate.reason("p", 5.0) is None
 
 
-@given(st.lists(st.tuples(st.sampled_from("arpt"), st.integers(0, 5)), max_size=120), st.sampled_from(["live", "admission"]))
+@given(
+    st.lists(st.tuples(st.sampled_from("arpt"), st.integers(0, 2)), max_size=120),
+    st.sampled_from(["live", "admission"]),
+)
 def test_the_threshold_is_the_least_of_all_in_flight(steps: list[tuple[str, int]], weight_at: str) -> None:
-    names = [f"e{i}" for i in range(6)]
+    names = [f"e{i}" for i in range(3)]
     specs = [spec(name, ELASTIC, rate=8.0, ttft_slo_s=1.0 + i) for i, name in enumerate(names)]
     gate = Gate(TokenPool(weight_at=weight_at, tick_s=1.0), *specs, slots=10_000)  # type: ignore[arg-type]
     frozen: dict[str, float] = {}

@@ -1,0 +1,1 @@
+"""Trace files in the formats of their publishers: read as streams of rows, and written."""

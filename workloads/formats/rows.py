@@ -1,0 +1,180 @@
+"""The rows of a trace: columns in the order of their times, whatever file they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workloads.requests import Floats, Ints
+
+Codes = NDArray[np.int32]
+
+
+class TraceError(Exception):
+    """A trace that cannot be used: ``file: row 12: problem; fix``.
+
+    Arguments are positional, so that it survives pickling. ``row`` is the line as a text editor numbers it (the header
+    is line 1), or the record's number from 1 in a file without lines, or None where the whole file is meant.
+    """
+
+    def __init__(self, file: str, row: int | None, problem: str, fix: str) -> None:
+        super().__init__(file, row, problem, fix)
+
+    def __str__(self) -> str:
+        """Return the one line that is shown."""
+        file, row, problem, fix = self.args
+        place = file if row is None else f"{file}: row {row}"
+        return f"{place}: {problem}; {fix}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """A column of few texts: row i says ``names[codes[i]]``. A name may be listed and not used."""
+
+    codes: Codes
+    names: tuple[str, ...]
+
+    def take(self, chosen: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Labels:
+        """Return the chosen rows."""
+        return Labels(self.codes[chosen], self.names)
+
+    def texts(self) -> list[str]:
+        """Return the text of each row."""
+        return [self.names[code] for code in self.codes.tolist()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """The blocks that prompts begin with, named so that equal names mean equal text up to there.
+
+    Row i has ``ids[ends[i - 1] : ends[i]]`` (from 0 for the first). A block holds ``block_tokens`` tokens, the last of
+    a prompt perhaps fewer.
+    """
+
+    ids: Ints
+    ends: Ints
+    block_tokens: int
+
+    @property
+    def starts(self) -> Ints:
+        """Where each row's blocks begin in ``ids``."""
+        return np.concatenate(([0], self.ends[:-1])).astype(np.int64)
+
+    def take(self, chosen: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Blocks:
+        """Return the chosen rows."""
+        starts, ends = self.starts[chosen], self.ends[chosen]
+        sizes = ends - starts
+        stops = np.cumsum(sizes)
+        index = np.arange(int(stops[-1]) if len(stops) else 0) + np.repeat(starts - (stops - sizes), sizes)
+        return Blocks(self.ids[index], stops, self.block_tokens)
+
+    def lists(self) -> list[list[int]]:
+        """Return the blocks of each row."""
+        return [part.tolist() for part in np.split(self.ids, self.ends[:-1])] if len(self.ends) else []
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Requests of a trace, in order of time; columns that the file does not have are None.
+
+    Attributes
+    ----------
+    time_ns : shape (n,), nanoseconds, never decreasing; whole numbers, so that copies are exact.
+    prompt_tokens, output_tokens : shape (n,), at least 1.
+    dated : True where ``time_ns`` counts from 1970-01-01 UTC, False where it counts from the trace's own zero.
+    max_output_tokens : what the client asked for, 0 where it named no limit.
+    tenant, service : who asked, and what for (a model, a kind of task).
+    session, turn : the conversation and the number of the request in it, from 1; 0 where it is not known.
+    blocks : what the prompt begins with.
+    clipped : how many counts of 0 were raised to 1: a replica needs a prompt, and an answer has a token.
+    dropped : how many rows were left out because the format says that they failed.
+    """
+
+    time_ns: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    dated: bool = False
+    max_output_tokens: Ints | None = None
+    tenant: Labels | None = None
+    service: Labels | None = None
+    session: Labels | None = None
+    turn: Ints | None = None
+    blocks: Blocks | None = None
+    clipped: int = 0
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.time_ns)
+
+    def since_s(self, zero_ns: int) -> Floats:
+        """Return the times as seconds since ``zero_ns``."""
+        return (self.time_ns - zero_ns) / 1e9
+
+    def take(self, chosen: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
+        """Return the chosen rows; an order other than that of time is the caller's doing."""
+        columns = {
+            name: None if (column := getattr(self, name)) is None else column[chosen]
+            for name in ("time_ns", "prompt_tokens", "output_tokens", "max_output_tokens", "turn")
+        }
+        labels = {
+            name: None if (column := getattr(self, name)) is None else column.take(chosen)
+            for name in ("tenant", "service", "session", "blocks")
+        }
+        return replace(self, **columns, **labels)
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several parts, one after another. A column must be in all of them to stay."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+
+    def column(name: str) -> Ints | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if any(one is None for one in columns) else np.concatenate(columns)
+
+    def labels(name: str) -> Labels | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if any(one is None for one in columns) else join_labels(columns)
+
+    time_ns, prompt, output = column("time_ns"), column("prompt_tokens"), column("output_tokens")
+    assert time_ns is not None
+    assert prompt is not None
+    assert output is not None
+    blocks = [part.blocks for part in parts]
+    known = [one for one in blocks if one is not None]
+    shifts = np.cumsum([0, *(len(one.ids) for one in known)])
+    return Rows(
+        time_ns,
+        prompt,
+        output,
+        dated=first.dated,
+        max_output_tokens=column("max_output_tokens"),
+        tenant=labels("tenant"),
+        service=labels("service"),
+        session=labels("session"),
+        turn=column("turn"),
+        blocks=Blocks(
+            np.concatenate([one.ids for one in known]),
+            np.concatenate([one.ends + shift for one, shift in zip(known, shifts[:-1], strict=True)]),
+            known[0].block_tokens,
+        )
+        if len(known) == len(parts)
+        else None,
+        clipped=sum(part.clipped for part in parts),
+        dropped=sum(part.dropped for part in parts),
+    )
+
+
+def join_labels(parts: Sequence[Labels]) -> Labels:
+    """Return labels of several parts as one column, names in the order of their first mention."""
+    names: dict[str, int] = {}
+    codes = []
+    for part in parts:
+        own = np.array([names.setdefault(name, len(names)) for name in part.names], dtype=np.int32)
+        codes.append(own[part.codes] if len(own) else part.codes)
+    return Labels(np.concatenate(codes), tuple(names))
