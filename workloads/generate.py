@@ -13,7 +13,7 @@ from workloads.arrivals import Arrivals
 from workloads.clients import Client, Drop
 from workloads.lengths import LengthLaw
 from workloads.requests import Demand, Ints
-from workloads.trace import Trace, locate, read_azure_csv
+from workloads.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,9 @@ def generate(
     prompt: Ints | None = None
     output: Ints | None = None
     if isinstance(spec.arrivals, Trace):
-        rows = read_azure_csv(locate(spec.arrivals.file, data_folder))
-        replayed = spec.arrivals.replay(rows, arrivals_rng, spec.from_s, until_s, spec.requests)
+        trace = spec.arrivals
+        cut = trace.read(data_folder, max(0.0, until_s - spec.from_s))
+        replayed = trace.replay(cut, arrivals_rng, spec.from_s, until_s, spec.requests, stream(trace.stream_name))
         arrival_s, prompt, output = replayed.arrival_s, replayed.prompt_tokens, replayed.output_tokens
     else:
         arrival_s = spec.arrivals.times_s(arrivals_rng, spec.from_s, until_s, spec.requests)

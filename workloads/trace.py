@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from workloads.azure_csv import TraceError, TraceRows, parse_time_ns, read_azure_csv
+from workloads import transforms
+from workloads.arrivals import MAX_ARRIVALS
+from workloads.catalogue import TRACES, locate
+from workloads.formats.layouts import ROLES, SUFFIXES, Container, Layout
+from workloads.formats.read import layout_of, load, own_layout
+from workloads.formats.rows import EmptyCutError, Rows, TraceError
+from workloads.formats.times import Unit, parse_time_ns
+from workloads.lengths import MAX_TOKENS
 from workloads.requests import Floats, Ints
 
-__all__ = ["TRACES", "Replayed", "Trace", "TraceError", "TraceRows", "locate", "read_azure_csv"]
+__all__ = ["TRACES", "Columns", "Cut", "Replayed", "Trace", "TraceError", "locate"]
 
-TRACES = {
-    "azure-llm-2023/code": "azure-llm-2023/AzureLLMInferenceTrace_code.csv",
-    "azure-llm-2023/conv": "azure-llm-2023/AzureLLMInferenceTrace_conv.csv",
-}
-"""Names a scenario may use, and where each lies in the data folder."""
+_FACTOR = {"gt": 0, "le": 1000}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,18 +33,68 @@ class Replayed:
     output_tokens: Ints
 
 
+def _column(description: str) -> Any:
+    return field(default=None, metadata={"min_length": 1, "description": description})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which column of a plain CSV, JSONL or Parquet file says what; what is left out, the file does not have."""
+
+    time: str = field(metadata={"min_length": 1, "description": "give the column of arrival times, e.g. arrived_at"})
+    prompt: str = field(metadata={"min_length": 1, "description": "give the column of prompt tokens, e.g. tokens_in"})
+    output: str = field(metadata={"min_length": 1, "description": "give the column of output tokens, e.g. tokens_out"})
+    limit: str | None = _column("give the column of max_tokens, e.g. max_tokens")
+    tenant: str | None = _column("give the column of tenants, e.g. customer")
+    service: str | None = _column("give the column of services or models, e.g. model")
+    session: str | None = _column("give the column of conversations, e.g. chat")
+    turn: str | None = _column("give the column of turns in a conversation, e.g. turn")
+    request_id: str | None = _column("give the column of ids that must differ, e.g. id")
+    time_unit: Unit = field(
+        default="s", metadata={"description": "give the unit of the times, e.g. ms, or datetime for dates"}
+    )
+
+    def layout(self, container: Container) -> Layout:
+        """Return the layout of such a file."""
+        roles = {role: name for role in ROLES if (name := getattr(self, role, None)) is not None}
+        return own_layout(roles, container, unit=self.time_unit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A part of a file: the time that counts as 0, and the seconds to spread rounded times over."""
+
+    rows: Rows
+    zero_ns: int
+    spread_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """A recorded trace, replayed from the start of the workload's window.
 
     Trace time counts from the first row, or from ``origin``: give two traces of one clock the same origin, and they
-    stay together. The part in [from_trace_s, until_trace_s) is replayed. ``scale`` stretches time: every gap is
-    divided by it, so 2 doubles the rate in half the time and keeps the order and each burst's size. ``thin`` keeps
-    each request with this probability and leaves the rest where they are, so it lowers the rate but not the duration.
+    stay together. What is done to it, in this order:
+
+    1. The rows in [from_trace_s, until_trace_s) are read; times that the publisher rounded are spread out.
+    2. One tenant's are chosen: by column (``tenant``, ``service``) or as one of ``groups`` groups.
+    3. ``bootstrap_block_s`` puts blocks of this length, drawn with replacement, in place of the recorded order, for as
+       long as the workload lasts.
+    4. The rate: ``superpose`` lays copies over each other, each rotated by a random time, which smooths bursts as more
+       users do; ``scale`` stretches time, every gap divided by it, which keeps each burst's size; ``thin`` keeps each
+       request with this probability and leaves the rest where they are. Only ``scale`` changes how long it lasts.
+    5. Lengths are multiplied and cut.
     """
 
     kind: Literal["trace"] = "trace"
     file: str = field(metadata={"min_length": 1, "description": "give a path, or a name, e.g. azure-llm-2023/conv"})
+    format: str | None = field(
+        default=None, metadata={"description": "give the file's format, e.g. mooncake; left out, it is recognised"}
+    )
+    columns: Columns | None = field(
+        default=None,
+        metadata={"description": "give the columns of a plain table, e.g. {time: at, prompt: in, output: out}"},
+    )
     scale: float = field(
         default=1.0,
         metadata={
@@ -54,6 +106,9 @@ class Trace:
         default=1.0,
         metadata={"gt": 0, "le": 1, "description": "give the share of requests to keep at random, e.g. 0.5"},
     )
+    superpose: int = field(
+        default=1, metadata={"ge": 1, "le": 1000, "description": "give the copies to lay over each other, e.g. 3"}
+    )
     from_trace_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give the trace time to start at in seconds, e.g. 600"}
     )
@@ -64,6 +119,48 @@ class Trace:
         default=None,
         metadata={"description": 'give the time in the file that counts as 0, quoted, e.g. "2023-11-16 18:17:00"'},
     )
+    spread_s: float | None = field(
+        default=None,
+        metadata={
+            "ge": 0,
+            "description": "give the seconds to spread rounded times over, e.g. 3, or 0 for as published",
+        },
+    )
+    tenant: str | None = field(
+        default=None, metadata={"description": "give a name of the trace's tenant column, e.g. arena-model-07"}
+    )
+    service: str | None = field(
+        default=None, metadata={"description": "give a name of the trace's service (or model) column, e.g. ChatGPT"}
+    )
+    groups: int | None = field(
+        default=None, metadata={"ge": 1, "le": 100_000, "description": "give the tenants to divide it among, e.g. 8"}
+    )
+    group: int | None = field(
+        default=None, metadata={"ge": 0, "description": "give which of the groups this is, e.g. 0 for the first"}
+    )
+    group_by: Literal["skew", "prefix", "session"] = field(
+        default="skew",
+        metadata={"description": "give skew, prefix or session, e.g. prefix: who shares one, shares a group"},
+    )
+    skew: float = field(
+        default=0.0,
+        metadata={"ge": 0, "le": 10, "description": "give the exponent of group sizes, e.g. 0 for equal, 1 for Zipf"},
+    )
+    bootstrap_block_s: float | None = field(
+        default=None, metadata={"gt": 0, "description": "give the length of the blocks to redraw in seconds, e.g. 60"}
+    )
+    prompt_factor: float = field(
+        default=1.0, metadata=_FACTOR | {"description": "give a factor on prompt lengths, e.g. 0.5"}
+    )
+    output_factor: float = field(
+        default=1.0, metadata=_FACTOR | {"description": "give a factor on output lengths, e.g. 0.5"}
+    )
+    prompt_at_most_tokens: int | None = field(
+        default=None, metadata={"ge": 1, "le": MAX_TOKENS, "description": "give where to cut prompts, e.g. 8192 tokens"}
+    )
+    output_at_most_tokens: int | None = field(
+        default=None, metadata={"ge": 1, "le": MAX_TOKENS, "description": "give where to cut outputs, e.g. 1024 tokens"}
+    )
 
     def __post_init__(self) -> None:
         if self.until_trace_s is not None and self.until_trace_s <= self.from_trace_s:
@@ -72,61 +169,144 @@ class Trace:
             )
         if self.origin is not None:
             try:
-                parse_time_ns(self.origin)
+                _origin_ns(self.origin)
             except ValueError:
                 raise ValueError(f'origin {self.origin!r} is no time; write it as "2023-11-16 18:17:00"') from None
+        if (self.group is None) != (self.groups is None):
+            raise ValueError("group and groups go together; give both, e.g. groups: 8 and group: 0")
+        if self.group is not None and self.groups is not None and self.group >= self.groups:
+            raise ValueError(f"group {self.group} is not among {self.groups}; they are numbered from 0")
+        if self.columns is not None and self.format is not None:
+            raise ValueError("format is given beside columns; leave one of them out")
 
-    def replay(
-        self, rows: TraceRows, rng: np.random.Generator, from_s: float, until_s: float, limit: int | None
-    ) -> Replayed:
-        """Return the requests that fall in [from_s, until_s) of the run, at most ``limit`` of them.
+    @property
+    def stream_name(self) -> str:
+        """The random stream that all workloads on this file share, so that its groups divide it."""
+        return f"trace/{self.file}"
 
-        ``rng`` is used only for thinning. A longer window or a higher limit adds requests at the end and moves none.
+    def layout(self, path: Path) -> Layout:
+        """Return the layout of the file at ``path``."""
+        if self.columns is not None:
+            return self.columns.layout(container_of(path))
+        return layout_of(path, self.format)
+
+    def read(self, folder: Path | None, duration_s: float = math.inf) -> Cut:
+        """Return the part of the file that a workload of this duration needs.
 
         Raises
         ------
         TraceError
-            If the cut holds no row at all.
+            If the file is not there, has a bad row, or the cut holds none.
         """
-        shift_s = 0.0 if self.origin is None else (rows.first_ns - parse_time_ns(self.origin)) / 1e9
-        trace_s = rows.time_s + shift_s
+        path = locate(self.file, folder)
+        layout = self.layout(path)
+        zero_ns = None if self.origin is None else _origin_ns(self.origin)
+        wanted_s = math.inf if self.until_trace_s is None else self.until_trace_s
+        until_s = wanted_s
+        if self.superpose == 1 and self.bootstrap_block_s is None:  # else all of the cut is needed
+            # A little more: what it rounds to, and what spreading brings in, replay cuts off exactly.
+            until_s = min(wanted_s, self.from_trace_s + duration_s * self.scale * (1 + 1e-9) + layout.bin_s + 1e-6)
+        early_s = max(0.0, self.from_trace_s - layout.bin_s)
+        try:
+            rows, zero_ns = load(path, layout, zero_ns=zero_ns, from_s=early_s, until_s=until_s)
+        except EmptyCutError:
+            if until_s == wanted_s:
+                raise
+            rows, zero_ns = load(path, layout, zero_ns=zero_ns, from_s=early_s, until_s=wanted_s)
+        return Cut(rows, zero_ns, layout.bin_s if self.spread_s is None else self.spread_s)
+
+    def replay(
+        self,
+        cut: Cut,
+        rng: np.random.Generator,
+        from_s: float,
+        until_s: float,
+        limit: int | None,
+        shared: np.random.Generator,
+    ) -> Replayed:
+        """Return the requests that fall in [from_s, until_s) of the run, at most ``limit`` of them.
+
+        A longer window or a higher limit adds requests at the end and moves none.
+
+        Parameters
+        ----------
+        cut : as `read` returns it.
+        rng : for thinning, redrawing and rotating.
+        shared : for spreading and for who belongs to which group, the same for all workloads on this file.
+
+        Raises
+        ------
+        TraceError
+            If the cut holds no row at all, or the tenant none, or there are too many.
+        """
+        rows = cut.rows
+        time_s = rows.since_s(cut.zero_ns)
         until_trace_s = math.inf if self.until_trace_s is None else self.until_trace_s
-        first, last = np.searchsorted(trace_s, (self.from_trace_s, until_trace_s))
+        of_spread, of_groups = shared.spawn(2)
+        if cut.spread_s:
+            time_s = transforms.spread(time_s, cut.spread_s, of_spread)
+        first, last = (int(i) for i in np.searchsorted(time_s, (self.from_trace_s, until_trace_s)))
         if first == last:
             problem = f"no row from {self.from_trace_s:g} s to {until_trace_s:g} s of trace time"
-            span = f"{trace_s[0]:g} s to {trace_s[-1]:g} s"
-            raise TraceError(self.file, None, problem, f"its rows span {span}: cut inside that")
-        arrival_s = from_s + (trace_s[first:last] - self.from_trace_s) / self.scale
-        chosen = np.arange(first, last)
+            span = f"{time_s[0]:g} s to {time_s[-1]:g} s"
+            raise EmptyCutError(self.file, None, problem, f"its rows span {span}: cut inside that")
+        mine = self._mine(rows, of_groups)[first:last]
+        chosen = np.arange(first, last)[mine]
+        trace_s = time_s[first:last][mine] - self.from_trace_s
+        span_s = min(until_trace_s, float(time_s[-1])) - self.from_trace_s
+        of_thinning, of_blocks, of_copies = rng, *rng.spawn(2)
+        duration_s = (until_s - from_s) * self.scale
+        if self.bootstrap_block_s is not None:
+            if not duration_s < math.inf:
+                duration_s = span_s
+            picked = transforms.redrawn(trace_s, span_s, self.bootstrap_block_s, duration_s, of_blocks, MAX_ARRIVALS)
+            trace_s, chosen, span_s = picked[0], chosen[picked[1]], duration_s
+        if self.superpose > 1:
+            trace_s, order = transforms.superposed(trace_s, span_s, self.superpose, of_copies)
+            chosen = chosen[order]
+        arrival_s = from_s + trace_s / self.scale
         if self.thin < 1.0:
-            kept = rng.random(len(chosen)) < self.thin
+            kept = of_thinning.random(len(chosen)) < self.thin
             arrival_s, chosen = arrival_s[kept], chosen[kept]
         count = int(np.searchsorted(arrival_s, until_s))
-        count = count if limit is None else min(count, limit)
-        chosen = chosen[:count]
-        return Replayed(arrival_s[:count], rows.prompt_tokens[chosen], rows.output_tokens[chosen])
+        chosen = chosen[: count if limit is None else min(count, limit)]
+        return Replayed(
+            arrival_s[: len(chosen)],
+            transforms.resized(rows.prompt_tokens[chosen], self.prompt_factor, self.prompt_at_most_tokens),
+            transforms.resized(rows.output_tokens[chosen], self.output_factor, self.output_at_most_tokens),
+        )
+
+    def _mine(self, rows: Rows, rng: np.random.Generator) -> transforms.Flags:
+        """Return which rows belong to the tenant that is asked for."""
+        mine = np.ones(len(rows), dtype=np.bool_)
+        for column, name in (("tenant", self.tenant), ("service", self.service)):
+            if name is not None:
+                labels = getattr(rows, column)
+                if labels is None:
+                    raise TraceError(self.file, None, f"it has no {column} column", "use groups instead")
+                if name not in labels.names:
+                    known = ", ".join(sorted(labels.names)[:30])
+                    raise TraceError(self.file, None, f"no row is {column} {name!r}", f"give one of {known}")
+                mine &= labels.codes == labels.names.index(name)
+        if self.group is not None and self.groups is not None:
+            try:
+                group = transforms.groups_of(rows, self.group_by, self.groups, self.skew, rng)
+            except ValueError as error:
+                raise TraceError(self.file, None, *str(error).split("; ", 1)) from None
+            mine &= group == self.group
+        return mine
 
 
-def locate(file: str, folder: Path | None) -> Path:
-    """Return the path of a trace: a name of `TRACES` in the data folder, else a path, else a path in that folder.
+def _origin_ns(text: str) -> int:
+    """Return a date as nanoseconds, or a number of seconds for traces that have no dates."""
+    try:
+        return round(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        return parse_time_ns(text)
 
-    Raises
-    ------
-    TraceError
-        If there is no such file, or a name is given and no folder.
-    """
-    if file in TRACES:
-        if folder is None:
-            fix = "set TOKENPOOLS_DATA to the folder that holds it, or give a path"
-            raise TraceError(file, None, "the folder of trace data is not known", fix)
-        candidates = [folder / TRACES[file]]
-    else:
-        candidates = [Path(file), *([folder / file] if folder is not None else [])]
-    for path in candidates:
-        if path.is_file():
-            return path
-    if file in TRACES:
-        raise TraceError(file, None, f"not found as {candidates[0]}", "put the published file there, or give a path")
-    close = difflib.get_close_matches(file, TRACES, n=1)
-    fix = f"did you mean {close[0]}?" if close else f"give the path of a CSV file or one of {', '.join(TRACES)}"
-    raise TraceError(file, None, "no such file", fix)
+
+def container_of(path: Path) -> Container:
+    """Return what kind of plain table a file is, by its name."""
+    name = path.name.removesuffix(".gz")
+    containers: tuple[Container, ...] = ("jsonl", "parquet")
+    return next((one for one in containers if name.endswith(SUFFIXES[one])), "csv")

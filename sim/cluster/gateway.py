@@ -75,7 +75,7 @@ class SimulatedGateway:
         self._nodes: list[Node] = []
         self._submit: list[Callable[[Attempt, float], None]] = []
         self._open: dict[str, Attempt] = {}
-        self._retries_pending = 0
+        self._coming_again: dict[str, Attempt] = {}
         self._on_drained: Callable[[], None] | None = None
         self.attempts: list[Attempt] = []
         self.ended = 0
@@ -123,17 +123,17 @@ class SimulatedGateway:
         )
         if again_s is not None:
             attempt.final = False
-            self._retries_pending += 1
+            self._coming_again[attempt.request_id] = attempt
             self._env.call_at(again_s, partial(self._retry, attempt))
         elif not self._open:
             self._drained()
 
     def _drained(self) -> None:
-        if self._on_drained is not None and not self._retries_pending:
+        if self._on_drained is not None and not self._coming_again:
             self._on_drained()
 
     def _retry(self, last: Attempt, _: simpy.Event) -> None:
-        self._retries_pending -= 1
+        del self._coming_again[last.request_id]
         now_s = self._env.now
         again = Attempt(
             last.request_id,
@@ -209,7 +209,6 @@ class SimulatedGateway:
                 attempt = self._open[request_id]
                 attempt.forwarded_s = now_s
                 attempt.replica = replica_id
-                attempt.asked_tokens = max_output_tokens
                 if attempt.output_tokens > max_output_tokens:
                     attempt.output_tokens = max_output_tokens
                 self._submit[replica_id](attempt, now_s)
@@ -254,6 +253,9 @@ class SimulatedGateway:
             attempt.delivered_tokens = self._outputs(attempt, now_s)
             attempt.outcome = Outcome.RUNNING if attempt.state in (PREFILL, DECODE) else Outcome.WAITING
         self._open.clear()
+        # Whoever would have come again after the end has made its last attempt: every request has exactly one.
+        for attempt in self._coming_again.values():
+            attempt.final = True
 
 
 def _logged(handle: Handle, log: Log) -> Handle:

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from sim.cluster.step_fitted import FittedStepTime
+from sim.cluster.step_roofline import RooflineStepTime
+from sim.cluster.step_table import TableStepTime
+
 
 class StepTime(Protocol):
     """Durations of iterations, in seconds."""
@@ -108,4 +112,10 @@ class LinearStepTime:
         return k
 
 
-STEP_TIMES: Mapping[str, type[LinearStepTime]] = {"linear": LinearStepTime}
+STEP_TIMES: Mapping[str, type[StepTime]] = {
+    "linear": LinearStepTime,
+    "fitted": FittedStepTime,
+    "table": TableStepTime,
+    "roofline": RooflineStepTime,
+}
+"""Kinds of step time that a profile may name."""

@@ -21,7 +21,7 @@ from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
 from sim.profiles import Profile
-from sim.records import REASONS, RequestColumns, TimelineBlock
+from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock
 from workloads.generate import WorkloadSpec
 from workloads.requests import Demand
 
@@ -117,6 +117,7 @@ def simulate(
         env.run(until=world.horizon_s)
     gateway.close()
     columns = _columns(gateway.attempts, world)
+    gateway.attempts.clear()  # gateway and replicas know each other: a cycle must not keep a million attempts
     return Outcomes(
         columns=columns,
         timeline=sampler.blocks(columns, env.now) if sampler is not None else [],
@@ -202,6 +203,7 @@ def _columns(attempts: list[Attempt], world: World) -> RequestColumns:
 
     index = {e.name: i for i, e in enumerate(world.entitlements)}
     entitlement = np.asarray([index[w.entitlement] for w in world.workloads])
+    outcome = column("outcome", np.int32)
     return RequestColumns(
         request_id=[a.request_id for a in attempts],
         attempt=column("number", np.int32),
@@ -218,9 +220,9 @@ def _columns(attempts: list[Attempt], world: World) -> RequestColumns:
         replica=column("replica", np.int32),
         first_token_s=column("first_token_s", np.float64),
         finish_s=column("finish_s", np.float64),
-        outcome=column("outcome", np.int32),
+        outcome=outcome,
         reason=np.fromiter((_REASON[a.reason] for a in attempts), np.int32, n),
-        http_status=column("http_status", np.int32),
+        http_status=np.where(outcome == Outcome.FINISHED, 200, column("http_status", np.int32)),
         retry_after_s=column("retry_after_s", np.float64),
         preemptions=column("preemptions", np.int32),
     )

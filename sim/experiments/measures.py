@@ -67,8 +67,10 @@ def experiment1(scenario: Scenario) -> Callable[[pd.DataFrame, pd.DataFrame], Me
     def measure(rows: pd.DataFrame, samples: pd.DataFrame) -> Measures:
         guaranteed = rows[rows["service_class"] == "guaranteed"]
         spot = rows[rows["service_class"] == "spot"]
-        at = pd.cut(rows["first_arrival_s"], [-math.inf, phase.from_s, phase.until_s, math.inf], right=False, labels=False)
-        worst = guaranteed.groupby(["entitlement", at.loc[guaranteed.index]], observed=True)["ttft_s"].quantile(0.99).max()
+        edges_s = [-math.inf, phase.from_s, phase.until_s, math.inf]
+        at = pd.cut(rows["first_arrival_s"], edges_s, right=False, labels=False)
+        by_phase = guaranteed.groupby(["entitlement", at.loc[guaranteed.index]], observed=True)
+        worst = by_phase["ttft_s"].quantile(0.99).max()
         refused = (spot["outcome"] == "refused").groupby(at.loc[spot.index]).mean()
         pool = _series(samples[samples["scope"] == "pool"], "metric")
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +49,11 @@ def reproduce(out: Path, jobs: int = 1, *, replications: int | None = None) -> R
             run_scenario(scenario, partial / name, jobs=jobs)
             for name, scenario in zip(EXPERIMENTS, scenarios, strict=True)
         )
-        rows = judged(first, second, *scenarios)
+        rows = judged(first, second, scenarios)
         table = acceptance.as_table(rows)
         (partial / "acceptance.md").write_text(table + "\n", encoding="utf-8")
         (partial / "acceptance.csv").write_text(acceptance.as_records(rows), encoding="utf-8")
-        draw(first, second, *scenarios, partial / "figures")
+        draw(first, second, scenarios, partial / "figures")
     return Reproduction(table, all(row.verdict != acceptance.FAIL for row in rows))
 
 
@@ -63,22 +63,19 @@ def shipped(name: str, replications: int | None = None, *overrides: str) -> Scen
     return load_scenario(name, overrides=[*extra, *overrides])
 
 
-def judged(
-    first: ScenarioResult, second: ScenarioResult, scenario1: Scenario, scenario2: Scenario
-) -> list[acceptance.Row]:
+def judged(first: ScenarioResult, second: ScenarioResult, scenarios: Sequence[Scenario]) -> list[acceptance.Row]:
     """Return the acceptance table's rows for results of the two experiments."""
+    scenario1, scenario2 = scenarios
     one = measures.each_replication(first.requests, first.timeline, measures.experiment1(scenario1))
     two = measures.each_replication(second.requests, second.timeline, measures.experiment2(scenario2))
     return acceptance.rows(one, two, scenario2)
 
 
-def draw(
-    first: ScenarioResult, second: ScenarioResult, scenario1: Scenario, scenario2: Scenario, folder: Path
-) -> list[Path]:
+def draw(first: ScenarioResult, second: ScenarioResult, scenarios: Sequence[Scenario], folder: Path) -> list[Path]:
     """Write the paper's figures: three of experiment 1, the six panels of experiment 2."""
     from sim.analysis import paper_plots
 
-    phases1, phases2 = ([(p.from_s, p.until_s, p.label) for p in s.phases] for s in (scenario1, scenario2))
+    phases1, phases2 = ([(p.from_s, p.until_s, p.label) for p in scenario.phases] for scenario in scenarios)
     figures = paper_plots.experiment1(first.requests, first.timeline, phases=phases1)
     figures["exp2"] = paper_plots.experiment2(second.requests, second.timeline, phases=phases2)
     return [path for name, figure in figures.items() for path in style.save(figure, folder, name)]

@@ -45,5 +45,6 @@ def _edges(text: str, name: str) -> tuple[int, int]:
     opening, closing = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     start, stop = text.find(opening), text.find(closing)
     if start < 0 or stop < start:
-        raise InputError("document", f"has no block {name!r}", f"put {opening.strip()} and {closing} on lines of their own")
+        fix = f"put {opening.strip()} and {closing} on lines of their own"
+        raise InputError("document", f"has no block {name!r}", fix)
     return start + len(opening), stop

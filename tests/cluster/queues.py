@@ -80,8 +80,8 @@ def run(demands: Sequence[Demand], of: Profile, *, priorities: Sequence[int] = (
 
 
 def poisson_path(
-    rate_per_s: float, of: Profile, output: LengthLaw, *, replication: int, requests: int, prompt: LengthLaw | None = None,
-    replica: type = Replica,
+    rate_per_s: float, of: Profile, output: LengthLaw, *, replication: int, requests: int,
+    prompt: LengthLaw | None = None, replica: type = Replica,
 ) -> Path:
     """Return a run of Poisson arrivals less its warm-up."""
     spec = WorkloadSpec(

@@ -15,7 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workloads.azure_csv import TraceError, parse_time_ns, read_azure_csv
+from workloads.formats.layouts import LAYOUTS
+from workloads.formats.read import read_trace
+from workloads.formats.rows import TraceError, join_rows
+from workloads.formats.times import parse_time_ns
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 GOOD = ["2023-11-16 18:17:03.9799600,4808,10", "2023-11-16 18:17:04.0319600,3180,8", "2023-11-16 18:17:04.0319600,0,0"]
@@ -26,6 +29,14 @@ real = pytest.mark.skipif("TOKENPOOLS_DATA" not in os.environ, reason="TOKENPOOL
 @pytest.fixture(scope="session")
 def path(tmp_path_factory):
     return tmp_path_factory.mktemp("azure") / "trace.csv"
+
+
+def read_azure_csv(path):
+    return join_rows(list(read_trace(path, LAYOUTS["azure-llm"])))
+
+
+def seconds(rows):
+    return rows.since_s(int(rows.time_ns[0]))
 
 
 def read(path, text):
@@ -39,7 +50,7 @@ def outcome(path, text):
         rows = read(path, text)
     except TraceError as error:
         return error.args[1:]
-    return rows.first_ns, rows.time_s.tolist(), rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), rows.clipped
+    return rows.time_ns.tolist(), rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), rows.clipped
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -47,8 +58,8 @@ def outcome(path, text):
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_good_rows(path, end, last, start):
     rows = read(path, start + end.join([HEADER, *GOOD]) + last.replace("\n", end))
-    assert rows.first_ns == 1_700_158_623_979_960_000
-    assert rows.time_s.tolist() == [0.0, 0.052, 0.052]
+    assert rows.time_ns[0] == 1_700_158_623_979_960_000
+    assert seconds(rows).tolist() == [0.0, 0.052, 0.052]
     assert len(rows) == 3
 
 
@@ -171,20 +182,20 @@ def test_the_published_files(service, count, cv):
     assert rows.prompt_tokens.tolist() == [int(row["ContextTokens"]) for row in plain]
     assert rows.output_tokens.tolist() == [int(row["GeneratedTokens"]) for row in plain]
     when = [datetime.fromisoformat(row["TIMESTAMP"][:-1]) for row in plain]  # the seventh digit is always 0
-    assert rows.time_s == pytest.approx([(at - when[0]).total_seconds() for at in when], abs=1e-9)
-    gaps_s = np.diff(rows.time_s)
+    assert seconds(rows) == pytest.approx([(at - when[0]).total_seconds() for at in when], abs=1e-9)
+    gaps_s = np.diff(seconds(rows))
     assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.05)  # as the data set's description says
 
 
 def test_time_for_a_million_rows_is_shown(path, capsys):
-    seconds = np.arange(1_000_000) // 300
+    since_midnight = np.arange(1_000_000) // 300
     body = "\r\n".join(
-        f"2023-11-16 {s // 3600:02}:{s // 60 % 60:02}:{s % 60:02}.9799600,4808,10" for s in seconds.tolist()
+        f"2023-11-16 {s // 3600:02}:{s // 60 % 60:02}:{s % 60:02}.9799600,4808,10" for s in since_midnight.tolist()
     )
     path.write_text(f"{HEADER}\r\n{body}", newline="")
     start_s = time.perf_counter()
     rows = read_azure_csv(path)
     taken_s = time.perf_counter() - start_s
-    assert rows.time_s[-1] == 3333.0
+    assert seconds(rows)[-1] == 3333.0
     with capsys.disabled():
         sys.stdout.write(f"\n  a million trace rows: {taken_s:.2f} s\n")

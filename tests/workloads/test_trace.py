@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.trace import TRACES, Trace, TraceError, TraceRows, locate, read_azure_csv
+from workloads.formats.rows import Rows
+from workloads.formats.times import parse_time_ns
+from workloads.trace import TRACES, Cut, Trace, TraceError, locate
 
 NOON_NS = 1_700_136_000_000_000_000  # 2023-11-16 12:00:00
 real = pytest.mark.skipif("TOKENPOOLS_DATA" not in os.environ, reason="TOKENPOOLS_DATA names no folder of real traces")
@@ -17,11 +19,14 @@ real = pytest.mark.skipif("TOKENPOOLS_DATA" not in os.environ, reason="TOKENPOOL
 
 def rows(*time_s):
     count = len(time_s)
-    return TraceRows(NOON_NS, np.array(time_s, dtype=float), np.arange(count) + 10, np.arange(count) + 1, 0)
+    time_ns = NOON_NS + np.rint(np.array(time_s, dtype=float) * 1e9).astype(np.int64)
+    return Rows(time_ns, np.arange(count) + 10, np.arange(count) + 1, dated=True)
 
 
 def replay(trace, of, from_s=0.0, until_s=math.inf, limit=None, seed=0):
-    return trace.replay(of, np.random.default_rng(seed), from_s, until_s, limit)
+    zero_ns = parse_time_ns(trace.origin) if trace.origin else int(of.time_ns[0])
+    rng, shared = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    return trace.replay(Cut(of, zero_ns, trace.spread_s or 0.0), rng, from_s, until_s, limit, shared)
 
 
 MINUTE = rows(0.0, 10.0, 20.0, 30.0, 30.0, 45.0)
@@ -122,15 +127,16 @@ def test_names_are_looked_up_in_the_data_folder_and_paths_anywhere(tmp_path, mon
         (
             "azure-llm-2023/conv",
             None,
-            "azure-llm-2023/conv: the folder of trace data is not known; set TOKENPOOLS_DATA",
+            "azure-llm-2023/conv: not fetched yet, and no folder of trace data is named; tokenpools trace fetch azure",
         ),
         ("azure-llm-2023/conv", "", "azure-llm-2023/conv: not found as .*conv.csv; put the published file there"),
         ("azure-llm-2023/con", "", r"azure-llm-2023/con: no such file; did you mean azure-llm-2023/conv\?"),
-        ("zzz", "", "zzz: no such file; give the path of a CSV file or one of azure-llm-2023/code, "),
+        ("zzz", "", "zzz: no such file; give the path of a trace or one of azure-llm-2023/code, "),
         (".", "", ".: no such file"),
     ],
 )
-def test_a_trace_that_is_not_there(tmp_path, file, folder, message):
+def test_a_trace_that_is_not_there(tmp_path, monkeypatch, file, folder, message):
+    monkeypatch.setenv("TOKENPOOLS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(TraceError, match=message):
         locate(file, None if folder is None else tmp_path)
 
@@ -139,9 +145,9 @@ def test_a_trace_that_is_not_there(tmp_path, file, folder, message):
 def test_the_two_azure_services_share_a_clock():
     folder = Path(os.environ["TOKENPOOLS_DATA"])
     first_s = {}
-    for name in TRACES:
+    for name in ("azure-llm-2023/code", "azure-llm-2023/conv"):
         trace = Trace(file=name, origin="2023-11-16 18:15:00")
-        first_s[name] = replay(trace, read_azure_csv(locate(name, folder))).arrival_s[0]
+        first_s[name] = replay(trace, trace.read(folder).rows).arrival_s[0]
     # The first rows of the files: 18:15:46.680590 and 18:17:03.979960.
     assert first_s == {
         "azure-llm-2023/conv": pytest.approx(46.68059, abs=1e-9),

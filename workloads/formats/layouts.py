@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from workloads.formats.times import Unit
 
+Container = Literal["csv", "jsonl", "parquet", "document"]
 ROLES = ("time", "prompt", "output", "limit", "tenant", "service", "session", "turn", "blocks", "request_id", "parent")
 LABELS = ("tenant", "service", "session")
 
@@ -28,12 +29,13 @@ class Layout:
     block_tokens : tokens of one of the ``blocks``.
     bin_s : the publisher rounded times down to multiples of this; 0: not.
     failed_have_no_output : rows without output are requests that failed, and are left out.
+    turns_from_0 : the first request of a conversation is number 0, not 1.
     fill : what is written in columns that mean nothing here.
     """
 
     name: str
     about: str
-    container: Literal["csv", "jsonl", "parquet", "document"]
+    container: Container
     time: str
     unit: Unit
     prompt: str
@@ -50,7 +52,8 @@ class Layout:
     block_tokens: int = 0
     bin_s: float = 0.0
     failed_have_no_output: bool = False
-    fill: Mapping[str, str] = field(default_factory=dict)
+    turns_from_0: bool = False
+    fill: tuple[tuple[str, str], ...] = ()
 
     def role(self, name: str) -> str | None:
         """Return the column that plays a role of ``ROLES``."""
@@ -72,6 +75,12 @@ _TRACE_V2 = (
     "error_message",
 )  # fmt: skip
 
+_PLAIN: tuple[tuple[Container, str], ...] = (
+    ("csv", "CSV (no prefix blocks)"),
+    ("jsonl", "JSONL"),
+    ("parquet", "Parquet"),
+)
+
 _ALL = (
     Layout(
         name="azure-llm",
@@ -85,14 +94,14 @@ _ALL = (
     ),
     Layout(
         name="azure-multimodal",
-        about="Azure multimodal inference trace of 2025: as azure-llm with a number of images, whose tokens are context",
+        about="Azure multimodal inference trace of 2025: as azure-llm, with a number of images (tokens in context)",
         container="csv",
         columns=("TIMESTAMP", "NumImages", "ContextTokens", "GeneratedTokens"),
         time="TIMESTAMP",
         unit="datetime",
         prompt="ContextTokens",
         output="GeneratedTokens",
-        fill={"NumImages": "0"},
+        fill=(("NumImages", "0"),),
     ),
     Layout(
         name="burstgpt",
@@ -106,7 +115,7 @@ _ALL = (
         service="Model",
         bin_s=1.0,
         failed_have_no_output=True,
-        fill={"Log Type": "API log"},
+        fill=(("Log Type", "API log"),),
     ),
     Layout(
         name="burstgpt-sessions",
@@ -121,7 +130,7 @@ _ALL = (
         session="Session ID",
         bin_s=1.0,
         failed_have_no_output=True,
-        fill={"Log Type": "API log", "Elapsed time": "0"},
+        fill=(("Log Type", "API log"), ("Elapsed time", "0")),
     ),
     Layout(
         name="mooncake",
@@ -186,9 +195,17 @@ _ALL = (
         service="client_id",
         session="session_id",
         turn="round_index",
+        turns_from_0=True,
         request_id="request_id",
-        fill={"streaming": "true", "status": "ok", "reason_ratio": "0"}
-        | dict.fromkeys(("image_tokens", "audio_tokens", "video_tokens", "num_chunks"), "0"),
+        fill=(
+            ("streaming", "true"),
+            ("status", "ok"),
+            ("reason_ratio", "0"),
+            ("image_tokens", "0"),
+            ("audio_tokens", "0"),
+            ("video_tokens", "0"),
+            ("num_chunks", "0"),
+        ),
     ),
     Layout(
         name="vllm-bench",
@@ -260,7 +277,7 @@ _ALL = (
             turn="turn",
             blocks="blocks" if container != "csv" else None,
         )
-        for container, kind in (("csv", "CSV (no prefix blocks)"), ("jsonl", "JSONL"), ("parquet", "Parquet"))
+        for container, kind in _PLAIN
     ),
 )
 

@@ -6,7 +6,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from workloads.formats.rows import TraceError
 
@@ -68,11 +68,11 @@ def line_ends(data: bytes) -> int:
     return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO:
     with path.open("rb") as start:
         magic = start.read(4)
     if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path)
+        return cast("BinaryIO", gzip.open(path))
     if magic[:1] == b"\x80" and magic[1:2] <= b"\x05" and len(magic) > 1:
         problem = "is a Python pickle, which can run code when it is read, and was not read"
         raise TraceError(str(path), None, problem, "convert it to CSV where you trust it")

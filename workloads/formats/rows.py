@@ -30,6 +30,10 @@ class TraceError(Exception):
         return f"{place}: {problem}; {fix}"
 
 
+class EmptyCutError(TraceError):
+    """No row is in the part of the trace that was asked for."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
     """A column of few texts: row i says ``names[codes[i]]``. A name may be listed and not used."""
@@ -116,15 +120,22 @@ class Rows:
 
     def take(self, chosen: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
         """Return the chosen rows; an order other than that of time is the caller's doing."""
-        columns = {
-            name: None if (column := getattr(self, name)) is None else column[chosen]
-            for name in ("time_ns", "prompt_tokens", "output_tokens", "max_output_tokens", "turn")
-        }
-        labels = {
-            name: None if (column := getattr(self, name)) is None else column.take(chosen)
-            for name in ("tenant", "service", "session", "blocks")
-        }
-        return replace(self, **columns, **labels)
+
+        def of(column: Ints | None) -> Ints | None:
+            return None if column is None else column[chosen]
+
+        return replace(
+            self,
+            time_ns=self.time_ns[chosen],
+            prompt_tokens=self.prompt_tokens[chosen],
+            output_tokens=self.output_tokens[chosen],
+            max_output_tokens=of(self.max_output_tokens),
+            tenant=self.tenant and self.tenant.take(chosen),
+            service=self.service and self.service.take(chosen),
+            session=self.session and self.session.take(chosen),
+            turn=of(self.turn),
+            blocks=self.blocks and self.blocks.take(chosen),
+        )
 
 
 def join_rows(parts: Sequence[Rows]) -> Rows:

@@ -1,0 +1,216 @@
+"""A step time interpolated from measured kernel times.
+
+What an iteration runs falls into four parts, each measured on its own and summed over the model's layers: the dense
+layers, whose time depends on the tokens of the iteration; what is done once per sampled sequence (logits, sampling);
+the attention of prompts, by tokens and the context before them; and the attention of decodes, by batch and context.
+Where prompts and decodes share an iteration, one attention kernel serves both, which is slower for decodes than their
+own (they lose grouped queries and split KV): measured too, as the decodes beside the smallest prompt, and as the ratio
+of the true time to the sum of the two parts.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+from sim.cluster.decode_curve import DecodeCurve
+from sim.cluster.interpolation import clamped, on_grid, on_line, place
+
+Knots = tuple[float, ...]
+Row = tuple[float, ...]
+Grid = tuple[Row, ...]
+
+_LEAST_SHARE = 0.2  # of a lone prompt's attention, which several short prompts of as many tokens need at least
+_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("dense_s", ("dense_tokens",)),
+    ("sequence_s", ("sequences",)),
+    ("decode_s", ("decode_batch", "decode_context")),
+    ("prefill_s", ("prefill_tokens", "prefill_context")),
+    ("beside_s", ("beside_batch", "beside_context")),
+    ("mixed_ratio", ("mixed_tokens", "mixed_before", "mixed_batch", "mixed_context")),
+)
+
+
+class ExtrapolationWarning(UserWarning):
+    """A step time was asked for an iteration outside what was measured."""
+
+
+def _knots(what: str) -> dict[str, object]:
+    return {"min_length": 2, "description": f"give ascending {what}, at least two"}
+
+
+def _table(what: str) -> dict[str, object]:
+    return {"min_length": 2, "description": f"give {what}, one for each knot"}
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the curves of batches are computed once and kept
+class TableStepTime:
+    """Duration interpolated from measured kernel times, all layers summed, in seconds."""
+
+    kind: Literal["table"] = "table"
+    dense_tokens: Knots = field(metadata=_knots("numbers of tokens in an iteration"))
+    dense_s: Row = field(metadata=_table("seconds of the dense layers"))
+    sequences: Knots = field(metadata=_knots("numbers of sampled sequences"))
+    sequence_s: Row = field(metadata=_table("seconds of logits and sampling"))
+    decode_batch: Knots = field(metadata=_knots("numbers of decoding sequences"))
+    decode_context: Knots = field(metadata=_knots("KV entries of each"))
+    decode_s: Grid = field(metadata=_table("rows of seconds of decode attention, by batch and context"))
+    prefill_tokens: Knots = field(metadata=_knots("numbers of prompt tokens in an iteration"))
+    prefill_context: Knots = field(metadata=_knots("numbers of tokens before them"))
+    prefill_s: Grid = field(metadata=_table("rows of seconds of prompt attention, by tokens and context"))
+    beside_batch: Knots = field(metadata=_knots("numbers of sequences that decode beside a prompt"))
+    beside_context: Knots = field(metadata=_knots("KV entries of each"))
+    beside_s: Grid = field(metadata=_table("rows of seconds of decode attention beside a prompt"))
+    mixed_tokens: Knots = field(metadata=_knots("numbers of prompt tokens"))
+    mixed_before: Knots = field(metadata=_knots("numbers of tokens before them"))
+    mixed_batch: Knots = field(metadata=_knots("numbers of decoding sequences"))
+    mixed_context: Knots = field(metadata=_knots("KV entries of each"))
+    mixed_ratio: tuple[tuple[Grid, ...], ...] = field(
+        metadata=_table("ratios of shared attention to the sum of its two parts")
+    )
+    base_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds to add to every iteration, e.g. 0.0005"}
+    )
+    per_prefill_iteration_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds to add where prompts are computed, e.g. 0.004"}
+    )
+    scale: float = field(
+        default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"}
+    )
+
+    def __post_init__(self) -> None:
+        for name, axes in _AXES:
+            for axis in axes:
+                knots = getattr(self, axis)
+                if any(a >= b for a, b in pairwise(knots)):
+                    raise ValueError(f"{axis} does not ascend; sort it and leave each number once")
+            wanted = tuple(len(getattr(self, axis)) for axis in axes)
+            found = _shape(getattr(self, name))
+            if found != wanted:
+                raise ValueError(f"{name} is a table of {found}, its knots make {wanted}; give a value for each")
+            if min(_flat(getattr(self, name))) <= 0:
+                raise ValueError(f"{name} holds a number that is not above 0; give measured values")
+
+    # ------------------------------------------------------------------------------------------------------ interface
+
+    def iteration_s(
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+    ) -> float:
+        """See `StepTime.iteration_s`."""
+        if not prefill_tokens:
+            return self._curve(decode_sequences).at_s(context_tokens)
+        before = prefill_pairs / prefill_tokens - (prefill_tokens + 1) / 2
+        attention_s = self._prefill_s(prefill_tokens, before)
+        if decode_sequences:
+            attention_s = self._mixed_s(attention_s, prefill_tokens, before, decode_sequences, context_tokens)
+        kernels_s = self._dense_s(prefill_tokens + decode_sequences) + self._sequence_s(decode_sequences + 1)
+        return self.base_s + self.per_prefill_iteration_s + self.scale * (kernels_s + attention_s)
+
+    def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
+        """See `StepTime.decode_run_s`."""
+        self._check("decode_context", context_tokens / sequences + iterations)
+        return self._curve(sequences).run_s(context_tokens, iterations)
+
+    def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
+        """See `StepTime.iterations_until`."""
+        return self._curve(sequences).until(context_tokens, elapsed_s)
+
+    # ---------------------------------------------------------------------------------------------------------- parts
+
+    @cached_property
+    def _curves(self) -> dict[int, DecodeCurve]:
+        return {}
+
+    @cached_property
+    def _warned(self) -> set[str]:
+        return set()
+
+    @cached_property
+    def _log_axes(self) -> tuple[Row, Row, Row, Row]:
+        """Return the knots of the ratio in the coordinates in which it is smooth."""
+        axes = (self.mixed_tokens, self.mixed_before, self.mixed_batch, self.mixed_context)
+        shifts = (0.0, 16.0, 0.0, 0.0)
+        return tuple(tuple(math.log2(x + d) for x in axis) for axis, d in zip(axes, shifts, strict=True))  # type: ignore[return-value]
+
+    def _curve(self, sequences: int) -> DecodeCurve:
+        """Return the duration of a decode iteration of a batch, by the KV entries it reads."""
+        curve = self._curves.get(sequences)
+        if curve is None:
+            self._check("decode_batch", sequences)
+            at = place(self.decode_batch, sequences)
+            rest_s = self._dense_s(sequences) + self._sequence_s(sequences)
+            columns = zip(*self.decode_s, strict=True)
+            # Below the first batch and beyond the last, a straight line may fall under what one sequence takes.
+            attention_s = [max(on_line(column, at), _LEAST_SHARE * min(column)) for column in columns]
+            contexts = [sequences * each for each in self.decode_context]
+            seconds = [self.base_s + self.scale * (rest_s + each) for each in attention_s]
+            curve = self._curves[sequences] = DecodeCurve(sequences, contexts, seconds)
+        return curve
+
+    def _dense_s(self, tokens: int) -> float:
+        self._check("dense_tokens", tokens)
+        return on_line(self.dense_s, place(self.dense_tokens, tokens))
+
+    def _sequence_s(self, sequences: int) -> float:
+        return on_line(self.sequence_s, place(self.sequences, sequences))
+
+    def _prefill_s(self, tokens: int, before: float) -> float:
+        """Return the attention of prompts alone.
+
+        Several short prompts have fewer query-key pairs than one of as many tokens: ``before`` is then negative, and
+        the time falls by as much for each missing key as it grows for each present one.
+        """
+        self._check("prefill_context", before)
+        row = clamped(self.prefill_tokens, tokens)
+        if before >= 0:
+            return on_grid(self.prefill_s, (row, place(self.prefill_context, before)))
+        far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
+        at_none_s = on_grid(self.prefill_s, (row, (0, 0.0)))
+        at_far_s = on_grid(self.prefill_s, (row, place(self.prefill_context, far)))
+        return max(_LEAST_SHARE * at_none_s, at_none_s + (at_far_s - at_none_s) / far * before)
+
+    def _mixed_s(self, prefill_s: float, tokens: int, before: float, sequences: int, context_tokens: int) -> float:
+        """Return the attention of an iteration in which prompts and decodes share a kernel."""
+        context = context_tokens / sequences
+        self._check("beside_context", context)
+        batch = place(self.beside_batch, sequences)
+        beside_s = on_grid(self.beside_s, (batch, place(self.beside_context, context)))
+        axes = self._log_axes
+        point = (
+            clamped(axes[0], math.log2(tokens)),
+            clamped(axes[1], math.log2(max(0.0, before) + 16.0)),
+            clamped(axes[2], math.log2(sequences)),
+            clamped(axes[3], math.log2(context)),
+        )
+        return (prefill_s + beside_s) * on_grid(self.mixed_ratio, point)
+
+    def _check(self, axis: str, value: float) -> None:
+        """Warn, once an axis, about what lies beyond the measurements."""
+        knots = getattr(self, axis)
+        if value > knots[-1] and axis not in self._warned:
+            self._warned.add(axis)
+            warnings.warn(
+                f"step time extrapolates: {axis} {value:g} is outside the measured {knots[0]:g} to {knots[-1]:g}",
+                ExtrapolationWarning,
+                stacklevel=2,
+            )
+
+
+def _shape(table: Any) -> tuple[int, ...]:
+    """Return the lengths of a nested tuple, level by level; a ragged one gives the first row's, then fails below."""
+    if not isinstance(table, tuple):
+        return ()
+    inner = {_shape(row) for row in table}
+    return (len(table), *inner.pop()) if len(inner) == 1 else (len(table), -1)
+
+
+def _flat(table: Any) -> list[float]:
+    return [x for row in table for x in _flat(row)] if isinstance(table, tuple) else [table]
+
+
+TABLE_AXES = tuple(axis for _, axes in _AXES for axis in axes)
+TABLE_FIELDS = tuple(each.name for each in fields(TableStepTime))
