@@ -59,7 +59,12 @@ def scenario(case: dict[str, Any], requests: int, rate_per_s: float) -> dict[str
             "profile": PROFILE,
             "replicas": case.get("replicas", 1),
             "entitlements": [
-                {"name": "a", "service_class": "elastic", "ttft_slo_s": 1.0, "baseline": {"slots": 100, "tokens_per_s": 5000}}
+                {
+                    "name": "a",
+                    "service_class": "elastic",
+                    "ttft_slo_s": 1.0,
+                    "baseline": {"slots": 100, "tokens_per_s": 5000},
+                }
             ],
         },
         "workload": [
@@ -117,7 +122,9 @@ def where_the_time_goes(description: dict[str, Any]) -> list[tuple[str, float]]:
     time_s: Counter[str] = Counter()
     for (file, _, name), (_, _, own_s, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         parts = Path(file).parts
-        here = [i for i, part in enumerate(parts) if part in ("sim", "policies", "workloads", "simpy", "numpy", "pyarrow")]
+        here = [
+            i for i, part in enumerate(parts) if part in ("sim", "policies", "workloads", "simpy", "numpy", "pyarrow")
+        ]
         time_s["/".join(parts[here[-1] :]) if here else f"built in: {name}" if file == "~" else "other"] += own_s
     total_s = sum(time_s.values())
     return [(name, own_s / total_s) for name, own_s in time_s.most_common(12)]

@@ -1,6 +1,6 @@
-"""Run the experiments behind docs/reproduction.md and docs/does-debt-matter.md and bring tables and pictures up to date.
+"""Run what docs/reproduction.md and docs/does-debt-matter.md report, and bring their tables and pictures up to date.
 
-From the repository: ``python docs/regenerate.py``; about four minutes on one core. The prose is written by hand: read
+From the repository: ``python docs/regenerate.py``; about three minutes on one core. The prose is written by hand: read
 it again when a number has moved.
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     save(ablation.figure(found), "does-debt-matter.png")
     write("does-debt-matter.md", {
         "effects": ablation.effects(found.measured),
+        "outage": ablation.in_the_outage(found.measured),
         "stretches": ablation.by_stretch(found.measured, found.scenario),
         "mechanism": ablation.mechanism(found),
         "coefficients": ablation.coefficients(),

@@ -166,7 +166,9 @@ def plot(result: Path, out: Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(str(folder), f"cannot be written ({error.strerror})", "name another folder with --out") from None
+        raise InputError(
+            str(folder), f"cannot be written ({error.strerror})", "name another folder with --out"
+        ) from None
     for path in plot_result(loaded, folder):
         click.echo(path)
 

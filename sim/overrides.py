@@ -104,7 +104,7 @@ def _replace(node: Any, location: Location, value: Any) -> Any:
     if not location:
         return value
     key, *below = location
-    copy = dict(node) if isinstance(node, dict) else list(node)
+    copy: Any = dict(node) if isinstance(node, dict) else list(node)
     copy[key] = _replace(copy[key], tuple(below), value) if below else value
     return copy
 

@@ -94,9 +94,10 @@ def plain(value: object, file: str, path: str = "", depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, Integral):
-        if abs(value) >= _INT_LIMIT:
+        whole = int(value)
+        if abs(whole) >= _INT_LIMIT:
             raise ScenarioError(file, path, "number too large", "give a number below 2**63")
-        return int(value)
+        return whole
     if isinstance(value, str):
         if value.isascii() or value == value.encode(errors="replace").decode():
             return str(value)
@@ -176,7 +177,7 @@ class _Builder:
     """Turns parser events into one value."""
 
     file: str
-    field: str
+    place: str
     nodes: int = 0
     anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
     stack: list[_Open] = field(default_factory=list)
@@ -273,4 +274,4 @@ class _Builder:
             raise self.refusal(event, f"more than {_MAX_NODES} values", "traces go in files of their own")
 
     def refusal(self, event: Any, problem: str, fix: str) -> ScenarioError:
-        return ScenarioError(self.file, self.field or place(event.start_mark), problem, fix)
+        return ScenarioError(self.file, self.place or place(event.start_mark), problem, fix)

@@ -139,9 +139,8 @@ class Scenario(Strict):
     title: str | None = Field(default=None, description="give a short title")
     description: str | None = Field(default=None, description="say what the scenario shows and what to expect")
     seed: int = Field(default=0, ge=0, description="give a whole number, e.g. 7")
-    horizon_s: float | None = Field(
-        default=None, gt=0, description="give simulated seconds, e.g. 600; left out, the run ends with its last request"
-    )
+    # Left out, the run ends with its last request.
+    horizon_s: float | None = Field(default=None, gt=0, description="give simulated seconds, e.g. 600")
     warmup_s: Seconds = Field(default=0.0, description="give the seconds to leave out of the summary, e.g. 60")
     replications: int = Field(
         default=1, gt=0, le=100_000, description="give how often to repeat with other draws, e.g. 5"

@@ -213,7 +213,9 @@ class Trace:
             if until_s == wanted_s:
                 raise
             rows, zero_ns = load(path, layout, zero_ns=zero_ns, from_s=early_s, until_s=wanted_s)
-        return Cut(rows, zero_ns, layout.bin_s if self.spread_s is None else self.spread_s)
+        # Of a format that rounds, a file may still have been spread already.
+        rounded = layout.bin_s > 0 and transforms.is_rounded(rows.since_s(zero_ns), layout.bin_s)
+        return Cut(rows, zero_ns, self.spread_s if self.spread_s is not None else layout.bin_s if rounded else 0.0)
 
     def replay(
         self,

@@ -12,6 +12,7 @@ from workloads.formats.rows import Rows
 from workloads.requests import Floats, Ints
 
 Flags = NDArray[np.bool_]
+_NEARLY = 0.005  # of a bin
 
 
 def spread(time_s: Floats, bin_s: float, rng: np.random.Generator) -> Floats:
@@ -20,9 +21,17 @@ def spread(time_s: Floats, bin_s: float, rng: np.random.Generator) -> Floats:
     The count of every bin stays; inside it arrivals are as those of a Poisson process with that count. Rows of one bin
     keep their order, which the publisher's file gives.
     """
-    spread_s = time_s + rng.random(len(time_s)) * bin_s
+    # Mooncake's bins are a few milliseconds off at times.
+    nearest_s = np.rint(time_s / bin_s) * bin_s
+    base_s = np.where(np.abs(time_s - nearest_s) < _NEARLY * bin_s, nearest_s, time_s)
     # Sorting may pass a time to a neighbour in the same bin, but to none of another: bins do not overlap.
-    return np.sort(spread_s)
+    return np.sort(base_s + rng.random(len(time_s)) * bin_s)
+
+
+def is_rounded(time_s: Floats, bin_s: float) -> bool:
+    """Return whether all times are multiples of ``bin_s`` or nearly so."""
+    bins = (time_s - time_s[0]) / bin_s
+    return bool(np.all(np.abs(bins - np.rint(bins)) < _NEARLY))
 
 
 def redrawn(
@@ -54,7 +63,11 @@ def redrawn(
 
 
 def superposed(time_s: Floats, span_s: float, copies: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """Return the times of copies laid over each other, each but the first rotated by a random time within the span."""
+    """Return the times of copies laid over each other, each but the first rotated by a random time within the span.
+
+    Counts of a window then have ``copies`` times the mean and the variance: the same index of dispersion, and a
+    coefficient of variation smaller by the root of ``copies``.
+    """
     shifts_s = np.concatenate(([0.0], rng.random(copies - 1) * span_s))
     length_s = np.nextafter(span_s, math.inf) if span_s > 0 else 1.0
     at_s = np.concatenate([(time_s + shift) % length_s for shift in shifts_s])

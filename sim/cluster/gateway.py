@@ -83,9 +83,14 @@ class SimulatedGateway:
     def connect(self, nodes: list[Node]) -> None:
         """Take the replicas, which need this object as their listener, and start the core."""
         self._nodes = nodes
-        self._submit = [node.replica.submit for node in nodes]
+        self._submit = [node.submit for node in nodes]
         now_s = self._env.now
         self._carry_out(self._core.start(now_s), now_s)
+
+    @property
+    def all_at_replicas(self) -> bool:
+        """Whether nobody is held here or about to come again: what is left to happen, happens at the replicas."""
+        return not self._coming_again and all(attempt.replica >= 0 for attempt in self._open.values())
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""

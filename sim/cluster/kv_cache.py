@@ -19,7 +19,7 @@ class KvCache:
     ``growing[i]`` counts the decoding sequences that take a block in iterations numbered i modulo the block size.
     """
 
-    __slots__ = ("growing", "block_tokens", "total_blocks", "used_blocks")
+    __slots__ = ("block_tokens", "growing", "total_blocks", "used_blocks")
 
     def __init__(self, total_blocks: int, block_tokens: int) -> None:
         self.total_blocks = total_blocks

@@ -26,10 +26,18 @@ class Node:
             kv_blocks=profile.kv_blocks,
             block_tokens=profile.block_tokens,
             scheduling=profile.scheduling,
+            async_scheduling=profile.async_scheduling,
+            prefix_caching=profile.prefix_caching,
             listener=listener,
             arm=self._arm,
         )
         self._boundary = self.replica.boundary
+        self._overhead_s = profile.request_overhead_s
+        self.submit = self._submit_later if self._overhead_s else self.replica.submit
+
+    def _submit_later(self, attempt: Attempt, now_s: float) -> None:
+        """Hand over a request that reaches the engine only after what the server does to it first."""
+        self.replica.submit(attempt, now_s + self._overhead_s)
 
     def _arm(self, at_s: float) -> None:
         if at_s == NEVER_S:

@@ -17,6 +17,10 @@ counted by 16 counters (context length modulo block size). The cost is per reque
 Messages (submit, abort, capacity) take effect at iteration boundaries, as in vLLM's input queue. A message that
 arrives less than ``TIE_S`` before a boundary waits for the next one, so that rounding never decides who joins.
 
+With ``async_scheduling`` the engine plans an iteration while the one before it runs, as vLLM does by default: messages,
+and the slots and blocks of requests that end, reach the plan one iteration later. With ``prefix_caching`` a preempted
+request finds again what is left of its blocks.
+
 This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is told so by `boundary`.
 """
 
@@ -30,6 +34,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from sim.cluster.engine_request import DECODE, ENDED, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import KvCache, blocks_of
+from sim.cluster.leftovers import Leftovers
 from sim.cluster.step_time import StepTime
 from sim.cluster.waiting import FcfsQueue, PriorityQueue
 
@@ -62,6 +67,7 @@ class Replica(Generic[R]):
     ----------
     arm : called with the time at which `boundary` wants to be called; a later call replaces an earlier one.
     scheduling : "fcfs", or "priority" (lower `EngineRequest.priority` first).
+    async_scheduling, prefix_caching : see the top of this file.
     """
 
     def __init__(
@@ -75,6 +81,8 @@ class Replica(Generic[R]):
         listener: Listener[R],
         arm: Callable[[float], None],
         scheduling: Literal["fcfs", "priority"] = "fcfs",
+        async_scheduling: bool = False,
+        prefix_caching: bool = False,
     ) -> None:
         self._step = step_time
         self._listener = listener
@@ -84,6 +92,8 @@ class Replica(Generic[R]):
         self._block_tokens = block_tokens
         self.max_num_seqs = max_num_seqs
         self.kv = KvCache(kv_blocks, block_tokens)
+        self._async = async_scheduling
+        self._leftovers = Leftovers(kv_blocks, block_tokens) if prefix_caching else None
         self.slowdown = 1.0
         self.wake_s = NEVER_S
         self.iterations = 0
@@ -108,6 +118,9 @@ class Replica(Generic[R]):
         self._chunks: list[tuple[R, int]] | None = None
         self._paused: list[R] = []
         self._cut = True
+        # With async scheduling: what requests that ended still hold until the next plan is made.
+        self._lingering_slots = 0
+        self._lingering_blocks = 0
 
     # ---------------------------------------------------------------------------------------------------------- ask
 
@@ -141,7 +154,7 @@ class Replica(Generic[R]):
     # --------------------------------------------------------------------------------------------------------- tell
 
     def submit(self, request: R, now_s: float) -> None:
-        """Hand over a request."""
+        """Hand over a request; ``now_s`` may lie ahead, if what is sent now takes until then to get here."""
         request.submitted_s = now_s
         request.order = next(self._order)
         self.waiting_count += 1
@@ -181,6 +194,7 @@ class Replica(Generic[R]):
             request.state = ENDED
         self.kv.clear()
         self._apply_settings()
+        self._forget_leftovers()
         self._reset()
         self.waiting_count = 0
         self._wake(NEVER_S)
@@ -204,11 +218,11 @@ class Replica(Generic[R]):
         self._arm(at_s)
 
     def _interrupt(self, now_s: float) -> None:
-        """End the run at the first boundary more than TIE_S after ``now_s``."""
+        """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
         context_tokens = self._context_tokens + decoding
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
-        run = self._step.iterations_until(decoding, context_tokens, elapsed_s)
+        run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True
         if run < self._run:
             self._run = run
@@ -219,11 +233,21 @@ class Replica(Generic[R]):
     def boundary(self, now_s: float) -> None:
         """End the iterations under way, read the inbox, begin the next. To be called at ``wake_s``."""
         self.wake_s = NEVER_S
+        read_until_s = self._planned_s() if self._async and self._busy and self._inbox else now_s
         emitted = self._complete() if self._busy else None
         if self._inbox:
-            self._read_inbox(now_s - TIE_S)
+            self._read_inbox(read_until_s - TIE_S)
         busy = self._schedule(now_s)
+        if self._async:
+            if self._lingering_slots:
+                self._release()
+            if not busy:
+                self._read_inbox(now_s - TIE_S)
+                busy = self._schedule(now_s)
         while not busy and self._inbox:
+            if self._inbox[0][0] > now_s:  # on its way: see `submit`
+                self._wake(self._inbox[0][0])
+                break
             # An idle engine starts with whatever came first, and what came at that very instant.
             self._read_inbox(self._inbox[0][0], inclusive=True)
             busy = self._schedule(now_s)
@@ -236,6 +260,24 @@ class Replica(Generic[R]):
                     listener.on_finish(request, now_s)
                 else:
                     listener.on_first_token(request, now_s)
+
+    def _planned_s(self) -> float:
+        """Return when the iteration that comes next was planned: at the start of the one that ends now."""
+        if self._run == 1:
+            return self._run_start_s
+        run_s = self._step.decode_run_s(self._decoding, self._context_tokens + self._decoding, self._run - 1)
+        return self._run_start_s + run_s * self.slowdown
+
+    def _release(self) -> None:
+        """Free what lingers, now that the iteration it was not free for is planned."""
+        self.kv.used_blocks -= self._lingering_blocks
+        if self._leftovers is not None:
+            self._leftovers.freed(self._lingering_blocks)
+        self._lingering_slots = self._lingering_blocks = 0
+
+    def _forget_leftovers(self) -> None:
+        if self._leftovers is not None:
+            self._leftovers.clear(self.kv.total_blocks - self.kv.used_blocks)
 
     def _read_inbox(self, until_s: float, *, inclusive: bool = False) -> None:
         inbox = self._inbox
@@ -253,16 +295,22 @@ class Replica(Generic[R]):
             self.max_num_seqs = arg
         elif kind == _KV_BLOCKS:
             self.kv.total_blocks = arg
+            self._forget_leftovers()
         else:
             self.slowdown = arg
 
     def _drop(self, request: R) -> None:
         if request.state == WAITING:
             self.waiting_count -= 1  # the queue skips it when it comes to the front
+            if self._leftovers is not None:
+                self._leftovers.dropped(request)
         elif request.state == ENDED:
             return
         else:
+            used_blocks = self.kv.used_blocks
             request.outputs = self._leave(request)
+            if self._leftovers is not None:
+                self._leftovers.freed(used_blocks - self.kv.used_blocks)
         request.state = ENDED
 
     def _leave(self, request: R) -> int:
@@ -300,8 +348,10 @@ class Replica(Generic[R]):
         self._busy = False
         run = self._run
         chunks = self._chunks
+        kv = self.kv
         if chunks is None:
-            self.kv.used_blocks += self.kv.growth(self.iterations, run)
+            kv.used_blocks += kv.growth(self.iterations, run)
+        used_blocks, slots = kv.used_blocks, len(self._running)
         self._context_tokens += self._decoding * run
         self.iterations = iterations = self.iterations + run
         ends = self._ends
@@ -328,6 +378,12 @@ class Replica(Generic[R]):
                     emitted.append(request)
             if self._partial is not None and self._partial.state != PREFILL:
                 self._partial = None
+        if self._async:
+            self._lingering_slots = slots - len(self._running)
+            self._lingering_blocks = used_blocks - kv.used_blocks
+            kv.used_blocks = used_blocks
+        elif self._leftovers is not None:
+            self._leftovers.freed(used_blocks - kv.used_blocks)
         if self._paused:
             for request in self._paused:
                 self._decode_from_here(request)
@@ -354,7 +410,7 @@ class Replica(Generic[R]):
             return self._schedule_short_of_blocks(now_s)
         waiting = self._waiting
         if waiting:
-            slots = self.max_num_seqs - len(self._running)
+            slots = self.max_num_seqs - len(self._running) - self._lingering_slots
             block_tokens = self._block_tokens
             while budget_tokens > 0 and slots > 0:
                 request = waiting.head()
@@ -366,12 +422,16 @@ class Replica(Generic[R]):
                     break
                 waiting.pop()
                 self.waiting_count -= 1
+                found_tokens = 0
+                if request.preemptions and self._leftovers is not None:
+                    found_tokens = block_tokens * self._leftovers.find(request, tokens, total_blocks - used_blocks)
+                    tokens -= found_tokens
                 if tokens > budget_tokens:
                     tokens = budget_tokens
-                    blocks = -(-tokens // block_tokens)
+                    blocks = -(-(found_tokens + tokens) // block_tokens)
                     self._partial = request
                 request.state = PREFILL
-                request.computed_tokens = 0
+                request.computed_tokens = found_tokens
                 self._running[request] = None
                 used_blocks += blocks
                 chunks.append((request, tokens))
@@ -413,7 +473,9 @@ class Replica(Generic[R]):
         while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
             heappop(ends)
         decoding = self._decoding
-        run = 1 if self._inbox else ends[0][0] - self.iterations
+        # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
+        soon = self._inbox or (self._lingering_slots and self.waiting_count)
+        run = 1 if soon else ends[0][0] - self.iterations
         if run > 1:
             run = self.kv.run_that_fits(self.iterations, run, decoding)
         self._chunks = None
@@ -451,8 +513,7 @@ class Replica(Generic[R]):
                     i -= 1
                 victim_tokens, victim_blocks = taken.pop(victim, (0, 0))
                 budget_tokens += victim_tokens
-                kv.used_blocks -= victim_blocks
-                self._preempt(victim)
+                self._preempt(victim, victim_blocks)
                 if victim is request:
                     break
             if request.state == WAITING:
@@ -469,8 +530,16 @@ class Replica(Generic[R]):
         self._begin_iteration(now_s, chunks)
         return True
 
-    def _preempt(self, request: R) -> None:
+    def _preempt(self, request: R, blocks_of_this_iteration: int) -> None:
+        kv = self.kv
+        used_blocks = kv.used_blocks
+        computed_tokens = request.computed_tokens
+        if request.state == DECODE:
+            computed_tokens = request.target_tokens + self.iterations - request.base_iteration
         request.outputs = self._leave(request)
+        kv.used_blocks -= blocks_of_this_iteration
+        if self._leftovers is not None:
+            self._leftovers.preempted(request, computed_tokens, used_blocks - kv.used_blocks)
         request.target_tokens = request.prompt_tokens + request.outputs
         request.computed_tokens = 0
         request.state = WAITING

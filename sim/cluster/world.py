@@ -19,6 +19,7 @@ from sim.cluster.clock import Alarm, Clock
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
+from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
 from sim.profiles import Profile
 from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock
@@ -84,7 +85,8 @@ def simulate(
         policy=world.policy,
         router=world.router,
         default_max_output_tokens=world.default_max_output_tokens,
-        max_context_tokens=world.profile.max_model_tokens,
+        # What exceeds the whole KV cache could never run, and would block the queue for ever.
+        max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
     )
     decisions: list[Logged] = []
     tenants = {e.name: e.tenant for e in world.entitlements}
@@ -112,7 +114,7 @@ def simulate(
     if world.policy.wants_reports:
         env.process(_scrapes(env, gateway, world.scrape_interval_s))
     if world.horizon_s is None:
-        _run_until_drained(env, arrivals, gateway)
+        _run_until_drained(env, arrivals, gateway, nodes, max((e.at_s for e in world.events), default=0.0))
     else:
         env.run(until=world.horizon_s)
     gateway.close()
@@ -181,16 +183,31 @@ def _scrapes(env: Clock, gateway: SimulatedGateway, every_s: float) -> Generator
         yield env.timeout(max(0.0, scrapes * every_s - env.now))
 
 
-def _run_until_drained(env: Clock, arrivals: _Arrivals, gateway: SimulatedGateway) -> None:
-    """Run until all requests came and ended. Samplers and ticks go on for ever, so the queue never empties."""
+def _run_until_drained(
+    env: Clock, arrivals: _Arrivals, gateway: SimulatedGateway, nodes: Sequence[Node], last_change_s: float
+) -> None:
+    """Run until all requests came and ended, or those left wait for slots or blocks that are lost for good.
+
+    Samplers and ticks go on for ever, so the queue never empties.
+    """
     drained = env.event()
 
     def check() -> None:
         if not arrivals.left and not drained.triggered:
             drained.succeed()
 
+    def look() -> Generator[simpy.Event, None, None]:
+        wait_s = 1.0
+        while True:
+            yield env.timeout(wait_s)
+            wait_s *= 2  # seldom enough to cost nothing
+            idle = env.now > last_change_s and all(node.replica.wake_s == NEVER_S for node in nodes)
+            if idle and gateway.all_at_replicas:
+                check()
+
     gateway.when_drained(check)
     if arrivals.left:
+        env.process(look())
         env.run(until=drained)
 
 

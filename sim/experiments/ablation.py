@@ -69,6 +69,20 @@ def effects(measured: pd.DataFrame) -> str:
     return markdown(heads, lines)
 
 
+def in_the_outage(measured: pd.DataFrame) -> str:
+    """Return successes of requests that arrived in the outage, without and with debt, for each of the other rules."""
+    heads = ("weights", "threshold", "tick s", "copilot", "difference", "synth", "difference")
+    lines = []
+    for rules, own in measured.groupby(list(RULES), sort=False):
+        without, with_debt = _pair(own)
+        cells: list[str] = []
+        for tenant in ("copilot", "synth"):
+            before, after = (side[f"{tenant}_successes_outage"] for side in (without, with_debt))
+            cells += [f"{before.mean():.1f} -> {after.mean():.1f}", _change(after, before)]
+        lines.append((*map(str, rules), *cells))
+    return markdown(heads, lines)
+
+
 def levels(measured: pd.DataFrame) -> str:
     """Return the means of every combination: successes, refusals, debts, requests above the capacity."""
     heads = (
@@ -183,7 +197,7 @@ def figure(found: Ablation) -> Figure:
     n = int(found.measured["replication"].nunique())
     note = (
         f"Below: successes with a_debt = 4 less those with 0, means of {n} paired replications and 95 % intervals; "
-        "rows say how weights count (live or as at admission), the threshold and the tick. Above: the first replication."
+        "rows say how weights count (live, or as at admission), the threshold, the tick. Above: the first replication."
     )
     style.legend_below(drawn, [first, second], note)
     return drawn

@@ -60,7 +60,7 @@ class Row:
     def measured(self) -> str:
         """The mean, and the least and the most of any replication where they differ."""
         mean, least, most = (_number(v, self.digits) for v in (self.mean, self.values.min(), self.values.max()))
-        unit = {"%": " %", "": ""}.get(self.unit, f" {self.unit}")
+        unit = f" {self.unit}" if self.unit and math.isfinite(self.mean) else ""
         return f"{mean}{unit}" if least == most else f"{mean}{unit} ({least} to {most})"
 
 
@@ -81,7 +81,7 @@ def above(low: float, words: str = "") -> Accepted:
 
 def near(value: float, share: float) -> Accepted:
     """Accept a mean within a share of a value."""
-    low, high = value * (1 - share), value * (1 + share)
+    low, high = round(value * (1 - share), 6), round(value * (1 + share), 6)
     return Accepted(f"{low:g} to {high:g}", lambda mean: low <= mean <= high)
 
 

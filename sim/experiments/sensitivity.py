@@ -1,4 +1,4 @@
-"""How far the reproduction depends on what the paper leaves open: arrivals, step time, declared throughput, clients, rules."""
+"""How far the reproduction depends on what the paper leaves open: arrivals, speed, throughput, clients, rules."""
 
 from __future__ import annotations
 

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from sim.cluster.step_roofline import Hardware, Work, least_iteration_s
+from sim.cluster.step_table import ExtrapolationWarning
 from sim.cluster.step_time import STEP_TIMES
 from sim.complaints import explain, suggestion
 from sim.errors import ScenarioError
 from sim.params import MisfitError, OneOf, Strict
 from sim.scenario_file import as_json, one_line, read_mapping, shown
+
+
+class Physics(Strict):
+    """What no step time can beat: what the model asks of the hardware, and what that can do at most."""
+
+    work: Work = Field(description="give the model's work, e.g. {parameters: 7.5e9, ...}")
+    hardware: Hardware = Field(description="give the peak rates of all GPUs, e.g. {flops_per_s: 9.89e14, ...}")
+
+
+class Calibration(Strict):
+    """How a profile's numbers were found.
+
+    ``confidence`` holds 95 % intervals of coefficients, ``ranges`` what was measured, both by name; ``held_out_error``
+    relative errors on measurements that were not used.
+    """
+
+    method: str = Field(description="say how the numbers were found")
+    date: str = Field(description="give the day, e.g. 2026-11-23")
+    engine: str = Field(default="", description="give the engine and its settings")
+    measurements: int = Field(default=0, ge=0, description="give how many measurements were used")
+    confidence: dict[str, tuple[float, float]] = Field(default={}, description="give intervals by coefficient")
+    ranges: dict[str, tuple[float, float]] = Field(default={}, description="give least and greatest by quantity")
+    held_out_error: dict[str, float] = Field(default={}, description="give relative errors by metric")
 
 
 class Profile(Strict):
@@ -46,6 +73,21 @@ class Profile(Strict):
         default=None, gt=0, description="give the longest prompt plus output the model takes, in tokens, e.g. 8192"
     )
     scheduling: Literal["fcfs", "priority"] = Field(default="fcfs", description="give fcfs or priority")
+    async_scheduling: bool = Field(
+        default=False, description="give true where the engine plans an iteration while the one before it runs"
+    )
+    prefix_caching: bool = Field(
+        default=False, description="give true where a preempted request finds again what is left of its KV cache"
+    )
+    request_overhead_s: float = Field(
+        default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
+    )
+    physics: Physics | None = Field(
+        default=None, description="give work and hardware, to have the step time checked against what they allow"
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="say how the numbers were found; tokenpools calibrate writes it"
+    )
 
     @property
     def kv_bytes(self) -> float | None:
@@ -62,6 +104,8 @@ class Profile(Strict):
                 f"{self.max_num_batched_tokens} is below max_num_seqs ({self.max_num_seqs}), which vLLM refuses",
                 f"give at least {self.max_num_seqs}",
             )
+        if self.physics is not None:
+            self._check_physics(self.physics)
         held_tokens = self.kv_blocks * self.block_tokens
         if self.max_model_tokens is not None and self.max_model_tokens > held_tokens:
             raise MisfitError(
@@ -70,6 +114,26 @@ class Profile(Strict):
                 f"give at most {held_tokens}, or more kv_blocks",
             )
         return self
+
+    def _check_physics(self, physics: Physics) -> None:
+        """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""
+        for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
+            decodes = min(decodes, self.max_num_seqs, self.max_num_batched_tokens - prefill)
+            tokens_read = decodes * context
+            if prefill + decodes == 0 or tokens_read > self.kv_blocks * self.block_tokens:
+                continue
+            make_up = (prefill, prefill * (prefill + 1) / 2, decodes, tokens_read)
+            least_s = least_iteration_s(physics.work, physics.hardware, *make_up)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExtrapolationWarning)
+                found_s = self.step_time.iteration_s(*make_up)
+            if found_s < least_s:
+                raise MisfitError(
+                    "step_time",
+                    f"{found_s:.4g} s for an iteration of {prefill} prompt tokens and {decodes} sequences that read "
+                    f"{tokens_read} KV entries, less than the {least_s:.4g} s that physics allows",
+                    "check the units, or what physics says of the model and the GPUs",
+                )
 
 
 def shipped_profiles() -> list[str]:

@@ -32,7 +32,12 @@ SCENARIO: dict[str, Any] = {
         "entitlements": [{"name": "chat", "service_class": "guaranteed", "baseline": {"slots": 2}}],
     },
     "workload": [
-        {"entitlement": "chat", "arrivals": {"kind": "poisson", "rate_per_s": 2}, "prompt_tokens": 8, "output_tokens": 8}
+        {
+            "entitlement": "chat",
+            "arrivals": {"kind": "poisson", "rate_per_s": 2},
+            "prompt_tokens": 8,
+            "output_tokens": 8,
+        }
     ],
     "policies": ["none", "token-pool"],
 }
@@ -67,7 +72,10 @@ def test_a_run_prints_its_summary_alone_and_writes_the_folder(tokenpools: Run) -
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["none", "none", "token-pool", "token-pool"]
     assert err == "wrote o; draw it with: tokenpools plot o\n"
     assert sorted(p.name for p in Path("o").iterdir()) == [
-        "manifest.json", "requests.parquet", "summary.csv", "timeline.parquet",
+        "manifest.json",
+        "requests.parquet",
+        "summary.csv",
+        "timeline.parquet",
     ]
     assert json.loads(Path("o/manifest.json").read_text())["scenario"]["horizon_s"] == 20
     assert [p.name for p in Path().iterdir() if p.name.startswith(".")] == []
@@ -131,9 +139,12 @@ def test_a_used_folder_is_refused_before_anything_runs(tokenpools: Run) -> None:
 
 def test_a_trace_with_a_bad_row_names_it(tokenpools: Run) -> None:
     Path("t.csv").write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,x,109\n"
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,x,109\n"
     )
-    code, _, err = tokenpools("run", "s.yaml", "--out", "o", "--set", "workload.chat.arrivals={kind: trace, file: t.csv}")
+    code, _, err = tokenpools(
+        "run", "s.yaml", "--out", "o", "--set", "workload.chat.arrivals={kind: trace, file: t.csv}"
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert "t.csv: row 3" in err
     assert not Path("o").exists()
@@ -163,7 +174,10 @@ def test_ctrl_c_in_mid_run_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(scenario))
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", "run", "s.yaml", "--out", "o", "--progress"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     seen = ""
@@ -182,8 +196,8 @@ def test_help_needs_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['tokenpools', '--help']\nimport sim.cli\n"
         "try: sim.cli.main()\nexcept SystemExit: pass\n"
-        "heavy = {'numpy', 'pydantic', 'pyarrow', 'pandas', 'matplotlib', 'scipy', 'simpy', 'yaml'} & set(sys.modules)\n"
-        "print(sorted(heavy), file=sys.stderr)"
+        "heavy = {'numpy', 'pydantic', 'pyarrow', 'pandas', 'matplotlib', 'scipy', 'simpy', 'yaml'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: ")

@@ -30,6 +30,7 @@ class Job:
     blocks: int = 0
     preemptions: int = 0
     gone: bool = False
+    ids: list[int] = field(default_factory=list)
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,6 +41,7 @@ class ReferenceReplica:
     def __init__(
         self, *, step_time: StepTime, max_num_seqs: int, max_num_batched_tokens: int, kv_blocks: int, block_tokens: int,
         listener: Any, arm: Callable[[float], None], scheduling: str = "fcfs",
+        async_scheduling: bool = False, prefix_caching: bool = False,
     ) -> None:
         self.step, self.listener, self.arm = step_time, listener, arm
         self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
@@ -54,6 +56,58 @@ class ReferenceReplica:
         self.submitted = 0
         self.wake_s = float("inf")
         self.log: list[tuple[float, int, int, int]] = []
+        self.pipelined, self.caching = async_scheduling, prefix_caching
+        self.started_s = 0.0
+        self.lingering: list[Job] = []
+        self._wipe()
+
+    # blocks, one by one: the queue of free ones, and what each still holds
+    def _wipe(self) -> None:
+        """All content is gone; blocks in use keep their numbers' count only."""
+        in_use = [*self.running, *self.lingering]
+        self.serial = 0
+        for job in in_use:
+            job.ids = self._names(job.blocks)
+        free = self.total - sum(j.blocks for j in in_use)
+        self.free, self.missing = self._names(max(0, free)), max(0, -free)
+        self.content: dict[int, tuple[Job, int]] = {}
+
+    def _names(self, n: int) -> list[int]:
+        self.serial += n
+        return list(range(self.serial - n, self.serial))
+
+    def _give(self, job: Job) -> None:
+        """Free a job's blocks, the last first; what is full can be found again."""
+        for i in reversed(range(len(job.ids))):
+            if self.missing:  # the cache has shrunk below what was in use
+                self.missing -= 1
+                continue
+            if i < job.computed // self.block:
+                self.content[job.ids[i]] = (job, i)
+            self.free.append(job.ids[i])
+        job.ids = []
+        job.blocks = 0
+
+    def _take(self, job: Job, blocks: int) -> None:
+        for _ in range(blocks - job.blocks):
+            number = self.free.pop(0)
+            self.content.pop(number, None)
+            job.ids.append(number)
+        job.blocks = blocks
+
+    def _find(self, job: Job) -> int:
+        """Take the leading blocks that still hold this job's tokens; returns the tokens."""
+        held = {index: number for number, (owner, index) in self.content.items() if owner is job}
+        n = 0
+        while self.caching and n in held and (n + 1) * self.block < job.tokens:
+            self.free.remove(held[n])
+            del self.content[held[n]]
+            job.ids.append(held[n])
+            n += 1
+        for number in [number for number, (owner, _) in self.content.items() if owner is job]:
+            del self.content[number]
+        job.blocks = n
+        return n * self.block
 
     # messages
     def submit(self, job: Job, now_s: float) -> None:
@@ -88,7 +142,11 @@ class ReferenceReplica:
         for _, kind, arg in self.inbox:
             if kind not in ("submit", "abort"):
                 self._apply(kind, arg)
+        for job in [*self.running, *self.lingering]:
+            job.ids = []
         self.inbox, self.waiting, self.running, self.scheduled, self.busy = [], [], [], {}, False
+        self.lingering = []
+        self._wipe()
         self.wake_s = float("inf")
         self.arm(self.wake_s)
         return lost
@@ -96,11 +154,13 @@ class ReferenceReplica:
     # one iteration
     @property
     def used(self) -> int:
-        return sum(j.blocks for j in self.running)
+        return sum(j.blocks for j in [*self.running, *self.lingering])
 
     def boundary(self, now_s: float) -> None:
         self.wake_s = float("inf")
         first, done = [], []
+        read_until_s = self.started_s if self.pipelined and self.busy else now_s
+        ended = []
         if self.busy:
             self.busy = False
             for job, n in self.scheduled.items():
@@ -112,12 +172,22 @@ class ReferenceReplica:
                         first.append(job)
                     if job.outputs == job.output_tokens:
                         job.gone = True
-                        job.blocks = 0
                         self.running.remove(job)
+                        ended.append(job)
                         done.append(job)
-        while self.inbox and self.inbox[0][0] < now_s - TIE_S:
-            self._apply(*self.inbox.pop(0)[1:])
+        if self.pipelined:
+            self.lingering = ended
+        else:
+            for job in ended:
+                self._give(job)
+        self._read(read_until_s - TIE_S)
         self._start(now_s)
+        for job in self.lingering:
+            self._give(job)
+        self.lingering = []
+        if self.pipelined and not self.busy:
+            self._read(now_s - TIE_S)
+            self._start(now_s)
         while not self.busy and self.inbox:
             at = self.inbox[0][0]
             while self.inbox and self.inbox[0][0] == at:
@@ -130,6 +200,10 @@ class ReferenceReplica:
             if not job.aborted:
                 self.listener.on_finish(job, now_s)
 
+    def _read(self, until_s: float) -> None:
+        while self.inbox and self.inbox[0][0] < until_s:
+            self._apply(*self.inbox.pop(0)[1:])
+
     def _apply(self, kind: str, arg: Any) -> None:
         if kind == "submit":
             self.waiting.append(arg)
@@ -140,11 +214,12 @@ class ReferenceReplica:
             if arg in self.running:
                 self.running.remove(arg)
             arg.gone = True
-            arg.blocks = 0
+            self._give(arg)
         elif kind == "slots":
             self.slots = arg
         elif kind == "kv":
             self.total = arg
+            self._wipe()
         else:
             self.slowdown = arg
 
@@ -170,7 +245,7 @@ class ReferenceReplica:
             else:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
-        self.scheduled, self.busy = scheduled, True
+        self.scheduled, self.busy, self.started_s = scheduled, True, now_s
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
@@ -196,7 +271,8 @@ class ReferenceReplica:
                 del self.running[at]
                 budget += scheduled.pop(victim, 0)
                 took.pop(victim, 0)
-                victim.blocks = victim.computed = 0
+                self._give(victim)
+                victim.computed = 0
                 victim.preemptions += 1
                 victim.prefilled = victim.tokens
                 preempted = True
@@ -206,17 +282,18 @@ class ReferenceReplica:
                     break
             if job not in self.running:
                 break
-            job.blocks += need
+            self._take(job, job.blocks + need)
             scheduled[job] = n
             budget -= n
             i += 1
-        while not preempted and self.waiting and budget > 0 and len(self.running) < self.slots:
+        while not preempted and self.waiting and budget > 0 and len(self.running) + len(self.lingering) < self.slots:
             job = self.waiting[0]
             if self.used + self._blocks(job.tokens) > self.total:
                 break
-            n = min(job.tokens, budget)
             self.waiting.pop(0)
-            job.blocks = self._blocks(n)
+            job.computed = self._find(job)
+            n = min(job.tokens - job.computed, budget)
+            self._take(job, self._blocks(job.computed + n))
             job.prefilled = job.tokens
             self.running.append(job)
             scheduled[job] = n

@@ -1,10 +1,13 @@
-"""What holds in every run, whatever the scenario: books balance, causes come first, units do not matter."""
+"""What holds in every run, whatever the scenario, and what no run depends on."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections import Counter
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -13,226 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.worlds import Mapped, Row, Run, cell_of, play, scenarios, tenants, total_slots
-from policies.api import Arrived, Evict, Forward, Progress, Refuse, ServiceClass, Tick
-from sim.cluster.replica import TIE_S
-from sim.experiments.run import demands, run_cell, run_scenario
-from sim.records import Outcome
-from sim.scenario import parse_scenario
-from workloads.clients import Retry
+from cluster.checks import check_all
+from cluster.worlds import POLICIES, Mapped, busy, cell_of, play, scenarios, tenants, total_slots
+from policies.api import Arrived, CapacityChanged, Failed, Finished, Progress
+from sim.experiments.run import demands, run_cell
+from sim.records import Outcome, RequestColumns
+from sim.scenario import expand, parse_scenario
 
-ENDED = (Outcome.FINISHED, Outcome.REFUSED, Outcome.EVICTED, Outcome.FAILED)
-OPEN = (Outcome.RUNNING, Outcome.WAITING)
-ROUNDING = 1 + 1e-9
-
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=200, deadline=None)
 some = settings(max_examples=50, deadline=None)
-
-# --------------------------------------------------------------------------------------------------------------------
-# Nobody is lost
-
-
-def check_conservation(run: Run) -> None:
-    """Every request that was made has its attempts, in order, and exactly one last one."""
-    attempts = run.attempts()
-    for w, demand in enumerate(run.world.demands):
-        arrived = int(np.count_nonzero(demand.arrival_s < run.outcomes.end_s)) if run.world.horizon_s else len(demand)
-        mine = {name: rows for name, rows in attempts.items() if rows[0].workload == w}
-        assert sorted(rows[0].number for rows in mine.values()) == list(range(arrived))
-        for rows in mine.values():
-            check_attempts(run, rows, demand.arrival_s[rows[0].number])
-    assert len(attempts) == sum(row.final for row in run.rows)
-    outcomes = Counter(row.outcome for row in run.rows if row.final)
-    assert outcomes.keys() <= {*ENDED, *OPEN}
-    if run.world.horizon_s is None:
-        assert outcomes.keys() <= set(ENDED)
-
-
-def check_attempts(run: Run, rows: list[Row], arrival_s: float) -> None:
-    client = run.world.workloads[rows[0].workload].client
-    assert [row.attempt for row in rows] == list(range(1, len(rows) + 1))
-    assert [row.final for row in rows] == [False] * (len(rows) - 1) + [True]
-    assert len(rows) <= (client.max_attempts if isinstance(client, Retry) else 1)
-    assert rows[0].arrival_s == arrival_s
-    assert {row.first_arrival_s for row in rows} == {arrival_s}
-    for last, row in zip(rows, rows[1:], strict=False):
-        assert isinstance(client, Retry)
-        told = client.honour_retry_after and not math.isnan(last.retry_after_s)
-        wait_s = last.retry_after_s if told else client.delay_s
-        assert row.arrival_s == last.finish_s + wait_s
-        assert last.outcome in (Outcome.REFUSED, Outcome.EVICTED, Outcome.FAILED)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Causes come first, nothing is free
-
-
-def check_times(run: Run) -> None:
-    step, end_s = run.world.profile.step_time, run.outcomes.end_s
-    for row in run.rows:
-        reached = [row.first_arrival_s, row.arrival_s, row.forwarded_s, row.first_token_s, row.finish_s, end_s]
-        reached = [at_s for at_s in reached if not math.isnan(at_s)]
-        assert reached == sorted(reached)
-        if math.isnan(row.first_token_s):
-            continue
-        # Its own work alone takes this long: the whole prompt at once, then the rest with nobody beside it.
-        p = row.prompt_tokens
-        ttft_s = row.first_token_s - row.forwarded_s
-        assert ttft_s * ROUNDING >= step.iteration_s(p, p * (p + 1) / 2, 0, 0)
-        if row.outcome is Outcome.FINISHED and row.output_tokens > 1:
-            decode_s = row.finish_s - row.first_token_s
-            assert decode_s * ROUNDING >= step.decode_run_s(1, p + 1, row.output_tokens - 1)
-
-
-def check_outcomes(run: Run) -> None:
-    """An attempt's columns say one thing."""
-    world = run.world
-    for row in run.rows:
-        demand = world.demands[row.workload]
-        wanted, asked = int(demand.output_tokens[row.number]), int(demand.max_output_tokens[row.number])
-        wanted = min(wanted, asked or world.default_max_output_tokens)
-        assert row.max_output_tokens == asked
-        sent = not math.isnan(row.forwarded_s)
-        assert sent == (row.replica >= 0)
-        begun = not math.isnan(row.first_token_s)
-        assert math.isnan(row.finish_s) == (row.outcome in OPEN)
-        assert begun <= sent
-        assert begun == (row.output_tokens > 0) or row.outcome is Outcome.EVICTED
-        if row.outcome is Outcome.FINISHED:
-            assert (row.output_tokens, row.http_status, row.reason) == (wanted, 200, "")
-        elif row.outcome is Outcome.REFUSED:
-            assert not sent
-            assert row.finish_s == row.arrival_s
-            assert row.http_status in (400, 403, 429, 503)
-            assert row.reason
-        else:
-            assert row.output_tokens <= wanted
-            assert sent
-            status = {Outcome.EVICTED: (503, "preempted"), Outcome.FAILED: (502, "replica_failed")}
-            assert (row.http_status, row.reason) == status.get(row.outcome, (0, ""))
-        if row.outcome is Outcome.EVICTED:
-            spec = next(e for e in world.entitlements if e.name == row.entitlement)
-            assert spec.service_class is ServiceClass.PREEMPTIBLE
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Books
-
-
-def check_books(run: Run) -> None:
-    """The core's books say what the records say."""
-    (core,) = run.watch.cores
-    assert core.late_events == 0
-    flying = {row.request_id: row for row in run.rows if row.outcome in OPEN}
-    assert core.pool.in_flight.keys() == flying.keys()
-    for name, ledger in core.pool.entitlements.items():
-        assert ledger.in_flight == run.of(name, lambda row: row.outcome in OPEN)
-        assert ledger.admitted == run.of(name, lambda row: row.replica >= 0)
-        assert ledger.refused == run.of(name, lambda row: row.outcome is Outcome.REFUSED)
-        mine = [flight for flight in core.pool.in_flight.values() if flight.ledger is ledger]
-        assert ledger.reserved_tokens == sum(flight.reserved_tokens for flight in mine)
-        # Output that came back after the last look at an evicted or a running request is not known to the gateway.
-        made = [(row.outcome, row.prompt_tokens + row.output_tokens) for row in run.rows
-                if row.entitlement == name and row.output_tokens]  # fmt: skip
-        surely = sum(tokens for outcome, tokens in made if outcome in (Outcome.FINISHED, Outcome.FAILED))
-        assert surely <= ledger.worked_tokens <= sum(tokens for _, tokens in made)
-    for replica in core.pool.replicas:
-        there = [flight for flight in core.pool.in_flight.values() if flight.replica_id == replica.replica_id]
-        assert replica.in_flight == len(there)
-        assert replica.outstanding_tokens == sum(flight.reserved_tokens for flight in there)
-
-
-def check_drained(run: Run) -> None:
-    """After the last request nothing is left anywhere."""
-    run.watch.settle()
-    assert not run.watch.cores[0].pool.in_flight
-    for node in run.watch.nodes:
-        replica = node.replica
-        assert replica.running_count == replica.waiting_count == replica.kv.used_blocks == 0
-        if run.outcomes.end_s > 4.0:  # when the pool is whole again
-            assert replica.max_num_seqs == run.world.profile.max_num_seqs
-            assert replica.kv.total_blocks == run.world.profile.kv_blocks
-    policy: Any = run.world.policy
-    assert getattr(policy, "_reserved_tokens", 0) == 0
-    assert not getattr(policy, "_preemptible", {})
-    assert not getattr(policy, "_charges", {})
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Timeline and decisions
-
-
-def check_timeline(run: Run, most_slots: int) -> None:
-    pool = next(block for block in run.outcomes.timeline if block.scope == "pool")
-    t_s, capacity = np.asarray(pool.t_s), np.asarray(pool.metrics["capacity_slots"])
-    running, waiting = np.asarray(pool.metrics["running"]), np.asarray(pool.metrics["waiting"])
-    assert np.array_equal(t_s, 0.5 * np.arange(len(t_s)))
-    assert np.all(running <= most_slots)
-    assert np.all(np.asarray(pool.metrics["kv_used_fraction"]) <= 1.0)
-    # Where slots are lost, those running go on; until the next change nobody joins above the new capacity.
-    settled = capacity[1:] == capacity[:-1]
-    if len(run.watch.nodes) == 1 and not any(e.fail is not None for e in run.world.events):
-        changes_s = {event.at_s for event in run.world.events}
-        settled &= np.array([not any(a <= c <= b for c in changes_s) for a, b in zip(t_s, t_s[1:], strict=False)], bool)
-        assert np.all(running[1:][settled] <= np.maximum(capacity[1:], running[:-1])[settled])
-    # Whoever was sent and has not ended is at a replica; an evicted one until its iteration is over.
-    start = np.array([row.forwarded_s for row in run.rows])
-    stop = np.array([math.inf if math.isnan(row.finish_s) else row.finish_s for row in run.rows])
-    evicted = np.array([row.outcome is Outcome.EVICTED for row in run.rows], bool)
-    for at_s, present in zip(t_s, running + waiting, strict=True):
-        least = np.count_nonzero((start < at_s) & (stop > at_s))
-        most = np.count_nonzero((start <= at_s) & ((stop >= at_s) | evicted))
-        assert least <= present <= most
-
-
-def check_decisions(run: Run) -> None:
-    """Each attempt was judged once, at the moment it came; every verdict is in the records and the other way round."""
-    attempts = {(row.request_id, row.attempt): row for row in run.rows}
-    asked: dict[str, int] = {}
-    judged, ended = set(), set()
-    last_s = 0.0
-    for now_s, event, steps in run.outcomes.decisions:
-        assert now_s >= last_s
-        last_s = now_s
-        if isinstance(event, Arrived):
-            view = event.request
-            asked[view.request_id] = view.attempt
-            row = attempts[view.request_id, view.attempt]
-            assert (now_s, view.prompt_tokens, view.max_output_tokens or 0, view.entitlement) == (
-                row.arrival_s, row.prompt_tokens, row.max_output_tokens, row.entitlement,
-            )  # fmt: skip
-        for step in steps:
-            if not isinstance(step, Forward | Refuse | Evict):
-                continue
-            key = (step.request_id, asked[step.request_id])
-            row = attempts[key]
-            if isinstance(step, Evict):
-                assert (row.outcome, row.reason, row.finish_s) == (Outcome.EVICTED, step.reason, now_s)
-                ended.add(key)
-                continue
-            assert isinstance(event, Arrived)
-            assert key == (event.request.request_id, event.request.attempt)
-            assert key not in judged
-            judged.add(key)
-            if isinstance(step, Forward):
-                assert (row.forwarded_s, row.replica) == (now_s, step.replica_id)
-            else:
-                assert (row.outcome, row.reason, row.http_status) == (Outcome.REFUSED, step.reason, step.status)
-                assert step.retry_after_s == (None if math.isnan(row.retry_after_s) else row.retry_after_s)
-    assert judged == attempts.keys()
-    assert ended == {key for key, row in attempts.items() if row.outcome is Outcome.EVICTED}
-
-
-def check_all(run: Run, most_slots: int) -> None:
-    check_conservation(run)
-    check_times(run)
-    check_outcomes(run)
-    check_books(run)
-    check_timeline(run, most_slots)
-    check_decisions(run)
-    if run.world.horizon_s is None:
-        check_drained(run)
-
 
 @many
 @given(scenarios())
@@ -244,3 +36,188 @@ def test_every_run_adds_up(scenario: Mapped) -> None:
 @given(scenarios(("robust", "paper"), drained=True))
 def test_every_run_of_token_pools_adds_up_to_the_last_request(scenario: Mapped) -> None:
     check_all(play(scenario), total_slots(scenario))
+
+
+EVERY_REASON = {
+    "none": {"no_capacity", "not_bound", "context_length"},
+    "bucket": {"no_capacity", "not_bound", "context_length", "requests", "tokens"},
+    "window": {"no_capacity", "not_bound", "context_length", "requests"},
+    "paper": {"no_capacity", "not_bound", "context_length", "concurrency", "tokens", "too_large", "low_priority"},
+    "robust": {"no_capacity", "not_bound", "concurrency", "tokens", "kv_cache", "low_priority", "pool_full"},
+    "frozen": {"no_capacity", "not_bound", "concurrency", "kv_cache", "low_priority", "pool_full"},
+}
+
+
+@pytest.mark.parametrize("horizon_s", [40.0, None], ids=["to the horizon", "to the last request"])
+@pytest.mark.parametrize("policy", EVERY_REASON)
+def test_a_busy_day_adds_up(policy: str, horizon_s: float | None) -> None:
+    scenario = busy(policy, horizon_s)
+    run = play(scenario)
+    check_all(run, total_slots(scenario))
+    # That the checks above had something to check.
+    seen = {row.outcome for row in run.rows}
+    assert seen >= {Outcome.FINISHED, Outcome.REFUSED, Outcome.FAILED}
+    assert (Outcome.EVICTED in seen) == (policy in ("robust", "frozen"))
+    assert {row.reason for row in run.rows if row.outcome is Outcome.REFUSED} >= EVERY_REASON[policy]
+    assert max(row.attempt for row in run.rows) == 3
+    assert any(row.preemptions for row in run.rows)
+    kinds = {type(event) for _, event, _ in run.outcomes.decisions}
+    assert kinds >= {Arrived, Finished, Failed, CapacityChanged}
+    assert (Progress in kinds) == (policy in ("paper", "robust"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a run must not depend on
+
+
+def as_bytes(scenario: Mapped) -> bytes:
+    """Return the tables of a run, as they would be written."""
+    cell = run_cell(cell_of(scenario))
+    sink = pa.BufferOutputStream()
+    for table in (cell.requests, cell.timeline, cell.decisions):
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@some
+@given(scenarios())
+def test_same_seed_same_bytes(scenario: Mapped) -> None:
+    assert as_bytes(scenario) == as_bytes(scenario)
+
+
+def test_another_process_writes_the_same_bytes() -> None:
+    # Another hash seed too, so that nothing hangs on the order of a set.
+    script = "from cluster.test_invariants import digest; print(digest())"
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == digest()
+
+
+def digest() -> str:
+    return hashlib.sha256(b"".join(as_bytes(busy(policy)) for policy in EVERY_REASON)).hexdigest()
+
+
+def doubled(scenario: Mapped) -> Mapped:
+    """Return a scenario in which everything takes twice as long."""
+    slow = copy.deepcopy(scenario)
+
+    def twice(mapping: Mapped, *names: str, by: float = 2.0) -> None:
+        for name in names:
+            if mapping.get(name) is not None:
+                mapping[name] *= by
+
+    twice(slow, "horizon_s", "timeline_interval_s")
+    pool = slow["pool"]
+    twice(pool["profile"], "tokens_per_s", by=0.5)
+    step = pool["profile"]["step_time"]
+    twice(step, *(name for name in step if name != "kind"))
+    for entitlement in pool["entitlements"]:
+        twice(entitlement, "ttft_slo_s", "from_s", "until_s")
+        for amounts in ("baseline", "limit"):
+            twice(entitlement.get(amounts, {}), "tokens_per_s", by=0.5)
+    for workload in slow["workload"]:
+        twice(workload["arrivals"], "phase_s")
+        twice(workload["arrivals"], "rate_per_s", by=0.5)
+        twice(workload["client"], "delay_s")
+    for event in slow["events"]:
+        twice(event, "at_s")
+    (policy,) = slow["policies"]
+    twice(policy, "tick_s", "bucket_s", "burst_s", "mean_slo_s")
+    twice(policy, "requests_per_min", "tokens_per_min", by=0.5)
+    return slow
+
+
+# The sliding window is 60 s by definition, so it is left out.
+@some
+@given(scenarios(("none", "bucket", "paper", "robust")))
+def test_doubling_every_time_doubles_every_time(scenario: Mapped) -> None:
+    for workload in scenario["workload"]:  # Retry-After is in whole seconds, whatever the rest is in
+        if workload["client"]["kind"] == "retry":
+            workload["client"]["honour_retry_after"] = False
+    (policy,) = scenario["policies"]
+    if policy["kind"] == "token-pool":  # what has a default must be given, to be doubled
+        policy.update({"bucket_s": policy.get("bucket_s", 10), "mean_slo_s": 15.25})
+    once, twice = play(scenario), play(doubled(scenario))
+    assert twice.outcomes.end_s == 2 * once.outcomes.end_s
+    for name in RequestColumns.__dataclass_fields__:
+        if name in ("entitlements", "retry_after_s"):
+            continue
+        mine, theirs = (np.asarray(getattr(run.outcomes.columns, name)) for run in (once, twice))
+        np.testing.assert_array_equal(theirs, 2 * mine if name.endswith("_s") else mine, err_msg=name)
+    for mine, theirs in zip(once.outcomes.timeline, twice.outcomes.timeline, strict=True):
+        np.testing.assert_array_equal(theirs.t_s, 2 * np.asarray(mine.t_s))
+        for metric, values in mine.metrics.items():
+            scale = 0.5 if metric.endswith("_per_s") else 1.0
+            np.testing.assert_array_equal(theirs.metrics[metric], scale * np.asarray(values), err_msg=metric)
+
+
+@some
+@given(scenario=scenarios(), tenant=tenants(9, 0.0), at=st.integers(0, 4))
+def test_a_new_tenant_moves_nobody_elses_requests(scenario: Mapped, tenant: Any, at: int) -> None:
+    def requests(of: Mapped) -> dict[str, list[list[float]]]:
+        parsed = parse_scenario(of, "random.yaml")
+        return {
+            workload.name: [each.tolist() for each in astuple(demand)]
+            for workload, demand in zip(parsed.workload, demands(parsed, 0), strict=True)
+        }
+
+    crowded = copy.deepcopy(scenario)
+    crowded["pool"]["entitlements"].insert(at, tenant[0])
+    crowded["workload"].insert(at, tenant[1])
+    after = requests(crowded)
+    assert len(after.pop("t9")[0]) <= tenant[1]["requests"]
+    assert after == requests(scenario)
+
+
+@some
+@given(scenario=scenarios())
+def test_policies_meet_identical_traffic(scenario: Mapped) -> None:
+    scenario["policies"] = [{"name": name, **params} for name, params in POLICIES.items()]
+    met = []
+    for cell in expand(parse_scenario(scenario, "random.yaml")):
+        table = run_cell(cell).requests
+        names = ("attempt", "request_id", "entitlement", "arrival_s", "prompt_tokens", "max_output_tokens")
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+        met.append([row for row in rows if row[0] == 1])
+    assert len(met) == len(POLICIES)
+    assert all(other == met[0] for other in met)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Every run ends
+
+
+def small(output_tokens: int, events: list[Mapped]) -> Mapped:
+    scenario = busy("none", None)
+    del scenario["pool"]["profile"]["max_model_tokens"]  # 40 blocks of 4 tokens are all there is
+    constant = {"kind": "constant", "value": output_tokens}
+    scenario["workload"] = [{
+        "entitlement": "t0", "arrivals": {"kind": "even", "rate_per_s": 2.0}, "requests": 9,
+        "prompt_tokens": {"kind": "constant", "value": 100}, "output_tokens": constant,
+    }]  # fmt: skip
+    scenario["events"] = events
+    return scenario
+
+
+@pytest.mark.parametrize(("output_tokens", "outcome"), [(60, Outcome.FINISHED), (61, Outcome.REFUSED)])
+def test_what_could_never_fit_into_the_kv_cache_is_refused(output_tokens: int, outcome: Outcome) -> None:
+    run = play(small(output_tokens, []))
+    check_all(run, 10)
+    assert {row.outcome for row in run.rows} == {outcome}
+
+
+def test_a_run_ends_although_the_slots_it_waits_for_never_come_back() -> None:
+    run = play(small(10, [{"at_s": 2.2, "capacity": {"slots": 0}}]))
+    assert [row.final for row in run.rows] == [True] * 9
+    assert {row.outcome for row in run.rows} == {Outcome.FINISHED, Outcome.WAITING}
+
+
+def test_a_client_that_would_come_again_after_the_end_is_counted() -> None:
+    scenario = small(10, [{"at_s": 0.0, "fail": 0}, {"at_s": 0.0, "fail": 1}])  # so Retry-After is 5 s
+    scenario["horizon_s"] = 6.0
+    scenario["workload"][0]["client"] = {"kind": "retry", "max_attempts": 3}
+    run = play(scenario)
+    check_all(run, 10)
+    assert sum(row.final for row in run.rows) == 9

@@ -88,6 +88,7 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
         ),
         max_num_seqs=slots, max_num_batched_tokens=batched, kv_blocks=kv, block_tokens=block,
         scheduling=draw(st.sampled_from(["fcfs", "priority"])),
+        async_scheduling=draw(st.booleans()), prefix_caching=draw(st.booleans()),
     )
     script: list[tuple[float, str, Any]] = []
     now = 0.0

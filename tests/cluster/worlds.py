@@ -63,7 +63,9 @@ def profiles(draw: Any) -> Mapped:
 
 
 arrivals = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("even"), "rate_per_s": st.sampled_from([1.0, 4.0]), "phase_s": st.just(0.0)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("even"), "rate_per_s": st.sampled_from([1.0, 4.0]), "phase_s": st.just(0.0)}
+    ),
     st.fixed_dictionaries({"kind": st.just("poisson"), "rate_per_s": st.sampled_from([0.5, 2.0, 8.0])}),
     st.fixed_dictionaries({"kind": st.just("gamma"), "rate_per_s": st.just(2.0), "cv": st.just(4.0)}),
 )

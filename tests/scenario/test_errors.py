@@ -85,7 +85,13 @@ BAD = [
     ),
     (["seed"], 1.5, "seed", "input should be a whole number, got 1.5", "give a whole number, e.g. 7"),
     (["seed"], True, "seed", "input should be a whole number, got true", "give a whole number, e.g. 7"),
-    (["horizon_s"], None, "horizon_s", "input should be a number, got nothing", "give simulated seconds, e.g. 600"),
+    (
+        ["horizon_s"],
+        None,
+        "horizon_s",
+        "missing, although workload[1] (batch) never ends",
+        "give simulated seconds, e.g. 600, or that workload requests or until_s",
+    ),
     (
         ["record_decisions"],
         "yes",
@@ -304,7 +310,7 @@ def test_other_problems_are_counted():
     )
 
 
-@pytest.mark.parametrize("field", ["version", "horizon_s", "pool", "workload", "policies"])
+@pytest.mark.parametrize("field", ["version", "pool", "workload", "policies"])
 def test_a_missing_field_is_named(field):
     tree = mapping()
     del tree[field]

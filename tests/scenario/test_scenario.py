@@ -220,3 +220,12 @@ def test_importing_the_loader_brings_in_no_heavy_library():
     code = f"import sim.scenario, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_a_horizon_a_run_goes_on_until_every_request_has_ended():
+    tree = mapping(INLINE_PROFILE)  # 100,000 requests
+    tree.pop("horizon_s", None)
+    assert parse_scenario(tree, "x.yaml").horizon_s is None
+    del tree["workload"][0]["requests"]
+    with pytest.raises(ScenarioError, match="horizon_s: missing, although workload"):
+        parse_scenario(tree, "x.yaml")

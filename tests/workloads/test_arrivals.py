@@ -79,14 +79,21 @@ def test_even_arrivals_are_the_multiples_of_the_spacing(rate_per_s, phase_s, n):
 def test_even_arrivals_by_hand():
     rng = np.random.default_rng(0)
     # Six slots at 0.125 requests/s each, 30 s to 36 s: every 4/3 s, the end of the window left out.
-    assert Even(rate_per_s=0.75).times_s(rng, 30.0, 34.0, None) == pytest.approx([30.0, 30 + 4 / 3, 30 + 8 / 3])
+    assert Even(rate_per_s=0.75, phase_s=0.0).times_s(rng, 30.0, 34.0, None) == pytest.approx(
+        [30.0, 30 + 4 / 3, 30 + 8 / 3]
+    )
     assert Even(rate_per_s=2.0, phase_s=0.25).times_s(rng, 0.0, 1.25, None).tolist() == [0.25, 0.75]
     assert Even(rate_per_s=2.0, phase_s=3.0).times_s(rng, 0.0, 1.0, None).tolist() == []
-    assert Even(rate_per_s=2.0).times_s(rng, 5.0, math.inf, 3).tolist() == [5.0, 5.5, 6.0]
+    assert Even(rate_per_s=2.0, phase_s=0.0).times_s(rng, 5.0, math.inf, 3).tolist() == [5.0, 5.5, 6.0]
+
+
+def test_a_phase_left_out_is_drawn_within_one_spacing():
+    firsts_s = [Even(rate_per_s=4.0).times_s(np.random.default_rng(i), 5.0, math.inf, 1)[0] for i in range(200)]
+    assert stats.kstest(firsts_s, stats.uniform(5.0, 0.25).cdf).pvalue > 1e-4
 
 
 def test_even_arrivals_do_not_drift():
-    times_s = Even(rate_per_s=3.0).times_s(np.random.default_rng(0), 0.0, 400_000.0, None)
+    times_s = Even(rate_per_s=3.0, phase_s=0.0).times_s(np.random.default_rng(0), 0.0, 400_000.0, None)
     assert len(times_s) == 1_200_000
     assert times_s[900_000] == 300_000.0
 

@@ -81,7 +81,7 @@ def test_the_horizon_and_the_number_of_requests_only_cut_the_end(horizon_s, requ
 
 
 def test_a_phase_is_a_window_of_the_run():
-    spec = dataclasses.replace(BASE, arrivals=Even(rate_per_s=1.0), from_s=30.0, until_s=33.0)
+    spec = dataclasses.replace(BASE, arrivals=Even(rate_per_s=1.0, phase_s=0.0), from_s=30.0, until_s=33.0)
     assert demand(spec).arrival_s.tolist() == [30.0, 31.0, 32.0]
     assert demand(spec, horizon_s=31.5).arrival_s.tolist() == [30.0, 31.0]
     assert len(demand(spec, horizon_s=30.0)) == 0

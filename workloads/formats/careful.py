@@ -116,12 +116,15 @@ class _Row:
 
     def blocks(self, column: str) -> list[int]:
         value = self.get(column)
+        if value is None:
+            return []
         good = isinstance(value, list) and all(
             isinstance(one, int) and not isinstance(one, bool) and abs(one) < 2**63 for one in value
         )
         if not good:
-            found = "missing" if value is None else shown(str(value))
-            raise self.refuse(f"{column} is {found}, not a list of whole numbers", "give [] where there are none")
+            raise self.refuse(
+                f"{column} is {shown(str(value))}, not a list of whole numbers", "give [] where there are none"
+            )
         assert isinstance(value, list)
         return value
 
@@ -157,7 +160,7 @@ def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, 
                 found[role].append(row.text(layout.role(role) or ""))
         if layout.blocks is not None:
             found["blocks"].append(row.blocks(layout.blocks))
-            size = size or row.block_tokens(get)
+            size = size or (row.block_tokens(get) if found["blocks"][-1] else 0)
         if layout.request_id is not None:
             found["request_id"].append(row.identity(layout.request_id, before))
         if layout.parent is not None:

@@ -191,14 +191,14 @@ def _blocks(table: Any, layout: Layout) -> Blocks | None:
     column = table.column(layout.blocks).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
-    if column.null_count:
-        return None
     ids = column.flatten()
     if ids.null_count:
         return None
-    ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.int64)
+    sizes = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(sizes, dtype=np.int64)
     size = layout.block_tokens
     if not size:
-        known = table.column("block_tokens")
-        size = 0 if known.null_count else int(known[0].as_py())
+        size = int(pc.max(table.column("block_tokens")).as_py() or 0)
+        if len(ids) and not 1 <= size <= MAX_COUNT:
+            return None
     return Blocks(ids.to_numpy(zero_copy_only=False).astype(np.int64), ends, size)

@@ -299,9 +299,15 @@ def recognised(first_line: str) -> Layout | None:
             return None
         if "time_ns" in keys:
             return LAYOUTS["plain-jsonl"]
-        for layout in _ALL:
-            if layout.container == "jsonl" and layout.columns and set(layout.columns) <= set(keys):
-                return layout
+        fitting = [
+            layout
+            for layout in _ALL
+            if layout.container == "jsonl"
+            and layout.columns
+            and {layout.role(role) for role in layout.has} <= set(keys)
+        ]
+        if fitting:  # one format's keys may be among another's
+            return max(fitting, key=lambda layout: len(layout.has))
         answer = any("usage" in one for one in (keys, keys.get("response"), keys.get("body")) if isinstance(one, dict))
         return LAYOUTS["openai-log"] if answer or "response" in keys else None
     names = tuple(name.strip() for name in text.split(","))

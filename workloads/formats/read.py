@@ -16,7 +16,7 @@ from workloads.formats import documents, fast
 from workloads.formats.careful import Before, Columns, csv_cells, json_cells, read_rows
 from workloads.formats.layouts import LAYOUTS, ROLES, SUFFIXES, Container, Layout, recognised
 from workloads.formats.lines import Block, line_blocks, line_ends
-from workloads.formats.rows import EmptyCutError, Labels, Rows, TraceError, join_rows
+from workloads.formats.rows import EmptyCutError, Labels, Rows, TraceError, join_rows, without_silent
 from workloads.formats.times import Unit, has_zone, shown
 
 DATED_FROM_NS = 10**18
@@ -129,14 +129,7 @@ def _load(file: _File, layout: Layout, zero_ns: int | None, from_s: float, until
     if not parts or zero_ns is None:
         problem = f"no row from {from_s:g} s to {until_s:g} s of trace time"
         raise EmptyCutError(str(path), None, problem, f"its rows span {first_s:g} s to {last_s:g} s: cut inside that")
-    rows = join_rows(parts)
-    rows = replace(rows, tenant=_said(rows.tenant), service=_said(rows.service), session=_said(rows.session))
-    return rows, zero_ns
-
-
-def _said(labels: Labels | None) -> Labels | None:
-    """Return None for a column that says nothing anywhere."""
-    return labels if labels is not None and any(labels.names) else None
+    return without_silent(join_rows(parts)), zero_ns
 
 
 @dataclass(slots=True)

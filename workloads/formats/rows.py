@@ -181,6 +181,26 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     )
 
 
+def without_silent(rows: Rows) -> Rows:
+    """Return the rows with None for each column that says nothing anywhere."""
+
+    def said(labels: Labels | None) -> Labels | None:
+        return labels if labels is not None and any(labels.names) else None
+
+    def given(column: Ints | None) -> Ints | None:
+        return column if column is not None and bool(column.any()) else None
+
+    return replace(
+        rows,
+        max_output_tokens=given(rows.max_output_tokens),
+        turn=given(rows.turn),
+        tenant=said(rows.tenant),
+        service=said(rows.service),
+        session=said(rows.session),
+        blocks=rows.blocks if rows.blocks is not None and len(rows.blocks.ids) else None,
+    )
+
+
 def join_labels(parts: Sequence[Labels]) -> Labels:
     """Return labels of several parts as one column, names in the order of their first mention."""
     names: dict[str, int] = {}
