@@ -250,7 +250,7 @@ class TokenPoolPolicy:
             yield Gauge("entitlement", name, "debt", account.debt)
             yield Gauge("entitlement", name, "burst", account.burst)
             yield Gauge("entitlement", name, "weight", account.weight)
-            yield Gauge("entitlement", name, "tokens_per_s", account.tokens_per_s)
+            yield Gauge("entitlement", name, "metered_tokens_per_s", account.tokens_per_s)
             if math.isfinite(account.limit_slots):
                 yield Gauge("entitlement", name, "limit_slots", account.limit_slots)
             if account.bucket is not None:

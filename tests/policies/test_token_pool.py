@@ -210,7 +210,7 @@ def test_debt_and_burst_of_a_tick_by_hand() -> None:
     gate.fill("ee")
     gate.core.handle(Progress("e1", 10), 5.0)  # 20 tokens in 5 s: 4 per second of 8, in 2 slots of 1
     assert gate.core.handle(Tick(), 5.0)
-    assert gate.shown("tokens_per_s")["e"] == 4.0
+    assert gate.shown("metered_tokens_per_s")["e"] == 4.0
     assert gate.shown("debt") == {"e": pytest.approx(0.3 * 0.5), "s": 0.0, "g": 0.0}
     assert gate.shown("burst") == {"e": pytest.approx(0.3 * 1.0), "s": 0.0, "g": 0.0}
     assert gate.shown("weight")["e"] == pytest.approx(100 / 3 / 1.3 * (1 + 4 * 0.15))
@@ -227,10 +227,10 @@ def test_completions_count_nothing_before_the_end() -> None:
     gate.fill("e")
     gate.core.handle(Progress("e1", 10), 1.0)
     gate.core.handle(Tick(), 5.0)
-    assert gate.shown("tokens_per_s")["e"] == 0.0
+    assert gate.shown("metered_tokens_per_s")["e"] == 0.0
     gate.core.handle(Finished("e1", 20), 6.0)
     gate.core.handle(Tick(), 10.0)
-    assert gate.shown("tokens_per_s")["e"] == 6.0
+    assert gate.shown("metered_tokens_per_s")["e"] == 6.0
 
 
 def test_the_idle_run_debts_unless_the_gap_is_capped_by_demand() -> None:
