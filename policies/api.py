@@ -9,10 +9,10 @@ frozen value Python has. Ledgers are mutable: the core (`policies.core`) writes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 # --------------------------------------------------------------------------------------------------------------------
 # Names
@@ -29,7 +29,10 @@ class ServiceClass(StrEnum):
 
 
 class EntitlementState(StrEnum):
-    """Where an entitlement stands; only Bound ones are served (arXiv 2603.00356, check 1)."""
+    """Where an entitlement stands; only Bound ones are served (arXiv 2603.00356, check 1).
+
+    Pending before it is in force, Expired after; in between Bound, or Degraded where the pool cannot hold its lease.
+    """
 
     PENDING = "Pending"
     BOUND = "Bound"
@@ -279,7 +282,7 @@ ADMIT = Admit()
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """A request that was forwarded and has not ended."""
+    """A request that was forwarded and has not ended; ``failed_at`` names the replicas that lost it."""
 
     request: RequestView
     ledger: EntitlementLedger
@@ -289,6 +292,7 @@ class InFlight:
     reserved_tokens: int
     prompt_credited: bool = False
     output_tokens: int = 0
+    failed_at: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -301,6 +305,7 @@ class EntitlementLedger:
     reserved_tokens : prompt + max_output_tokens, summed over what is in flight.
     worked_tokens : tokens of work done since the start: a prompt counts at its first token, output as it is seen.
     demanded_tokens : prompt + max_output_tokens of everything that arrived, refused or not, first attempts only.
+    demanded_requests : how many those were.
     mean_service_s : moving average of forwarded-to-finished times, None before the first.
     """
 
@@ -310,6 +315,7 @@ class EntitlementLedger:
     reserved_tokens: int = 0
     worked_tokens: int = 0
     demanded_tokens: int = 0
+    demanded_requests: int = 0
     admitted: int = 0
     refused: int = 0
     mean_service_s: float | None = None
@@ -328,13 +334,23 @@ class ReplicaLedger:
 
 @dataclass(slots=True, eq=False)
 class PoolLedger:
-    """The books of the pool. ``mean_service_s`` is over all entitlements, None before the first completion."""
+    """The books of the pool.
+
+    ``mean_service_s`` is over all entitlements, None before the first completion. ``first_tokens`` counts those that
+    the driver told of, and ``waited_s`` sums the seconds from forwarding to them. ``others_in_flight`` and
+    ``others_reserved_tokens`` are known of other gateways of the same pool; in the books of entitlements and replicas
+    they are included.
+    """
 
     capacity: PoolCapacity
     entitlements: Mapping[str, EntitlementLedger]
     replicas: Sequence[ReplicaLedger]
     in_flight: dict[str, InFlight] = field(default_factory=dict)
     mean_service_s: float | None = None
+    first_tokens: int = 0
+    waited_s: float = 0.0
+    others_in_flight: int = 0
+    others_reserved_tokens: int = 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -398,6 +414,49 @@ class AdmissionPolicy(Protocol):
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
         """Return what the timeline should show of this policy's state."""
+        ...
+
+
+class Leases(Protocol):
+    """Which of the entitlements that are in force have their promise reserved in the pool."""
+
+    def settle(self, in_force: Collection[str], capacity: PoolCapacity) -> Mapping[str, EntitlementState]:
+        """Return Bound or Degraded for each; asked whenever one comes into force or leaves, or capacity changes."""
+        ...
+
+
+@runtime_checkable
+class Leasing(Protocol):
+    """A policy that has leases. Under any other, every entitlement is Bound as long as it is in force."""
+
+    leases: Leases | None
+
+
+@runtime_checkable
+class Reclaiming(Protocol):
+    """A policy that takes back what was admitted where the pool has less than what is in flight needs."""
+
+    def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:
+        """Ids of requests to evict now; asked after each tick and change of capacity."""
+        ...
+
+
+class Scaler(Protocol):
+    """How many replicas the pool should have. It sees what the gateway sees.
+
+    ``every_s`` is how often it is asked; ``wants_reports`` and ``wants_progress`` as in `AdmissionPolicy`.
+    """
+
+    every_s: float
+    wants_reports: bool
+    wants_progress: bool
+
+    def replicas(self, pool: PoolLedger, current: int, now_s: float) -> int:
+        """Return the number of replicas; ``current`` is how many were last asked for."""
+        ...
+
+    def gauges(self) -> Iterable[Gauge]:
+        """Return what the timeline should show of what it last saw."""
         ...
 
 

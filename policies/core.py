@@ -32,21 +32,25 @@ from policies.api import (
     Hold,
     InFlight,
     Instruction,
+    Leasing,
     PoolCapacity,
     PoolLedger,
     Progress,
     Reason,
+    Reclaiming,
     Refuse,
     ReplicaLedger,
     ReplicaReport,
     RequestView,
     Router,
+    Scale,
+    Scaler,
     Tick,
     Verdict,
 )
 
 NO_CAPACITY_RETRY_S = 5.0
-"""Retry-After while no replica is ready: nobody knows when one will be, so ask again soon. [choice]"""
+"""Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
 
 _NEVER_S = float("inf")
 _BOUND = EntitlementState.BOUND
@@ -67,6 +71,8 @@ class GatewayCore:
     policy, router : objects of this pool alone; they may have memory.
     default_max_output_tokens : what a request that names no limit is taken to ask for.
     max_context_tokens : longest prompt + output that a replica can serve; None where it is not known.
+    scaler : says how many replicas the pool should have; None where nobody does.
+    retry_failed : whether a request that failed at one replica is sent once more to each of the others that is ready.
     service_smoothing : share of the old value that a new service time leaves in the moving averages, in [0, 1).
 
     Attributes
@@ -80,7 +86,8 @@ class GatewayCore:
     def __init__(
         self, *, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
         policy: AdmissionPolicy, router: Router, default_max_output_tokens: int = 256,
-        max_context_tokens: int | None = None, service_smoothing: float = 0.9,
+        max_context_tokens: int | None = None, service_smoothing: float = 0.9, scaler: Scaler | None = None,
+        retry_failed: bool = False,
     ) -> None:
         specs = sorted(entitlements, key=lambda spec: spec.name)
         ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
@@ -100,21 +107,28 @@ class GatewayCore:
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
         self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
+        self._leases = policy.leases if isinstance(policy, Leasing) else None
+        self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._in_force: list[str] = []
         self._route = router.route
         self._default_max = default_max_output_tokens
         self._max_context = _NEVER_S if max_context_tokens is None else max_context_tokens
         self._fresh_share = 1 - service_smoothing
-        self.wants_progress = policy.wants_progress
-        self.wants_reports = policy.wants_reports
+        self._retry_failed = retry_failed
+        self._scaler = scaler
+        self._replicas_wanted = capacity.ready_replicas
+        self._next_scale_s = _NEVER_S
+        self.wants_progress = policy.wants_progress or (scaler is not None and scaler.wants_progress)
+        self.wants_reports = policy.wants_reports or (scaler is not None and scaler.wants_reports)
         self.late_events = 0
         self.withdrawn = 0
         self._start_s = 0.0
-        self._ticks = 0
+        self._ticks = self._scales = 0
         self._next_tick_s = _NEVER_S
         self._next_change_s = -_NEVER_S  # states are not known before the first call
         self._handlers: dict[type, Callable[[Any, float], Sequence[Instruction]]] = {
             Arrived: self._arrived, FirstToken: self._first_token, Progress: self._progress, Finished: self._finished,
-            Failed: self._broken_off, Cancelled: self._broken_off, ReplicaReport: self._report,
+            Failed: self._failed, Cancelled: self._broken_off, ReplicaReport: self._report,
             CapacityChanged: self._capacity_changed, Tick: self._tick,
         }
 
@@ -127,6 +141,8 @@ class GatewayCore:
         if self._policy.tick_s is not None:
             self._ticks = 1
             self._next_tick_s = now_s + self._policy.tick_s
+        if self._scaler is not None:
+            self._next_scale_s = now_s + self._scaler.every_s
         return (*self._change_states(now_s), *self._next_call())
 
     def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
@@ -171,6 +187,7 @@ class GatewayCore:
         reserved_tokens = prompt_tokens + max_output_tokens
         if attempt == 1:
             ledger.demanded_tokens += reserved_tokens
+            ledger.demanded_requests += 1
         if ledger.state is not _BOUND or not self._ready or reserved_tokens > self._max_context:
             ledger.refused += 1
             return (*before, self._unservable(request, ledger, reserved_tokens, now_s))
@@ -183,6 +200,8 @@ class GatewayCore:
         self, request: RequestView, ledger: EntitlementLedger, reserved_tokens: int, now_s: float
     ) -> Refuse:
         """Return the refusal of a request that no policy could let in."""
+        if ledger.state is EntitlementState.DEGRADED:
+            return Refuse(request.request_id, Reason.NOT_BOUND, 429, NO_CAPACITY_RETRY_S, 1, 0)
         if ledger.state is not _BOUND:
             wait_s = ledger.spec.from_s - now_s if ledger.state is EntitlementState.PENDING else None
             return Refuse(request.request_id, Reason.NOT_BOUND, 403, wait_s, 1, 0)
@@ -236,6 +255,10 @@ class GatewayCore:
         self._close(flight, flight.output_tokens, now_s)
         return Evict(request_id, Reason.PREEMPTED)
 
+    def _take_back(self, now_s: float) -> list[Instruction]:
+        """Evict what the policy wants back."""
+        return [self._evict(request_id, now_s) for request_id in self._reclaim(self.pool, now_s)]  # type: ignore[misc]
+
     def _release(self, now_s: float) -> list[Instruction]:
         """Judge again what the policy names among the held requests."""
         instructions: list[Instruction] = []
@@ -255,13 +278,15 @@ class GatewayCore:
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of a request
 
-    def _first_token(self, event: FirstToken, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+    def _first_token(self, event: FirstToken, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
         if flight is None:
             self.late_events += 1
         elif not flight.prompt_credited:
             flight.prompt_credited = True
             flight.ledger.worked_tokens += flight.request.prompt_tokens
+            self.pool.first_tokens += 1
+            self.pool.waited_s += now_s - flight.forwarded_s
         return ()
 
     def _progress(self, event: Progress, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
@@ -287,6 +312,30 @@ class GatewayCore:
             self._credit(flight, flight.output_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
+
+    def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
+        flight = self._flights.get(event.request_id)
+        if flight is not None and self._retry_failed:
+            elsewhere = self._send_elsewhere(flight, event.output_tokens)
+            if elsewhere is not None:
+                return (elsewhere,)
+        return self._broken_off(event, now_s)
+
+    def _send_elsewhere(self, flight: InFlight, output_tokens: int) -> Forward | None:
+        """Move a request that a replica lost; None where there is no other. What it had done counts as work done."""
+        lost_at = self._replica[flight.replica_id]
+        flight.failed_at = (*flight.failed_at, flight.replica_id)
+        others = [book for book in self._replicas if book.ready and book.replica_id not in flight.failed_at]
+        replica_id = self._route(flight.request, others) if others else None
+        if replica_id is None:
+            return None
+        if output_tokens > flight.output_tokens:
+            self._credit(flight, output_tokens)
+        for book, sign in ((lost_at, -1), (self._replica[replica_id], 1)):
+            book.in_flight += sign
+            book.outstanding_tokens += sign * flight.reserved_tokens
+        flight.replica_id = replica_id
+        return Forward(flight.request.request_id, replica_id, flight.max_output_tokens)
 
     def _broken_off(self, event: Failed | Cancelled, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.pop(event.request_id, None)
@@ -341,8 +390,12 @@ class GatewayCore:
             replica.ready = replica.replica_id in event.ready_replicas
         self._ready = sum(replica.ready for replica in self._replicas)
         self.pool.capacity = event.capacity
-        self._policy.on_capacity(self.pool, now_s)
-        return tuple(self._release(now_s)) if self._held else ()
+        instructions = self._settle(now_s)
+        if self._reclaim is not None:
+            instructions += self._take_back(now_s)
+        if self._held:
+            instructions += self._release(now_s)
+        return tuple(instructions)
 
     def _tick(self, event: Tick, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
         """Do what is due. A tick that comes early finds nothing due, and asks for the rest of the time."""
@@ -352,32 +405,59 @@ class GatewayCore:
         tick_s = self._policy.tick_s
         if tick_s is not None and now_s >= self._next_tick_s:
             self._policy.on_tick(self.pool, now_s)
+            if self._reclaim is not None:
+                instructions += self._take_back(now_s)
             # Multiples of the start, so that lateness does not add up. Ticks that were slept through are left out.
             self._ticks = max(self._ticks + 1, int((now_s - self._start_s) / tick_s))
             while self._start_s + self._ticks * tick_s <= now_s:
                 self._ticks += 1
             self._next_tick_s = self._start_s + self._ticks * tick_s
+        if self._scaler is not None and now_s >= self._next_scale_s:
+            instructions += self._scale(self._scaler, now_s)
         if self._held:
             instructions += self._release(now_s)
         return (*instructions, *self._next_call())
 
+    def _scale(self, scaler: Scaler, now_s: float) -> list[Instruction]:
+        """Ask the autoscaler, and for the replicas that it wants if they are not what was last asked for."""
+        while self._next_scale_s <= now_s:
+            self._scales += 1
+            self._next_scale_s = self._start_s + self._scales * scaler.every_s
+        wanted = scaler.replicas(self.pool, self._replicas_wanted, now_s)
+        if wanted == self._replicas_wanted:
+            return []
+        self._replicas_wanted = wanted
+        return [Scale(wanted)]
+
     def _next_call(self) -> tuple[CallMeAt, ...]:
-        at_s = min(self._next_tick_s, self._next_change_s)
+        at_s = min(self._next_tick_s, self._next_change_s, self._next_scale_s)
         return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
 
     def _change_states(self, now_s: float) -> Iterable[Instruction]:
-        """Bring the states of the entitlements up to date, and turn away who is held by one that is over."""
+        """Bring the states of the entitlements up to date."""
         self._next_change_s = _NEVER_S
-        for ledger in self._ledgers.values():
+        in_force: list[str] = []
+        for name, ledger in self._ledgers.items():
             from_s, until_s = ledger.spec.from_s, ledger.spec.until_s
             if now_s < from_s:
                 ledger.state = EntitlementState.PENDING
                 self._next_change_s = min(self._next_change_s, from_s)
             elif now_s < until_s:
-                ledger.state = _BOUND
+                in_force.append(name)
                 self._next_change_s = min(self._next_change_s, until_s)
             else:
                 ledger.state = EntitlementState.EXPIRED
+        self._in_force = in_force
+        return self._settle(now_s)
+
+    def _settle(self, now_s: float) -> list[Instruction]:
+        """Say who of those in force is Bound, and turn away who is held by one that is not."""
+        if self._leases is None:
+            for name in self._in_force:
+                self._ledgers[name].state = _BOUND
+        else:
+            for name, state in self._leases.settle(self._in_force, self.pool.capacity).items():
+                self._ledgers[name].state = state
         self._policy.on_capacity(self.pool, now_s)
         refusals: list[Instruction] = []
         for request in [held for held in self._held.values() if self._ledgers[held.entitlement].state is not _BOUND]:

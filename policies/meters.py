@@ -38,7 +38,16 @@ class ContinuousBucket:
         if need > self.depth:
             return None
         missing = need - self.available(now_s)
-        return missing / self.rate_per_s if missing > _SLACK * need else 0.0
+        if missing <= _SLACK * need:
+            return 0.0
+        return missing / self.rate_per_s if self.rate_per_s > 0 else float("inf")
+
+    def refit(self, *, rate_per_s: float, depth: float, now_s: float) -> None:
+        """Fill at another rate, possibly 0, up to another depth, from now on."""
+        self._level = min(self.available(now_s), depth)
+        self._at_s = now_s
+        self.rate_per_s = rate_per_s
+        self.depth = depth
 
     def reserve(self, amount: float, now_s: float) -> None:
         """Take ``amount``."""

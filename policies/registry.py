@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
-from policies.api import AdmissionPolicy, Chance, EntitlementSpec, Router
+from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
 from policies.no_control import NoControl, NoControlPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
+from policies.scaling.capacity import Capacity, CapacityRule
+from policies.scaling.governor import Governor
+from policies.scaling.rules import Fixed, Saturation, SaturationRule, Sla, SlaRule, Utilisation, UtilisationRule
 from policies.token_pool.params import TokenPool
 from policies.token_pool.policy import TokenPoolPolicy
 
@@ -24,7 +27,8 @@ class Entry(Generic[Built]):
     Attributes
     ----------
     params : the dataclass; its ``kind`` is the name it is registered under.
-    build : for a policy ``build(params, *, entitlements, kv_bytes_per_token, chance)``, for a router ``build(params)``.
+    build : for a policy ``build(params, *, entitlements, kv_bytes_per_token, chance)``, for a router ``build(params)``,
+        for an autoscaler ``build(params, *, policy, entitlements, per_replica)``.
         What it returns has memory and serves one pool. ValueError where the parameters do not fit the entitlements.
     """
 
@@ -58,6 +62,36 @@ def _least_outstanding_tokens(params: LeastOutstandingTokens) -> Router:  # noqa
     return LeastOutstandingTokensRouter()
 
 
+def _fixed(
+    params: Fixed, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
+) -> None:
+    return None
+
+
+def _utilisation(
+    params: Utilisation, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
+) -> Scaler:
+    return Governor(params, UtilisationRule(params))
+
+
+def _saturation(
+    params: Saturation, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
+) -> Scaler:
+    return Governor(params, SaturationRule(params), wants_reports=True)
+
+
+def _sla(
+    params: Sla, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
+) -> Scaler:
+    return Governor(params, SlaRule(params, per_replica), wants_progress=True)
+
+
+def _capacity(
+    params: Capacity, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity
+) -> Scaler:
+    return Governor(params, CapacityRule(params, policy, entitlements, per_replica))
+
+
 POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "none": Entry(NoControl, _no_control),
     "rate-limit": Entry(RateLimit, _rate_limit),
@@ -70,3 +104,12 @@ ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
 })
 """Which replica takes a request."""
+
+SCALERS: Mapping[str, Entry[Scaler | None]] = MappingProxyType({
+    "none": Entry(Fixed, _fixed),
+    "capacity": Entry(Capacity, _capacity),
+    "utilisation": Entry(Utilisation, _utilisation),
+    "saturation": Entry(Saturation, _saturation),
+    "sla": Entry(Sla, _sla),
+})
+"""How many replicas there should be."""

@@ -58,7 +58,8 @@ def _stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its SCENARIO and what changes it."""
     for option in (
         click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Set a field by its dotted path."),
         click.option("--seed", type=int, help="Use another seed."),
@@ -69,7 +70,8 @@ def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _load(ref: str, overrides: Sequence[str], seed: int | None, replications: int | None) -> Scenario:
+def load(ref: str, overrides: Sequence[str], seed: int | None, replications: int | None) -> Scenario:
+    """Return the scenario that `scenario_options` ask for."""
     from sim.scenario import load_scenario
 
     extra = [*overrides]
@@ -81,7 +83,7 @@ def _load(ref: str, overrides: Sequence[str], seed: int | None, replications: in
 
 
 @app.command()
-@_scenario_options
+@scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Result folder; without it results/<scenario>-<hash>.")
 @click.option("--policy", "policies", multiple=True, metavar="NAME", help="Run these policies only.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to run cells in.")
@@ -108,7 +110,7 @@ def run(
 
     gc.freeze()
     gc.enable()
-    loaded = with_policies(_load(scenario, overrides, seed, replications), policies)
+    loaded = with_policies(load(scenario, overrides, seed, replications), policies)
     folder = out if out is not None else default_folder(scenario, loaded)
     if out is None and (folder / "manifest.json").exists():
         click.echo(format_table(read_result(folder).summary))
@@ -121,12 +123,12 @@ def run(
 
 
 @app.command()
-@_scenario_options
+@scenario_options
 def validate(scenario: str, overrides: tuple[str, ...], seed: int | None, replications: int | None) -> None:
     """Check SCENARIO and say what it would run."""
     from sim.scenario import expand, scenario_hash
 
-    loaded = _load(scenario, overrides, seed, replications)
+    loaded = load(scenario, overrides, seed, replications)
     cells = expand(loaded)
     click.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
 
@@ -185,3 +187,10 @@ def reproduce(out: Path, jobs: int) -> None:
     click.echo(f"wrote {out}", err=True)
     if not reproduction.passed:
         sys.exit(FAILED)
+
+
+# The commands of each area register themselves on `app`; these modules import nothing heavier than click.
+from sim import cli_experiments, cli_fidelity, cli_trace  # noqa: E402
+
+__all__ = ["app", "cli_experiments", "cli_fidelity", "cli_trace", "main"]
+cli_fidelity.register(app)

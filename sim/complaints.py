@@ -17,6 +17,7 @@ from sim.scenario_file import describe, join, one_line, shown
 Loc = tuple[str | int, ...]
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # a model's word for it, and a dataclass's
+_UNWRITTEN = ("params", "grid", "range", "values")  # steps of a place that no file has
 _UNITS = (
     ("_per_s", "a rate per second"),
     ("_per_min", "a rate per minute"),
@@ -134,13 +135,13 @@ def _number_fix(path: str, value: object, *, whole: bool) -> str:
 def _walk(loc: Loc, raw: object, *, keep_last: bool) -> tuple[str, object]:
     """Return the place as the file's author knows it, and what stands there.
 
-    A loc also holds the kinds that selected a variant, and the one field ("params") that the file does not have.
+    A loc also holds the kinds that selected a variant, and steps that the file does not have.
     """
     path, node = "", raw
     for index, step in enumerate(loc):
         last = keep_last and index == len(loc) - 1
         if isinstance(node, dict) and isinstance(step, str):
-            if not last and (step == node.get("kind") or (step == "params" and step not in node)):
+            if not last and (step == node.get("kind") or (step in _UNWRITTEN and step not in node)):
                 continue
             node = node.get(step)
         elif isinstance(node, list) and isinstance(step, int):
@@ -179,7 +180,7 @@ def _at(schema: dict[str, Any], loc: Loc) -> list[dict[str, Any]]:
                 below += [node["items"]] if isinstance(node.get("items"), dict) else []
             elif step in fields:
                 below.append(fields[step])
-            elif fields.get("kind", {}).get("const") == step:
+            elif fields.get("kind", {}).get("const") == step or step in _UNWRITTEN:
                 below.append(node)
             elif isinstance(node.get("additionalProperties"), dict):
                 below.append(node["additionalProperties"])

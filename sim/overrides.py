@@ -6,9 +6,8 @@ calls itself (its name, else its kind, else its entitlement). Names may contain 
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sim.complaints import suggestion
@@ -18,7 +17,6 @@ from sim.scenario_file import describe, join, parse_yaml, shown
 Location = tuple[str | int, ...]
 
 _FIXED = ("version", "vary")
-_MOST_CELLS = 10_000
 
 
 def parse_override(text: str, file: str) -> tuple[str, Any]:
@@ -68,36 +66,21 @@ def replaced(tree: dict[str, Any], location: Location, value: Any) -> dict[str, 
     return changed
 
 
-def overridden(tree: dict[str, Any], text: str, file: str) -> dict[str, Any]:
-    """Return a copy of a resolved scenario with ``path=value`` set; what was varied there no longer is."""
+def overridden(
+    tree: dict[str, Any], text: str, file: str, varied: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a copy of a resolved scenario with ``path=value`` set, and which of the varied paths it leaves varied."""
     path, value = parse_override(text, file)
     place = located(tree, path, file)
-    vary: dict[str, Any] = {}
-    for varied, values in tree["vary"].items():
-        there = located(tree, varied, file)
+    left = []
+    for other in varied:
+        there = located(tree, other, file)
         if there[: len(place)] == place:
             continue
         if place[: len(there)] == there:
-            raise ScenarioError(file, path, f"vary sets the whole of {shown(varied)}", "set that, or edit the file")
-        vary[varied] = values
-    return replaced(tree, place, value) | {"vary": vary}
-
-
-def combinations(vary: Mapping[str, Sequence[Any]], file: str) -> list[tuple[tuple[str, Any, str], ...]]:
-    """Return the grid, first path slowest: for each cell the (path, value, label) of every path."""
-    columns = []
-    cells = 1
-    for path, values in vary.items():
-        if not values:
-            raise ScenarioError(file, join("vary", path), "no values", "give at least one, or leave the path out")
-        cells *= len(values)
-        if cells > _MOST_CELLS:
-            raise ScenarioError(file, "vary", f"more than {_MOST_CELLS} combinations", "vary less in one scenario")
-        labels = _labels(values)
-        if len(set(labels)) < len(labels):
-            raise ScenarioError(file, join("vary", path), "the same value twice", "keep one of the two")
-        columns.append([(path, value, label) for value, label in zip(values, labels, strict=True)])
-    return list(itertools.product(*columns))
+            raise ScenarioError(file, path, f"vary sets the whole of {shown(other)}", "set that, or edit the file")
+        left.append(other)
+    return replaced(tree, place, value), left
 
 
 def _replace(node: Any, location: Location, value: Any) -> Any:
@@ -142,7 +125,7 @@ def _names(elements: list[Any]) -> Iterator[str]:
         yield _own_name(element) or str(index)
 
 
-def _labels(values: Sequence[Any]) -> list[str]:
+def labels_of(values: Sequence[Any]) -> list[str]:
     """Return a short text for each value: what it calls itself where that tells them apart, else what it is."""
     names = [_own_name(value) for value in values]
     if all(names) and len(set(names)) == len(names):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from policies.registry import ROUTERS
 from pydantic import Field, model_validator
 
 from policies.api import EntitlementSpec, PoolCapacity, Resources, ServiceClass
+from policies.registry import ROUTERS, SCALERS
+from sim.cluster.life import Life
 from sim.complaints import suggestion
 from sim.params import MisfitError, OneOf, Strict, named
 from sim.profiles import Profile
@@ -21,6 +22,9 @@ _RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELAST
 _DIMENSIONS = ("slots", "tokens_per_s", "kv_bytes")
 
 ROUTER_PARAMS = {kind: entry.params for kind, entry in ROUTERS.items()}
+SCALER_PARAMS = {kind: entry.params for kind, entry in SCALERS.items()}
+
+Autoscaler = Annotated[Any, OneOf(SCALER_PARAMS, short=named(SCALERS))]
 
 Name = Annotated[
     str, Field(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$")
@@ -119,10 +123,46 @@ class Pool(Strict):
         default=1.0, gt=0, description="give the seconds between two looks at a replica's metrics, e.g. 1.0"
     )
 
+    autoscaler: Autoscaler = Field(
+        default_factory=SCALER_PARAMS["none"],
+        description="give who scales the pool, e.g. {kind: capacity, max_replicas: 8}; a policy may name its own",
+    )
+    start_up_s: float = Field(
+        default=90.0, ge=0, description="give the seconds until a replica that was asked for is ready, e.g. 90"
+    )
+    drain_s: float = Field(
+        default=300.0, ge=0, description="give the most seconds that a leaving replica waits for its requests, e.g. 300"
+    )
+    gpus_per_replica: int = Field(default=1, gt=0, description="give the GPUs of one replica, e.g. 1")
+    on_failure: Literal["fail", "retry"] = Field(
+        default="fail", description="fail: what a lost replica had fails; retry: it is sent to the others"
+    )
+    notice_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="give how late the gateway hears of lost capacity and of metrics, in seconds, e.g. 1.0",
+    )
+    gateways: int = Field(default=1, gt=0, le=1000, description="give the gateways in front of the pool, e.g. 4")
+    share_every_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="give the seconds between two exchanges of what gateways know, e.g. 0.5, or null for none",
+    )
+    oversubscribed: bool = Field(
+        default=False, description="give true to let baselines exceed the pool; what does not fit is Degraded"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Pool:
         check_unique("entitlements", [one.name for one in self.entitlements])
-        capacity = self.capacity()
+        check_scaler("autoscaler", self.autoscaler, self.replicas)
+        if self.gateways > 1 and self.autoscaler.kind != "none":
+            raise MisfitError("gateways", f"{self.gateways} beside an autoscaler, which sees one", "give 1 gateway")
+        if self.share_every_s is not None and self.gateways == 1:
+            raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
+        if self.oversubscribed:
+            return self
+        capacity = self.capacity(getattr(self.autoscaler, "max_replicas", None))  # what it can grow to
         for dimension in _DIMENSIONS:
             available = getattr(capacity, dimension)
             if available is not None:
@@ -131,6 +171,8 @@ class Pool(Strict):
 
     def _check_promises(self, dimension: str, available: float) -> None:
         """Refuse baselines that sum to more than there is at some time; a sum only grows where one begins."""
+        replicas = getattr(self.autoscaler, "max_replicas", self.replicas)
+        least = "replicas" if self.autoscaler.kind == "none" else "autoscaler.max_replicas"
         promises = [
             (one.from_s, one.until_s, one.name, getattr(one.baseline.resources(), dimension) or 0.0)
             for one in self.entitlements
@@ -147,17 +189,22 @@ class Pool(Strict):
                     "entitlements",
                     f"the baselines of {', '.join(name for name, _ in held)} sum to {total:g} {dimension} "
                     f"at {at_s:g} s, the pool has {available:g}",
-                    f"lower them or set replicas to {math.ceil(total * self.replicas / available)}",
+                    f"lower them or set {least} to {math.ceil(total * replicas / available)}",
                 )
 
-    def capacity(self) -> PoolCapacity:
-        """Return what the pool provides when every replica is ready and whole."""
+    def life(self) -> Life:
+        """Return how long the coming and going of replicas takes."""
+        return Life(start_up_s=self.start_up_s, drain_s=self.drain_s, gpus=self.gpus_per_replica)
+
+    def capacity(self, replicas: int | None = None) -> PoolCapacity:
+        """Return what so many replicas provide when all are ready and whole; left out, the pool's own."""
+        count = self.replicas if replicas is None else replicas
         tokens_per_s, kv_bytes = self.profile.tokens_per_s, self.profile.kv_bytes
         return PoolCapacity(
-            ready_replicas=self.replicas,
-            slots=self.replicas * self.profile.max_num_seqs,
-            tokens_per_s=None if tokens_per_s is None else self.replicas * tokens_per_s,
-            kv_bytes=None if kv_bytes is None else self.replicas * kv_bytes,
+            ready_replicas=count,
+            slots=count * self.profile.max_num_seqs,
+            tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
+            kv_bytes=None if kv_bytes is None else count * kv_bytes,
         )
 
 
@@ -165,6 +212,16 @@ def check_window(from_s: float, until_s: float | None) -> None:
     """Refuse a window that ends before it begins."""
     if until_s is not None and until_s <= from_s:
         raise MisfitError("until_s", f"{until_s:g} is not after from_s ({from_s:g})", f"give more than {from_s:g}")
+
+
+def check_scaler(path: str, autoscaler: Any, replicas: int) -> None:
+    """Refuse an autoscaler whose bounds leave out the replicas that the pool begins with."""
+    least, most = getattr(autoscaler, "min_replicas", replicas), getattr(autoscaler, "max_replicas", replicas)
+    if not least <= replicas <= most:
+        raise MisfitError(
+            path, f"scales between {least} and {most}, the pool begins with {replicas}",
+            f"give replicas between {least} and {most}, or other bounds",
+        )  # fmt: skip
 
 
 def check_unique(path: str, names: Iterable[str]) -> None:

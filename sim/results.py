@@ -1,12 +1,14 @@
 """A result's folder: written whole or not at all, and read back.
 
 It holds ``requests.parquet``, ``timeline.parquet``, ``summary.csv``, ``manifest.json`` and, where a run kept them,
-``decisions.parquet``. Equal tables give equal bytes.
+``decisions.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of each of its cells under
+``cells`` instead; `read_result` joins them.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -20,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sim.errors import InputError, RunError
-from sim.records import request_schema, timeline_schema
+from sim.records import join_tables, request_schema, timeline_schema
 
 Cell = str | int | float
 SummaryRow = dict[str, Cell]
 
+CELLS = "cells"
 _GIVE_ANOTHER = "name another folder with --out"
 
 
@@ -84,9 +87,8 @@ def write_result(
         _write_table(timeline, partial / "timeline.parquet")
         if decisions is not None:
             _write_table(decisions, partial / "decisions.parquet")
-        _write_summary(summary_rows, partial / "summary.csv")
-        text = json.dumps(_finite(manifest), indent=2, allow_nan=False, ensure_ascii=False)
-        (partial / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        write_summary(summary_rows, partial)
+        write_manifest(manifest, partial)
         partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step
     except BaseException as error:  # an interrupt as well must not leave half a result
         shutil.rmtree(partial, ignore_errors=True)
@@ -105,17 +107,82 @@ def read_result(folder: Path) -> Result:
     """
     if not folder.is_dir():
         raise InputError(str(folder), "is not a folder", "name the folder that `tokenpools run` wrote")
-    kept = folder / "decisions.parquet"
+    manifest = read_manifest(folder)
     return Result(
-        requests=_read_table(folder / "requests.parquet", request_schema()),
-        timeline=_read_table(folder / "timeline.parquet", timeline_schema()),
-        summary=_read_summary(folder / "summary.csv"),
-        manifest=_read_manifest(folder / "manifest.json"),
-        decisions=_read_table(kept, pa.schema([])) if kept.exists() else None,
+        requests=read_records(folder, manifest, "requests"),
+        timeline=read_records(folder, manifest, "timeline"),
+        summary=read_summary(folder),
+        manifest=manifest,
+        decisions=read_records(folder, manifest, "decisions") if has_decisions(folder, manifest) else None,
     )
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
+def read_records(folder: Path, manifest: Mapping[str, Any], name: str, cells: Sequence[str] | None = None) -> pa.Table:
+    """Return one table of a result: ``requests``, ``timeline`` or ``decisions``.
+
+    Parameters
+    ----------
+    cells : keys of the cells of a sweep to read; None: all that finished. A run that is no sweep has one table.
+    """
+    schema = {"requests": request_schema, "timeline": timeline_schema}.get(name, lambda: pa.schema([]))()
+    if not _is_sweep(manifest):
+        return _read_table(folder / f"{name}.parquet", schema)
+    keys = cells if cells is not None else [cell["key"] for cell in manifest["cells"] if not cell["error"]]
+    if not keys:
+        raise InputError(str(folder), "has no finished cell", "see cells.csv for the errors, and sweep again")
+    return join_tables([_read_table(folder / CELLS / key / f"{name}.parquet", schema) for key in keys])
+
+
+def read_cell(folder: Path, key: str) -> tuple[dict[str, Any], list[SummaryRow]] | None:
+    """Return the stats and the measures of a finished cell of a sweep; None where there is none or it is damaged."""
+    try:
+        found = json.loads((folder / CELLS / key / "cell.json").read_text(encoding="utf-8"))
+        measures = [{k: math.nan if v is None else v for k, v in row.items()} for row in found["measures"]]
+        return dict(found["stats"]), measures
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def read_measures(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]:
+    """Return rows as in ``summary.csv`` for each cell of a result by itself, with the ``replication`` of each."""
+    from sim.analysis.summary import each_replication
+
+    if not _is_sweep(manifest):
+        requests = read_records(folder, manifest, "requests")
+        return each_replication(requests, horizon_s=horizon_s(manifest), warmup_s=manifest["scenario"]["warmup_s"])
+    rows: list[SummaryRow] = []
+    for one in manifest["cells"]:
+        found = None if one["error"] else read_cell(folder, one["key"])
+        if found is not None:
+            rows += [{**row, "replication": one["replication"]} for row in found[1]]
+    return rows
+
+
+def horizon_s(manifest: Mapping[str, Any]) -> float:
+    """Return when a result's runs ended: the horizon, or the last end."""
+    stated = manifest["scenario"].get("horizon_s")
+    return float(stated) if stated is not None else max(float(cell.get("end_s", 0.0)) for cell in manifest["cells"])
+
+
+def has_decisions(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a result has ``decisions.parquet``."""
+    if _is_sweep(manifest):
+        return bool(manifest["scenario"].get("record_decisions"))
+    return (folder / "decisions.parquet").exists()
+
+
+def _is_sweep(manifest: Mapping[str, Any]) -> bool:
+    return manifest.get("kind") == "sweep"
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Return the Parquet file of one table; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    _write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def _write_table(table: pa.Table, path: Path | pa.BufferOutputStream) -> None:
     # Request ids never repeat and times hardly do: a Parquet dictionary for them costs time and saves nothing.
     few_values = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     few_values = [name for name in few_values if name != "request_id"]
@@ -133,27 +200,55 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def _write_summary(rows: Sequence[Mapping[str, Cell]], path: Path) -> None:
+def write_summary(rows: Sequence[Mapping[str, Cell]], folder: Path) -> None:
+    """Write ``summary.csv``."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    replace_file(folder / "summary.csv", text.getvalue())
 
 
-def _read_summary(path: Path) -> list[SummaryRow]:
+def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Write ``manifest.json``."""
+    text = json.dumps(_finite(manifest), indent=2, allow_nan=False, ensure_ascii=False)
+    replace_file(folder / "manifest.json", text + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file in one step, over what was there.
+
+    Raises
+    ------
+    RunError : it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_summary(folder: Path) -> list[SummaryRow]:
     """Return the rows; columns up to ``tenant`` are text, the others numbers, empty ones NaN."""
+    path = folder / "summary.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             names = list(reader.fieldnames or ())
-            labels = set(names[: names.index("tenant") + 1])
+            labels = set(names[: names.index("tenant") + 1] if names else ())
             return [{k: v if k in labels else _number(v) for k, v in row.items()} for row in reader]
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return ``manifest.json``."""
+    path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from sim.complaints import explain, suggestion
 from sim.errors import ScenarioError
-from sim.overrides import combinations, located, overridden, replaced
+from sim.overrides import located, overridden, replaced
 from sim.params import named
 from sim.pool_model import Amounts, Entitlement, Pool
 from sim.scenario_file import as_json, one_line, plain, read_mapping, shown
 from sim.scenario_model import POLICY_PARAMS, Capacity, Event, Phase, Policy, Scenario, Workload
 from sim.shorthand import canonical
+from sim.vary import combinations, keeping, varied_paths
 
 __all__ = [
     "Amounts",
@@ -36,6 +37,7 @@ __all__ = [
     "expand",
     "json_schema",
     "load_scenario",
+    "normalised",
     "parse_scenario",
     "resolved",
     "scenario_hash",
@@ -83,7 +85,8 @@ def load_scenario(ref: str | Path, *, overrides: Sequence[str] = ()) -> Scenario
         return scenario
     tree = resolved(scenario)
     for text in overrides:
-        tree = overridden(tree, text, file)
+        tree, left = overridden(tree, text, file, varied_paths(tree["vary"]))
+        tree = tree | {"vary": keeping(tree["vary"], left)}
     return parse_scenario(tree, file)
 
 
@@ -131,7 +134,7 @@ def resolved(scenario: Scenario) -> dict[str, Any]:
 
 def scenario_hash(scenario: Scenario) -> str:
     """Return 12 hexadecimal digits that name the resolved scenario; 4 and 4.0 are the same number."""
-    text = json.dumps(_whole(resolved(scenario)), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(normalised(resolved(scenario)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -209,10 +212,10 @@ def _variants(scenario: Scenario, file: str) -> list[tuple[dict[str, str], Scena
     return found
 
 
-def _whole(value: Any) -> Any:
-    """Return ``value`` with every whole float as an int."""
+def normalised(value: Any) -> Any:
+    """Return a resolved value with every whole float as an int, so that 4 and 4.0 have one hash."""
     if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: normalised(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [normalised(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

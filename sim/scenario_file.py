@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from numbers import Integral
@@ -45,6 +46,41 @@ def read_mapping(source: Path | Traversable, file: str) -> dict[str, Any]:
     ------
     ScenarioError : unreadable, not text, not YAML, or YAML that is no mapping.
     """
+    value = parse_yaml(_read_text(source, file), file)
+    if value is None:
+        raise ScenarioError(file, "", "empty", "start with version: 1")
+    if not isinstance(value, dict):
+        raise ScenarioError(file, "", f"holds {describe(value)}, not a mapping", "start with version: 1")
+    return value
+
+
+def read_documents(source: Path | Traversable, file: str) -> list[tuple[int, Any]]:
+    """Return the line on which each document of a YAML file begins, and its value; empty documents are left out.
+
+    Raises
+    ------
+    ScenarioError : unreadable, not text or not YAML.
+    """
+    with _refusing(file, ""):
+        return _documents(_read_text(source, file), file)
+
+
+def _documents(text: str, file: str) -> list[tuple[int, Any]]:
+    documents: list[tuple[int, Any]] = []
+    begun: list[Any] = []
+    for event in yaml.parse(text, Loader=_LOADER):
+        begun.append(event)
+        if isinstance(event, yaml.DocumentEndEvent):
+            value = _Builder(file, "").build(begun)
+            if value is not None:
+                documents.append((begun[0].start_mark.line + 1, value))
+            begun = []
+        elif isinstance(event, yaml.StreamStartEvent):
+            begun = []
+    return documents
+
+
+def _read_text(source: Path | Traversable, file: str) -> str:
     try:
         if not source.is_file():
             found = "is a folder" if source.is_dir() else "is not a file" if _exists(source) else "no such file"
@@ -60,23 +96,24 @@ def read_mapping(source: Path | Traversable, file: str) -> dict[str, Any]:
             file, "", f"larger than {_MAX_BYTES} bytes", "give a YAML file; traces go in files of their own"
         )
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ScenarioError(
             file, "", f"not UTF-8 text (byte {error.start})", "give a YAML file, saved as UTF-8"
         ) from None
-    value = parse_yaml(text, file)
-    if value is None:
-        raise ScenarioError(file, "", "empty", "start with version: 1")
-    if not isinstance(value, dict):
-        raise ScenarioError(file, "", f"holds {describe(value)}, not a mapping", "start with version: 1")
-    return value
 
 
 def parse_yaml(text: str, file: str, field: str = "") -> Any:
     """Return the value that YAML text holds; ``field`` names the place where the text has no lines worth naming."""
-    try:
+    with _refusing(file, field):
         return _Builder(file, field).build(yaml.parse(text, Loader=_LOADER))
+
+
+@contextmanager
+def _refusing(file: str, field: str) -> Iterator[None]:
+    """Turn what the YAML parser says into an error with a place."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)

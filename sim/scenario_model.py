@@ -9,14 +9,24 @@ import math
 from random import Random
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from policies.registry import POLICIES
+from policies.registry import POLICIES, SCALERS
 from sim.params import MisfitError, OneOf, Strict, named
-from sim.pool_model import DerivedName, Name, Pool, Seconds, check_known, check_unique, check_window
-from workloads.generate import WorkloadSpec
+from sim.pool_model import (
+    Autoscaler,
+    DerivedName,
+    Name,
+    Pool,
+    Seconds,
+    check_known,
+    check_scaler,
+    check_unique,
+    check_window,
+)
+from sim.vary import Varied
+from workloads.generate import Recorded, WorkloadSpec
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
-from workloads.trace import Trace
 
 POLICY_PARAMS = {kind: entry.params for kind, entry in POLICIES.items()}
 
@@ -43,6 +53,9 @@ class Workload(Strict):
         default=None,
         description="give what clients ask for at most, a number or a law; left out, the true output length",
     )
+    length_correlation: float = Field(
+        default=0.0, ge=-1, le=1, description="give the rank correlation of prompts and outputs, e.g. 0.4"
+    )
     ask_max_tokens: bool = Field(default=True, description="give false where clients name no max_tokens")
     priority: int = Field(default=0, description="give the engine's priority, lower first, e.g. 0")
     from_s: Seconds = Field(default=0.0, description="give the second at which it begins, e.g. 30")
@@ -59,8 +72,10 @@ class Workload(Strict):
     def _fits(self) -> Workload:
         check_window(self.from_s, self.until_s)
         for name in ("prompt_tokens", "output_tokens"):
-            if getattr(self, name) is None and not isinstance(self.arrivals, Trace):
+            if getattr(self, name) is None and not isinstance(self.arrivals, Recorded):
                 raise MisfitError(name, "missing", str(type(self).model_fields[name].description))
+        if self.length_correlation and (self.prompt_tokens is None or self.output_tokens is None):
+            raise MisfitError("length_correlation", "given without laws of both lengths", "give both, or leave it out")
         if self.max_output_tokens is not None and not self.ask_max_tokens:
             raise MisfitError("max_output_tokens", "given although ask_max_tokens is false", "leave one of them out")
         return self
@@ -74,6 +89,7 @@ class Workload(Strict):
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
             max_output_tokens=self.max_output_tokens,
+            length_correlation=self.length_correlation,
             ask_max_tokens=self.ask_max_tokens,
             priority=self.priority,
             from_s=self.from_s,
@@ -97,13 +113,20 @@ class Event(Strict):
     capacity: Capacity | None = Field(default=None, description="give what is left, e.g. {slots: 8}, or full")
     fail: int | None = Field(default=None, ge=0, description="give the number of the replica that fails, from 0")
     restore: int | None = Field(default=None, ge=0, description="give the number of the replica that returns, from 0")
+    slow: int | None = Field(default=None, ge=0, description="give the number of the replica that slows down, from 0")
+    factor: float | None = Field(
+        default=None, gt=0, description="give how many times as long its iterations take, e.g. 3; 1 for no longer"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Event:
-        given = [name for name in ("capacity", "fail", "restore") if getattr(self, name) is not None]
+        given = [name for name in ("capacity", "fail", "restore", "slow") if getattr(self, name) is not None]
         if len(given) != 1:
             found = f"{' and '.join(given)} in one event" if given else "nothing happens"
-            raise MisfitError("", found, "give one of capacity, fail and restore")
+            raise MisfitError("", found, "give one of capacity, fail, restore and slow")
+        if (self.slow is None) != (self.factor is None):
+            left, right = ("slow", "factor") if self.factor is None else ("factor", "slow")
+            raise MisfitError(left, f"given without {right}", "give both, e.g. {at_s: 30, slow: 0, factor: 3}")
         return self
 
 
@@ -112,11 +135,15 @@ class Policy(Strict):
 
     name: Name = Field(description="give the policy a name")
     params: Annotated[Any, OneOf(POLICY_PARAMS)] = Field(description="give a policy's name, e.g. token-pool")
+    autoscaler: Autoscaler | None = Field(
+        default=None, description="give who scales the pool under this policy; left out, the pool's autoscaler"
+    )
 
     @model_serializer(mode="wrap")
     def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped = handler(self)
-        return {"name": dumped["name"], **dumped["params"]}
+        own = {} if dumped["autoscaler"] is None else {"autoscaler": dumped["autoscaler"]}
+        return {"name": dumped["name"], **own, **dumped["params"]}
 
 
 class Phase(Strict):
@@ -155,7 +182,7 @@ class Scenario(Strict):
         default=(), description="give a list of events, e.g. {at_s: 30, capacity: {slots: 8}}"
     )
     policies: tuple[Policy, ...] = Field(min_length=1, description="give policies to compare, e.g. [token-pool, none]")
-    vary: dict[str, tuple[JsonValue, ...]] = Field(
+    vary: Annotated[Any, Varied()] = Field(
         default={}, description="give values for a dotted path, e.g. {seed: [1, 2, 3]}"
     )
     phases: tuple[Phase, ...] = Field(default=(), description="give stretches of time that plots label")
@@ -164,7 +191,8 @@ class Scenario(Strict):
     def _fits(self) -> Scenario:
         if self.horizon_s is None:
             for index, workload in enumerate(self.workload):
-                if workload.requests is None and workload.until_s is None and not isinstance(workload.arrivals, Trace):
+                ends = workload.requests is not None or workload.until_s is not None
+                if not ends and not isinstance(workload.arrivals, Recorded):
                     raise MisfitError(
                         "horizon_s",
                         f"missing, although workload[{index}] ({workload.name}) never ends",
@@ -186,6 +214,8 @@ class Scenario(Strict):
         entitlements = [one.name for one in self.pool.entitlements]
         for index, workload in enumerate(self.workload):
             check_known(f"workload[{index}].entitlement", "entitlement", workload.entitlement, entitlements)
+            for key in getattr(workload.client, "keys", ()):
+                check_known(f"workload[{index}].client.keys", "entitlement", key, entitlements)
         check_unique("workload", [one.name for one in self.workload])
         check_unique("policies", [one.name for one in self.policies])
         for index, policy in enumerate(self.policies):
@@ -198,16 +228,30 @@ class Scenario(Strict):
         """Refuse parameters that do not fit the pool: what building the policy refuses, a run would refuse."""
         for name in getattr(policy.params, "per_entitlement", None) or ():
             check_known(f"{path}.per_entitlement", "entitlement", name, entitlements)
+        scaler = self.autoscaler_of(policy)
+        check_scaler(f"{path}.autoscaler", scaler, self.pool.replicas)
+        if scaler.kind != "none" and any(event.capacity is not None for event in self.events):
+            raise MisfitError(
+                "events", "set the capacity of a pool that is autoscaled", "let replicas fail instead, or scale nothing"
+            )
+        entitlements_ = [one.spec() for one in self.pool.entitlements]
         try:
-            POLICIES[policy.params.kind].build(
+            built = POLICIES[policy.params.kind].build(
                 policy.params,
-                entitlements=[one.spec() for one in self.pool.entitlements],
+                entitlements=entitlements_,
                 kv_bytes_per_token=self.pool.profile.kv_bytes_per_token,
                 chance=Random(0),
+            )
+            SCALERS[scaler.kind].build(
+                scaler, policy=built, entitlements=entitlements_, per_replica=self.pool.capacity(1)
             )
         except ValueError as error:
             problem, _, fix = str(error).partition("; ")
             raise MisfitError(path, problem, fix or "see the policy's fields in tokenpools schema") from None
+
+    def autoscaler_of(self, policy: Policy) -> Any:
+        """Return who scales the pool under a policy."""
+        return self.pool.autoscaler if policy.autoscaler is None else policy.autoscaler
 
     def _check_event(self, path: str, event: Event) -> None:
         if self.horizon_s is not None and event.at_s > self.horizon_s:
@@ -216,7 +260,7 @@ class Scenario(Strict):
                 f"{event.at_s:g} is after the horizon of {self.horizon_s:g} s",
                 f"give at most {self.horizon_s:g}, or a longer horizon_s",
             )
-        for name in ("fail", "restore"):
+        for name in ("fail", "restore", "slow"):
             replica_id = getattr(event, name)
             if replica_id is not None and replica_id >= self.pool.replicas:
                 raise MisfitError(

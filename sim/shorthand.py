@@ -11,7 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from sim.errors import ScenarioError
+from sim.manifests import pool_from_manifests
 from sim.profiles import load_profile
+from sim.scenario_file import describe, one_line
+from sim.vary import with_profiles
 
 _LENGTHS = ("prompt_tokens", "output_tokens", "max_output_tokens")
 
@@ -32,20 +36,33 @@ def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
     _each(scenario, "events", _event)
     if isinstance(scenario.get("policies"), list):
         scenario["policies"] = [_policy(one) for one in scenario["policies"]]
-    vary = scenario.get("vary")
-    if isinstance(vary, dict) and isinstance(vary.get("pool.profile"), list):
-        profiles = [_profile(one, file, "vary.pool.profile") for one in vary["pool.profile"]]
-        scenario["vary"] = {**vary, "pool.profile": profiles}
+    if isinstance(scenario.get("vary"), dict):
+        scenario["vary"] = with_profiles(scenario["vary"], lambda one: _profile(one, file, "vary.pool.profile"))
     return scenario
 
 
 def _pool(raw: dict[str, Any], file: str) -> dict[str, Any]:
-    pool = dict(raw)
+    pool = _with_manifests(raw, file)
     if "profile" in pool:
         pool["profile"] = _profile(pool["profile"], file, "pool.profile")
     _bare_name(pool, "router")
+    _bare_name(pool, "autoscaler")
     _each(pool, "entitlements", _entitlement)
     return pool
+
+
+def _with_manifests(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Put what a file of Kubernetes manifests describes in the place of its name; what stands beside it wins."""
+    pool = {key: value for key, value in raw.items() if key != "manifests"}
+    if "manifests" not in raw:
+        return pool
+    ref = raw["manifests"]
+    if not isinstance(ref, str):
+        raise ScenarioError(file, "pool.manifests", f"holds {describe(ref)}", "give the path of a YAML file")
+    if "entitlements" in raw:
+        raise ScenarioError(file, "pool.entitlements", "given beside manifests", "keep one of the two")
+    path = Path(file).parent / ref
+    return pool_from_manifests(path, one_line(str(path))) | pool
 
 
 def _profile(raw: object, file: str, field: str) -> object:
@@ -88,9 +105,13 @@ def _policy(raw: object) -> object:
         return {"name": raw, "params": {"kind": raw}}
     if not isinstance(raw, dict):
         return raw
-    params = {key: value for key, value in raw.items() if key != "name"}
+    params = {key: value for key, value in raw.items() if key not in ("name", "autoscaler")}
     name = raw.get("name")
-    return {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
+    policy = {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
+    if raw.get("autoscaler") is not None:
+        policy["autoscaler"] = raw["autoscaler"]
+        _bare_name(policy, "autoscaler")
+    return policy
 
 
 def _each(parent: dict[str, Any], key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -7,18 +7,15 @@ length. Draws are taken one after another: a longer window or a higher limit add
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 
+from workloads.points import MAX_ARRIVALS, cut, points, refuse_too_many, stretched
 from workloads.requests import Floats
 
-MAX_ARRIVALS = 50_000_000
-"""Most arrivals (or on and off periods) one workload may make; columns of that many rows fill a large machine."""
-
-_CHUNK = 1 << 20
+__all__ = ["MAX_ARRIVALS", "Arrivals", "Even", "Gamma", "OnOff", "Poisson", "Weibull"]
 
 _RATE = {"gt": 0, "description": "give requests per second, e.g. 4.0"}
 
@@ -57,9 +54,9 @@ class Even:
         phase_s = rng.random() / self.rate_per_s if self.phase_s is None else self.phase_s
         first_s = from_s + phase_s
         expected = (until_s - first_s) * self.rate_per_s
-        _refuse_too_many(expected if limit is None else min(expected, limit))
+        refuse_too_many(expected if limit is None else min(expected, limit))
         count = max(0, math.ceil(expected) + 1) if limit is None or expected < limit else limit
-        return _cut(first_s + np.arange(count) / self.rate_per_s, until_s, limit)
+        return cut(first_s + np.arange(count) / self.rate_per_s, until_s, limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ class Poisson:
         """See `Arrivals`."""
         mean_s = 1.0 / self.rate_per_s
         first_s = from_s + rng.exponential(mean_s)
-        return _cut(_points(first_s, lambda n: rng.exponential(mean_s, n), mean_s, until_s, limit), until_s, limit)
+        return cut(points(first_s, lambda n: rng.exponential(mean_s, n), mean_s, until_s, limit), until_s, limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +100,46 @@ class Gamma:
         shape = self.cv**-2
         scale_s = 1.0 / (shape * self.rate_per_s)
         first_s = from_s + rng.random() * rng.gamma(shape + 1.0, scale_s)
-        points = _points(first_s, lambda n: rng.gamma(shape, scale_s, n), 1.0 / self.rate_per_s, until_s, limit)
-        return _cut(points, until_s, limit)
+        found = points(first_s, lambda n: rng.gamma(shape, scale_s, n), 1.0 / self.rate_per_s, until_s, limit)
+        return cut(found, until_s, limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weibull:
+    """Independent Weibull gaps of mean 1/rate and coefficient of variation ``cv``.
+
+    At the same mean and ``cv`` above 1 its shortest gaps are less extreme than those of a gamma law. The first gap is
+    the time left of one already under way, as in `Gamma`.
+    """
+
+    kind: Literal["weibull"] = "weibull"
+    rate_per_s: float = field(metadata=_RATE)
+    cv: float = field(
+        metadata={
+            "ge": 0.01,
+            "le": 100,
+            "description": "give the coefficient of variation of the gaps, e.g. 1 as Poisson, 4 for bursts",
+        }
+    )
+
+    def times_s(self, rng: np.random.Generator, from_s: float, until_s: float, limit: int | None) -> Floats:
+        """See `Arrivals`."""
+        shape = weibull_shape(self.cv)
+        scale_s = 1.0 / (self.rate_per_s * math.gamma(1 + 1 / shape))
+        # A length-biased gap has x f(x) for density: with x = scale * e^(1/shape), e is gamma of 1 + 1/shape.
+        first_s = from_s + rng.random() * scale_s * rng.gamma(1 + 1 / shape) ** (1 / shape)
+        found = points(first_s, lambda n: scale_s * rng.weibull(shape, n), 1.0 / self.rate_per_s, until_s, limit)
+        return cut(found, until_s, limit)
+
+
+def weibull_shape(cv: float) -> float:
+    """Return the shape of the Weibull law with this coefficient of variation, which falls as the shape grows."""
+    low, high = 0.05, 200.0
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        ratio = math.exp(math.lgamma(1 + 2 / middle) - 2 * math.lgamma(1 + 1 / middle))
+        low, high = (middle, high) if math.sqrt(max(0.0, ratio - 1)) > cv else (low, middle)
+    return middle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +173,7 @@ class OnOff:
         rate_per_s = (self.rate_on_per_s, self.rate_off_per_s)
         start = 0 if of_periods.random() * sum(mean_s) < mean_s[0] else 1
         means_s = np.array([mean_s[1 - start], mean_s[start]])  # in order, after the first period
-        ends_s = _points(
+        ends_s = points(
             from_s + of_periods.exponential(mean_s[start]),
             # The caller asks for even numbers only, so a draw always ends with the kind of period that began it.
             lambda n: (of_periods.standard_exponential((n // 2, 2)) * means_s).ravel(),
@@ -148,44 +183,4 @@ class OnOff:
         )
         opens_s = np.concatenate(([from_s], ends_s[:-1]))
         rates_per_s = np.where((np.arange(len(ends_s)) + start) % 2 == 0, *rate_per_s)
-        expected = np.cumsum((ends_s - opens_s) * rates_per_s)
-        before = np.concatenate(([0.0], expected[:-1]))
-        total = float(expected[-1])
-        units = _cut(_points(of_points.exponential(), of_points.standard_exponential, 1.0, total, limit), total, limit)
-        # side="right" passes over periods in which nothing is expected: they share the value of the next one.
-        period = np.searchsorted(before, units, side="right") - 1
-        times_s = opens_s[period] + (units - before[period]) / rates_per_s[period]
-        # Rounding may carry a point past the end of its period, and so past the next point.
-        return _cut(np.minimum(times_s, ends_s[period]), until_s, limit)
-
-
-def _points(first: float, draw: Callable[[int], Floats], mean_gap: float, until: float, limit: int | None) -> Floats:
-    """Return ``first`` and what follows it by the drawn gaps, past ``until`` or to at least ``limit`` points.
-
-    ``draw`` is asked for even numbers of gaps. The sum runs left to right whatever the chunks are, so the same draws
-    give the same floats.
-    """
-    parts = [np.array([first])]
-    count, last = 1, first
-    while last < until and (limit is None or count < limit):
-        missing = (until - last) / mean_gap
-        if limit is not None:
-            missing = min(missing, limit - count)
-        _refuse_too_many(count + missing)
-        # Four standard deviations of a Poisson count above its mean: one pass is nearly always enough.
-        size = min(_CHUNK, int(missing + 4 * math.sqrt(missing)) + 16) & ~1
-        parts.append(np.cumsum(np.concatenate(([last], draw(size))))[1:])
-        count, last = count + size, float(parts[-1][-1])
-    return np.concatenate(parts)
-
-
-def _refuse_too_many(expected: float) -> None:
-    if expected > MAX_ARRIVALS:
-        raise ValueError(
-            f"about {expected:.3g} arrivals or on and off periods, more than {MAX_ARRIVALS:,}; "
-            "lower the rate, shorten the run or set a number of requests"
-        )
-
-
-def _cut(times_s: Floats, until_s: float, limit: int | None) -> Floats:
-    return times_s[: np.searchsorted(times_s, until_s)][:limit]
+        return stretched(of_points, opens_s, ends_s, rates_per_s, until_s, limit)

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from workloads.arrivals import Even, Gamma, OnOff, Poisson
-from workloads.clients import Drop, Retry
-from workloads.lengths import Constant, Empirical, Lognormal, Uniform
+from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
+from workloads.clients import Adversarial, Drop, Impatient, OpenAiSdk, Retry
+from workloads.interactive import Agents, ClosedLoop, Sessions
+from workloads.lengths import Constant, Empirical, Lognormal, Pareto, Reasoning, Uniform
+from workloads.rates import Diurnal, Mmpp, Ramp, Spike
+from workloads.servegen import ServeGen
 from workloads.trace import Trace
 
-ARRIVALS: Mapping[str, type] = MappingProxyType(
-    {"even": Even, "poisson": Poisson, "gamma": Gamma, "on-off": OnOff, "trace": Trace}
-)
-"""When requests arrive: each has ``times_s`` (`workloads.arrivals.Arrivals`), or is a `workloads.trace.Trace`."""
 
-LENGTHS: Mapping[str, type] = MappingProxyType(
-    {"constant": Constant, "uniform": Uniform, "lognormal": Lognormal, "empirical": Empirical}
+def _by_kind(*variants: type) -> Mapping[str, type]:
+    return MappingProxyType({variant.__dataclass_fields__["kind"].default: variant for variant in variants})  # type: ignore[attr-defined]
+
+
+ARRIVALS = _by_kind(
+    Even, Poisson, Gamma, Weibull, OnOff, Mmpp, Diurnal, Spike, Ramp, Trace, ServeGen, ClosedLoop, Sessions, Agents
 )
+"""When requests arrive: `workloads.arrivals.Arrivals`, `workloads.generate.Recorded` where lengths come with them, or
+`workloads.generate.Interactive` where they wait for answers."""
+
+LENGTHS = _by_kind(Constant, Uniform, Lognormal, Empirical, Pareto, Reasoning)
 """How many tokens they have: each is a `workloads.lengths.LengthLaw`."""
 
-CLIENTS: Mapping[str, type] = MappingProxyType({"drop": Drop, "retry": Retry})
+CLIENTS = _by_kind(Drop, Retry, OpenAiSdk, Impatient, Adversarial)
 """What clients do when turned away: each is a `workloads.clients.Client`."""

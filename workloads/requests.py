@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Streams = Callable[[str], np.random.Generator]
+"""Makes a random generator from a name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """Requests that come with their lengths: seconds from the start of the run, and tokens, shape (n,) each."""
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+
+
+class Lengths(Protocol):
+    """Draws lengths of a workload's requests, the same for the same suffix."""
+
+    def __call__(self, count: int, suffix: str = "") -> tuple[Ints, Ints, Ints]:
+        """Return prompts, outputs and what the client asks for, 0 where it names no limit."""
+        ...
+
+
+class FollowUp(NamedTuple):
+    """A request that comes because others have ended: ``delay_s`` from now, as number ``step`` of its chain.
+
+    ``max_output_tokens`` is 0 where the client names no limit.
+    """
+
+    step: int
+    delay_s: float
+    prompt_tokens: int
+    output_tokens: int
+    max_output_tokens: int
+
+
+class Following(Protocol):
+    """What comes after what, during one run."""
+
+    def ended(self, chain: int, step: int, succeeded: bool, now_s: float) -> Sequence[FollowUp]:
+        """Return what follows the end of a request: number ``step`` (from 1) of what request ``chain`` began.
+
+        ``succeeded`` is False for what was refused, broken off or cancelled for good.
+        """
+        ...
+
+
+class Plan(Protocol):
+    """What comes after the requests of a demand; the same for every run."""
+
+    def begin(self) -> Following:
+        """Return the state of a run at its start."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,12 +74,14 @@ class Demand:
     prompt_tokens : shape (n,), at least 1.
     output_tokens : shape (n,), at least 1: the true length, which only replicas see.
     max_output_tokens : shape (n,), what the client asks for; 0 where it names no limit.
+    plan : what comes after them, once they have ended; None: nothing, as with an open loop.
     """
 
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
     max_output_tokens: Ints
+    plan: Plan | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""

@@ -17,20 +17,11 @@ from workloads.formats.read import layout_of, load, own_layout
 from workloads.formats.rows import EmptyCutError, Rows, TraceError
 from workloads.formats.times import Unit, parse_time_ns
 from workloads.lengths import MAX_TOKENS
-from workloads.requests import Floats, Ints
+from workloads.requests import Replayed, Streams
 
 __all__ = ["TRACES", "Columns", "Cut", "Replayed", "Trace", "TraceError", "locate"]
 
 _FACTOR = {"gt": 0, "le": 1000}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Replayed:
-    """Requests taken from a trace: seconds from the start of the run, and tokens, shape (n,) each."""
-
-    arrival_s: Floats
-    prompt_tokens: Ints
-    output_tokens: Ints
 
 
 def _column(description: str) -> Any:
@@ -178,6 +169,13 @@ class Trace:
             raise ValueError(f"group {self.group} is not among {self.groups}; they are numbered from 0")
         if self.columns is not None and self.format is not None:
             raise ValueError("format is given beside columns; leave one of them out")
+
+    def requests(
+        self, stream: Streams, name: str, folder: Path | None, from_s: float, until_s: float, limit: int | None
+    ) -> Replayed:
+        """See `workloads.generate.Recorded`."""
+        cut = self.read(folder, max(0.0, until_s - from_s))
+        return self.replay(cut, stream(f"{name}/arrivals"), from_s, until_s, limit, stream(self.stream_name))
 
     @property
     def stream_name(self) -> str:

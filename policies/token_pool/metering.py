@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.token_pool import priority
+from policies.token_pool.allocation import ZERO, Grant, Vector, baseline_vector
 from policies.token_pool.params import Rules
 
 _PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
+_BASELINED = (*_PROTECTED, ServiceClass.ELASTIC)
 _NO_LIMIT = float("inf")
+_ROUNDING = 1e-9
+_LIFT_KEPT = 0.98
+_MOST_LIFT = math.log(20.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -23,35 +29,50 @@ class Account:
     index : its place in the order of names, which breaks ties.
     rank : of its service class; 0 for all where only weights count.
     protected : dedicated or guaranteed.
-    limit_slots, limit_kv_bytes : what checks 3 and the KV check compare with; infinite where there is no limit.
+    limits : what the entitlement says it may have at most; infinite where nothing is said.
+    limit_slots, limit_kv_bytes : what check 3 and the KV check compare with: ``limits``, or what was allocated.
+    most_tokens : a request of more than these can never be let in by check 4; infinite where there is no limit.
     exempt_slots : below this many in flight, check 5 does not apply.
     bucket : what check 4 asks; None where there is no token limit.
     weight, debt, burst : w_e, d_e and b_e of the paper's equations 1 to 3.
+    gap : g_e of equation 2, at the last tick.
+    lift : logarithm of the factor by which `equalise` raises the weight.
     tokens_per_s : work done per second in the last tick, prompt and output (hat-lambda_e).
-    idle_slots : reserved for a dedicated entitlement and not used.
+    demand : smoothed: work per second that is asked for, and the KV bytes and slots that it takes while it is served.
+    granted : what was allocated of the demand.
+    idle_slots, idle_tokens : reserved for a dedicated entitlement and not used; tokens of KV cache.
     bound : whether it was Bound when last looked at.
-    metered_at_s, metered_work_tokens, metered_demand_tokens : where the last measurement ended.
-    completed_tokens : work of requests that have ended.
+    metered_at_s, metered_work_tokens, metered_demand_tokens, metered_requests : where the last measurement ended.
+    completed_tokens, released_tokens : work of requests that have ended, and what had been reserved for them.
     """
 
     spec: EntitlementSpec
     index: int
     rank: int
     protected: bool
+    limits: Vector
     limit_slots: float
     limit_kv_bytes: float
+    most_tokens: float
     exempt_slots: float
     bucket: ContinuousBucket | None
     weight: float = 0.0
     debt: float = 0.0
     burst: float = 0.0
+    gap: float = 0.0
+    lift: float = 0.0
     tokens_per_s: float = 0.0
+    demand: Vector = ZERO
+    granted: Vector = ZERO
     idle_slots: float = 0.0
+    idle_tokens: float = 0.0
     bound: bool = False
     metered_at_s: float = 0.0
     metered_work_tokens: int = 0
     metered_demand_tokens: int = 0
+    metered_requests: int = 0
     completed_tokens: int = 0
+    released_tokens: int = 0
 
 
 def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
@@ -67,7 +88,7 @@ def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
         slots = baseline.slots
     kv_bytes = limit.kv_bytes if limit.kv_bytes is not None else baseline.kv_bytes if protected else None
     rate = limit.tokens_per_s if limit.tokens_per_s is not None else baseline.tokens_per_s if protected else None
-    bucket = None
+    bucket, depth = None, _NO_LIMIT
     if rate is not None and rate > 0:
         depth = max(rate * rules.bucket_s, rules.max_request_tokens)
         bucket = ContinuousBucket(rate_per_s=rate, depth=depth)
@@ -76,8 +97,14 @@ def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
         index=index,
         rank=priority.CLASS_RANK[spec.service_class] if rules.order == "class" else 0,
         protected=protected,
+        limits=(
+            _NO_LIMIT if rate is None else rate,
+            _NO_LIMIT if kv_bytes is None else kv_bytes,
+            _NO_LIMIT if slots is None else slots,
+        ),
         limit_slots=_NO_LIMIT if slots is None else slots,
         limit_kv_bytes=_NO_LIMIT if kv_bytes is None else kv_bytes,
+        most_tokens=depth,
         # Where no slots are promised, check 4 already keeps it inside its baseline.
         exempt_slots=(_NO_LIMIT if baseline.slots is None else baseline.slots)
         if rules.exempt_guaranteed and protected
@@ -91,28 +118,38 @@ def bind(account: Account, ledger: EntitlementLedger, rules: Rules, now_s: float
     bound = ledger.state is EntitlementState.BOUND
     if bound != account.bound:
         account.bound = bound
-        account.debt = account.burst = 0.0
+        account.debt = account.burst = account.gap = account.lift = 0.0
+        account.demand = ZERO
         _measured(account, ledger, rules, now_s)
 
 
 def meter(
-    account: Account, ledger: EntitlementLedger, rules: Rules, kv_bytes_per_token: float | None, now_s: float
+    account: Account, ledger: EntitlementLedger, rules: Rules, kv_bytes_per_token: float | None, now_s: float,
+    pool_service_s: float | None = None,
 ) -> None:
-    """Measure the rate since the last tick, and take one step of debt and burst (equations 2 and 3)."""
+    """Measure rate and demand since the last tick, and take one step of debt and burst (equations 2 and 3).
+
+    ``pool_service_s`` stands for the entitlement's mean service time where none of its requests has finished.
+    """
     elapsed_s = now_s - account.metered_at_s
     if elapsed_s <= 0:
         return
     account.tokens_per_s = (_work_tokens(account, ledger, rules) - account.metered_work_tokens) / elapsed_s
     demand_per_s = (ledger.demanded_tokens - account.metered_demand_tokens) / elapsed_s
+    requests_per_s = (ledger.demanded_requests - account.metered_requests) / elapsed_s
+    service_s = pool_service_s if ledger.mean_service_s is None else ledger.mean_service_s
+    account.demand = _demand(
+        account, ledger, rules.gamma_demand, kv_bytes_per_token or 0.0, service_s or 0.0, demand_per_s, requests_per_s
+    )
     _measured(account, ledger, rules, now_s)
     if not account.bound:
         return
     promised = account.spec.baseline.tokens_per_s
     runs_debt = account.spec.service_class is ServiceClass.ELASTIC or rules.debt_for == "every-baseline"
     if promised and runs_debt:
-        wanted = demand_per_s if rules.debt_gap == "demanded" else None
-        gap = priority.debt_gap(promised, account.tokens_per_s, wanted)
-        account.debt = priority.smoothed(account.debt, gap, rules.gamma_debt)
+        wanted = demand_per_s * _used_share(account) if rules.debt_gap == "demanded" else None
+        account.gap = priority.debt_gap(promised, account.tokens_per_s, wanted)
+        account.debt = priority.smoothed(account.debt, account.gap, rules.gamma_debt)
     excess = priority.burst_excess(_used_and_promised(account, ledger, rules, kv_bytes_per_token))
     account.burst = priority.smoothed(account.burst, excess, rules.gamma_burst)
 
@@ -133,7 +170,81 @@ def weigh(account: Account, rules: Rules, mean_slo_s: float) -> None:
         alpha_burst=rules.alpha_burst,
         alpha_debt=rules.alpha_debt,
         debt_factor_floor=rules.debt_factor_floor,
+    ) * math.exp(account.lift)
+
+
+def equalise(accounts: Iterable[Account], rules: Rules) -> None:
+    """Raise the weights of those whose gap is above the mean of all that run debts, and lower the others' [choice].
+
+    A debt shifts weights in proportion to itself, so a difference has to remain for it to act. Adding up differences
+    goes on until the gaps are equal; what was added up fades, so that it is gone some time after the shortage.
+    """
+    indebted = [account for account in accounts if account.bound and account.spec.baseline.tokens_per_s]
+    indebted = [account for account in indebted if account.spec.service_class is ServiceClass.ELASTIC]
+    if len(indebted) < 2:
+        return
+    mean = math.fsum(account.gap for account in indebted) / len(indebted)
+    for account in indebted:
+        lift = _LIFT_KEPT * account.lift + rules.equalise * (account.gap - mean)
+        account.lift = max(-_MOST_LIFT, min(_MOST_LIFT, lift))
+
+
+def refit(account: Account, grant: Grant, rules: Rules, now_s: float) -> None:
+    """Let the checks use what was allocated.
+
+    Slots are rounded up: a share of a slot lets one request in, and the pool as a whole is guarded by check 5.
+    """
+    account.granted = grant.granted
+    rate, kv_bytes, slots = grant.limit
+    account.limit_slots = math.ceil(slots - _ROUNDING) if math.isfinite(slots) else slots
+    account.limit_kv_bytes = kv_bytes
+    if not math.isfinite(rate):
+        account.bucket = None
+        return
+    depth = max(rate * rules.bucket_s, rules.max_request_tokens)
+    if account.bucket is None:
+        account.bucket = ContinuousBucket(rate_per_s=max(rate, _ROUNDING), depth=depth)
+    account.bucket.refit(rate_per_s=rate, depth=depth, now_s=now_s)
+
+
+def claimed(account: Account, margin: float) -> Vector:
+    """Return the demand to claim: the mean, and inside the baseline ``margin`` standard deviations above it [choice].
+
+    Whoever is to be let in when it comes finds no place where others fill the pool up to its mean. As many slots as a
+    Poisson load takes on average vary by their square root.
+    """
+    slots = account.demand[2]
+    if not margin or not slots or account.spec.service_class not in _BASELINED:
+        return account.demand
+    more = 1 + margin / math.sqrt(max(slots, 1.0))
+    held = [
+        max(want, min(want * more, most))
+        for want, most in zip(account.demand, baseline_vector(account.spec.baseline), strict=True)
+    ]
+    return (held[0], held[1], held[2])
+
+
+def _demand(
+    account: Account, ledger: EntitlementLedger, keep: float, per_token: float, service_s: float,
+    demand_per_s: float, requests_per_s: float,
+) -> Vector:
+    """Return the demand, smoothed; what is in flight is demanded in any case [choice].
+
+    What arrives stays for the mean service time (Little's law). Of the tokens it reserves, it turns into work the
+    share that its predecessors did.
+    """
+    used_share = _used_share(account)
+    tokens_per_s, kv_bytes, slots = account.demand
+    return (
+        max(account.tokens_per_s, keep * tokens_per_s + (1 - keep) * demand_per_s * used_share),
+        max(ledger.reserved_tokens * per_token, keep * kv_bytes + (1 - keep) * demand_per_s * service_s * per_token),
+        max(float(ledger.in_flight), keep * slots + (1 - keep) * requests_per_s * service_s),
     )
+
+
+def _used_share(account: Account) -> float:
+    """Return what share of the tokens reserved for a request turned into work, 1 until one has ended."""
+    return account.completed_tokens / account.released_tokens if account.released_tokens else 1.0
 
 
 def _work_tokens(account: Account, ledger: EntitlementLedger, rules: Rules) -> int:
@@ -144,6 +255,7 @@ def _measured(account: Account, ledger: EntitlementLedger, rules: Rules, now_s: 
     account.metered_at_s = now_s
     account.metered_work_tokens = _work_tokens(account, ledger, rules)
     account.metered_demand_tokens = ledger.demanded_tokens
+    account.metered_requests = ledger.demanded_requests
 
 
 def _used_and_promised(

@@ -22,6 +22,8 @@ Metering = Literal["work", "completions"]
 MeanSlo = Literal["fixed", "bound"]
 Order = Literal["weight", "class"]
 WeightAt = Literal["live", "admission"]
+Limits = Literal["static", "allocated"]
+Binding = Literal["in-force", "leased"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,18 @@ class Rules:
     order: Order
     kv_check: bool
     weight_at: WeightAt
+    limits: Limits
+    binding: Binding
     mean_slo_s: float
     alpha_slo: float
     alpha_burst: float
     alpha_debt: float
     gamma_debt: float
+    equalise: float
     gamma_burst: float
+    gamma_demand: float
+    demand_margin: float
+    overcommit: float
     bucket_s: float
     max_request_tokens: int
     retry_jitter: float
@@ -57,12 +65,13 @@ _PAPER: Mapping[str, object] = MappingProxyType({
     "threshold": "strict", "exempt_guaranteed": True, "full_pool": "admit", "concurrency_check": "limit",
     "debt_factor_floor": 0.1, "debt_for": "elastic", "burst_without_baseline": "limit", "debt_gap": "promised",
     "tick_s": 5.0, "metering": "work", "mean_slo": "fixed", "order": "weight", "kv_check": False, "weight_at": "live",
+    "limits": "static", "binding": "in-force",
 })
 MODES: Mapping[str, Mapping[str, object]] = MappingProxyType({
     "paper": _PAPER,
     "robust": MappingProxyType({
         **_PAPER, "full_pool": "free-or-evict", "debt_gap": "demanded", "mean_slo": "bound", "order": "class",
-        "kv_check": True,
+        "kv_check": True, "limits": "allocated", "binding": "leased",
     }),
 })
 """What each mode says where a field is left out."""
@@ -78,7 +87,7 @@ class TokenPool:
 
     kind: Literal["token-pool"] = "token-pool"
     mode: Literal["paper", "robust"] = field(
-        default="paper", metadata={"description": "paper: as published; robust: the points it leaves open closed"}
+        default="robust", metadata={"description": "robust: what the paper leaves open, closed; paper: as published"}
     )
     threshold: Threshold | None = field(  # row 1
         default=None, metadata=_says("strict: the weight must exceed the threshold; inclusive: it must not be below"),
@@ -139,6 +148,14 @@ class TokenPool:
             "live: the threshold follows the weights; admission: it is the least weight at which a request was let in"
         ),
     )
+    limits: Limits | None = field(
+        default=None,
+        metadata=_says("static: as the entitlement says; allocated: what the allocator gives at every tick"),
+    )
+    binding: Binding | None = field(
+        default=None,
+        metadata=_says("in-force: entitlements are Bound from from_s to until_s; leased: if their lease fits the pool"),
+    )
     mean_slo_s: float = field(
         default=15.25, metadata=_says("give the mean service objective of the pool in seconds, e.g. 15.25", gt=0),
     )
@@ -154,8 +171,25 @@ class TokenPool:
     gamma_debt: float = field(
         default=0.7, metadata=_says("give the share of its debt that a tick keeps, e.g. 0.7", ge=0, lt=1),
     )
+    equalise: float = field(
+        default=0.0,
+        metadata=_says("give how fast weights grow with a gap above the others', per tick, e.g. 0.3, or 0", ge=0),
+    )
     gamma_burst: float = field(
         default=0.7, metadata=_says("give the share of its burst that a tick keeps, e.g. 0.7", ge=0, lt=1),
+    )
+    gamma_demand: float = field(
+        default=0.5, metadata=_says("give the share of its demand that a tick keeps, e.g. 0.5", ge=0, lt=1),
+    )
+    demand_margin: float = field(
+        default=1.0,
+        metadata=_says(
+            "give the standard deviations of a Poisson load to hold for a baseline above its mean demand, e.g. 1",
+            ge=0,
+        ),
+    )
+    overcommit: float = field(
+        default=1.0, metadata=_says("give the share of a baseline that its lease reserves, e.g. 1", gt=0),
     )
     bucket_s: float = field(
         default=10.0, metadata=_says("give the depth of the token buckets in seconds of their rate, e.g. 10", gt=0),

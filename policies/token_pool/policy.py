@@ -3,6 +3,10 @@
 Check 1 (Bound) and check 2 (default max_tokens) are the gateway's and come first, see `policies.core`. Here follow
 3 concurrency, 4 tokens, then KV cache where that is checked, and 5 priority where the pool is contended. Nothing is
 held: what fails a check is refused with a Retry-After.
+
+In ``robust`` mode the limits of checks 3, 4 and KV are what `policies.token_pool.allocation` gives each entitlement at
+every tick and change of capacity, and nobody enters a full pool but by evicting a preemptible request. What an
+allocated rate bounds, contention need not: there a metered rate at the pool's capacity does not call for check 5.
 """
 
 from __future__ import annotations
@@ -19,13 +23,16 @@ from policies.api import (
     EntitlementSpec,
     Gauge,
     InFlight,
+    Leases,
     PoolLedger,
     Reason,
     RequestView,
     ServiceClass,
     Verdict,
 )
-from policies.token_pool.metering import Account, bind, meter, open_account, weigh
+from policies.token_pool.allocation import UNITS, Claim, Vector, allocate, baseline_vector, capacity_vector
+from policies.token_pool.leases import LeaseBook
+from policies.token_pool.metering import Account, bind, claimed, equalise, meter, open_account, refit, weigh
 from policies.token_pool.params import TokenPool
 from policies.token_pool.threshold import Floor, FrozenFloor, LiveFloor
 
@@ -33,6 +40,9 @@ _MIN_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _FIRST_SERVICE_S = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
+_LEAST_WEIGHT = 1e-9
+
+
 
 
 class TokenPoolPolicy:
@@ -61,9 +71,15 @@ class TokenPoolPolicy:
         self._strict = rules.threshold == "strict"
         self._admit_when_full = rules.full_pool == "admit"
         self._kv_check = rules.kv_check and kv_bytes_per_token is not None
+        self._allocated = rules.limits == "allocated"
+        leases = LeaseBook(specs, rules.overcommit) if rules.binding == "leased" else None
+        self.leases: Leases | None = leases
+        self._promised = leases.promised if leases is not None else None
         self._reserved_tokens = 0
         self._idle_dedicated = 0.0
+        self._idle_tokens = 0.0
         self._pool_tokens_per_s = 0.0
+        self._known_kv = False
         self._preemptible: dict[str, InFlight] = {}
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -80,24 +96,25 @@ class TokenPoolPolicy:
         bucket = account.bucket
         if bucket is not None:
             wait_s = bucket.wait_s(need_tokens, now_s)
-            if wait_s is None:
-                return Deny(Reason.TOO_LARGE, need_tokens, bucket.depth, None)
+            if wait_s is None and need_tokens > account.most_tokens:
+                return Deny(Reason.TOO_LARGE, need_tokens, account.most_tokens, None)
+            if wait_s is None:  # too large for what is allocated for the moment
+                return Deny(Reason.TOKENS, need_tokens, bucket.depth, self._retry_s(_MAX_RETRY_S))
             if wait_s > 0:
                 return Deny(Reason.TOKENS, need_tokens, bucket.available(now_s), self._retry_s(wait_s))
         if self._kv_check:
             refusal = self._over_kv(account, ledger, need_tokens)
             if refusal is not None:
                 return refusal
-        if not self._contended(pool):
-            return ADMIT
         exempt = in_flight < account.exempt_slots
-        if not exempt:
+        contended = self._contended(pool)
+        if contended and not exempt:
             floor = self._floor.least(pool)
             if floor is not None:
                 own = (account.rank, account.weight)
                 if not (own > floor or (own == floor and not self._strict)):
                     return Deny(Reason.LOW_PRIORITY, floor[1], account.weight, self._contention_retry_s(pool))
-        if self._admit_when_full:
+        if self._admit_when_full or not (contended or self._known_kv):
             return ADMIT
         return self._into_free_place(account, exempt, need_tokens, pool)
 
@@ -112,32 +129,40 @@ class TokenPoolPolicy:
         available = limit - ledger.reserved_tokens * per_token
         if need <= available:
             return None
-        if need > limit:
-            return Deny(Reason.TOO_LARGE, need, limit, None)
+        if need > account.limits[1]:
+            return Deny(Reason.TOO_LARGE, need, account.limits[1], None)
         retry_s = self._retry_s(_service_s(ledger.mean_service_s) / max(1, ledger.in_flight))
         return Deny(Reason.KV_CACHE, need, available, retry_s)
 
     def _contended(self, pool: PoolLedger) -> bool:
         """Whether there is no room for everyone: slots (less what is reserved and idle), KV cache or throughput."""
         capacity = pool.capacity
-        if len(pool.in_flight) >= capacity.slots - self._idle_dedicated:
+        if len(pool.in_flight) + pool.others_in_flight >= capacity.slots - self._idle_dedicated:
             return True
         per_token = self._kv_bytes_per_token
-        if capacity.kv_bytes is not None and per_token and self._reserved_tokens * per_token >= capacity.kv_bytes:
-            return True
+        if capacity.kv_bytes is not None and per_token:
+            reserved = self._reserved_tokens + pool.others_reserved_tokens
+            if reserved * per_token >= capacity.kv_bytes:
+                return True
+        if self._allocated:
+            return False
         return capacity.tokens_per_s is not None and self._pool_tokens_per_s >= capacity.tokens_per_s
 
     def _into_free_place(self, account: Account, exempt: bool, need_tokens: int, pool: PoolLedger) -> Verdict:
         """Admit into free capacity, or into what evicting preemptible requests frees, the youngest first.
 
-        An exempt request was promised its place: it enters even where that cannot be freed.
+        An exempt request was promised its slot: it enters even where that cannot be freed. KV cache is promised only by
+        a baseline that names it, or by a limit on it.
         """
         capacity = pool.capacity
-        slots_over = len(pool.in_flight) + 1 - (capacity.slots - self._idle_dedicated + account.idle_slots)
+        lendable = capacity.slots - self._idle_dedicated + account.idle_slots
+        slots_over = len(pool.in_flight) + pool.others_in_flight + 1 - lendable
         tokens_over = 0.0
         per_token = self._kv_bytes_per_token
         if capacity.kv_bytes is not None and per_token:
-            tokens_over = self._reserved_tokens + need_tokens - capacity.kv_bytes / per_token
+            others_idle = self._idle_tokens - account.idle_tokens
+            reserved = self._reserved_tokens + pool.others_reserved_tokens + others_idle
+            tokens_over = reserved + need_tokens - capacity.kv_bytes / per_token
         if slots_over <= 0 and tokens_over <= 0:
             return ADMIT
         victims: list[str] = []
@@ -148,7 +173,7 @@ class TokenPoolPolicy:
                 tokens_over -= flight.reserved_tokens
                 if slots_over <= 0 and tokens_over <= 0:
                     return Admit(tuple(victims))
-        if exempt:
+        if exempt and (tokens_over <= 0 or account.spec.baseline.kv_bytes is not None):
             return Admit(tuple(victims))
         retry_s = self._contention_retry_s(pool)
         if tokens_over > 0 and per_token:
@@ -160,14 +185,14 @@ class TokenPoolPolicy:
 
     def _contention_retry_s(self, pool: PoolLedger) -> float:
         slots = pool.capacity.slots
-        excess = max(1.0, len(pool.in_flight) + 1 - (slots - self._idle_dedicated))
+        excess = max(1.0, (len(pool.in_flight) + pool.others_in_flight) + 1 - (slots - self._idle_dedicated))
         return self._retry_s(_service_s(pool.mean_service_s) * excess / max(1, slots))
 
     def _retry_s(self, wait_s: float) -> float:
         """Return whole seconds from 1 to 30, varied up and down so that not all return together."""
         jitter = self.rules.retry_jitter
         varied_s = wait_s * (1 - jitter + 2 * jitter * self._chance.random())
-        return min(_MAX_RETRY_S, max(_MIN_RETRY_S, float(math.ceil(varied_s))))
+        return float(math.ceil(max(_MIN_RETRY_S, min(_MAX_RETRY_S, varied_s))))
 
     # ----------------------------------------------------------------------------------------------------------------
     # Books
@@ -193,6 +218,7 @@ class TokenPoolPolicy:
         if flight.prompt_credited:
             used_tokens += flight.request.prompt_tokens
         account.completed_tokens += used_tokens
+        account.released_tokens += flight.reserved_tokens
         if account.bucket is not None:
             account.bucket.settle(flight.reserved_tokens, used_tokens, now_s)
         service_class = account.spec.service_class
@@ -201,27 +227,94 @@ class TokenPoolPolicy:
         elif service_class is ServiceClass.PREEMPTIBLE:
             del self._preemptible[flight.request.request_id]
 
+    def demand_of(self, name: str) -> Vector:
+        """Return the smoothed demand of an entitlement: tokens/s, KV bytes, slots."""
+        return self._accounts[name].demand
+
+    def granted_of(self, name: str) -> Vector:
+        """Return what was allocated of its demand; all of it where nothing is allocated."""
+        account = self._accounts[name]
+        return account.granted if self._allocated else account.demand
+
+    def debt_of(self, name: str) -> float:
+        """Return its debt."""
+        return self._accounts[name].debt
+
     def _count_idle(self, account: Account, ledger: EntitlementLedger) -> None:
         reserved = (account.spec.baseline.slots or 0.0) if account.bound else 0.0
         idle_slots = max(0.0, reserved - ledger.in_flight)
         self._idle_dedicated += idle_slots - account.idle_slots
         account.idle_slots = idle_slots
+        kv_bytes = account.spec.baseline.kv_bytes
+        if kv_bytes is not None and self._kv_check and not self._admit_when_full:
+            reserved_tokens = kv_bytes / (self._kv_bytes_per_token or 1.0) if account.bound else 0.0
+            idle_tokens = max(0.0, reserved_tokens - ledger.reserved_tokens)
+            self._idle_tokens += idle_tokens - account.idle_tokens
+            account.idle_tokens = idle_tokens
+
+    def on_shared(self, worked_tokens: Mapping[str, int], now_s: float) -> None:
+        """Charge what other gateways' requests used to the buckets here."""
+        for name, used_tokens in worked_tokens.items():
+            bucket = self._accounts[name].bucket
+            if bucket is not None and used_tokens:
+                bucket.reserve(used_tokens, now_s)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""
         for account in self._accounts.values():
-            meter(account, pool.entitlements[account.spec.name], self.rules, self._kv_bytes_per_token, now_s)
+            ledger = pool.entitlements[account.spec.name]
+            meter(account, ledger, self.rules, self._kv_bytes_per_token, now_s, pool.mean_service_s)
         self._pool_tokens_per_s = sum(account.tokens_per_s for account in self._accounts.values())
+        if self.rules.equalise:
+            equalise(self._accounts.values(), self.rules)
         self._weigh(pool)
+        if self._allocated:
+            self._allocate(pool, now_s)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
+        self._known_kv = pool.capacity.kv_bytes is not None and self._kv_bytes_per_token is not None
         for account in self._accounts.values():
             ledger = pool.entitlements[account.spec.name]
             bind(account, ledger, self.rules, now_s)
             if account.spec.service_class is ServiceClass.DEDICATED:
                 self._count_idle(account, ledger)
         self._weigh(pool)
+        if self._allocated:
+            self._allocate(pool, now_s)
+
+    def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:  # noqa: ARG002
+        """Evict the youngest preemptible requests while more is in flight than the pool has."""
+        if self._admit_when_full:
+            return ()
+        capacity, per_token = pool.capacity, self._kv_bytes_per_token
+        slots_over = (len(pool.in_flight) + pool.others_in_flight) - (capacity.slots - self._idle_dedicated)
+        tokens_over = 0.0
+        if capacity.kv_bytes is not None and per_token:
+            reserved = self._reserved_tokens + pool.others_reserved_tokens + self._idle_tokens
+            tokens_over = reserved - capacity.kv_bytes / per_token
+        victims: list[str] = []
+        for request_id, flight in reversed(self._preemptible.items()):
+            if slots_over <= 0 and tokens_over <= 0:
+                break
+            victims.append(request_id)
+            slots_over -= 1
+            tokens_over -= flight.reserved_tokens
+        return victims
+
+    def _allocate(self, pool: PoolLedger, now_s: float) -> None:
+        """Share out what the pool has among who is Bound."""
+        bound = [account for account in self._accounts.values() if account.bound]
+        claims = [
+            Claim(
+                account.spec.service_class, max(account.weight, _LEAST_WEIGHT), baseline_vector(account.spec.baseline),
+                account.limits, claimed(account, self.rules.demand_margin),
+            )
+            for account in bound
+        ]
+        grants = allocate(claims, capacity_vector(pool.capacity))
+        for account, grant in zip(bound, grants, strict=True):
+            refit(account, grant, self.rules, now_s)
 
     def _weigh(self, pool: PoolLedger) -> None:
         mean_slo_s = self._mean_slo_s()
@@ -246,6 +339,12 @@ class TokenPoolPolicy:
         floor = self._floor.least(pool)
         if floor is not None:
             yield Gauge("pool", "pool", "threshold", floor[1])
+        if self._promised is not None:
+            provisioned = capacity_vector(pool.capacity)
+            for unit, promise, has in zip(UNITS, self._promised(), provisioned, strict=True):
+                if math.isfinite(has):
+                    yield Gauge("pool", "pool", f"promised_{unit}", promise)
+                    yield Gauge("pool", "pool", f"provisioned_{unit}", has)
         for name, account in self._accounts.items():
             yield Gauge("entitlement", name, "debt", account.debt)
             yield Gauge("entitlement", name, "burst", account.burst)

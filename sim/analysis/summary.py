@@ -71,6 +71,40 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
     return rows
 
 
+def average_cells(measures: Sequence[Row]) -> list[Row]:
+    """Return `summarise`'s rows for many replications from its rows for each of them, in the order of the first ones.
+
+    A column that a replication lacks, such as the count of a reason for refusal that it never met, is 0 there.
+    """
+    names = list(dict.fromkeys(name for row in measures for name in row if name != "replication"))
+    end = names.index("tenant") + 1 if names else 0
+    reasons = sorted(name for name in names if name.startswith("refused_") and name != f"refused_{_LOW_PRIORITY}")
+    values = [name for name in names[end:] if name != "replications" and name not in reasons]
+    after = values.index("evicted") if values else 0
+    values[after:after] = reasons
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in measures:
+        groups.setdefault(tuple(row[name] for name in names[:end]), []).append(row)
+    rows: list[Row] = []
+    for key, found in groups.items():
+        each: list[Row] = [{name: row.get(name, 0) for name in values} for row in found]
+        labels = dict(zip(names[:end], key, strict=True))
+        rows.append({**labels, "replications": len(each)} | (each[0] if len(each) == 1 else _average(each)))
+    return rows
+
+
+def each_replication(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[Row]:
+    """Return `summarise`'s rows for each replication by itself, labelled with ``replication``."""
+    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
+
+    rows: list[Row] = []
+    for value in sorted(set(requests.column("replication").unique().to_pylist())):
+        part = requests.filter(pc.equal(requests.column("replication"), value))
+        found = summarise(part, horizon_s=horizon_s, warmup_s=warmup_s)
+        rows += [{**row, "replication": int(value)} for row in found]
+    return rows
+
+
 def format_table(rows: Sequence[Mapping[str, str | int | float]]) -> str:
     """Return the summary as an aligned table for a terminal: counts first, then latency."""
     if not rows:

@@ -46,3 +46,10 @@ class EngineRequest:
         self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
         self.ticket = -1
         self.aborted = False
+
+    def begin_again(self) -> None:
+        """Forget what a lost replica had computed, to be submitted to another."""
+        self.target_tokens = self.prompt_tokens
+        self.state = WAITING
+        self.computed_tokens = self.outputs = self.base_iteration = 0
+        self.ticket = -1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from policies.api import PoolCapacity
+from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
 from sim.profiles import Profile
@@ -21,6 +22,7 @@ class PoolEvent:
     ----------
     sets_capacity : whether ``slots`` and ``kv_blocks``, totals of the pool, are set; None there: as provisioned.
     fail, restore : the replica that crashes, or returns.
+    slow, factor : the replica whose iterations take ``factor`` times as long from here on.
     """
 
     at_s: float
@@ -29,6 +31,8 @@ class PoolEvent:
     kv_blocks: int | None = None
     fail: int | None = None
     restore: int | None = None
+    slow: int | None = None
+    factor: float = 1.0
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -86,16 +90,25 @@ def apply_events(
     pool: Pool,
     nodes: Sequence[Node],
     gateway: SimulatedGateway,
+    fleet: Fleet | None = None,
 ) -> Generator[simpy.Event, None, None]:
-    """Make the events happen, in order of time."""
+    """Make the events happen, in order of time. A ``fleet`` hears of replicas lost and returned."""
     for event in sorted(events, key=lambda e: e.at_s):
         yield env.timeout(max(0.0, event.at_s - env.now))
         if event.sets_capacity:
             pool.set(event.slots, event.kv_blocks, env.now)
         if event.fail is not None:
-            nodes[event.fail].up = False
-        if event.restore is not None:
-            nodes[event.restore].up = True
-        gateway.capacity_changed(pool.capacity())
-        if event.fail is not None:
+            nodes[event.fail].up = nodes[event.fail].reachable = False
+            # Before the capacity: a policy that takes back what is too much must not count who is lost already.
             gateway.fail(nodes[event.fail])
+            if fleet is not None:
+                fleet.failed(event.fail)
+        if event.restore is not None:
+            if fleet is not None:
+                fleet.restored(event.restore)
+            else:
+                nodes[event.restore].up = nodes[event.restore].reachable = True
+        if event.slow is not None:
+            nodes[event.slow].replica.set_slowdown(event.factor, env.now)
+            continue
+        gateway.capacity_changed(pool.capacity())

@@ -14,6 +14,7 @@ import simpy
 from policies.api import (
     Arrived,
     CallMeAt,
+    Cancelled,
     CapacityChanged,
     Event,
     Evict,
@@ -28,16 +29,19 @@ from policies.api import (
     Refuse,
     ReplicaReport,
     RequestView,
+    Scale,
     Tick,
 )
 from policies.core import GatewayCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
 from sim.cluster.engine_request import DECODE, PREFILL
+from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.records import Outcome
-from workloads.clients import Client
+from workloads.clients import Chance, Client, Impatient, deadline_s
 from workloads.generate import WorkloadSpec
+from workloads.requests import Following, FollowUp
 
 Handle = Callable[[Event, float], Sequence[Instruction]]
 Log = Callable[[float, Event, Sequence[Instruction]], None]
@@ -53,16 +57,22 @@ class SimulatedGateway:
     Parameters
     ----------
     tenants : tenant of each workload.
+    following : of each workload, what comes after its requests; empty where nothing does.
+    chances : of each workload, what its clients' jitter is drawn from; empty for none.
+    notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
     def __init__(
         self,
         env: Clock,
-        core: GatewayCore,
+        core: GatewayCore | Gateways,
         workloads: Sequence[WorkloadSpec],
         tenants: Sequence[str],
         *,
+        following: Sequence[Following | None] = (),
+        chances: Sequence[Chance | None] = (),
+        notice_s: float = 0.0,
         log: Log | None = None,
     ) -> None:
         self._env = env
@@ -72,11 +82,20 @@ class SimulatedGateway:
         # What every request of a workload has in common.
         self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
         self._clients: list[Client] = [w.client for w in workloads]
+        self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
+        self._impatient = [isinstance(w.client, Impatient) for w in workloads]
+        self._some_impatient = any(self._impatient)
+        self._following = following or [None] * len(workloads)
+        self._some_follow = any(one is not None for one in self._following)
+        self._to_follow = 0
+        self._names = [w.name for w in workloads]
         self._nodes: list[Node] = []
         self._submit: list[Callable[[Attempt, float], None]] = []
         self._open: dict[str, Attempt] = {}
         self._coming_again: dict[str, Attempt] = {}
+        self._notice_s = notice_s
         self._on_drained: Callable[[], None] | None = None
+        self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
         self.ended = 0
 
@@ -90,11 +109,16 @@ class SimulatedGateway:
     @property
     def all_at_replicas(self) -> bool:
         """Whether nobody is held here or about to come again: what is left to happen, happens at the replicas."""
-        return not self._coming_again and all(attempt.replica >= 0 for attempt in self._open.values())
+        nobody_comes = not self._coming_again and not self._to_follow
+        return nobody_comes and all(attempt.replica >= 0 for attempt in self._open.values())
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""
         self._on_drained = call
+
+    def when_scaled(self, call: Callable[[int], None]) -> None:
+        """Call with the number of replicas that the core wants, whenever that changes."""
+        self._on_scale = call
 
     def _tell(self, event: Event, now_s: float) -> None:
         instructions = self._handle(event, now_s)
@@ -114,6 +138,9 @@ class SimulatedGateway:
             RequestView,
             (request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority),
         )
+        if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:
+            until_s = deadline_s(self._clients[attempt.workload], now_s)
+            self._env.call_at(until_s, partial(self._lose_patience, attempt))
         self._carry_out(self._handle(_new(Arrived, (view,)), now_s), now_s)
 
     def _end(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
@@ -123,19 +150,62 @@ class SimulatedGateway:
         attempt.finish_s = now_s
         self.ended += 1
         retry_after_s = None if math.isnan(attempt.retry_after_s) else attempt.retry_after_s
-        again_s = self._clients[attempt.workload].next_attempt_s(
-            outcome.name.lower(), attempt.http_status, retry_after_s, attempt.number, now_s
+        workload = attempt.workload
+        client = self._clients[workload]
+        again_s = client.next_attempt_s(
+            outcome.name.lower(), attempt.http_status, retry_after_s, attempt.number, now_s, self._chances[workload]
         )
-        if again_s is not None:
+        if again_s is not None and again_s < deadline_s(client, attempt.first_arrival_s):
             attempt.final = False
             self._coming_again[attempt.request_id] = attempt
             self._env.call_at(again_s, partial(self._retry, attempt))
-        elif not self._open:
+            return
+        if self._some_follow:
+            self._follow(attempt, False, now_s)
+        if not self._open:
             self._drained()
 
     def _drained(self) -> None:
-        if self._on_drained is not None and not self._coming_again:
+        if self._on_drained is not None and not self._coming_again and not self._to_follow:
             self._on_drained()
+
+    def _lose_patience(self, first: Attempt, _: simpy.Event) -> None:
+        """Cancel what a client waits for no longer; ``first`` was its first attempt."""
+        attempt = self._open.get(first.request_id)
+        if attempt is None:
+            return
+        client = self._clients[attempt.workload]
+        if isinstance(client, Impatient) and client.waits_for == "first-token" and attempt.first_token_s > 0:
+            return
+        now_s = self._env.now
+        outputs = attempt.delivered_tokens = self._outputs(attempt, now_s)
+        if attempt.replica >= 0:
+            self._nodes[attempt.replica].replica.abort(attempt, now_s)
+        attempt.http_status = 499
+        self._end(attempt, Outcome.CANCELLED, now_s)
+        self._tell(Cancelled(attempt.request_id, outputs), now_s)
+
+    def _follow(self, attempt: Attempt, succeeded: bool, now_s: float) -> None:
+        """Let what waits for the end of a request come, each in its time."""
+        following = self._following[attempt.workload]
+        if following is None:
+            return
+        # Request chat-7 begins chain 7 of workload chat, and chat-7.3 is the third of it.
+        number = attempt.request_id[len(self._names[attempt.workload]) + 1 :]
+        chain, _, step = number.partition(".")
+        for follow_up in following.ended(int(chain), int(step or 1), succeeded, now_s):
+            self._to_follow += 1
+            call = partial(self._come, attempt.workload, attempt.priority, chain, follow_up)
+            self._env.call_at(now_s + follow_up.delay_s, call)
+
+    def _come(self, workload: int, priority: int, chain: str, follow_up: FollowUp, _: simpy.Event) -> None:
+        self._to_follow -= 1
+        now_s = self._env.now
+        step, _delay_s, prompt_tokens, output_tokens, asked_tokens = follow_up
+        name = f"{self._names[workload]}-{chain}.{step}"
+        self.arrive(
+            Attempt(name, 1, workload, priority, now_s, now_s, prompt_tokens, output_tokens, asked_tokens), now_s
+        )
 
     def _retry(self, last: Attempt, _: simpy.Event) -> None:
         del self._coming_again[last.request_id]
@@ -157,7 +227,8 @@ class SimulatedGateway:
 
     def on_first_token(self, request: Attempt, now_s: float) -> None:
         """Hear a first token from a replica."""
-        request.first_token_s = now_s
+        if not request.first_token_s > 0:  # who was sent to another replica keeps the first of all
+            request.first_token_s = now_s
         if self._metered:
             self._tell(FirstToken(request.request_id), now_s)
 
@@ -172,22 +243,38 @@ class SimulatedGateway:
         instructions = self._handle(_new(Finished, (request_id, outputs, 0)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
+        if self._some_follow:
+            self._follow(request, True, now_s)
         if not self._open:
             self._drained()
 
     def fail(self, node: Node) -> None:
-        """Crash a replica: what ran there fails."""
+        """Crash a replica: what ran there fails, unless the core sends it elsewhere."""
         now_s = self._env.now
         for attempt in node.replica.fail(now_s):
-            attempt.delivered_tokens = attempt.outputs
+            self._lost(attempt, now_s)
+
+    def _lost(self, attempt: Attempt, now_s: float) -> None:
+        outputs = attempt.outputs
+        instructions = self._handle(Failed(attempt.request_id, outputs), now_s)
+        if any(isinstance(step, Forward) and step.request_id == attempt.request_id for step in instructions):
+            attempt.begin_again()
+        else:
+            attempt.delivered_tokens = outputs
             attempt.http_status = 502
             attempt.reason = Reason.REPLICA_FAILED.value
             self._end(attempt, Outcome.FAILED, now_s)
-            self._tell(Failed(attempt.request_id, attempt.outputs), now_s)
+        self._carry_out(instructions, now_s)
 
     def capacity_changed(self, capacity: PoolCapacity) -> None:
-        """Tell the core what the pool has now."""
-        self._tell(CapacityChanged(capacity, tuple(n.replica_id for n in self._nodes if n.up)), self._env.now)
+        """Let the core know what the pool has now, in its time."""
+        self._in_time(CapacityChanged(capacity, tuple(n.replica_id for n in self._nodes if n.up)))
+
+    def _in_time(self, event: Event) -> None:
+        if self._notice_s:
+            self._env.call_at(self._env.now + self._notice_s, lambda _: self._tell(event, self._env.now))
+        else:
+            self._tell(event, self._env.now)
 
     def scrape(self) -> None:
         """Report every replica's metrics to the core."""
@@ -199,7 +286,7 @@ class SimulatedGateway:
                 report = ReplicaReport(
                     node.replica_id, now_s, replica.running_count, replica.waiting_count, used_fraction
                 )
-                self._tell(report, now_s)
+                self._in_time(report)
 
     def _outputs(self, attempt: Attempt, now_s: float) -> int:
         return self._nodes[attempt.replica].replica.outputs_at(attempt, now_s) if attempt.replica >= 0 else 0
@@ -216,14 +303,19 @@ class SimulatedGateway:
                 attempt.replica = replica_id
                 if attempt.output_tokens > max_output_tokens:
                     attempt.output_tokens = max_output_tokens
-                self._submit[replica_id](attempt, now_s)
+                if self._nodes[replica_id].reachable:
+                    self._submit[replica_id](attempt, now_s)
+                else:  # the core has not heard yet that it is gone
+                    self._lost(attempt, now_s)
             elif isinstance(step, Refuse):
                 self._refuse(step, now_s)
             elif isinstance(step, CallMeAt):
                 self._env.call_at(step.at_s, self._tick)
             elif isinstance(step, Evict):
                 self._evict(step, now_s)
-            # Hold needs nothing done; Scale is for a pool that can grow, which a fixed one cannot.
+            elif isinstance(step, Scale) and self._on_scale is not None:
+                self._on_scale(step.replicas)
+            # Hold needs nothing done.
 
     def _refuse(self, step: Refuse, now_s: float) -> None:
         attempt = self._open[step.request_id]

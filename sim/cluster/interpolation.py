@@ -8,17 +8,22 @@ from typing import Any
 
 
 def place(knots: Sequence[float], x: float) -> tuple[int, float]:
-    """Return the segment that holds ``x`` and how far along it lies; outside 0 and 1 beyond the ends."""
-    last = len(knots) - 2
-    if last < 0:
-        return 0, 0.0
-    i = min(max(0, bisect_right(knots, x) - 1), last)
-    return i, (x - knots[i]) / (knots[i + 1] - knots[i])
+    """Return the segment that holds ``x`` and how far along it lies; outside 0 and 1 beyond the ends.
+
+    ``knots`` ascend, at least two.
+    """
+    i = bisect_right(knots, x, 1, len(knots) - 1) - 1
+    low = knots[i]
+    return i, (x - low) / (knots[i + 1] - low)
 
 
 def clamped(knots: Sequence[float], x: float) -> tuple[int, float]:
     """Return `place`, with ``x`` moved to the nearest end where it lies outside."""
-    return place(knots, min(max(x, knots[0]), knots[-1]))
+    if x <= knots[0]:
+        return 0, 0.0
+    if x >= knots[-1]:
+        return len(knots) - 2, 1.0
+    return place(knots, x)
 
 
 def on_line(values: Sequence[float], at: tuple[int, float]) -> float:
@@ -34,5 +39,6 @@ def on_grid(values: Sequence[Any], at: Sequence[tuple[int, float]]) -> float:
     i, along = at[0]
     if len(at) == 1:
         return on_line(values, at[0])
-    low = on_grid(values[i], at[1:])
-    return low if not along else low + along * (on_grid(values[i + 1], at[1:]) - low)
+    rest = at[1:]
+    low = on_grid(values[i], rest)
+    return low if not along else low + along * (on_grid(values[i + 1], rest) - low)

@@ -11,14 +11,18 @@ from sim.profiles import Profile
 
 
 class Node:
-    """One replica and its clock. ``up`` is False from a failure until the return."""
+    """One replica and its clock.
+
+    ``up`` says whether it takes requests; ``reachable`` whether those sent to it arrive, which they still do while it
+    drains.
+    """
 
     def __init__(self, clock: Clock, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
         self._clock = clock
         self._alarm: Alarm | None = None
         self._spare = Alarm(clock, self._wake)
         self.replica_id = replica_id
-        self.up = True
+        self.up = self.reachable = True
         self.replica: Replica[Attempt] = Replica(
             step_time=profile.step_time,
             max_num_seqs=profile.max_num_seqs,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -112,7 +112,8 @@ class TableStepTime:
 
     def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
         """See `StepTime.decode_run_s`."""
-        self._check("decode_context", context_tokens / sequences + iterations)
+        if context_tokens / sequences + iterations > self.decode_context[-1]:
+            self._check("decode_context", context_tokens / sequences + iterations)
         return self._curve(sequences).run_s(context_tokens, iterations)
 
     def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
@@ -140,7 +141,8 @@ class TableStepTime:
         """Return the duration of a decode iteration of a batch, by the KV entries it reads."""
         curve = self._curves.get(sequences)
         if curve is None:
-            self._check("decode_batch", sequences)
+            if sequences > self.decode_batch[-1]:
+                self._check("decode_batch", sequences)
             at = place(self.decode_batch, sequences)
             rest_s = self._dense_s(sequences) + self._sequence_s(sequences)
             columns = zip(*self.decode_s, strict=True)
@@ -152,7 +154,8 @@ class TableStepTime:
         return curve
 
     def _dense_s(self, tokens: int) -> float:
-        self._check("dense_tokens", tokens)
+        if tokens > self.dense_tokens[-1]:
+            self._check("dense_tokens", tokens)
         return on_line(self.dense_s, place(self.dense_tokens, tokens))
 
     def _sequence_s(self, sequences: int) -> float:
@@ -164,34 +167,67 @@ class TableStepTime:
         Several short prompts have fewer query-key pairs than one of as many tokens: ``before`` is then negative, and
         the time falls by as much for each missing key as it grows for each present one.
         """
-        self._check("prefill_context", before)
-        row = clamped(self.prefill_tokens, tokens)
-        if before >= 0:
-            return on_grid(self.prefill_s, (row, place(self.prefill_context, before)))
-        far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
-        at_none_s = on_grid(self.prefill_s, (row, (0, 0.0)))
-        at_far_s = on_grid(self.prefill_s, (row, place(self.prefill_context, far)))
+        i, along = clamped(self.prefill_tokens, tokens)
+        low, high = self.prefill_s[i], self.prefill_s[i + 1]
+        if before > 0:
+            if before > self.prefill_context[-1]:
+                self._check("prefill_context", before)
+            at = place(self.prefill_context, before)
+            low_s = on_line(low, at)
+            return low_s + along * (on_line(high, at) - low_s)
+        at_none_s = low[0] + along * (high[0] - low[0])
+        if before == 0:
+            return at_none_s
+        far, at_far = self._far
+        low_s = on_line(low, at_far)
+        at_far_s = low_s + along * (on_line(high, at_far) - low_s)
         return max(_LEAST_SHARE * at_none_s, at_none_s + (at_far_s - at_none_s) / far * before)
+
+    @cached_property
+    def _far(self) -> tuple[float, tuple[int, float]]:
+        """Return the context up to which the growth of a prompt's attention is taken, and its place."""
+        far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
+        return far, place(self.prefill_context, far)
 
     def _mixed_s(self, prefill_s: float, tokens: int, before: float, sequences: int, context_tokens: int) -> float:
         """Return the attention of an iteration in which prompts and decodes share a kernel."""
         context = context_tokens / sequences
-        self._check("beside_context", context)
-        batch = place(self.beside_batch, sequences)
-        beside_s = on_grid(self.beside_s, (batch, place(self.beside_context, context)))
+        if context > self.beside_context[-1]:
+            self._check("beside_context", context)
+        beside, ratio = self._beside(sequences)
         axes = self._log_axes
-        point = (
-            clamped(axes[0], math.log2(tokens)),
-            clamped(axes[1], math.log2(max(0.0, before) + 16.0)),
-            clamped(axes[2], math.log2(sequences)),
-            clamped(axes[3], math.log2(context)),
-        )
-        return (prefill_s + beside_s) * on_grid(self.mixed_ratio, point)
+        i, along_tokens = clamped(axes[0], math.log2(tokens))
+        at = clamped(axes[1], math.log2(max(0.0, before) + 16.0)), clamped(axes[3], math.log2(context))
+        share = on_grid(ratio[i], at)
+        if along_tokens:
+            share += along_tokens * (on_grid(ratio[i + 1], at) - share)
+        return (prefill_s + on_line(beside, place(self.beside_context, context))) * share
+
+    def _beside(self, sequences: int) -> tuple[Row, list[Grid]]:
+        """Return, for a batch, its attention beside a prompt by context, and the ratio by the other three axes."""
+        known = self._batches.get(sequences)
+        if known is None:
+            i, along = place(self.beside_batch, sequences)
+            row = tuple(a + along * (b - a) for a, b in zip(self.beside_s[i], self.beside_s[i + 1], strict=True))
+            i, along = clamped(self._log_axes[2], math.log2(sequences))
+            ratio = [
+                tuple(
+                    tuple(a + along * (b - a) for a, b in zip(by_batch[i], by_batch[i + 1], strict=True))
+                    for by_batch in by_before
+                )
+                for by_before in self.mixed_ratio
+            ]
+            known = self._batches[sequences] = row, ratio
+        return known
+
+    @cached_property
+    def _batches(self) -> dict[int, tuple[Row, list[Grid]]]:
+        return {}
 
     def _check(self, axis: str, value: float) -> None:
-        """Warn, once an axis, about what lies beyond the measurements."""
+        """Warn, once an axis, that ``value`` lies beyond the measurements."""
         knots = getattr(self, axis)
-        if value > knots[-1] and axis not in self._warned:
+        if axis not in self._warned:
             self._warned.add(axis)
             warnings.warn(
                 f"step time extrapolates: {axis} {value:g} is outside the measured {knots[0]:g} to {knots[-1]:g}",
@@ -211,6 +247,3 @@ def _shape(table: Any) -> tuple[int, ...]:
 def _flat(table: Any) -> list[float]:
     return [x for row in table for x in _flat(row)] if isinstance(table, tuple) else [table]
 
-
-TABLE_AXES = tuple(axis for _, axes in _AXES for axis in axes)
-TABLE_FIELDS = tuple(each.name for each in fields(TableStepTime))

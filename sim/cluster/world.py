@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -12,18 +12,22 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from policies.api import AdmissionPolicy, EntitlementSpec, Event, Instruction, Router
+from policies.api import AdmissionPolicy, EntitlementSpec, Event, Gauge, Instruction, PoolLedger, Router, Scaler
 from policies.core import GatewayCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
+from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
+from sim.cluster.gateways import Gateways
+from sim.cluster.life import Life
 from sim.cluster.node import Node
 from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
 from sim.profiles import Profile
 from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock
-from workloads.generate import WorkloadSpec
+from workloads.clients import Chance
+from workloads.generate import WorkloadSpec, split_over_keys
 from workloads.requests import Demand
 
 _CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
@@ -41,6 +45,11 @@ class World:
     horizon_s : when the run ends; None: when every request has ended.
     timeline_interval_s : between samples; None: no timeline.
     scrape_interval_s : between reports of the replicas to policies that want them.
+    chances : of each workload, what its clients' jitter is drawn from; empty for none.
+    scaler, most_replicas, life : who scales the pool, up to how many replicas, and how long that takes; None: nobody.
+    retry_failed : whether what a lost replica had is sent to another.
+    notice_s : how late the gateway hears of changes of capacity and of the replicas' metrics.
+    others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
     """
 
     profile: Profile
@@ -55,11 +64,22 @@ class World:
     default_max_output_tokens: int
     timeline_interval_s: float | None
     scrape_interval_s: float
+    chances: Sequence[Chance | None] = ()
+    scaler: Scaler | None = None
+    most_replicas: int | None = None
+    life: Life = field(default_factory=Life)
+    retry_failed: bool = False
+    notice_s: float = 0.0
+    others: Sequence[tuple[AdmissionPolicy, Router]] = ()
+    share_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """What a run gave: the attempts as columns, the timeline, the decisions if they were asked for, and its counts."""
+    """What a run gave: the attempts as columns, the timeline, the decisions if they were asked for, and its counts.
+
+    ``gpu_s`` is the GPU-seconds that the replicas held, None where nobody scales them.
+    """
 
     columns: RequestColumns
     timeline: list[TimelineBlock]
@@ -68,6 +88,7 @@ class Outcomes:
     simulated_events: int
     iterations: int
     preemptions: int
+    gpu_s: float | None = None
 
 
 def simulate(
@@ -77,41 +98,49 @@ def simulate(
     on_progress: Callable[[float, int], None] | None = None,
 ) -> Outcomes:
     """Run it. ``on_progress`` hears simulated seconds and ended attempts at every sample of the timeline."""
+    workloads, demands = split_over_keys(world.workloads, world.demands)
+    if len(workloads) > len(world.workloads):
+        chances = [*world.chances, *[None] * (len(workloads) - len(world.workloads))] if world.chances else ()
+        world = replace(world, workloads=workloads, demands=demands, chances=chances)
     env = Clock()
-    core = GatewayCore(
-        entitlements=world.entitlements,
-        capacity=provisioned(world.profile, world.replicas),
-        replica_ids=range(world.replicas),
-        policy=world.policy,
-        router=world.router,
-        default_max_output_tokens=world.default_max_output_tokens,
-        # What exceeds the whole KV cache could never run, and would block the queue for ever.
-        max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
-    )
+    core = _core(world, world.policy, world.router, world.scaler)
+    others = [_core(world, policy, router, None) for policy, router in world.others]
+    policies = [world.policy, *(policy for policy, _ in world.others)]
+    gateways = Gateways([core, *others], policies, world.share_s) if others else core
     decisions: list[Logged] = []
     tenants = {e.name: e.tenant for e in world.entitlements}
     gateway = SimulatedGateway(
         env,
-        core,
+        gateways,
         world.workloads,
         [tenants[w.entitlement] for w in world.workloads],
+        following=[None if demand.plan is None else demand.plan.begin() for demand in world.demands],
+        chances=world.chances,
+        notice_s=world.notice_s,
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
-    nodes = [Node(env, i, world.profile, gateway) for i in range(world.replicas)]
+    nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
     pool = Pool(world.profile, nodes)
+    fleet = None
+    if world.scaler is not None:
+        fleet = Fleet(
+            env, nodes, world.replicas, world.life,
+            on_change=lambda: gateway.capacity_changed(pool.capacity()), on_cut=gateway.fail,
+        )  # fmt: skip
+        gateway.when_scaled(fleet.scale)
     # Events at the same instant act in the order of these lines: the pool changes before demand meets it.
     if world.events:
-        env.process(apply_events(env, world.events, pool, nodes, gateway))
+        env.process(apply_events(env, world.events, pool, nodes, gateway, fleet))
     gateway.connect(nodes)
     arrivals = _Arrivals(env, world, gateway)
     interval_s = world.timeline_interval_s
     report = (lambda now_s: on_progress(now_s, gateway.ended)) if on_progress else None
     sampler = None
     if interval_s is not None:
-        gauges = partial(world.policy.gauges, core.pool)
+        gauges = partial(_gauges, world, core.pool, fleet)
         sampler = Sampler(env, gauges, pool, nodes, interval_s, report)
         env.process(sampler.run())
-    if world.policy.wants_reports:
+    if gateways.wants_reports:
         env.process(_scrapes(env, gateway, world.scrape_interval_s))
     if world.horizon_s is None:
         _run_until_drained(env, arrivals, gateway, nodes, max((e.at_s for e in world.events), default=0.0))
@@ -128,7 +157,31 @@ def simulate(
         simulated_events=next(env._eid),
         iterations=sum(node.replica.iterations for node in nodes),
         preemptions=sum(node.replica.preemptions for node in nodes),
+        gpu_s=None if fleet is None else fleet.gpu_s(),
     )
+
+
+def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler | None) -> GatewayCore:
+    return GatewayCore(
+        entitlements=world.entitlements,
+        capacity=provisioned(world.profile, world.replicas),
+        replica_ids=range(world.replicas),
+        policy=policy,
+        router=router,
+        default_max_output_tokens=world.default_max_output_tokens,
+        # What exceeds the whole KV cache could never run, and would block the queue for ever.
+        max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
+        scaler=scaler,
+        retry_failed=world.retry_failed,
+    )
+
+
+def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -> list[Gauge]:
+    """Return what neither the replicas nor the records tell."""
+    gauges = list(world.policy.gauges(pool, now_s))
+    if fleet is not None and world.scaler is not None:
+        gauges += [*world.scaler.gauges(), *fleet.gauges()]
+    return gauges
 
 
 class _Arrivals:

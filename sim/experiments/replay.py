@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latencies:
-    """When requests got their first and their last token, shape (n,), seconds on the clock of their arrivals."""
+    """When requests got their first and their last token, shape (n,), seconds on the clock of their arrivals.
+
+    ``arrival_s`` is given where the simulation made the arrivals.
+    """
 
     first_token_s: Floats
     finish_s: Floats
     preemptions: int = 0
+    arrival_s: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +62,22 @@ def replay(profile: Profile, requests: Requests, *, step_time: StepTime | None =
     return Latencies(np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions)
 
 
+def closed_loop(profile: Profile, requests: Requests, concurrency: int) -> Latencies:
+    """Simulate clients that each send the next request when their last one has ended, as load generators do.
+
+    ``requests.arrival_s`` is not used: the first ``concurrency`` come at 0. The latencies' ``arrival_s`` says when.
+    """
+    run = _Run(profile, profile.step_time)
+    jobs = [
+        _Job(i, int(prompt), int(output))
+        for i, (prompt, output) in enumerate(zip(requests.prompt_tokens, requests.output_tokens, strict=True))
+    ]
+    arrival_s = run.drive_closed(jobs, concurrency)
+    return Latencies(
+        np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions, np.array(arrival_s)
+    )
+
+
 class _Job(EngineRequest):
     __slots__ = ("finish_s", "first_token_s", "index")
 
@@ -72,6 +92,7 @@ class _Run:
 
     def __init__(self, profile: Profile, step_time: StepTime) -> None:
         self._wake_s = NEVER_S
+        self._next: Iterator[_Job] = iter(())
         self._overhead_s = profile.request_overhead_s
         self.replica: Replica[_Job] = Replica(
             step_time=step_time,
@@ -92,6 +113,21 @@ class _Run:
             self._run_until(at_s)
             self.replica.submit(job, at_s + self._overhead_s)
         self._run_until(NEVER_S)
+
+    def drive_closed(self, jobs: list[_Job], concurrency: int) -> list[float]:
+        """Run with ``concurrency`` requests at a time; returns when each came."""
+        self._next = iter(jobs)
+        self._came_s: list[float] = []
+        for _ in range(concurrency):
+            self._send(0.0)
+        self._run_until(NEVER_S)
+        return self._came_s
+
+    def _send(self, now_s: float) -> None:
+        job = next(self._next, None)
+        if job is not None:
+            self._came_s.append(now_s)
+            self.replica.submit(job, now_s + self._overhead_s)
 
     def first_token_s(self, jobs: list[_Job]) -> list[float]:
         """Return the times of first tokens."""
@@ -114,3 +150,4 @@ class _Run:
 
     def on_finish(self, request: _Job, now_s: float) -> None:
         request.finish_s = now_s
+        self._send(now_s)

@@ -8,21 +8,21 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from policies.registry import POLICIES, ROUTERS
+from policies.api import AdmissionPolicy
+from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
+from sim.analysis.promises import lost_tokens, violations
 from sim.analysis.summary import Row, summarise
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
-from sim.errors import InputError
+from sim.errors import InputError, RunError
 from sim.experiments.decisions import decisions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
@@ -118,6 +118,9 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "simulated_events": outcomes.simulated_events,
         "iterations": outcomes.iterations,
         "preemptions": outcomes.preemptions,
+        "lost_tokens": lost_tokens(outcomes.columns),
+        "violation": violations(outcomes.columns, outcomes.end_s),
+        **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
     }
@@ -137,12 +140,20 @@ def world_of(cell: Cell) -> World:
     pool = scenario.pool
     entitlements = [entitlement.spec() for entitlement in pool.entitlements]
     params = scenario.policies[0].params
-    chance = stream(scenario.seed, cell.replication, "policy/chance").integers(2**63)
-    policy = POLICIES[params.kind].build(
-        params,
-        entitlements=entitlements,
-        kv_bytes_per_token=pool.profile.kv_bytes_per_token,
-        chance=random.Random(int(chance)),
+
+    def built(stream_name: str) -> AdmissionPolicy:
+        return POLICIES[params.kind].build(
+            params,
+            entitlements=entitlements,
+            kv_bytes_per_token=pool.profile.kv_bytes_per_token,
+            chance=_chance(scenario.seed, cell.replication, stream_name),
+        )
+
+    policy = built("policy/chance")
+    router = ROUTERS[pool.router.kind]
+    scaling = scenario.autoscaler_of(scenario.policies[0])
+    scaler = SCALERS[scaling.kind].build(
+        scaling, policy=policy, entitlements=entitlements, per_replica=pool.capacity(1)
     )
     return World(
         profile=pool.profile,
@@ -151,13 +162,25 @@ def world_of(cell: Cell) -> World:
         workloads=[w.spec() for w in scenario.workload],
         demands=demands(scenario, cell.replication),
         policy=policy,
-        router=ROUTERS[pool.router.kind].build(pool.router),
+        scaler=scaler,
+        most_replicas=getattr(scaling, "max_replicas", None),
+        life=pool.life(),
+        retry_failed=pool.on_failure == "retry",
+        notice_s=pool.notice_s,
+        others=[(built(f"policy/chance/{i}"), router.build(pool.router)) for i in range(1, pool.gateways)],
+        share_s=pool.share_every_s,
+        router=router.build(pool.router),
         events=[_pool_event(event) for event in scenario.events],
         horizon_s=scenario.horizon_s,
         default_max_output_tokens=pool.default_max_output_tokens,
         timeline_interval_s=scenario.timeline_interval_s,
         scrape_interval_s=pool.scrape_interval_s,
+        chances=[_chance(scenario.seed, cell.replication, f"{w.name}/client") for w in scenario.workload],
     )
+
+
+def _chance(seed: int, replication: int, name: str) -> random.Random:
+    return random.Random(int(stream(seed, replication, name).integers(2**63)))
 
 
 def _pool_event(event: Event) -> PoolEvent:
@@ -169,6 +192,8 @@ def _pool_event(event: Event) -> PoolEvent:
         kv_blocks=None if capacity is None else capacity.kv_blocks,
         fail=event.fail,
         restore=event.restore,
+        slow=event.slow,
+        factor=1.0 if event.factor is None else event.factor,
     )
 
 
@@ -205,16 +230,23 @@ def _run_cells(cells: Sequence[Cell], jobs: int, on_progress: Progress | None) -
         for cell in cells:
             yield run_cell(cell, on_progress)
         return
-    with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(run_cell, cell) for cell in cells]):
-                result = future.result()
-                if on_progress is not None:
-                    on_progress(result.end_s, result.requests.num_rows)
-                yield result
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    from sim.experiments.executors import Executor, Lost
+
+    for i, result in Executor(jobs=min(jobs, len(cells))).map(_run_or_error, cells):
+        if isinstance(result, Lost):
+            raise RunError(f"{cells[i].policy}, replication {cells[i].replication}: {result.problem}")
+        if isinstance(result, Exception):
+            raise result
+        if on_progress is not None:
+            on_progress(result.end_s, result.requests.num_rows)
+        yield result
+
+
+def _run_or_error(cell: Cell) -> CellResult | Exception:
+    try:
+        return run_cell(cell)
+    except Exception as error:
+        return error
 
 
 @lru_cache(maxsize=8)

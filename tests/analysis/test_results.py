@@ -56,7 +56,7 @@ def test_an_empty_folder_may_be_used(tmp_path, tables):
 
 
 @pytest.mark.parametrize("broken", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("step", ["_write_table", "_write_summary", "_finite"])
+@pytest.mark.parametrize("step", ["_write_table", "write_summary", "_finite"])
 def test_a_write_that_breaks_off_leaves_nothing(tmp_path, tables, monkeypatch, broken, step):
     def fail(*args):
         raise broken
@@ -154,7 +154,7 @@ from analysis.toy import columns, spec
 from sim import results
 from sim.records import requests_table, timeline_table
 run = dict(run_id="x", policy="none", variant={}, replication=0)
-results._write_summary = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+results.write_summary = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 tables = requests_table(columns([spec("a")], [{}]), **run), timeline_table([], **run)
 results.write_result(pathlib.Path(sys.argv[1]), *tables, [], {})
 """

@@ -39,9 +39,18 @@ class Job:
 
 class ReferenceReplica:
     def __init__(
-        self, *, step_time: StepTime, max_num_seqs: int, max_num_batched_tokens: int, kv_blocks: int, block_tokens: int,
-        listener: Any, arm: Callable[[float], None], scheduling: str = "fcfs",
-        async_scheduling: bool = False, prefix_caching: bool = False,
+        self,
+        *,
+        step_time: StepTime,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        kv_blocks: int,
+        block_tokens: int,
+        listener: Any,
+        arm: Callable[[float], None],
+        scheduling: str = "fcfs",
+        async_scheduling: bool = False,
+        prefix_caching: bool = False,
     ) -> None:
         self.step, self.listener, self.arm = step_time, listener, arm
         self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
@@ -137,8 +146,11 @@ class ReferenceReplica:
             self.arm(now_s)
 
     def fail(self, now_s: float) -> list[Job]:
-        lost = [j for j in [*self.running, *self.waiting, *(a for _, k, a in self.inbox if k == "submit")]
-                if not j.gone and not j.aborted]
+        lost = [
+            j
+            for j in [*self.running, *self.waiting, *(a for _, k, a in self.inbox if k == "submit")]
+            if not j.gone and not j.aborted
+        ]
         for _, kind, arg in self.inbox:
             if kind not in ("submit", "abort"):
                 self._apply(kind, arg)
@@ -214,7 +226,8 @@ class ReferenceReplica:
             if arg in self.running:
                 self.running.remove(arg)
             arg.gone = True
-            self._give(arg)
+            if arg not in self.lingering:  # it ended by itself before the abort was read
+                self._give(arg)
         elif kind == "slots":
             self.slots = arg
         elif kind == "kv":
@@ -264,7 +277,9 @@ class ReferenceReplica:
                 need = self._blocks(job.computed + n) - job.blocks
                 if self.used + need <= self.total:
                     break
-                victim = max(self.running, key=lambda j: (j.priority, j.arrival_s)) if self.priority else self.running[-1]
+                victim = (
+                    max(self.running, key=lambda j: (j.priority, j.arrival_s)) if self.priority else self.running[-1]
+                )
                 at = self.running.index(victim)
                 if at < i:
                     i -= 1

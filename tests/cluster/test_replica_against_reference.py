@@ -79,24 +79,38 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     batched = draw(st.integers(slots, slots + 40))
     longest = 90
     kv = draw(st.integers(math.ceil(longest / block) + 1, 4 * math.ceil(longest / block)))
-    setting = dict(
-        step_time=LinearStepTime(
-            base_s=draw(st.sampled_from([0.0, 0.013, 0.1])), per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
+    setting = {
+        "step_time": LinearStepTime(
+            base_s=draw(st.sampled_from([0.0, 0.013, 0.1])),
+            per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
             per_prefill_token_s=draw(st.sampled_from([0.0, 0.0007])),
             per_context_token_s=draw(st.sampled_from([0.0, 0.00031])),
             per_prefill_pair_s=draw(st.sampled_from([0.0, 0.000011])),
         ),
-        max_num_seqs=slots, max_num_batched_tokens=batched, kv_blocks=kv, block_tokens=block,
-        scheduling=draw(st.sampled_from(["fcfs", "priority"])),
-        async_scheduling=draw(st.booleans()), prefix_caching=draw(st.booleans()),
-    )
+        "max_num_seqs": slots,
+        "max_num_batched_tokens": batched,
+        "kv_blocks": kv,
+        "block_tokens": block,
+        "scheduling": draw(st.sampled_from(["fcfs", "priority"])),
+        "async_scheduling": draw(st.booleans()),
+        "prefix_caching": draw(st.booleans()),
+    }
     script: list[tuple[float, str, Any]] = []
     now = 0.0
     for i in range(draw(st.integers(1, 25))):
         now += draw(st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 3)))
-        script.append((now, "submit", dict(
-            id=i, prompt=draw(st.integers(1, 50)), output=draw(st.integers(1, 40)), priority=draw(st.integers(0, 2)),
-        )))
+        script.append(
+            (
+                now,
+                "submit",
+                {
+                    "id": i,
+                    "prompt": draw(st.integers(1, 50)),
+                    "output": draw(st.integers(1, 40)),
+                    "priority": draw(st.integers(0, 2)),
+                },
+            )
+        )
         kind = draw(st.sampled_from(["", "", "", "", "abort", "abort", "slots", "kv", "slowdown", "fail"]))
         at = now + draw(st.floats(0, 2))
         if kind == "abort":

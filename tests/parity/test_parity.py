@@ -26,9 +26,10 @@ POLICIES = {
     "none": NoControl(),
     "rate-limit": RateLimit(requests_per_min=20, tokens_per_min=3000, window="sliding"),
     "rate-limit-bucket": RateLimit(requests_per_min=20, tokens_per_min=3000),
-    "token-pool": TokenPool(max_request_tokens=200),
-    "token-pool-frozen": TokenPool(weight_at="admission", tick_s=1.0, max_request_tokens=200),
-    "token-pool-robust": TokenPool(mode="robust", tick_s=1.0, max_request_tokens=200),
+    "token-pool": TokenPool(mode="paper", max_request_tokens=200),
+    "token-pool-frozen": TokenPool(mode="paper", weight_at="admission", tick_s=1.0, max_request_tokens=200),
+    "token-pool-robust": TokenPool(tick_s=1.0, max_request_tokens=200),
+    "token-pool-evicting": TokenPool(limits="static", tick_s=1.0, max_request_tokens=200),
 }
 
 
@@ -60,7 +61,8 @@ def test_the_live_gateway_does_what_the_simulated_one_did_bit_for_bit(name: str,
     if name.startswith("rate"):
         assert {Reason.REQUESTS, Reason.TOKENS} & reasons
     if name.startswith("token"):
-        assert {Reason.CONCURRENCY, Reason.TOO_LARGE, Reason.LOW_PRIORITY} <= reasons
+        assert {Reason.CONCURRENCY, Reason.TOO_LARGE} <= reasons
+        assert (Reason.LOW_PRIORITY in reasons) == (not name.endswith("robust"))  # limits come before priority
         assert sum(isinstance(event, Tick) for _, event, _ in recorded) > 10
-    if name.endswith("robust"):
+    if name.endswith("evicting"):
         assert any(isinstance(each, Evict) for _, _, steps in recorded for each in steps)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from cluster.worlds import Mapped, busy, cell_of
+from cluster.busy_day import busy
+from cluster.worlds import Mapped, cell_of
 
 from parity.replay import Entry, replay
 from policies.api import (
@@ -28,14 +29,14 @@ from sim.cluster.world import World, simulate
 from sim.experiments.run import world_of
 
 ALWAYS = {Reason.NOT_BOUND, Reason.NO_CAPACITY, Reason.CONTEXT_LENGTH}
-POOL = ALWAYS | {Reason.CONCURRENCY, Reason.TOKENS, Reason.LOW_PRIORITY}
+POOL = ALWAYS | {Reason.CONCURRENCY, Reason.TOKENS}
 REASONS = {
     "none": ALWAYS,
     "bucket": ALWAYS | {Reason.REQUESTS, Reason.TOKENS},
     "window": ALWAYS | {Reason.REQUESTS},
-    "paper": POOL | {Reason.TOO_LARGE},
-    "robust": POOL | {Reason.KV_CACHE, Reason.POOL_FULL},
-    "frozen": POOL - {Reason.TOKENS} | {Reason.KV_CACHE, Reason.POOL_FULL},
+    "paper": POOL | {Reason.TOO_LARGE, Reason.LOW_PRIORITY},
+    "robust": ALWAYS | {Reason.CONCURRENCY, Reason.TOKENS, Reason.KV_CACHE, Reason.POOL_FULL},
+    "frozen": ALWAYS | {Reason.CONCURRENCY, Reason.KV_CACHE, Reason.POOL_FULL},
 }
 
 
@@ -84,7 +85,7 @@ def test_both_gateways_do_the_same_bit_for_bit_in_a_run_where_everything_happens
     assert {Arrived, Finished, Failed, CapacityChanged, Tick} <= kinds
     assert ({FirstToken, Progress} <= kinds) == (policy in ("paper", "robust"))  # those who meter work
     assert {Forward, Refuse, CallMeAt} <= {type(step) for step in steps}
-    assert any(isinstance(step, Evict) for step in steps) == (policy in ("robust", "frozen"))
+    assert any(isinstance(step, Evict) for step in steps) or policy not in ("robust", "frozen")
     assert {step.reason for step in steps if isinstance(step, Refuse)} >= REASONS[policy]
     assert len({step.replica_id for step in steps if isinstance(step, Forward)}) == 2
 

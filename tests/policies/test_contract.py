@@ -46,8 +46,8 @@ EXAMPLES: dict[str, Any] = {
     "none": NoControl(),
     "rate-limit": RateLimit(requests_per_min=30, tokens_per_min=2000, per_entitlement={"spot": Limits()}),
     "rate-limit, sliding": RateLimit(requests_per_min=30, tokens_per_min=2000, window="sliding"),
-    "token-pool": TokenPool(max_request_tokens=300),
-    "token-pool, frozen": TokenPool(weight_at="admission", metering="completions", tick_s=1.0),
+    "token-pool": TokenPool(mode="paper", max_request_tokens=300),
+    "token-pool, frozen": TokenPool(mode="paper", weight_at="admission", metering="completions", tick_s=1.0),
     "token-pool, robust": TokenPool(mode="robust", max_request_tokens=300),
 }
 SPECS = [

@@ -226,13 +226,13 @@ BAD = [
         "unknown replica 3, the pool has 3",
         "they are numbered from 0, the last is 2",
     ),
-    (["events", 2], {"at_s": 5}, "events[2]", "nothing happens", "give one of capacity, fail and restore"),
+    (["events", 2], {"at_s": 5}, "events[2]", "nothing happens", "give one of capacity, fail, restore and slow"),
     (
         ["events", 2, "restore"],
         1,
         "events[2]",
         "fail and restore in one event",
-        "give one of capacity, fail and restore",
+        "give one of capacity, fail, restore and slow",
     ),
     # what varies
     (["vary"], {"pol.replicas": [1]}, "pol", None, "did you mean pool?"),

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workloads.arrivals import Even, Gamma, OnOff, Poisson
+from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
+from workloads.rates import Diurnal, Mmpp, Ramp, Spike
 
 rates = st.floats(0.01, 50.0)
 laws = st.one_of(
@@ -26,6 +27,17 @@ laws = st.one_of(
         mean_on_s=st.floats(0.1, 20.0),
         mean_off_s=st.floats(0.1, 20.0),
     ),
+    st.builds(Weibull, rate_per_s=rates, cv=st.floats(0.1, 10.0)),
+    st.sampled_from(
+        [
+            Mmpp(rates_per_s=(1.0, 8.0), means_s=(5.0, 2.0)),
+            Mmpp(rates_per_s=(0.0, 2.0, 9.0), means_s=(5.0, 2.0, 1.0)),
+            Diurnal(rate_per_s=3.0, amplitude=1.0, period_s=40.0, peak_s=10.0),
+            Spike(rate_per_s=1.0, spike_rate_per_s=9.0, at_s=10.0, lasts_s=5.0, rise_s=2.0),
+            Ramp(from_rate_per_s=0.0, to_rate_per_s=6.0, over_s=50.0),
+            Ramp(from_rate_per_s=6.0, to_rate_per_s=0.0, over_s=50.0),
+        ]
+    ),
 )
 RANDOM = [
     Poisson(rate_per_s=2.0),
@@ -33,6 +45,10 @@ RANDOM = [
     Gamma(rate_per_s=2.0, cv=4.0),
     OnOff(rate_on_per_s=8.0, mean_on_s=3.0, mean_off_s=9.0),
     OnOff(rate_on_per_s=5.0, rate_off_per_s=1.0, mean_on_s=2.0, mean_off_s=6.0),
+    Weibull(rate_per_s=2.0, cv=0.3),
+    Weibull(rate_per_s=2.0, cv=3.0),
+    Mmpp(rates_per_s=(8.0, 0.0), means_s=(3.0, 9.0)),
+    Mmpp(rates_per_s=(0.0, 1.0, 5.0), means_s=(3.0, 6.0, 4.0)),
 ]
 
 

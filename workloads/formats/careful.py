@@ -34,6 +34,7 @@ Columns = dict[str, Any]
 class Before:
     """What the rows above were like, which the next must fit: the last time, zones, and ids seen."""
 
+    in_order: bool = True
     last_ns: int | None = None
     zoned: bool | None = None
     ids: Ids = field(default_factory=Ids)
@@ -66,9 +67,9 @@ class _Row:
         else:
             time_ns = self._number_ns(column, value)
             text = str(value)
-        if before.last_ns is not None and time_ns < before.last_ns:
+        if before.in_order and before.last_ns is not None and time_ns < before.last_ns:
             problem = f"time {text} is before that of the row above"
-            raise self.refuse(problem, f"sort the rows by {column}")
+            raise self.refuse(problem, f"sort the rows by {column}, or: tokenpools trace convert --sort")
         before.last_ns = time_ns
         return time_ns
 

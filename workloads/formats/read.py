@@ -55,8 +55,12 @@ def layout_of(path: Path, name: str | None = None) -> Layout:
     return found
 
 
-def read_trace(path: Path, layout: Layout) -> Iterator[Rows]:
+def read_trace(path: Path, layout: Layout, *, in_order: bool = True) -> Iterator[Rows]:
     """Yield the rows of a file, some hundred thousand at a time, in order of time.
+
+    Parameters
+    ----------
+    in_order : False to take the rows in any order, and leave sorting to the caller.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def read_trace(path: Path, layout: Layout) -> Iterator[Rows]:
         With the first bad row: wrong columns, an unreadable time, a count that is missing, negative or not a whole
         number, times out of order, an id that came before. Also for an empty, damaged or unreadable file.
     """
-    reader = _Reader(path, layout)
+    reader = _Reader(path, layout, before=Before(in_order=in_order))
     if layout.container == "csv":
         yield from reader.csv()
     elif layout.container == "jsonl":
@@ -247,7 +251,9 @@ class _Reader:
         time_ns = table["time"]
         last_ns = self.before.last_ns
         in_order = (last_ns is None or int(time_ns[0]) >= last_ns) and bool(np.all(time_ns[1:] >= time_ns[:-1]))
-        return in_order and ("request_id" not in table or self.before.ids.add_all(table["request_id"]))
+        return (in_order or not self.before.in_order) and (
+            "request_id" not in table or self.before.ids.add_all(table["request_id"])
+        )
 
     def _rows(self, table: Columns) -> Rows:
         prompt, output = table["prompt"], table["output"]

@@ -139,46 +139,52 @@ class Rows:
 
 
 def join_rows(parts: Sequence[Rows]) -> Rows:
-    """Return the rows of several parts, one after another. A column must be in all of them to stay."""
+    """Return the rows of several parts, one after another. What only some of them say is empty in the others."""
     if len(parts) == 1:
         return parts[0]
-    first = parts[0]
 
-    def column(name: str) -> Ints | None:
-        columns = [getattr(part, name) for part in parts]
-        return None if any(one is None for one in columns) else np.concatenate(columns)
+    def numbers(columns: Sequence[Ints | None]) -> Ints | None:
+        if all(one is None for one in columns):
+            return None
+        filled = [
+            np.zeros(len(part), dtype=np.int64) if one is None else one
+            for part, one in zip(parts, columns, strict=True)
+        ]
+        return np.concatenate(filled)
 
-    def labels(name: str) -> Labels | None:
-        columns = [getattr(part, name) for part in parts]
-        return None if any(one is None for one in columns) else join_labels(columns)
+    def labels(columns: Sequence[Labels | None]) -> Labels | None:
+        if all(one is None for one in columns):
+            return None
+        silent = [Labels(np.zeros(len(part), dtype=np.int32), ("",)) for part in parts]
+        return join_labels([given or empty for given, empty in zip(columns, silent, strict=True)])
 
-    time_ns, prompt, output = column("time_ns"), column("prompt_tokens"), column("output_tokens")
-    assert time_ns is not None
-    assert prompt is not None
-    assert output is not None
-    blocks = [part.blocks for part in parts]
-    known = [one for one in blocks if one is not None]
-    shifts = np.cumsum([0, *(len(one.ids) for one in known)])
     return Rows(
-        time_ns,
-        prompt,
-        output,
-        dated=first.dated,
-        max_output_tokens=column("max_output_tokens"),
-        tenant=labels("tenant"),
-        service=labels("service"),
-        session=labels("session"),
-        turn=column("turn"),
-        blocks=Blocks(
-            np.concatenate([one.ids for one in known]),
-            np.concatenate([one.ends + shift for one, shift in zip(known, shifts[:-1], strict=True)]),
-            known[0].block_tokens,
-        )
-        if len(known) == len(parts)
-        else None,
+        np.concatenate([part.time_ns for part in parts]),
+        np.concatenate([part.prompt_tokens for part in parts]),
+        np.concatenate([part.output_tokens for part in parts]),
+        dated=parts[0].dated,
+        max_output_tokens=numbers([part.max_output_tokens for part in parts]),
+        tenant=labels([part.tenant for part in parts]),
+        service=labels([part.service for part in parts]),
+        session=labels([part.session for part in parts]),
+        turn=numbers([part.turn for part in parts]),
+        blocks=_join_blocks(parts),
         clipped=sum(part.clipped for part in parts),
         dropped=sum(part.dropped for part in parts),
     )
+
+
+def _join_blocks(parts: Sequence[Rows]) -> Blocks | None:
+    """Return the blocks of all parts; None where there are none, or they differ in size."""
+    sizes = {part.blocks.block_tokens for part in parts if part.blocks is not None and len(part.blocks.ids)}
+    if len(sizes) != 1:
+        return None
+    empty = np.empty(0, dtype=np.int64)
+    ids = [empty if part.blocks is None else part.blocks.ids for part in parts]
+    ends = [np.zeros(len(part), dtype=np.int64) if part.blocks is None else part.blocks.ends for part in parts]
+    shifts = np.cumsum([0, *(len(one) for one in ids)])
+    shifted = [end + shift for end, shift in zip(ends, shifts[:-1], strict=True)]
+    return Blocks(np.concatenate(ids), np.concatenate(shifted), sizes.pop())
 
 
 def without_silent(rows: Rows) -> Rows:

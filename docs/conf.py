@@ -1,0 +1,53 @@
+"""The documentation as a site: ``sphinx-build -W docs site``. Reference and tutorials are generated at build time.
+
+With ``-W`` a dead link ends the build.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+project = "tokenpools"
+extensions = ["myst_parser"]
+html_theme = "furo"
+html_title = "tokenpools"
+exclude_patterns = ["conf.py"]
+myst_heading_anchors = 3
+# Pages from elsewhere have headings of their own levels.
+suppress_warnings = ["myst.header"]
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "generated"  # ignored by git
+
+
+def setup(app: Any) -> None:
+    """Tell Sphinx when to call us."""
+    app.connect("builder-inited", _generate)
+    app.connect("source-read", _without_links_out)
+
+
+def _generate(_: Any) -> None:
+    from sim.cli import app
+    from sim.reference import pages
+
+    GENERATED.mkdir(exist_ok=True)
+    for name, text in pages(app).items():
+        _write(f"reference-{name}", text.lstrip())
+    for path in sorted((HERE.parent / "notebooks").glob("*.md")):
+        text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
+        _write(f"tutorial-{path.name}", text.replace("```{code-cell} ipython3", "```python"))
+
+
+def _write(name: str, text: str) -> None:
+    """Leave a page that has not changed alone: Sphinx builds by date."""
+    path = GENERATED / name
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _without_links_out(_: Any, __: str, source: list[str]) -> None:
+    """Turn links that leave docs/ into plain text: the site does not hold what they lead to."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])

@@ -1,0 +1,147 @@
+"""What a reader must know before believing a result: too few requests, unequal refusals, a warm-up cut too short."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sim.analysis import metrics
+from sim.analysis.statistics import mser5
+from sim.analysis.study import Case, Study
+from sim.errors import InputError
+
+ENOUGH_BEYOND = 10
+"""Requests that should lie beyond a percentile in each replication: the 1,000th part of 10,000, the 100th of 1,000."""
+
+_UNEQUAL = 0.01
+_FEW_REPLICATIONS = 5
+_SHORT = 0.05
+_MOST_RUNS_READ = 24
+
+
+def cautions(study: Study) -> list[str]:
+    """Return sentences, the gravest first; none where there is nothing to say."""
+    found = []
+    if study.errors:
+        runs = len(study.manifest["cells"])
+        found.append(f"{len(study.errors)} of {runs} runs failed; the first: {study.errors[0]}.")
+    if not len(study.replications):
+        return found
+    return [
+        *found, *_unequal_refusals(study), *_unfinished(study), *_few_requests(study), *_few_replications(study),
+        *_warm_up(study), *_oracle(study),
+    ]  # fmt: skip
+
+
+def _unequal_refusals(study: Study) -> Iterator[str]:
+    """Name policies that refused more than the baseline: they are measured on other requests."""
+    worst: dict[str, tuple[float, str]] = {}
+    for base, case in study.pairs():
+        for tenant in study.tenants:
+            mine, other = (study.interval(one, tenant, "refused_share").estimate for one in (case, base))
+            gap = abs(mine - other)
+            if gap > max(_UNEQUAL, worst.get(case.policy, (0.0, ""))[0]):
+                text = (
+                    f"{case} refused {mine:.1%} of {_whose(tenant)} requests and {base} {other:.1%}: "
+                    "their latencies are of different requests. "
+                    "Compare SLO attainment, which counts all that were offered."
+                )
+                worst[case.policy] = gap, text
+    yield from (text for _, text in worst.values())
+
+
+def _unfinished(study: Study) -> Iterator[str]:
+    shares = [(study.interval(case, "all", "unfinished_share").estimate, case) for case in study.cases]
+    worst = max(shares, key=lambda one: -1.0 if math.isnan(one[0]) else one[0])
+    if worst[0] > _UNEQUAL:
+        yield (
+            f"{worst[0]:.1%} of the requests under {worst[1]} had not finished at the horizon; their latencies, the "
+            "longest of all, are not in the percentiles."
+        )
+
+
+def _few_requests(study: Study) -> Iterator[str]:
+    """Of n requests n(1 - q) lie beyond the quantile q; a P99 of fewer than a hundred is the maximum."""
+    frame = study.replications
+    some = frame[frame["tenant"].isin(study.tenants)]
+    finished = some["latency_n"].to_numpy()
+    least = some.iloc[int(finished.argmin())]
+    n = int(finished.min())
+    if n * 0.01 < ENOUGH_BEYOND:
+        many = int((finished * 0.01 < ENOUGH_BEYOND).sum())
+        detail = "is no more than the slowest one" if n < 100 else f"rests on the {n // 100} slowest"
+        yield (
+            f"P99 rests on few requests in {many} of {len(some)} rows: in the smallest ({least['policy']}, "
+            f"{least['tenant']}) {n} finished, so that its P99 {detail}. Run longer, or read P95."
+        )
+
+
+def _few_replications(study: Study) -> Iterator[str]:
+    n = int(study.replications.groupby(["policy", *study.varied, "tenant"], observed=True).size().min())
+    if n == 1:
+        yield "One replication: no intervals. Give --replications 5 or more."
+    elif n < _FEW_REPLICATIONS:
+        yield f"{n} replications: intervals are wide and their coverage depends on normality. Give more."
+
+
+def _warm_up(study: Study) -> Iterator[str]:
+    stated = float(study.scenario["warmup_s"])
+    slack_s = _SHORT * study.horizon_s  # what is this short moves no result
+    cuts = warm_up_cuts(study)
+    late = [(cut, case) for case, cut in cuts.items() if not math.isnan(cut) and cut > stated + slack_s]
+    if late:
+        cut, case = max(late, key=lambda one: one[0])
+        yield (
+            f"MSER-5 puts the end of the warm-up at {cut:.0f} s (under {case}); the scenario cuts {stated:g} s. "
+            "Results include the way to the steady state, if there is one."
+        )
+    never = [case for case, cut in cuts.items() if math.isnan(cut)]
+    if never:
+        yield (
+            f"No steady state was found under {never[0]}{' and others' * (len(never) > 1)} (MSER-5 on times to first "
+            "token): the numbers describe this stretch of time and no other."
+        )
+
+
+def _oracle(study: Study) -> Iterator[str]:
+    if re.search(r"'(estimator|kind)': '?\{?[^,}]*oracle", str(study.scenario["policies"])):
+        yield "A policy uses an oracle: it knows output lengths that no gateway can know."
+
+
+def warm_up_cuts(study: Study) -> dict[Case, float]:
+    """Return when the warm-up ends by MSER-5 in the first replication of each case; NaN for never.
+
+    It reads times to first token in order of arrival, refused requests left out. Runs too short to judge are not in it.
+    """
+    found: dict[Case, float] = {}
+    for cell in [cell for cell in study.manifest["cells"] if not cell.get("error") and not cell["replication"]][
+        :_MOST_RUNS_READ
+    ]:
+        case = Case(cell["policy"], tuple(cell["variant"].items()))
+        cut = _cut(study, cell)
+        if cut is not None:
+            found[case] = cut
+    return found
+
+
+def _cut(study: Study, cell: dict[str, Any]) -> float | None:
+    try:
+        frame = study.run(cell)
+    except InputError:
+        return None
+    frame = frame[frame["final"] & frame["first_token_s"].notna()].sort_values("first_arrival_s", kind="stable")
+    if len(frame) < 100:
+        return None
+    waits = metrics.ttft_s(frame["first_token_s"], frame["first_arrival_s"]).to_numpy()
+    index = mser5(waits)
+    if index is None:
+        return math.nan
+    return float(np.asarray(frame["first_arrival_s"])[index]) if index else 0.0
+
+
+def _whose(tenant: str) -> str:
+    return "all" if tenant == "all" else f"{tenant}'s"

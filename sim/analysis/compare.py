@@ -1,0 +1,288 @@
+"""Two results side by side: what changed in the scenario, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sim.analysis.statistics import Difference, paired_difference, unpaired_difference
+from sim.analysis.study import METRICS, MORE_IS_BETTER, Case, Study, difference_columns
+from sim.complaints import suggestion
+from sim.errors import InputError
+
+COMPARED = ("offered", "refused_share", "slo_attainment", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_p99_s",
+            "output_tokens_per_s")  # fmt: skip
+
+_LIMIT = re.compile(
+    r"(?:(?P<policy>[^/]+)/)?(?:(?P<tenant>[^/]+)/)?(?P<metric>[a-z0-9_]+)\s*:\s*(?P<number>[+-][0-9.eE+-]+)"
+    r"\s*(?P<percent>%?)"
+)
+_TEXTS = ("title", "description", "replications", "phases")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A field of the scenario that differs; None where one of them has no such field."""
+
+    path: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        """Return the change in a line."""
+        return f"{self.path}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How far a metric may move; beyond it, the comparison fails.
+
+    Attributes
+    ----------
+    policy, tenant : whose metric; None for every policy, and for all tenants together.
+    bound : signed: above it fails where positive, below it where negative.
+    relative : whether it is a share of the baseline's mean or in the metric's unit.
+    """
+
+    text: str
+    policy: str | None
+    tenant: str | None
+    metric: str
+    bound: float
+    relative: bool
+
+    def broken_by(self, found: Difference) -> bool:
+        """Return whether the change is beyond the bound and no accident: its interval excludes no change.
+
+        Single runs have no interval; of them the change alone decides.
+        """
+        interval = found.relative if self.relative else found.absolute
+        change = interval.estimate
+        beyond = change > self.bound if self.bound >= 0 else change < self.bound
+        if math.isnan(change) or not beyond:
+            return False
+        return math.isnan(found.absolute.low) or found.clear
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """What two results differ in.
+
+    Attributes
+    ----------
+    changes : of the scenario, but for words and the number of replications.
+    paired : whether both drew from the same streams, so that they are compared replication by replication.
+    table : a row for each case, tenant and metric that both have, columns as in `Study.differences`.
+    only_before, only_after : cases that one of them lacks.
+    """
+
+    before: Study
+    after: Study
+    changes: list[Change]
+    paired: bool
+    table: pd.DataFrame
+    differences: dict[tuple[Case, str, str], Difference]
+    only_before: list[Case]
+    only_after: list[Case]
+
+    def broken(self, limits: Sequence[Limit]) -> list[str]:
+        """Return a line for each limit that a case breaks.
+
+        Raises
+        ------
+        InputError : a limit names a policy or tenant that the results do not share.
+        """
+        lines = []
+        for limit in limits:
+            hits = [
+                (key, found)
+                for key, found in self._all(limit)
+                if limit.policy in (None, key[0].policy) and key[1] == (limit.tenant or "all")
+            ]
+            if not hits:
+                raise InputError(f"--fail-if {limit.text!r}", "matches nothing that both results have", "see the table")
+            for (case, tenant, metric), found in hits:
+                if limit.broken_by(found):
+                    interval = found.relative if limit.relative else found.absolute
+                    change = f"{interval.estimate:+.1%}" if limit.relative else f"{interval.estimate:+.4g}"
+                    lines.append(f"{case}, {tenant}: {metric} changed by {change}, beyond {limit.text}")
+        return lines
+
+    def _all(self, limit: Limit) -> Iterator[tuple[tuple[Case, str, str], Difference]]:
+        for case in self.before.cases:
+            for tenant in (limit.tenant or "all",):
+                found = _difference(self.before, self.after, case, tenant, limit.metric, self.paired)
+                if found is not None:
+                    yield (case, tenant, limit.metric), found
+
+
+def parse_limit(text: str) -> Limit:
+    """Return the limit of ``[policy/][tenant/]metric:+10%``; with one name before the metric, it is the tenant.
+
+    Raises
+    ------
+    InputError : it is none, or there is no such metric.
+    """
+    match = _LIMIT.fullmatch(text.strip())
+    try:
+        number = float(match["number"]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if match is None or math.isnan(number):
+        fix = 'give a metric and a signed bound, e.g. "ttft_p99_s:+10%" or "chat/slo_attainment:-0.01"'
+        raise InputError(f"--fail-if {text!r}", "is no limit", fix)
+    policy, tenant = match["policy"], match["tenant"]
+    if tenant is None:
+        policy, tenant = None, policy
+    if match["metric"] not in METRICS:
+        raise InputError(
+            f"--fail-if {text!r}", f"unknown metric {match['metric']}", suggestion(match["metric"], METRICS)
+        )
+    relative = bool(match["percent"])
+    return Limit(text, policy, tenant, match["metric"], number / 100 if relative else number, relative)
+
+
+def compare(before: Study, after: Study, metrics: Sequence[str] = COMPARED) -> Comparison:
+    """Return what two results differ in, simulated or live, of any versions.
+
+    Results of one seed drew from the same streams, and where a workload did not change, met the same arrivals: their
+    replications are compared one by one. Others are compared as independent samples.
+    """
+    changes = list(scenario_changes(before.scenario, after.scenario))
+    paired = _same_streams(before, after)
+    shared = [case for case in before.cases if case in set(after.cases)]
+    tenants = [tenant for tenant in before.tenants if tenant in after.tenants]
+    rows, differences = [], {}
+    for case in shared:
+        for tenant in tenants:
+            for metric in metrics:
+                found = _difference(before, after, case, tenant, metric, paired)
+                if found is None:
+                    continue
+                differences[case, tenant, metric] = found
+                rows.append(
+                    {
+                        "policy": case.policy, **dict(case.variant), "tenant": tenant, "metric": metric,
+                        "before": before.interval(case, tenant, metric).estimate,
+                        "after": after.interval(case, tenant, metric).estimate,
+                        **difference_columns(found),
+                    }
+                )  # fmt: skip
+    return Comparison(
+        before, after, changes, paired, pd.DataFrame(rows), differences,
+        [case for case in before.cases if case not in shared], [case for case in after.cases if case not in shared],
+    )  # fmt: skip
+
+
+def scenario_changes(before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """Yield the fields in which two resolved scenarios differ; elements of a list are matched by name."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in dict.fromkeys([*before, *after]):
+            if path or key not in _TEXTS:
+                below = f"{path}.{key}" if path else str(key)
+                yield from scenario_changes(before.get(key), after.get(key), below)
+    elif _named(before) and _named(after):
+        mine, theirs = ({one["name"]: one for one in side} for side in (before, after))
+        for name in dict.fromkeys([*mine, *theirs]):
+            yield from scenario_changes(mine.get(name), theirs.get(name), f"{path}.{name}")
+    elif before != after:
+        yield Change(path, before, after)
+
+
+def in_words(found: Comparison) -> str:
+    """Return the comparison as text for a terminal."""
+    lines = [f"before  {_origin(found.before)}", f"after   {_origin(found.after)}"]
+    how = "replication by replication (one seed)" if found.paired else "as independent samples"
+    lines.append(f"compared {how}")
+    lines += ["", "scenario" if found.changes else "scenario: no change", *(f"  {change}" for change in found.changes)]
+    for cases, which in ((found.only_before, "before"), (found.only_after, "after")):
+        if cases:
+            lines.append(f"only {which}: {'; '.join(map(str, cases[:5]))}{' ...' if len(cases) > 5 else ''}")
+    lines.append("")
+    heads = ("case", "tenant", "metric", "before", "after", "change", "95 % interval", "effect", "")
+    body = []
+    for (case, tenant, metric), one in found.differences.items():
+        mine, theirs = found.before.interval(case, tenant, metric), found.after.interval(case, tenant, metric)
+        if math.isnan(mine.estimate) and math.isnan(theirs.estimate):
+            continue
+        body.append(
+            (str(case), tenant, metric, _number(mine.estimate), _number(theirs.estimate), _change(one), _ends(one),
+             "" if math.isnan(one.effect) else f"{one.effect:+.2f}", verdict(metric, one))
+        )  # fmt: skip
+    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
+    for row in (heads, *body):
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def verdict(metric: str, found: Difference) -> str:
+    """Return "better", "worse", "changed" or nothing where the interval includes no change."""
+    if not found.clear:
+        return ""
+    if metric in ("offered", "refused", "refused_share", "admitted"):
+        return "changed"
+    return "better" if (found.absolute.estimate > 0) == (metric in MORE_IS_BETTER) else "worse"
+
+
+def _difference(before: Study, after: Study, case: Case, tenant: str, metric: str, paired: bool) -> Difference | None:
+    a, b = before.values(case, tenant, metric), after.values(case, tenant, metric)
+    if not len(a) or not len(b):
+        return None
+    if not paired:
+        return unpaired_difference(a.to_numpy(), b.to_numpy())
+    both = a.index.intersection(b.index)
+    return paired_difference(a.loc[both].to_numpy(), b.loc[both].to_numpy())
+
+
+def _same_streams(before: Study, after: Study) -> bool:
+    if before.manifest.get("kind") == "live" or after.manifest.get("kind") == "live":
+        return False
+    same_seed = before.scenario.get("seed") == after.scenario.get("seed")
+    return same_seed and set(before.replications["replication"]) == set(after.replications["replication"])
+
+
+def _named(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
+    return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+
+
+def _origin(study: Study) -> str:
+    manifest = study.manifest
+    commit = str(manifest.get("commit") or "no commit")
+    short = commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+    version = manifest.get("versions", {}).get("tokenpools", "?")
+    n = study.replications.groupby(["policy", *study.varied, "tenant"]).size().min()
+    return f"{study.folder} (tokenpools {version}, {short}, seed {manifest.get('seed')}, {n} replications)"
+
+
+def _change(found: Difference) -> str:
+    if math.isnan(found.relative.estimate):
+        return f"{found.absolute.estimate:+.4g}" if found.absolute.estimate else "0"
+    return f"{found.relative.estimate:+.1%}"
+
+
+def _ends(found: Difference) -> str:
+    if math.isnan(found.absolute.low):
+        return "-"
+    if math.isnan(found.relative.low):
+        return f"{found.absolute.low:+.4g} to {found.absolute.high:+.4g}"
+    return f"{found.relative.low:+.1%} to {found.relative.high:+.1%}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "absent"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

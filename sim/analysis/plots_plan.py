@@ -1,0 +1,50 @@
+"""The figure of a plan: what attainment costs, policy by policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from sim.analysis import style
+
+Point = tuple[float, float, float]
+"""Replicas, attainment, and its lower bound."""
+
+
+@style.styled
+def frontier(
+    tried: Mapping[str, Sequence[Point]], best: Mapping[str, Sequence[Point]], *, target: float, confidence: float
+) -> Figure:
+    """Return cost against the attainment of the tenant that is worst off.
+
+    Parameters
+    ----------
+    tried : by policy, every setting.
+    best : by policy, those that no other one beats in both.
+    """
+    figure = Figure(figsize=(style.WIDTH_IN, 4.2), layout="constrained")
+    axis = figure.subplots()
+    looks = style.looks(tried)
+    for policy, points in tried.items():
+        look = looks[policy]
+        axis.plot(*_columns(points), color=look.colour, marker=look.marker, linestyle="none", alpha=0.3, markersize=5)
+        edge = best[policy]
+        costs, shares = _columns(edge)
+        axis.plot(costs, shares, color=look.colour, marker=look.marker, linestyle=look.line, label=policy)
+        for cost, share, bound in edge:
+            axis.plot([cost, cost], [bound, share], color=look.colour, linewidth=1.0)
+    axis.axhline(target, color=style.LIMIT, linestyle=":", label=f"goal {target:.0%}")
+    axis.set_xlabel("replicas")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylabel("SLO attainment, worst tenant")
+    axis.set_title("What attainment costs")
+    note = f"Lines: settings that no other beats in both. Bars reach down to the one-sided {confidence:.0%} bound."
+    style.legend_below(figure, [axis], note)
+    return figure
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point[0] for point in points], [point[1] for point in points]

@@ -1,0 +1,108 @@
+"""How far a run kept what it promised: the entitlement violation.
+
+    violation = sum of max(0, min(demand, baseline) - service) / sum of min(demand, baseline)
+
+over windows of time, in tokens of prompt and output. Demand is what first attempts ask for, refused or not, spread
+over the time that serving it would take unhindered; service is what came back, in any attempt. Unhindered is the fast
+tenth of the entitlement's own finished requests: a run that is slow throughout looks better than it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.records import Outcome, RequestColumns
+
+Floats = NDArray[np.float64]
+
+WINDOW_S = 10.0
+_FAST = 0.1
+
+
+def violations(columns: RequestColumns, end_s: float, window_s: float = WINDOW_S) -> dict[str, float]:
+    """Return the violation, from 0 to 1, of each entitlement that has a baseline of tokens/s and met with demand.
+
+    A baseline counts from ``from_s`` to ``until_s`` of its entitlement. The last window, whose service may have been
+    cut off by the end of the run, is left out.
+    """
+    found: dict[str, float] = {}
+    which = np.asarray(columns.entitlement)
+    edges_s = np.arange(0.0, math.floor(end_s / window_s) * window_s + window_s / 2, window_s)
+    for index, spec in enumerate(columns.entitlements):
+        promised = spec.baseline.tokens_per_s
+        if not promised or len(edges_s) < 3:
+            continue
+        rows = np.flatnonzero(which == index)
+        owed, served = _owed_and_served(columns, rows, edges_s, end_s)
+        in_force_s = np.clip(np.minimum(edges_s[1:], spec.until_s) - np.maximum(edges_s[:-1], spec.from_s), 0, None)
+        owed = np.minimum(owed, promised * in_force_s)[:-1]
+        total = float(owed.sum())
+        if total > 0:
+            found[spec.name] = float(np.maximum(owed - served[:-1], 0.0).sum()) / total
+    return found
+
+
+def lost_tokens(columns: RequestColumns) -> int:
+    """Return the output tokens of attempts that were evicted or failed: computed, and of no use to anybody."""
+    lost = np.isin(np.asarray(columns.outcome), (Outcome.EVICTED, Outcome.FAILED))
+    return int(np.asarray(columns.output_tokens)[lost].sum())
+
+
+def _owed_and_served(
+    columns: RequestColumns, rows: NDArray[np.int64], edges_s: Floats, end_s: float
+) -> tuple[Floats, Floats]:
+    """Return the tokens asked for and those that came back in each window."""
+
+    def of(name: str) -> Floats:
+        return np.asarray(getattr(columns, name), dtype=np.float64)[rows]
+
+    arrival_s, first_s, finish_s = of("arrival_s"), of("first_token_s"), of("finish_s")
+    prompt, output, asked = of("prompt_tokens"), of("output_tokens"), of("max_output_tokens")
+    stop_s = np.where(np.isnan(finish_s), end_s, finish_s)
+    reached = ~np.isnan(first_s)
+    served = _per_window(edges_s, first_s[reached], stop_s[reached], prompt[reached], output[reached])
+    finished = of("outcome") == Outcome.FINISHED
+    if not finished.any():
+        ttft_s = tpot_s = 0.0
+        used = 1.0
+    else:
+        ttft_s = float(np.quantile((first_s - arrival_s)[finished], _FAST))
+        decode_s, steps = (stop_s - first_s)[finished], output[finished] - 1
+        tpot_s = float(np.quantile(decode_s[steps > 0] / steps[steps > 0], _FAST)) if (steps > 0).any() else 0.0
+        known = finished & (asked > 0)
+        used = float(output[known].sum() / asked[known].sum()) if known.any() else 1.0
+    typical = float(output[finished].mean()) if finished.any() else 0.0
+    wanted = np.where(asked > 0, asked * used, typical)
+    fresh = of("attempt") == 1
+    begin_s = (arrival_s + ttft_s)[fresh]
+    owed = _per_window(edges_s, begin_s, begin_s + wanted[fresh] * tpot_s, prompt[fresh], wanted[fresh])
+    return owed, served
+
+
+def _per_window(edges_s: Floats, begin_s: Floats, end_s: Floats, at_once: Floats, evenly: Floats) -> Floats:
+    """Return the sum in each window of amounts that come at ``begin_s`` and from then until ``end_s`` evenly."""
+    lasts = end_s > begin_s
+    slope = np.where(lasts, evenly / np.where(lasts, end_s - begin_s, 1.0), 0.0)
+    at_once = at_once + np.where(lasts, 0.0, evenly)
+    n = len(edges_s)
+    # The first edge at or after each time, so that sums over all times up to an edge are cumulated counts.
+    begun = _edge(begin_s, edges_s)
+    ended = _edge(end_s, edges_s)
+
+    def summed(values: Floats, edge: NDArray[np.int64]) -> Floats:
+        counts = np.bincount(edge, weights=values, minlength=n + 1)
+        return np.cumsum(np.asarray(counts, dtype=np.float64))[:n]
+
+    rising = edges_s * summed(slope, begun) - summed(slope * begin_s, begun)
+    risen = edges_s * summed(slope, ended) - summed(slope * end_s, ended)
+    total: Floats = summed(at_once, begun) + rising - risen
+    return total[1:] - total[:-1]
+
+
+def _edge(times_s: Floats, edges_s: Floats) -> NDArray[np.int64]:
+    """Return the index of the first edge at or after each time, the number of edges where there is none."""
+    index = np.ceil((times_s - edges_s[0]) / (edges_s[1] - edges_s[0]))
+    return np.asarray(np.clip(index, 0, len(edges_s)), dtype=np.int64)

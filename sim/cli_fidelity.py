@@ -1,0 +1,141 @@
+"""Commands that make profiles from measurements, and compare profiles with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.profiles import Profile
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def calibrate() -> None:
+    """Make a profile from measurements; it goes to --out, or to stdout."""
+
+
+def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--out", type=_PATH, help="Profile file to write; without it stdout."),
+        click.option("--prefix-caching/--no-prefix-caching", default=True, show_default=True),
+        click.option("--async-scheduling/--no-async-scheduling", default=True, show_default=True),
+        click.option("--kv-blocks", type=click.IntRange(min=1), required=True, help="KV blocks of 16 tokens."),
+        click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=2048, show_default=True),
+        click.option("--max-num-seqs", type=click.IntRange(min=1), default=256, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def _write(profile: Profile, out: Path | None) -> None:
+    from sim.experiments.profile_file import profile_text, write_profile
+
+    if out is None:
+        click.echo(profile_text(profile), nl=False)
+    else:
+        write_profile(profile, out)
+    click.echo(f"{profile.error}" + (f"; wrote {out}" if out else ""), err=True)
+
+
+@calibrate.command()
+@click.argument("folder", type=_PATH)
+@click.option("--layers", type=click.IntRange(min=1), required=True, help="Layers of the model.")
+@_engine_options
+def kernels(folder: Path, layers: int, out: Path | None, **engine: Any) -> None:
+    """From a FOLDER of kernel times (dense.csv, attention.csv, per_sequence.csv, moe.csv)."""
+    from sim.experiments.calibrate_kernels import calibrate_kernels
+
+    _write(calibrate_kernels(folder, layers=layers, **engine), out)
+
+
+@calibrate.command()
+@click.argument("file", type=_PATH)
+@click.option("--profile", "start", help="Profile to begin from (a name or a path); without it a fitted step time.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, help="To fit.")
+@_engine_options
+def records(file: Path, start: str | None, share: float, out: Path | None, **engine: Any) -> None:
+    """From a run's records: CSV or parquet with arrival, lengths, first-token and finish times, or requests.jsonl."""
+    from sim.experiments.calibrate_records import calibrate_records
+    from sim.experiments.measured import read_run
+
+    run = read_run(file)
+    _write(calibrate_records(_start(start, engine), run, share=share).profile, out)
+
+
+@calibrate.command()
+@click.argument("file", type=_PATH)
+@_engine_options
+def sweep(file: Path, out: Path | None, **engine: Any) -> None:
+    """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s."""
+    from sim.experiments.calibrate_sweep import calibrate_sweep, read_sweep
+
+    _write(calibrate_sweep(_start(None, engine), read_sweep(file), place=file.stem).profile, out)
+
+
+@calibrate.command()
+@click.argument("config", type=_PATH)
+@click.option("--gpu", required=True, help="GPU, e.g. H100-SXM.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--weight-bits", type=click.Choice(["16", "8", "4"]), default="16", show_default=True)
+@click.option("--out", type=_PATH, help="Profile file to write; without it stdout.")
+def model(config: Path, gpu: str, gpus: int, weight_bits: str, out: Path | None) -> None:
+    """From no measurement: a roofline for the model of CONFIG (its config.json) on a GPU."""
+    from sim.profiles.roofline import roofline_profile
+
+    try:
+        shape = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(str(config), f"cannot be read ({error.strerror})", "name a config.json") from None
+    except ValueError as error:
+        raise InputError(str(config), f"is no JSON ({error})", "give the model's config.json") from None
+    if not isinstance(shape, dict):
+        raise InputError(str(config), "is not a mapping", "give the model's config.json")
+    _write(roofline_profile(shape, gpu, gpus=gpus, weight_bits=int(weight_bits), name=config.stem), out)
+
+
+def _start(ref: str | None, engine: dict[str, Any]) -> Profile:
+    from sim.cluster.step_fitted import FittedStepTime
+    from sim.profiles import Profile, load_profile
+
+    begin: Any = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
+    if ref is not None:
+        begin = load_profile(ref).step_time
+    return Profile(step_time=begin, **engine)
+
+
+@click.command("validate-profile")
+@click.argument("profile")
+@click.argument("run", type=_PATH)
+@click.option("--plots", type=_PATH, help="Folder for a plot of every request.")
+@click.option("--at-most", type=float, help="Exit with 1 where a mean is off by more than this many percent.")
+def validate_profile(profile: str, run: Path, plots: Path | None, at_most: float | None) -> None:
+    """Simulate a measured RUN with PROFILE (a name or a path) and print the errors."""
+    from sim.experiments.measured import read_run
+    from sim.experiments.validate_profile import error_table, plot_validation, save_plot
+    from sim.experiments.validate_profile import validate_profile as compare
+    from sim.profiles import load_profile
+
+    measured = read_run(run)
+    loaded = load_profile(profile)
+    table, simulated = compare(loaded, measured)
+    click.echo(error_table(table))
+    if plots is not None:
+        figure = plot_validation(measured, simulated, f"{measured.name}, simulated with {loaded.name}")
+        click.echo(save_plot(figure, plots, f"{measured.name}"), err=True)
+    worst = float(table[table.statistic == "mean"].error.abs().max())
+    if at_most is not None and not 100 * worst <= at_most:  # also where no mean could be taken
+        raise click.exceptions.Exit(1)
+
+
+def register(app: click.Group) -> None:
+    """Add the commands to the application."""
+    app.add_command(calibrate)
+    app.add_command(validate_profile)

@@ -1,0 +1,240 @@
+"""Where cells run: in this process, or spread by loky, Dask or Ray. None of them is ours; each gets a thin adapter.
+
+An adapter takes a function and a list of tasks and yields ``(position, answer)`` as answers come. The function must not
+raise; what an adapter adds is `Lost`, for a task whose worker died each time it ran. A worker that dies takes nothing
+else with it: what it had begun runs again elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol, TypeVar
+
+from sim.errors import InputError
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+KINDS = ("loky", "dask", "ray")
+_TRIES = 3
+_ANSWER_WITHIN_S = 10
+_AHEAD = 3
+"""Tasks handed out per worker: enough that none waits, few enough that a large sweep does not lie in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A task whose worker died every time, for example for want of memory."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executor:
+    """How to spread tasks.
+
+    Attributes
+    ----------
+    kind : one of `KINDS`.
+    jobs : worker processes; 1 with loky is this process itself.
+    address : of a running Dask scheduler or Ray cluster; None starts one of ``jobs`` workers on this machine.
+    """
+
+    kind: str = "loky"
+    jobs: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError("executor", f"unknown executor {self.kind!r}", f"give one of: {', '.join(KINDS)}")
+        if self.address is not None and self.kind == "loky":
+            raise InputError("executor", "loky has no address", "give --executor dask or --executor ray")
+        module = {"loky": "joblib", "dask": "distributed", "ray": "ray"}[self.kind]
+        if not self.here and find_spec(module) is None:
+            extra = "tokenpools" if self.kind == "loky" else f"tokenpools[{self.kind}]"
+            raise InputError("executor", f"{module} is not installed", f"pip install '{extra}'")
+
+    @property
+    def here(self) -> bool:
+        """Whether tasks run in this process."""
+        return self.kind == "loky" and self.jobs == 1
+
+    def map(self, function: Callable[[Task], Answer], tasks: Sequence[Task]) -> Iterator[tuple[int, Answer | Lost]]:
+        """Yield ``(position, answer)`` in the order in which answers come."""
+        if self.here or (len(tasks) <= 1 and self.address is None):
+            return ((i, function(task)) for i, task in enumerate(tasks))
+        adapter: _Adapter = {"loky": _loky, "dask": _dask, "ray": _ray}[self.kind]
+        return adapter(function, tasks, self)
+
+
+class _Adapter(Protocol):
+    def __call__(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executor, /
+    ) -> Iterator[tuple[int, Any]]: ...
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# loky
+
+
+def _loky(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executor) -> Iterator[tuple[int, Any]]:
+    """Run on processes of this machine.
+
+    When a worker dies, loky gives up the whole pool. Everything unfinished that had been handed out then runs one at a
+    time, so that the task that kills workers is told from those that were near it.
+    """
+    todo = deque(range(len(tasks)))
+    suspects: deque[int] = deque()
+    deaths = [0] * len(tasks)
+    try:
+        while todo or suspects:
+            alone = bool(suspects)
+            queue, ahead = (suspects, 1) if alone else (todo, executor.jobs * _AHEAD)
+            lost = yield from _loky_until_a_death(function, tasks, queue, ahead, executor.jobs)
+            if not alone:
+                suspects.extend(lost)
+                continue
+            for i in lost:
+                deaths[i] += 1
+                if deaths[i] < _TRIES:
+                    suspects.append(i)
+                else:
+                    yield i, Lost(f"its worker died {_TRIES} times, perhaps for want of memory")
+    except BaseException:
+        _loky_pool(executor.jobs).shutdown(wait=False, kill_workers=True)
+        raise
+
+
+def _loky_until_a_death(
+    function: Callable[[Any], Any], tasks: Sequence[Any], queue: deque[int], ahead: int, jobs: int
+) -> Any:
+    """Run the queue, at most ``ahead`` tasks handed out; return the positions that were out when a worker died."""
+    from concurrent.futures import FIRST_COMPLETED, Future, wait
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = _loky_pool(jobs)
+    out: dict[Future[Any], int] = {}
+    broken: list[int] = []
+    while queue or out:
+        while queue and len(out) < ahead and not broken:
+            i = queue.popleft()
+            try:
+                out[pool.submit(function, tasks[i])] = i
+            except BrokenProcessPool:
+                broken.append(i)
+        if broken and not out:
+            break
+        ended, _ = wait(out, return_when=FIRST_COMPLETED)
+        for future in ended:
+            i = out.pop(future)
+            try:
+                answer = future.result()
+            except BrokenProcessPool:
+                broken.append(i)
+            else:
+                yield i, answer
+        if broken and ahead == 1:
+            break
+    return sorted(broken)
+
+
+def _loky_pool(jobs: int) -> Any:
+    loky: Any = import_module("joblib.externals.loky")
+    # The processes stay for half a minute, so that the next batch of a sequence of sweeps need not start them again.
+    return loky.get_reusable_executor(
+        max_workers=jobs, timeout=30, initializer=_ignore_interrupts, env={"OPENBLAS_NUM_THREADS": "1"}
+    )
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that the user talks to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dask
+
+
+def _dask(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executor) -> Iterator[tuple[int, Any]]:
+    """Run on a Dask cluster; its scheduler runs what a dead worker had begun elsewhere, three times at most."""
+    from contextlib import ExitStack
+
+    dask: Any = import_module("distributed")
+    with ExitStack() as stack:
+        if executor.address is None:
+            cluster: Any = stack.enter_context(
+                dask.LocalCluster(
+                    n_workers=executor.jobs, threads_per_worker=1, dashboard_address=None, silence_logs=50
+                )
+            )
+        try:
+            client = stack.enter_context(dask.Client(executor.address or cluster, timeout=_ANSWER_WITHIN_S))
+        except OSError as error:
+            raise InputError(str(executor.address), f"no Dask scheduler answers ({error})", "check --address") from None
+        threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+        waiting = iter(enumerate(tasks))
+        place: dict[Any, int] = {}
+        ended = dask.as_completed()
+
+        def hand_out() -> None:
+            for i, task in waiting:
+                future = client.submit(function, task, pure=False)
+                place[future.key] = i
+                ended.add(future)
+                return
+
+        for _ in range(max(1, threads) * _AHEAD):
+            hand_out()
+        for future in ended:
+            i = place.pop(future.key)
+            try:
+                yield i, future.result()
+            except dask.KilledWorker:
+                yield i, Lost("its workers died again and again, perhaps for want of memory")
+            future.release()
+            hand_out()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ray
+
+
+def _ray(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executor) -> Iterator[tuple[int, Any]]:
+    """Run on a Ray cluster, which runs what a dead worker had begun again, three times at most."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray: Any = import_module("ray")
+    died = tuple(getattr(ray.exceptions, name) for name in ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"))
+
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            if executor.address is None:
+                ray.init(num_cpus=executor.jobs, include_dashboard=False, log_to_driver=False, logging_level=40)
+            else:
+                ray.init(address=executor.address, log_to_driver=False, logging_level=40)
+        except ConnectionError as error:
+            raise InputError(str(executor.address), f"no Ray cluster answers ({error})", "check --address") from None
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=_TRIES)(function)
+        ahead = max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD
+        waiting = deque(range(len(tasks)))
+        out: dict[Any, int] = {}
+        while waiting or out:
+            while waiting and len(out) < ahead:
+                i = waiting.popleft()
+                out[remote.remote(tasks[i])] = i
+            (reference, *_), _ = ray.wait(list(out), num_returns=1)
+            i = out.pop(reference)
+            try:
+                yield i, ray.get(reference)
+            except died:
+                yield i, Lost("its workers died again and again, perhaps for want of memory")
+    finally:
+        if ours:
+            ray.shutdown()

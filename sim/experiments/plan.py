@@ -1,0 +1,326 @@
+"""Capacity planning: the cheapest setting with which a workload meets its objectives, policy by policy.
+
+Every setting that is tried is a cell of one sweep, so that a plan resumes after a kill and has a report like any other
+result. What the search found is checked again on seeds it has not seen: a search picks lucky settings.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from sim.analysis.statistics import mean_interval
+from sim.analysis.study import Case, Study
+from sim.complaints import suggestion
+from sim.errors import InputError, ScenarioError
+from sim.experiments.executors import Executor
+from sim.experiments.sweep import sweep
+from sim.results import replace_file
+from sim.scenario import Scenario, parse_scenario, resolved
+
+REPLICAS = "pool.replicas"
+FRESH = 7_919
+"""Added to the seed for the check: what the search saw says nothing about its own luck."""
+
+Setting = dict[str, Any]
+
+_KNOB = re.compile(r"(?P<path>[^=\s]+)\s*=\s*(?P<low>[-+0-9.eE]+)\.\.(?P<high>[-+0-9.eE]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A field of the scenario that the plan may set, between two ends; whole numbers where both ends are."""
+
+    path: str
+    low: float
+    high: float
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """When a setting is good enough.
+
+    Attributes
+    ----------
+    attainment : the share of the offered requests that must meet their objective, for each tenant.
+    confidence : of the one-sided lower bound of that share's mean over replications.
+    tenants : those that count; empty for all that have an objective.
+    """
+
+    attainment: float = 0.95
+    confidence: float = 0.95
+    tenants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting of one policy.
+
+    Attributes
+    ----------
+    cost : replicas.
+    attainment : of the tenant that is worst off, mean over replications.
+    at_least : its one-sided lower bound.
+    """
+
+    policy: str
+    setting: Setting
+    cost: float
+    attainment: float
+    at_least: float
+    tenant: str
+
+    def meets(self, goal: Goal) -> bool:
+        """Whether the bound is at the goal or above."""
+        return self.at_least >= goal.attainment
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The cheapest setting of a policy that meets the goal, and what fresh seeds say of it; None: there is none."""
+
+    policy: str
+    best: Trial | None
+    checked: Trial | None
+    holds: bool
+    trials: tuple[Trial, ...]
+
+    @property
+    def frontier(self) -> list[Trial]:
+        """The trials that no other one beats in both cost and attainment, cheapest first."""
+        ordered = sorted(self.trials, key=lambda trial: (trial.cost, -trial.attainment))
+        found: list[Trial] = []
+        for trial in ordered:
+            if not found or trial.attainment > found[-1].attainment:
+                found.append(trial)
+        return found
+
+
+def parse_knob(text: str) -> Knob:
+    """Return the knob of ``path=low..high``.
+
+    Raises
+    ------
+    InputError : it is none.
+    """
+    match = _KNOB.fullmatch(text.strip())
+    try:
+        low, high = (float(match["low"]), float(match["high"])) if match else (math.nan, math.nan)
+    except ValueError:
+        low = high = math.nan
+    if match is None or not low < high:
+        raise InputError(f"--over {text!r}", "is no range", "give path=low..high, e.g. pool.replicas=1..16")
+    whole = all(re.fullmatch(r"[-+]?\d+", match[end]) for end in ("low", "high"))
+    return Knob(match["path"], low, high, whole)
+
+
+def plan(
+    scenario: Scenario,
+    folder: Path,
+    knobs: Sequence[Knob],
+    goal: Goal,
+    *,
+    budget: int = 40,
+    executor: Executor | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> list[Answer]:
+    """Search the knobs for each policy, check the answers on fresh seeds, and write ``plan.json`` and ``plan.csv``.
+
+    One knob of whole numbers is bisected, which takes attainment to rise with it; then the neighbours are tried. More
+    knobs, or numbers with fractions, go to Optuna's tree-structured Parzen estimator, for cost and attainment at once.
+    ``folder`` is afterwards a result like a sweep's, of every setting tried.
+
+    Parameters
+    ----------
+    budget : settings to try for each policy.
+
+    Raises
+    ------
+    InputError : no workload has an objective, or the search needs Optuna and it is not installed.
+    ScenarioError : a knob's path leads nowhere, or no value of it is valid.
+    """
+    tenants = _tenants(scenario, goal)
+    single = len(knobs) == 1 and knobs[0].whole
+    if not single and find_spec("optuna") is None:
+        raise InputError("plan", "more than one whole-number knob needs Optuna", "pip install 'tokenpools[plan]'")
+    tried: dict[tuple[str, str], Trial] = {}
+
+    def attempt(policy: str, setting: Setting) -> Trial | None:
+        key = policy, json.dumps(setting, sort_keys=True)
+        if key not in tried:
+            asked = _with(scenario, policy, [setting])
+            if asked is None:
+                return None
+            tried[key] = _measured(asked, folder, policy, setting, tenants, goal, executor)
+            if on_trial is not None:
+                on_trial(tried[key])
+        return tried[key]
+
+    answers = []
+    for policy in (one.name for one in scenario.policies):
+        search = _bisected if single else _optimised
+        for _ in search(policy, knobs, goal, budget, scenario.seed, attempt):
+            pass
+        trials = tuple(trial for trial in tried.values() if trial.policy == policy)
+        if not trials:
+            raise InputError("--over", f"no setting is valid for {policy}", "see `tokenpools validate` with --set")
+        good = [trial for trial in trials if trial.meets(goal)]
+        best = min(good, key=lambda one: (one.cost, -one.at_least), default=None)
+        checked = None if best is None else _checked(scenario, folder, best, tenants, goal, executor)
+        answers.append(Answer(policy, best, checked, checked is not None and checked.meets(goal), trials))
+    _written(scenario, folder, goal, answers, executor)
+    return answers
+
+
+_Attempt = Callable[[str, Setting], Trial | None]
+
+
+def _bisected(policy: str, knobs: Sequence[Knob], goal: Goal, budget: int, _: int, attempt: _Attempt) -> Iterator[None]:
+    (knob,) = knobs
+    low, high = int(knob.low), int(knob.high)
+    spent = 0
+
+    def good(value: int) -> bool:
+        nonlocal spent
+        spent += 1
+        trial = attempt(policy, {knob.path: value})
+        return trial is not None and trial.meets(goal)
+
+    top = good(high)
+    yield
+    below, above = low - 1, high
+    while top and above - below > 1 and spent < budget:
+        middle = (below + above) // 2
+        below, above = (below, middle) if good(middle) else (middle, above)
+        yield
+    # The neighbours show how steep the frontier is, and whether attainment falls anywhere on the way up.
+    centre = above if top else high
+    for value in (centre - 1, centre + 1, centre - 2, centre + 2, low, (low + centre) // 2):
+        if low <= value <= high and spent < budget:
+            good(value)
+            yield
+
+
+def _optimised(
+    policy: str, knobs: Sequence[Knob], goal: Goal, budget: int, seed: int, attempt: _Attempt
+) -> Iterator[None]:
+    optuna: Any = import_module("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        directions=["minimize", "maximize"],
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(5, budget // 4)),
+    )
+    for _ in range(budget):
+        asked = study.ask()
+        setting: Setting = {}
+        for knob in knobs:
+            if knob.whole:
+                setting[knob.path] = asked.suggest_int(knob.path, int(knob.low), int(knob.high))
+            else:
+                setting[knob.path] = float(f"{asked.suggest_float(knob.path, knob.low, knob.high):.4g}")
+        trial = attempt(policy, setting)
+        if trial is None:
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            # What exceeds the goal is worth no more: the search should spend itself on cost.
+            study.tell(asked, [trial.cost, min(trial.at_least, goal.attainment)])
+        yield
+
+
+def _with(scenario: Scenario, policy: str, settings: Sequence[Setting], seed: int | None = None) -> Scenario | None:
+    """Return the scenario of one policy with these settings as its variants; None where they are not valid."""
+    tree = resolved(scenario)
+    tree["policies"] = [one for one in tree["policies"] if one["name"] == policy]
+    tree["vary"] = {"kind": "list", "cells": list(settings)}
+    if seed is not None:
+        tree["seed"] = seed
+    try:
+        return parse_scenario(tree, "plan")
+    except ScenarioError as error:
+        if "no such place" in str(error) or "unknown field" in str(error):
+            raise
+        return None  # baselines over capacity, for example: the search must look elsewhere
+
+
+def _measured(
+    asked: Scenario, folder: Path, policy: str, setting: Setting, tenants: Sequence[str], goal: Goal,
+    executor: Executor | None,
+) -> Trial:  # fmt: skip
+    result = sweep(asked, folder, executor=executor)
+    if result.errors:
+        raise InputError("plan", result.errors[0], "")
+    study = Study(folder)
+    case: Case = study.cases[0]
+    worst = ("", math.nan, math.inf)
+    for tenant in tenants:
+        values = study.values(case, tenant, "slo_attainment").to_numpy()
+        found = mean_interval(values)
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+        bound = (
+            found.estimate - float(stats.t.ppf(goal.confidence, max(1, len(values) - 1))) * error
+            if error
+            else found.estimate
+        )
+        if bound < worst[2] or not worst[0]:
+            worst = tenant, found.estimate, bound
+    cost = float(setting.get(REPLICAS, asked.pool.replicas))
+    return Trial(policy, setting, cost, worst[1], worst[2], worst[0])
+
+
+def _checked(
+    scenario: Scenario, folder: Path, best: Trial, tenants: Sequence[str], goal: Goal, executor: Executor | None
+) -> Trial:
+    asked = _with(scenario, best.policy, [best.setting], scenario.seed + FRESH)
+    assert asked is not None  # it was valid with another seed
+    twice = asked.model_copy(update={"replications": 2 * scenario.replications})
+    return _measured(twice, folder / "check", best.policy, best.setting, tenants, goal, executor)
+
+
+def _tenants(scenario: Scenario, goal: Goal) -> list[str]:
+    known = {one.spec().tenant: one.ttft_slo_s for one in scenario.pool.entitlements}
+    for name in goal.tenants:
+        if name not in known:
+            raise InputError(f"--tenant {name}", "unknown tenant", suggestion(name, known))
+        if known[name] is None:
+            raise InputError(f"--tenant {name}", "has no objective", "give its entitlement ttft_slo_s")
+    found = list(goal.tenants) or [name for name, slo_s in known.items() if slo_s is not None]
+    if not found:
+        raise InputError("plan", "no entitlement has an objective", "give at least one ttft_slo_s")
+    if scenario.replications < 2:
+        raise InputError("plan", "one replication gives no confidence", "give --replications 5 or more")
+    return found
+
+
+def _written(
+    scenario: Scenario, folder: Path, goal: Goal, answers: Sequence[Answer], executor: Executor | None
+) -> None:
+    # One sweep over all that was tried leaves the folder a result; every cell of it is there already.
+    settings: list[Setting] = []
+    for answer in answers:
+        settings += [trial.setting for trial in answer.trials if trial.setting not in settings]
+    tree = resolved(scenario) | {"vary": {"kind": "list", "cells": settings}}
+    sweep(parse_scenario(tree, "plan"), folder, executor=executor)
+    found = {"goal": asdict(goal), "answers": [asdict(answer) for answer in answers]}
+    replace_file(folder / "plan.json", json.dumps(found, indent=2, default=str) + "\n")
+    paths = list(settings[0])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["policy", *paths, "cost_replicas", "attainment", "at_least", "tenant", "meets", "best"])
+    for answer in answers:
+        for trial in sorted(answer.trials, key=lambda one: (one.cost, one.attainment)):
+            values = [trial.setting[path] for path in paths]
+            numbers = [trial.cost, f"{trial.attainment:.6g}", f"{trial.at_least:.6g}", trial.tenant]
+            writer.writerow([trial.policy, *values, *numbers, trial.meets(goal), trial is answer.best])
+    replace_file(folder / "plan.csv", text.getvalue())

@@ -1,0 +1,85 @@
+"""The cells of a sweep on disk: a folder for each, named by its key, whole or absent.
+
+``cells/KEY`` holds ``requests.parquet``, ``timeline.parquet``, ``decisions.parquet`` where a run kept them, and
+``cell.json``. `sim.results.read_result` joins them when somebody asks for the records of a whole sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.analysis.summary import Row
+from sim.errors import InputError, RunError
+from sim.experiments.cells import Done
+from sim.results import CELLS, check_output_folder, read_cell
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What ``cell.json`` says: fields as in `Done`."""
+
+    key: str
+    stats: dict[str, Any]
+    measures: list[Row]
+
+
+class CellStore:
+    """The finished cells under one result folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._cells = folder / CELLS
+
+    def check(self) -> None:
+        """Raise `InputError` unless the folder is free or holds cells already."""
+        if not self._cells.is_dir():
+            check_output_folder(self.folder)
+            return
+        if not os.access(self._cells, os.W_OK):
+            raise InputError(str(self._cells), "cannot be written", "name another folder with --out")
+
+    def read(self, key: str) -> Stored | None:
+        """Return a finished cell, or None where there is none or it is damaged."""
+        found = read_cell(self.folder, key)
+        return None if found is None else Stored(key, *found)
+
+    def write(self, done: Done) -> Stored:
+        """Keep a finished cell; a folder of that name appears when all of it is there.
+
+        Raises
+        ------
+        RunError : the disk is full or the folder cannot be written.
+        """
+        partial, place = self._cells / f".{done.key}.partial-{os.getpid()}", self._cells / done.key
+        measures = [{k: _finite(v) for k, v in row.items()} for row in done.measures]
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            for name, content in done.files.items():
+                (partial / f"{name}.parquet").write_bytes(content)
+            text = json.dumps({"stats": done.stats, "measures": measures}, allow_nan=False, separators=(",", ":"))
+            (partial / "cell.json").write_text(text, encoding="utf-8")
+            if place.exists():  # damaged: it would have been read
+                shutil.rmtree(place)
+            partial.rename(place)
+        except OSError as error:
+            raise RunError(f"{place}: cannot be written ({error.strerror or error})") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Stored(done.key, done.stats, done.measures)
+
+    def tidy(self) -> None:
+        """Remove what a killed sweep left half-written."""
+        for partial in self._cells.glob(".*.partial-*"):
+            pid = partial.name.rpartition("-")[2]
+            if not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

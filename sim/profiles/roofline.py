@@ -1,0 +1,127 @@
+"""A profile for any decoder model and GPU, from the model's ``config.json`` and the GPU's peak rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sim.cluster.step_roofline import RooflineStepTime, Work
+from sim.complaints import suggestion
+from sim.errors import InputError
+from sim.profiles import Physics, Profile
+from sim.profiles.gpus import GPUS
+
+_USABLE = 0.9  # vLLM's gpu_memory_utilization
+_RESERVED_BYTES = 1.5e9  # activations and CUDA graphs of one GPU, about what vLLM 0.19 reports for 2048 batched tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A model: its work in an iteration, the bytes of its weights, and the longest context it takes."""
+
+    work: Work
+    weight_bytes: float
+    max_tokens: int | None
+
+
+def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int = 16) -> ModelShape:
+    """Return the shape of a Llama-like model (grouped queries, gated feed-forward, optionally experts).
+
+    Parameters
+    ----------
+    config : the ``config.json`` of its repository.
+    weight_bits, kv_bits : of a weight and of a KV value; 4-bit weights count half a bit more for their scales.
+
+    Raises
+    ------
+    InputError : a number that is needed is missing.
+    """
+    config = config.get("text_config", config)
+
+    def number(*names: str, default: int | None = None) -> int:
+        for name in names:
+            if config.get(name) is not None:
+                return int(config[name])
+        if default is None:
+            raise InputError("config.json", f"{names[0]} is missing", "give the config.json of a decoder model")
+        return default
+
+    layers, hidden = number("num_hidden_layers"), number("hidden_size")
+    heads = number("num_attention_heads")
+    kv_heads = number("num_key_value_heads", default=heads)
+    head_dim = number("head_dim", default=hidden // heads)
+    vocabulary = number("vocab_size")
+    experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    if experts:
+        expert = 3 * hidden * number("moe_intermediate_size", "intermediate_size")
+        dense_part, expert_part = attention + hidden * experts, experts * expert
+    else:
+        dense_part, expert_part = attention + 3 * hidden * number("intermediate_size"), 0
+    bytes_per_parameter = (weight_bits + (0.5 if weight_bits == 4 else 0)) / 8
+    work = Work(
+        parameters=float(layers * dense_part + hidden * vocabulary),
+        expert_parameters=float(layers * expert_part),
+        experts=experts,
+        experts_per_token=number("num_experts_per_tok") if experts else 0,
+        bytes_per_parameter=bytes_per_parameter,
+        kv_bytes_per_token=2 * layers * kv_heads * head_dim * kv_bits / 8,
+        flops_per_pair=4.0 * layers * heads * head_dim,
+    )
+    tied = bool(config.get("tie_word_embeddings", False))
+    embedding_bytes = 0 if tied else 2 * hidden * vocabulary
+    weights = work.parameters + work.expert_parameters
+    longest = number("max_position_embeddings", default=0)
+    return ModelShape(
+        work=work, weight_bytes=weights * bytes_per_parameter + embedding_bytes, max_tokens=longest or None
+    )
+
+
+def roofline_profile(
+    config: Mapping[str, Any],
+    gpu: str,
+    *,
+    gpus: int = 1,
+    weight_bits: int = 16,
+    kv_bits: int = 16,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int = 2048,
+    name: str = "roofline",
+) -> Profile:
+    """Return a profile that needs no measurement: peak rates, times the default efficiencies of `RooflineStepTime`.
+
+    Raises
+    ------
+    InputError : an unknown GPU, or a model that does not fit.
+    """
+    if gpu not in GPUS:
+        raise InputError("gpu", f"unknown GPU {gpu}", suggestion(gpu, list(GPUS)))
+    shape = read_shape(config, weight_bits=weight_bits, kv_bits=kv_bits)
+    hardware = GPUS[gpu].hardware(gpus, weight_bits)
+    room_bytes = gpus * (_USABLE * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
+    block_tokens = 16
+    kv_blocks = int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))
+    if kv_blocks < 1:
+        raise InputError(
+            "gpu",
+            f"{gpus} x {gpu} leave {room_bytes / 1e9:.1f} GB for the KV cache after {shape.weight_bytes / 1e9:.1f} GB "
+            "of weights",
+            "give more GPUs or fewer bits",
+        )
+    longest = shape.max_tokens
+    return Profile(
+        name=name,
+        source=f"roofline of {gpus} x {gpu}: peak rates of the data sheet, efficiencies assumed",
+        error="not measured; on two measured runs such a roofline was off by 5 to 18 % (docs/fidelity.md)",
+        step_time=RooflineStepTime(work=shape.work, hardware=hardware),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_blocks=kv_blocks,
+        block_tokens=block_tokens,
+        kv_bytes_per_token=shape.work.kv_bytes_per_token,
+        max_model_tokens=None if longest is None else min(longest, kv_blocks * block_tokens),
+        async_scheduling=True,
+        prefix_caching=True,
+        physics=Physics(work=shape.work, hardware=hardware),
+    )

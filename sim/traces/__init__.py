@@ -1,0 +1,1 @@
+"""Traces at the command line: fetched, inspected, converted and fitted."""

@@ -1,0 +1,136 @@
+"""From any trace format to any other, as a stream: nothing is half-written, and what gets lost is said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sim.errors import InputError
+from sim.traces.sources import Source, merged, spread_out
+from workloads.formats.layouts import LAYOUTS, SUFFIXES, Layout
+from workloads.formats.rows import Rows
+from workloads.formats.write import lost, write_trace
+
+_TRACE_V2_HEADER = """\
+trace_version: 2
+time_unit: us
+mode: generated
+warm_up_requests: 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written: how many rows, and what the format had no place for."""
+
+    rows: int
+    lost: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+def convert(
+    sources: Sequence[Source],
+    out: Path,
+    layout: Layout,
+    *,
+    from_s: float = 0.0,
+    until_s: float | None = None,
+    spread: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Converted:
+    """Write traces, merged on one clock if they are several, to one file.
+
+    Parameters
+    ----------
+    from_s, until_s : the part to keep, in seconds since the first row.
+    spread : spread times that a publisher rounded over their bins.
+
+    Raises
+    ------
+    InputError
+        If a trace has a bad row, or ``out`` is there already or cannot be written.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(str(out), "is there already", "name another file, or give --overwrite")
+    parts = rows_of(sources, spread=spread, seed=seed)
+    parts = cut(parts, from_s, until_s)
+    gone: dict[str, None] = {}
+
+    def noted() -> Iterator[Rows]:
+        for rows in parts:
+            gone.update(dict.fromkeys(lost(rows, layout)))
+            yield rows
+
+    # The name keeps its ending: it says whether to pack.
+    half = out.with_name(f".half-written-{os.getpid()}-{out.name}")
+    try:
+        count = write_trace(noted(), half, layout)
+        if not count:
+            raise InputError(str(out), "no row is in that part of the trace", "give another --from-s and --until-s")
+        half.replace(out)
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        raise InputError(str(out), problem, fix) from None
+    except OSError as error:
+        raise InputError(
+            str(out), f"cannot be written ({error.strerror})", "name a file in a folder that exists"
+        ) from None
+    finally:
+        half.unlink(missing_ok=True)
+    files = [out]
+    if layout.name == "trace-v2":
+        header = out.with_suffix(".yaml")
+        header.write_text(_TRACE_V2_HEADER, encoding="utf-8")
+        files.append(header)
+    return Converted(count, tuple(gone), tuple(files))
+
+
+def rows_of(sources: Sequence[Source], *, spread: bool, seed: int = 0) -> Iterator[Rows]:
+    """Yield the rows of one trace, or of several on one clock."""
+
+    def one(source: Source) -> Iterable[Rows]:
+        bin_s = source.layout.bin_s if source.layout is not None else 0.0
+        return spread_out(source.rows(), bin_s, seed) if spread and bin_s else source.rows()
+
+    if len(sources) == 1:
+        yield from one(sources[0])
+    else:
+        yield from merged([(source.name, one(source)) for source in sources])
+
+
+def layout_for(out: Path, name: str | None) -> Layout:
+    """Return the layout to write: the named one, or tokenpools' own by the file's ending.
+
+    Raises
+    ------
+    InputError
+        If neither says.
+    """
+    if name is not None:
+        if name not in LAYOUTS:
+            raise InputError("--to", f"unknown format {name!r}", f"give one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[name]
+    bare = out.name.removesuffix(".gz")
+    for container in ("csv", "jsonl", "parquet"):
+        if bare.endswith(SUFFIXES[container]):
+            return LAYOUTS[f"plain-{container}"]
+    raise InputError(str(out), "its ending says no format", f"give --to with one of {', '.join(LAYOUTS)}")
+
+
+def cut(parts: Iterable[Rows], from_s: float, until_s: float | None) -> Iterator[Rows]:
+    """Yield the rows in [from_s, until_s), seconds since the first."""
+    zero_ns: int | None = None
+    for rows in parts:
+        if zero_ns is None:
+            zero_ns = int(rows.time_ns[0])
+        since_s = rows.since_s(zero_ns)
+        first, last = np.searchsorted(since_s, (from_s, np.inf if until_s is None else until_s))
+        if last > first:
+            yield rows.take(slice(int(first), int(last)))
+        if last < len(rows):
+            return

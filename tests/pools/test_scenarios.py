@@ -1,0 +1,85 @@
+"""The shipped scenarios of token pools, at small size: what each one shows must show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sim.experiments.convergence import measure
+from sim.experiments.run import ScenarioResult, run_scenario
+from sim.scenario import load_scenario
+
+
+def run(name: str, *changes: str) -> ScenarioResult:
+    return run_scenario(load_scenario(name, overrides=changes))
+
+
+def row(result: ScenarioResult, policy: str, tenant: str, **labels: str) -> Any:
+    (found,) = [
+        one for one in result.summary
+        if (one["policy"], one["tenant"]) == (policy, tenant) and all(one[k] == v for k, v in labels.items())
+    ]  # fmt: skip
+    return found
+
+
+def stats(result: ScenarioResult, policy: str) -> dict[str, Any]:
+    return {cell["policy"]: cell for cell in result.manifest["cells"]}[policy]
+
+
+@pytest.mark.parametrize("name", ["burst-prompts", "burst-outputs", "burst-sessions", "burst-requests"])
+def test_a_burst_hurts_the_neighbour_under_a_rate_limit_and_not_under_token_pools(name: str) -> None:
+    result = run(name, "timeline_interval_s=null")
+    pools, limit = row(result, "token-pool", "chat"), row(result, "rate-limit", "chat")
+    assert pools["slo_attainment"] > 0.94
+    assert limit["slo_attainment"] < pools["slo_attainment"] - 0.03
+    assert limit["ttft_p99_s"] > 4 * pools["ttft_p99_s"]
+    assert pools["refused"] <= 0.01 * pools["offered"]
+    violated = [stats(result, policy)["violation"]["chat"] for policy in ("token-pool", "rate-limit", "none")]
+    assert violated[0] < 0.02 < violated[1] < violated[2] + 0.001
+
+
+def test_each_class_gets_what_it_was_promised() -> None:
+    result = run("five-classes")
+    trading = row(result, "token-pool", "trading")
+    assert trading["slo_attainment"] == 1.0
+    assert trading["refused"] == 0
+    filler = row(result, "token-pool", "filler")
+    assert filler["evicted"] > 20
+    assert stats(result, "token-pool")["lost_tokens"] > 0
+    table = result.timeline.to_pandas()
+    flying = table[(table.policy == "token-pool") & (table.scope == "entitlement") & (table.metric == "in_flight")]
+    lent = flying[~flying.name.isin(["trading", "chat"]) & (flying.t_s < 180)].groupby("t_s").value.sum()
+    assert 48 <= lent.max() <= 64 - 12  # idle dedicated slots are not lent
+    for policy in ("rate-limit", "none"):
+        assert row(result, policy, "trading")["slo_attainment"] < 0.1
+
+
+def test_a_limiter_starves_the_autoscaler_and_one_capacity_model_does_not() -> None:
+    changes = ("horizon_s=1800", "timeline_interval_s=null", "workload.agents.arrivals.period_s=1800",
+               "workload.agents.arrivals.peak_s=900")  # fmt: skip
+    result = run("day-with-a-peak", *changes)
+    pools, limit = row(result, "pool+capacity", "all"), row(result, "limit+utilisation", "all")
+    assert limit["refused"] > 0.2 * limit["offered"]
+    assert pools["refused"] < 0.1 * pools["offered"]
+    assert row(result, "pool+capacity", "chat")["ttft_p99_s"] < 0.5
+    assert stats(result, "limit+utilisation")["gpu_s"] < stats(result, "pool+capacity")["gpu_s"]
+    assert stats(result, "pool+capacity")["gpu_s"] < 6 * 1800
+
+
+def test_guarantees_hold_as_far_as_capacity_allows() -> None:
+    result = run("half-the-pool-lost", "pool.on_failure=fail", "pool.notice_s=0.05")
+    pools, none = stats(result, "token-pool")["violation"], stats(result, "none")["violation"]
+    assert pools["chat"] < 0.04 < 0.1 < none["chat"]
+    assert pools["docs"] <= pools["notes"] + 0.02
+    assert row(result, "token-pool", "chat")["ttft_p99_s"] < 1.0
+
+
+def test_debt_brings_shares_closer_and_adding_up_differences_makes_them_equal() -> None:
+    without = measure("convergence", {"alpha_debt": 0}, 120, 360)
+    debt = measure("convergence", {"alpha_debt": 4}, 120, 360)
+    adding = measure("convergence", {"alpha_debt": 4, "equalise": 0.3}, 120, 360)
+    assert without.unfairness > 0.45
+    assert 0.15 < debt.unfairness < without.unfairness - 0.1
+    assert adding.unfairness < 0.1
+    assert adding.wobble < 0.06

@@ -1,0 +1,53 @@
+"""What happens around iterations: the way to the engine, and plans made one iteration ahead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sim.cluster.step_time import LinearStepTime
+from sim.experiments.replay import Latencies, Requests, replay
+from sim.profiles import Profile
+
+
+def run(arrival_s: list[float], output_tokens: list[int], **changes: object) -> Latencies:
+    profile = Profile(
+        step_time=LinearStepTime(base_s=0.1), max_num_seqs=8, max_num_batched_tokens=64, kv_blocks=100, **changes
+    )
+    prompts = np.full(len(arrival_s), 10)
+    return replay(profile, Requests(np.array(arrival_s), prompts, np.array(output_tokens)))
+
+
+def test_a_request_on_its_way_is_not_served_before_it_arrives() -> None:
+    # The engine falls idle at 0.55 + 0.1, while the second request is on its way until 0.95.
+    found = run([0.0, 0.4], [1, 1], request_overhead_s=0.55)
+    assert found.first_token_s.tolist() == pytest.approx([0.65, 1.05])
+
+
+def test_an_arrival_waits_for_the_iteration_that_is_already_planned() -> None:
+    # Iterations of the first request begin at 0, 0.1, 0.2, ...; the second arrives at 0.25.
+    planned_late = run([0.0, 0.25], [9, 1], async_scheduling=False)
+    planned_ahead = run([0.0, 0.25], [9, 1], async_scheduling=True)
+    assert planned_late.first_token_s[1] == pytest.approx(0.4)
+    assert planned_ahead.first_token_s[1] == pytest.approx(0.5)
+    assert planned_ahead.finish_s[0] == planned_late.finish_s[0] == pytest.approx(0.9)
+
+
+def test_an_idle_engine_has_nothing_planned() -> None:
+    for ahead in (False, True):
+        assert run([1.0], [3], async_scheduling=ahead).finish_s.tolist() == pytest.approx([1.3])
+
+
+def test_what_is_left_of_a_preempted_request_is_not_computed_again() -> None:
+    def finish_s(*, prefix_caching: bool) -> float:
+        profile = Profile(
+            step_time=LinearStepTime(base_s=0.01, per_prefill_token_s=0.01),
+            max_num_seqs=8, max_num_batched_tokens=200, kv_blocks=13, prefix_caching=prefix_caching,
+        )  # fmt: skip
+        asked = Requests(np.array([0.0, 0.0]), np.array([96, 96]), np.array([20, 20]))
+        made = replay(profile, asked)
+        assert made.preemptions == 1
+        return float(made.finish_s.max())
+
+    # 13 blocks hold 12 of prompts and one more: the second request loses its 6, and finds again 5 or 6 of them.
+    assert finish_s(prefix_caching=False) - finish_s(prefix_caching=True) == pytest.approx(0.01 * 80, abs=0.17)

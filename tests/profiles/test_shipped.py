@@ -1,0 +1,81 @@
+"""Shipped profiles obey physics, and rooflines can be made for any model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sim.errors import InputError, ScenarioError
+from sim.experiments.profile_file import profile_text, write_profile
+from sim.profiles import load_profile, parse_profile, shipped_profiles
+from sim.profiles.gpus import GPUS
+from sim.profiles.roofline import read_shape, roofline_profile
+
+LLAMA_8B: dict[str, Any] = {
+    "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128256, "intermediate_size": 14336, "max_position_embeddings": 131072,
+}  # fmt: skip
+QWEN_30B_A3B: dict[str, Any] = {
+    "num_hidden_layers": 48, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "vocab_size": 151936, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_every_shipped_profile_loads_and_names_source_and_error(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.source
+    assert profile.error
+    assert profile.step_time.iteration_s(0, 0.0, 1, 100) > 0
+
+
+def test_a_profile_that_beats_physics_is_refused_with_the_numbers() -> None:
+    mapping = {
+        "step_time": {"kind": "linear", "base_s": 0.001, "per_decode_sequence_s": 1e-5},
+        "max_num_seqs": 64, "max_num_batched_tokens": 2048, "kv_blocks": 4000,
+        "physics": {
+            "work": {"parameters": 7.5e9, "kv_bytes_per_token": 131072.0, "flops_per_pair": 524288.0},
+            "hardware": {"flops_per_s": 9.89e14, "bytes_per_s": 3.35e12},
+        },
+    }  # fmt: skip
+    with pytest.raises(ScenarioError, match=r"step_time: 0\.001\S* s for an iteration .* physics allows"):
+        parse_profile(mapping, "fast.yaml")
+    mapping["step_time"] = {"kind": "linear", "base_s": 0.03, "per_prefill_token_s": 1e-4, "per_context_token_s": 1e-6}
+    assert parse_profile(mapping, "slow.yaml").physics is not None
+
+
+def test_the_shape_of_a_model_gives_its_published_size() -> None:
+    dense, experts = read_shape(LLAMA_8B), read_shape(QWEN_30B_A3B)
+    embedding = 128256 * 4096
+    assert dense.work.parameters + embedding == pytest.approx(8.03e9, rel=0.002)
+    assert dense.work.kv_bytes_per_token == 131072
+    assert experts.work.parameters + experts.work.expert_parameters + 151936 * 2048 == pytest.approx(30.5e9, rel=0.005)
+    assert experts.work.flops_per_token() == pytest.approx(2 * 3.03e9, rel=0.02)  # "A3B", the input embedding left out
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_roofline_for_any_gpu_holds_what_its_memory_leaves(gpu: str) -> None:
+    profile = roofline_profile(LLAMA_8B, gpu)
+    assert profile.kv_bytes is not None
+    assert profile.kv_bytes + 16.06e9 < GPUS[gpu].memory_bytes
+    assert profile.physics is not None
+
+
+def test_a_model_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match=r"leave -\d.* more GPUs"):
+        roofline_profile(QWEN_30B_A3B, "RTX-4090")
+    with pytest.raises(InputError, match="did you mean H100-SXM"):
+        roofline_profile(LLAMA_8B, "H100-SMX")
+    with pytest.raises(InputError, match="hidden_size is missing"):
+        roofline_profile({"num_hidden_layers": 2}, "A10G")
+
+
+@pytest.mark.parametrize("name", ["dgx-spark-qwen3-8b-nvfp4", "rtx-4090-llama-3.1-8b", "a10g-llama-2-7b"])
+def test_a_written_profile_loads_to_the_same(name: str, tmp_path: Any) -> None:
+    profile = load_profile(name)
+    file = tmp_path / f"{name}.yaml"
+    write_profile(profile, file, "a comment")
+    assert load_profile(str(file)).model_copy(update={"name": name}) == profile
+    assert profile_text(profile, "a comment").startswith("# a comment\n")
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
