@@ -149,6 +149,11 @@ def json_schema() -> dict[str, Any]:
     by_params = {key: value for key, value in shared["Policy"]["properties"]["params"].items() if key != "title"}
     shared["Policy"] = {"anyOf": [named(POLICY_PARAMS), by_params]}
     pool, event = shared["Pool"]["properties"], shared["Event"]["properties"]
+    pool["manifests"] = {
+        "type": "string",
+        "description": "give the path of a YAML file of TokenPool and TokenEntitlement manifests, e.g. pool.yaml",
+    }
+    shared["Pool"].pop("required", None)
     pool["profile"] = {
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Profile"}],
         "description": pool["profile"].get("description", ""),

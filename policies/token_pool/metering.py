@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.token_pool import priority
-from policies.token_pool.allocation import ZERO, Grant, Vector, baseline_vector
+from policies.token_pool.allocation import ZERO, Vector
 from policies.token_pool.params import Rules
 
 _PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
-_BASELINED = (*_PROTECTED, ServiceClass.ELASTIC)
 _NO_LIMIT = float("inf")
-_ROUNDING = 1e-9
 _LIFT_KEPT = 0.98
 _MOST_LIFT = math.log(20.0)
 
@@ -187,41 +185,6 @@ def equalise(accounts: Iterable[Account], rules: Rules) -> None:
     for account in indebted:
         lift = _LIFT_KEPT * account.lift + rules.equalise * (account.gap - mean)
         account.lift = max(-_MOST_LIFT, min(_MOST_LIFT, lift))
-
-
-def refit(account: Account, grant: Grant, rules: Rules, now_s: float) -> None:
-    """Let the checks use what was allocated.
-
-    Slots are rounded up: a share of a slot lets one request in, and the pool as a whole is guarded by check 5.
-    """
-    account.granted = grant.granted
-    rate, kv_bytes, slots = grant.limit
-    account.limit_slots = math.ceil(slots - _ROUNDING) if math.isfinite(slots) else slots
-    account.limit_kv_bytes = kv_bytes
-    if not math.isfinite(rate):
-        account.bucket = None
-        return
-    depth = max(rate * rules.bucket_s, rules.max_request_tokens)
-    if account.bucket is None:
-        account.bucket = ContinuousBucket(rate_per_s=max(rate, _ROUNDING), depth=depth)
-    account.bucket.refit(rate_per_s=rate, depth=depth, now_s=now_s)
-
-
-def claimed(account: Account, margin: float) -> Vector:
-    """Return the demand to claim: the mean, and inside the baseline ``margin`` standard deviations above it [choice].
-
-    Whoever is to be let in when it comes finds no place where others fill the pool up to its mean. As many slots as a
-    Poisson load takes on average vary by their square root.
-    """
-    slots = account.demand[2]
-    if not margin or not slots or account.spec.service_class not in _BASELINED:
-        return account.demand
-    more = 1 + margin / math.sqrt(max(slots, 1.0))
-    held = [
-        max(want, min(want * more, most))
-        for want, most in zip(account.demand, baseline_vector(account.spec.baseline), strict=True)
-    ]
-    return (held[0], held[1], held[2])
 
 
 def _demand(

@@ -30,9 +30,10 @@ from policies.api import (
     ServiceClass,
     Verdict,
 )
-from policies.token_pool.allocation import UNITS, Claim, Vector, allocate, baseline_vector, capacity_vector
+from policies.token_pool.allocation import UNITS, Vector, capacity_vector
 from policies.token_pool.leases import LeaseBook
-from policies.token_pool.metering import Account, bind, claimed, equalise, meter, open_account, refit, weigh
+from policies.token_pool.limits import share_out
+from policies.token_pool.metering import Account, bind, equalise, meter, open_account, weigh
 from policies.token_pool.params import TokenPool
 from policies.token_pool.threshold import Floor, FrozenFloor, LiveFloor
 
@@ -40,7 +41,6 @@ _MIN_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _FIRST_SERVICE_S = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
-_LEAST_WEIGHT = 1e-9
 
 
 
@@ -269,7 +269,7 @@ class TokenPoolPolicy:
             equalise(self._accounts.values(), self.rules)
         self._weigh(pool)
         if self._allocated:
-            self._allocate(pool, now_s)
+            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
@@ -281,7 +281,7 @@ class TokenPoolPolicy:
                 self._count_idle(account, ledger)
         self._weigh(pool)
         if self._allocated:
-            self._allocate(pool, now_s)
+            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
 
     def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:  # noqa: ARG002
         """Evict the youngest preemptible requests while more is in flight than the pool has."""
@@ -301,20 +301,6 @@ class TokenPoolPolicy:
             slots_over -= 1
             tokens_over -= flight.reserved_tokens
         return victims
-
-    def _allocate(self, pool: PoolLedger, now_s: float) -> None:
-        """Share out what the pool has among who is Bound."""
-        bound = [account for account in self._accounts.values() if account.bound]
-        claims = [
-            Claim(
-                account.spec.service_class, max(account.weight, _LEAST_WEIGHT), baseline_vector(account.spec.baseline),
-                account.limits, claimed(account, self.rules.demand_margin),
-            )
-            for account in bound
-        ]
-        grants = allocate(claims, capacity_vector(pool.capacity))
-        for account, grant in zip(bound, grants, strict=True):
-            refit(account, grant, self.rules, now_s)
 
     def _weigh(self, pool: PoolLedger) -> None:
         mean_slo_s = self._mean_slo_s()

@@ -58,13 +58,17 @@ def children(word: str) -> list[int]:
 
 
 def killing(find: Callable[[], list[int]], killed: list[int]) -> Callable[[Count], None]:
-    """Kill one worker when the third cell has come back."""
+    """Kill one worker once the third cell has come back and one is seen at work: between two tasks none is."""
 
     def hear(count: Count) -> None:
-        if count.finished >= 3 and not killed:
-            victim = find()[0]
-            os.kill(victim, signal.SIGKILL)
-            killed.append(victim)
+        if count.finished < 3 or killed:
+            return
+        for _ in range(20):
+            if at_work := find():
+                os.kill(at_work[0], signal.SIGKILL)
+                killed.append(at_work[0])
+                return
+            time.sleep(0.005)
 
     return hear
 

@@ -67,6 +67,15 @@ def test_a_limiter_starves_the_autoscaler_and_one_capacity_model_does_not() -> N
     assert stats(result, "pool+capacity")["gpu_s"] < 6 * 1800
 
 
+def test_what_is_needed_of_the_promises_is_provisioned_but_while_a_replica_starts() -> None:
+    table = run("day-with-a-peak", "policies=[token-pool]").timeline.to_pandas()
+    pool = table[table.scope == "pool"].pivot(index="t_s", columns="metric", values="value")
+    settled = pool[pool.starting_replicas == 0]
+    assert len(settled) > 0.9 * len(pool)
+    for unit in ("tokens_per_s", "slots", "kv_bytes"):
+        assert (settled[f"needed_{unit}"] <= settled[f"provisioned_{unit}"]).all(), unit
+
+
 def test_guarantees_hold_as_far_as_capacity_allows() -> None:
     result = run("half-the-pool-lost", "pool.on_failure=fail", "pool.notice_s=0.05")
     pools, none = stats(result, "token-pool")["violation"], stats(result, "none")["violation"]
