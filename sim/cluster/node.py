@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from simpy.events import Event
 
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import LAST, Alarm, Clock
+from sim.cluster.engine_request import EngineRequest
 from sim.cluster.replica import NEVER_S, Listener, Replica
+from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
+
+R = TypeVar("R", bound=EngineRequest)
+
+
+def replica_of(
+    profile: Profile, step_time: StepTime, listener: Listener[R], arm: Callable[[float], None]
+) -> Replica[R]:
+    """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
+    return Replica(
+        step_time=step_time,
+        max_num_seqs=profile.max_num_seqs,
+        max_num_batched_tokens=profile.max_num_batched_tokens,
+        kv_blocks=profile.kv_blocks,
+        block_tokens=profile.block_tokens,
+        scheduling=profile.scheduling,
+        async_scheduling=profile.async_scheduling,
+        prefix_caching=profile.prefix_caching,
+        listener=listener,
+        arm=arm,
+    )
 
 
 class Node:
@@ -23,18 +48,7 @@ class Node:
         self._spare = Alarm(clock, self._wake)
         self.replica_id = replica_id
         self.up = self.reachable = True
-        self.replica: Replica[Attempt] = Replica(
-            step_time=profile.step_time,
-            max_num_seqs=profile.max_num_seqs,
-            max_num_batched_tokens=profile.max_num_batched_tokens,
-            kv_blocks=profile.kv_blocks,
-            block_tokens=profile.block_tokens,
-            scheduling=profile.scheduling,
-            async_scheduling=profile.async_scheduling,
-            prefix_caching=profile.prefix_caching,
-            listener=listener,
-            arm=self._arm,
-        )
+        self.replica: Replica[Attempt] = replica_of(profile, profile.step_time, listener, self._arm)
         self._boundary = self.replica.boundary
         self._overhead_s = profile.request_overhead_s
         self.submit = self._submit_later if self._overhead_s else self.replica.submit

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cluster.engine_request import EngineRequest
+from sim.cluster.node import replica_of
 from sim.cluster.replica import NEVER_S, Replica
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
@@ -94,18 +95,7 @@ class _Run:
         self._wake_s = NEVER_S
         self._next: Iterator[_Job] = iter(())
         self._overhead_s = profile.request_overhead_s
-        self.replica: Replica[_Job] = Replica(
-            step_time=step_time,
-            max_num_seqs=profile.max_num_seqs,
-            max_num_batched_tokens=profile.max_num_batched_tokens,
-            kv_blocks=profile.kv_blocks,
-            block_tokens=profile.block_tokens,
-            scheduling=profile.scheduling,
-            async_scheduling=profile.async_scheduling,
-            prefix_caching=profile.prefix_caching,
-            listener=self,
-            arm=self._arm,
-        )
+        self.replica: Replica[_Job] = replica_of(profile, step_time, self, self._arm)
 
     def drive(self, arrivals: Iterable[tuple[float, _Job]]) -> None:
         """Run until all requests have ended."""
