@@ -14,6 +14,7 @@ from policies.api import (
     Arrived,
     CallMeAt,
     Cancelled,
+    Demote,
     Event,
     Evict,
     Forward,
@@ -107,6 +108,9 @@ class AsyncGateway:
                 self._requests.pop(instruction.request_id, None)
                 if self._answer is not None:
                     self._answer(instruction)
+            elif isinstance(instruction, Demote):
+                request = self._requests[instruction.request_id]
+                self._requests[instruction.request_id] = request._replace(priority=instruction.priority)
             elif isinstance(instruction, CallMeAt):
                 self._timer = self._loop.call_at(instruction.at_s + (self._origin_s or 0.0), self._tick)
 
