@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from parity.virtual_loop import VirtualLoop
+
 from policies.api import (
     Arrived,
     Cancelled,
