@@ -175,8 +175,13 @@ def world_of(cell: Cell) -> World:
         default_max_output_tokens=pool.default_max_output_tokens,
         timeline_interval_s=scenario.timeline_interval_s,
         scrape_interval_s=pool.scrape_interval_s,
-        chances=[_chance(scenario.seed, cell.replication, f"{w.name}/client") for w in scenario.workload],
+        chances=client_chances(scenario, cell.replication),
     )
+
+
+def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
+    """Return, of each workload, what its clients' jitter is drawn from."""
+    return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
 
 
 def _chance(seed: int, replication: int, name: str) -> random.Random:
