@@ -9,7 +9,17 @@ from functools import partial
 import numpy as np
 import simpy
 
-from policies.api import AdmissionPolicy, EntitlementSpec, Event, Gauge, Instruction, PoolLedger, Router, Scaler
+from policies.api import (
+    AdmissionPolicy,
+    Clairvoyant,
+    EntitlementSpec,
+    Event,
+    Gauge,
+    Instruction,
+    PoolLedger,
+    Router,
+    Scaler,
+)
 from policies.core import GatewayCore
 from sim.attempts import attempt_columns
 from sim.cluster.attempt import Attempt
@@ -20,8 +30,8 @@ from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
-from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
+from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
 from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
@@ -116,6 +126,9 @@ def simulate(
         notice_s=world.notice_s,
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
+    for policy in policies:
+        if isinstance(policy, Clairvoyant) and policy.needs_lengths:
+            policy.tell_lengths(gateway.output_tokens_of)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
     pool = Pool(world.profile, nodes)
     fleet = None
