@@ -91,6 +91,11 @@ def replay(
         f"{lag['sent']} requests sent, late by {1e3 * lag['p50_s']:.2f} ms at P50, {1e3 * lag['p99_s']:.2f} ms at P99, "
         f"{1e3 * lag['max_s']:.1f} ms at most; wrote {folder}", err=True,
     )  # fmt: skip
+    if run.stats["wrong_lengths"]:
+        click.echo(
+            f"warning: {run.stats['wrong_lengths']} answers had another length than was drawn; the server ignores "
+            "min_tokens or ignore_eos", err=True,
+        )  # fmt: skip
     if not run.valid:
         click.echo(
             f"error: not valid: P99 above {1e3 * MOST_LAG_S:g} ms; give this process more of the machine, or ask for "

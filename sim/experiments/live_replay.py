@@ -26,7 +26,7 @@ from sim.live.completions import Completions, PromptKind
 from sim.live.hooks import Hook, LiveEvent, apply
 from sim.live.load import LoadGenerator
 from sim.live.watch import Floats, Watch, timeline
-from sim.records import RequestColumns, join_tables, requests_table, timeline_table
+from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
 from sim.scenario import Scenario, resolved, scenario_hash
 from workloads.generate import split_over_keys
@@ -159,7 +159,6 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
     finally:
         if collecting:
             gc.enable()
-    _check_keys(attempts, [w.entitlement for w in workloads])
     entitlements = [entitlement.spec() for entitlement in scenario.pool.entitlements]
     columns = attempt_columns(attempts, [w.entitlement for w in workloads], entitlements)
     labels: dict[str, Any] = {
@@ -174,6 +173,7 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
         "end_s": end_s,
         "send_lag": lag,
         "valid": not lag["p99_s"] > MOST_LAG_S,
+        "wrong_lengths": wrong_lengths(attempts),
         "missed_samples": watch.missed,
         "base_url": target.base_url,
         "lost_tokens": lost_tokens(columns),
@@ -233,14 +233,9 @@ def send_lag(attempts: Sequence[LiveAttempt]) -> dict[str, float]:
     }
 
 
-def _check_keys(attempts: Sequence[LiveAttempt], entitlements: Sequence[str]) -> None:
-    for attempt in attempts:
-        if attempt.http_status == 401:
-            name = entitlements[attempt.workload]
-            raise InputError(
-                f"the key of {name}", f"the server does not know it ({attempt.error})",
-                "give keys with --keys FILE or TOKENPOOLS_KEY_<ENTITLEMENT>",
-            )  # fmt: skip
+def wrong_lengths(attempts: Sequence[LiveAttempt]) -> int:
+    """Return how many finished with other output than was drawn: the server did not do what ``min_tokens`` asks."""
+    return sum(a.outcome is Outcome.FINISHED and a.delivered_tokens != a.output_tokens for a in attempts)
 
 
 def _timeline(

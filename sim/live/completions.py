@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from sim.errors import InputError
 from sim.live.attempt import LiveAttempt
 from sim.live.observe import NEVER_S
 from sim.records import REASONS, Outcome
@@ -119,6 +120,7 @@ class Completions:
         Raises
         ------
         asyncio.CancelledError : the caller cancelled, which closes the connection; the outcome is the caller's to set.
+        InputError : the server does not know the key; no other request would fare better.
         """
         headers = {
             "content-type": "application/json",
@@ -130,6 +132,12 @@ class Completions:
         try:
             async with self._session.post(self._url, data=body, headers=headers, trace_request_ctx=attempt) as answer:
                 attempt.http_status = answer.status
+                if answer.status == 401:
+                    raise InputError(
+                        f"the key of request {attempt.request_id}",
+                        f"the server does not know it ({_error_in(await answer.read()).get('message', '')})",
+                        "give keys with --keys FILE or TOKENPOOLS_KEY_<ENTITLEMENT>",
+                    )
                 if answer.status != 200:
                     self._turned_away(attempt, answer.status, _error_in(await answer.read()), answer.headers)
                 else:
