@@ -30,8 +30,8 @@ from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
-from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
+from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
 from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
