@@ -278,16 +278,14 @@ def test_whole_slots_never_sum_to_more_than_there_is(pool: list[Claim], capacity
             assert most >= grant.limit[2] - SLACK
         elif grant.limit[2] > SLACK:
             assert most >= 1
-    # Who has what it was granted, in whole slots, but for one each of those that had less than one.
+    # Those who are short of slots cannot go beyond the pool together; but who has less than one has one.
     if protected_fit(pool, capacity):
-        held = [used(claim, grant.share)[2] for claim, grant in zip(pool, grants, strict=True)]
-        short = [
-            min(most, math.ceil(amount - SLACK))
-            for claim, amount, most in zip(pool, held, whole, strict=True)
-            if claim.service_class not in (D, G) and amount >= 1
-        ]
-        fixed = [amount for claim, amount in zip(pool, held, strict=True) if claim.service_class in (D, G)]
-        assert sum(short) + sum(math.floor(amount) for amount in fixed) <= capacity[2] + SLACK
+        total = 0.0
+        for claim, grant, most in zip(pool, grants, whole, strict=True):
+            amount = used(claim, grant.share)[2]
+            short = grant.limit[2] <= grant.granted[2] + 1e-12 and amount >= 1 and claim.service_class not in (D, G)
+            total += most if short else math.floor(amount)
+        assert total <= capacity[2] + SLACK
 
 
 def test_a_part_of_a_slot_goes_to_the_class_then_the_baseline_then_the_weight() -> None:
