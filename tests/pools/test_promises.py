@@ -110,12 +110,12 @@ def test_tenants_and_all_sum_over_their_entitlements_and_the_warm_up_is_left_out
 
 
 def test_the_summary_has_the_violation_of_each_tenant_and_its_mean() -> None:
-    scenario = load_scenario("five-classes", overrides=["horizon_s=130", "replications=2", "policies=[none]"])
+    scenario = load_scenario("five-classes", overrides=["horizon_s=120", "replications=2", "policies=[none]"])
     result = run_scenario(scenario)
     cells = [cell["violation_by_tenant"] for cell in result.manifest["cells"]]
     for row in result.summary:
         name = str(row["tenant"])
-        if name in ("chat", "docs", "all"):
+        if name in ("chat", "all"):
             assert row["violation"] == pytest.approx((cells[0][name] + cells[1][name]) / 2)
             assert 0 < float(row["violation"]) <= 1
         else:
