@@ -18,8 +18,8 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
-from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, summarise
+from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
+from sim.analysis.summary import ALL, Row, summarise, with_violations
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
@@ -81,6 +81,7 @@ def run_scenario(
     ) else None
     horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
     summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
+    summary = with_violations(summary, [r.stats for r in results])
     manifest = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
@@ -112,6 +113,7 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     requests = requests_table(outcomes.columns, **labels)
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=scenario.warmup_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
@@ -119,7 +121,8 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "iterations": outcomes.iterations,
         "preemptions": outcomes.preemptions,
         "lost_tokens": lost_tokens(outcomes.columns),
-        "violation": violations(outcomes.columns, outcomes.end_s),
+        "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
+        "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
@@ -175,8 +178,13 @@ def world_of(cell: Cell) -> World:
         default_max_output_tokens=pool.default_max_output_tokens,
         timeline_interval_s=scenario.timeline_interval_s,
         scrape_interval_s=pool.scrape_interval_s,
-        chances=[_chance(scenario.seed, cell.replication, f"{w.name}/client") for w in scenario.workload],
+        chances=client_chances(scenario, cell.replication),
     )
+
+
+def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
+    """Return, of each workload, what its clients' jitter is drawn from."""
+    return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
 
 
 def _chance(seed: int, replication: int, name: str) -> random.Random:
