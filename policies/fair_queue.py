@@ -195,11 +195,12 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
         flow = self._flows[request.entitlement]
         order = self._order
         item = self.taken(flight)
-        if item is None:  # nobody waited, so this one comes and goes at once
+        if item is None:
             cost = self.cost_of(request, flight.max_output_tokens)
             item = Waiting(request, flight.max_output_tokens, flow, now_s, 0.0, cost)
-            order.joined(flow, item, now_s)
-            order.left(flow)
+            if not self._lines[flow].length:  # it comes and goes at once
+                order.joined(flow, item, now_s)
+                order.left(flow)
         else:
             order.served(flow)
         if item.cost:
