@@ -1,4 +1,4 @@
-"""A whole sweep killed on a cluster of separate processes: the driver dies, the cluster lives, the same command resumes.
+"""A whole sweep killed on a cluster of separate processes: the driver dies, the cluster lives, the command resumes.
 
 The clusters are started as a user starts them, by their own commands, and reached by address.
 """
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,10 @@ def started(*commands: list[str], cwd: Path) -> Iterator[None]:
             for process in running:
                 process.terminate()
             for process in running:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    pass
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait(timeout=20)
 
 
