@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	@echo "figures and table: results/demo"
 
 test: lint
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

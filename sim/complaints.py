@@ -82,7 +82,7 @@ def _complaint(one: Any, schema: dict[str, Any], raw: object) -> tuple[str, str,
     if kind in ("literal_error", "enum"):
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         fix = suggestion(str(value), choices) if choices else f"give {context.get('expected', about)}"
-        if len(choices) == 1 and not _nearest(str(value), choices):  # the one word of several things that may stand here
+        if len(choices) == 1 and not _nearest(str(value), choices):  # one word among other things that may stand here
             fix = about or fix
         return path, f"input should be {context.get('expected')}, got {describe(value)}", fix
     if kind == "value_error":

@@ -162,7 +162,7 @@ def _measured(requests: pa.Table, manifest: Mapping[str, Any], cell: Mapping[str
     """Return what one run of a joined table measured: rows as the run itself had them."""
     import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
 
-    from sim.analysis.summary import summarise
+    from sim.analysis.summary import summarise, with_violations
     from sim.analysis.warm_up import warmup_of
 
     mine = pc.equal(requests.column("replication"), cell["replication"])
@@ -173,7 +173,8 @@ def _measured(requests: pa.Table, manifest: Mapping[str, Any], cell: Mapping[str
     named = {one["name"]: one.get("tenant", one["name"]) for one in scenario["pool"]["entitlements"]}
     tenants = [named[one["entitlement"]] for one in scenario["workload"]]
     part = requests.filter(mine)
-    return summarise(part, horizon_s=float(end_s), warmup_s=warmup_of(manifest, cell), tenants=tenants)
+    rows = summarise(part, horizon_s=float(end_s), warmup_s=warmup_of(manifest, cell), tenants=tenants)
+    return with_violations(rows, [cell])
 
 
 def horizon_s(manifest: Mapping[str, Any]) -> float:

@@ -108,6 +108,8 @@ def in_words(manifest: Mapping[str, Any]) -> str:
     cuts = [float(one["warmup_s"]) for one in manifest.get("warm_up", {}).get("cuts", ())]
     if not cuts:
         stated = manifest["scenario"].get("warmup_s", 0.0)
-        return "MSER-5 found none: no run finished" if isinstance(stated, str) else f"{float(stated):g} s"
+        return "nothing (no run finished)" if isinstance(stated, str) else f"{float(stated):g} s"
+    if all(at_s is None for one in manifest["warm_up"]["cuts"] for at_s in one["by_policy"].values()):
+        return "nothing (MSER-5 found no steady state)"
     least, most = f"{min(cuts):.3g}", f"{max(cuts):.3g}"
     return f"{least} s (MSER-5)" if least == most else f"{least} to {most} s (MSER-5, by variant)"

@@ -27,9 +27,11 @@ _DECIDING_FILES = (
     "sim/scenario_model.py",
     "sim/seeds.py",
     "sim/analysis/metrics.py",
+    "sim/analysis/promises.py",
     "sim/analysis/summary.py",
     "sim/analysis/warm_up.py",
     "sim/experiments/cells.py",
+    "sim/experiments/cuts.py",
     "sim/experiments/decisions.py",
     "sim/experiments/run.py",
 )
@@ -123,7 +125,8 @@ def run_task(task: Task) -> Done | Failed | WrongCode:
 
 
 def _done(task: Task) -> Done:
-    from sim.experiments.run import measured, run_cell, warmup_s
+    from sim.experiments.cuts import measured, warmup_s
+    from sim.experiments.run import run_cell
     from sim.results import table_bytes
 
     result = run_cell(task.cell)

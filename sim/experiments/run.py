@@ -7,7 +7,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,12 +18,12 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
-from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, average_cells, summarise
-from sim.analysis.warm_up import RULE, Cut, Series, cut, series_of
+from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
+from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
+from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.decisions import decisions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
@@ -32,9 +32,6 @@ from sim.seeds import stream
 from workloads.generate import WorkloadSpec, generate
 from workloads.requests import Demand
 from workloads.trace import TraceError
-
-Labels = tuple[tuple[str, str], ...]
-"""Paths that vary and their labels: a variant."""
 
 Progress = Callable[[float, int], None]
 """Hears simulated seconds and ended attempts since the last call."""
@@ -83,12 +80,7 @@ def run_scenario(
     decisions = join_tables([r.decisions for r in results if r.decisions is not None]) if any(
         r.decisions is not None for r in results
     ) else None
-    cuts = found_cuts(cells, lambda i: series_of(results[i].requests))
-    measures: list[Row] = []
-    for cell, result in zip(cells, results, strict=True):
-        result.stats["warmup_s"] = warmup_s(cell, cuts)
-        measures += measured(cell, result.requests, result.stats)
-    summary = average_cells(measures)
+    summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
     manifest: dict[str, Any] = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
@@ -121,6 +113,9 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     requests = requests_table(outcomes.columns, **labels)
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
+    # A rule's cut comes later: under one, promises count from the start.
+    promised_from_s = 0.0 if isinstance(scenario.warmup_s, str) else scenario.warmup_s
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=promised_from_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
@@ -128,64 +123,13 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "iterations": outcomes.iterations,
         "preemptions": outcomes.preemptions,
         "lost_tokens": lost_tokens(outcomes.columns),
-        "violation": violations(outcomes.columns, outcomes.end_s),
+        "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
+        "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
     }
     return CellResult(cell.index, requests, timeline, decisions, outcomes.end_s, stats)
-
-
-def measured(cell: Cell, requests: pa.Table, stats: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of ``summary.csv`` of one cell by itself: each tenant that has a workload, and all.
-
-    Raises
-    ------
-    InputError : the run, which ends with its last request, ended within the warm-up.
-    """
-    scenario, cut_s = cell.scenario, stats["warmup_s"]
-    end_s = stats["end_s"] if scenario.horizon_s is None else scenario.horizon_s
-    if requests.num_rows and cut_s >= end_s:
-        problem = f"{cut_s:g} leaves nothing: under {cell.policy} the run ended with its last request at {end_s:.3g} s"
-        raise InputError("warmup_s", problem, f"give less than {end_s:.3g}, or a horizon_s")
-    tenant_of = {one.name: one.spec().tenant for one in scenario.pool.entitlements}
-    tenants = [tenant_of[workload.entitlement] for workload in scenario.workload]
-    return summarise(requests, horizon_s=end_s, warmup_s=cut_s, tenants=tenants)
-
-
-def found_cuts(cells: Sequence[Cell], read: Callable[[int], Series | None]) -> dict[Labels, Cut]:
-    """Return the cut of each variant whose scenario leaves it to the rule.
-
-    Parameters
-    ----------
-    read : gives the series of the cell at a position; None where it failed.
-    """
-    found: dict[Labels, dict[str, list[Series]]] = {}
-    for i, cell in enumerate(cells):
-        if cell.scenario.warmup_s == RULE and (one := read(i)) is not None:
-            found.setdefault(tuple(cell.variant.items()), {}).setdefault(cell.policy, []).append(one)
-    return {labels: cut(by_policy) for labels, by_policy in found.items()}
-
-
-def warmup_s(cell: Cell, cuts: Mapping[Labels, Cut]) -> float:
-    """Return the seconds to leave out of a cell's summary: as stated, or its variant's cut."""
-    stated = cell.scenario.warmup_s
-    return cuts[tuple(cell.variant.items())].warmup_s if isinstance(stated, str) else stated
-
-
-def cuts_in_words(cuts: Mapping[Labels, Cut]) -> dict[str, Any]:
-    """Return what the manifest says of cuts that a rule made, if there are any."""
-    if not cuts:
-        return {}
-    variants = [
-        {
-            "variant": dict(labels),
-            "warmup_s": one.warmup_s,
-            "by_policy": {policy: None if math.isnan(at_s) else at_s for policy, at_s in one.by_policy.items()},
-        }
-        for labels, one in cuts.items()
-    ]
-    return {"warm_up": {"rule": RULE, "cuts": variants}}
 
 
 def demands(scenario: Scenario, replication: int) -> list[Demand]:
@@ -236,8 +180,13 @@ def world_of(cell: Cell) -> World:
         default_max_output_tokens=pool.default_max_output_tokens,
         timeline_interval_s=scenario.timeline_interval_s,
         scrape_interval_s=pool.scrape_interval_s,
-        chances=[_chance(scenario.seed, cell.replication, f"{w.name}/client") for w in scenario.workload],
+        chances=client_chances(scenario, cell.replication),
     )
+
+
+def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
+    """Return, of each workload, what its clients' jitter is drawn from."""
+    return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
 
 
 def _chance(seed: int, replication: int, name: str) -> random.Random:

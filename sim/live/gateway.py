@@ -1,7 +1,7 @@
 """The gateway in real time: carries events into the core and its instructions out, on an asyncio loop.
 
-All decisions and books are in `policies.core`; the clock is the loop's, so a loop with a clock of its own makes a run
-repeatable.
+All decisions and books are in `policies.core`. An `EventLog` gives events their times and their order: the one here is
+the loop's clock and this process alone; `sim.live.shared` has one that several processes share.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from policies.api import (
     Arrived,
     CallMeAt,
     Cancelled,
+    Demote,
     Event,
     Evict,
+    Failed,
+    Finished,
     Forward,
     Instruction,
     Progress,
     Refuse,
     RequestView,
+    Scale,
     Tick,
 )
 from policies.core import GatewayCore
@@ -42,77 +46,190 @@ class Upstream(Protocol):
         ...
 
 
-class AsyncGateway:
-    """One pool's gateway on one loop. All methods are called from that loop.
+class EventLog(Protocol):
+    """Gives the events of one pool their times and their order, and delivers them to `AsyncGateway.deliver`."""
+
+    def open(self, gateway: AsyncGateway) -> None:
+        """Begin to deliver: first `AsyncGateway.begin`, then events."""
+        ...
+
+    def append(self, event: Event) -> None:
+        """Take an event of this process. It is delivered at once or later, never twice, and never waited for."""
+        ...
+
+    def tick(self, due_s: float) -> None:
+        """Take note that a Tick is due: of all the processes that say so, one is heard."""
+        ...
+
+    def now_s(self) -> float:
+        """Return the core's time."""
+        ...
+
+    def loop_time(self, at_s: float) -> float:
+        """Return the loop's time at the core's ``at_s``."""
+        ...
+
+
+class LocalLog:
+    """The log of a process that has the pool for itself: every event happens when it is appended.
 
     Parameters
     ----------
-    answer : told of every request that is refused or evicted, with the instruction to pass on to its client.
+    origin_s : the loop's time that is 0 for the core; the loop's time at `open` where it is None.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin_s: float | None = None) -> None:
+        self._loop = loop
+        self._origin_s = origin_s
+        self._deliver: Callable[[Event, float], None] | None = None
+
+    def open(self, gateway: AsyncGateway) -> None:
+        """See `EventLog`."""
+        if self._origin_s is None:
+            self._origin_s = self._loop.time()
+        self._deliver = gateway.deliver
+        gateway.begin(self.now_s())
+
+    def append(self, event: Event) -> None:
+        """See `EventLog`."""
+        if self._deliver is None:
+            raise RuntimeError("an event came before the gateway was started; call AsyncGateway.start first")
+        self._deliver(event, self.now_s())
+
+    def tick(self, due_s: float) -> None:  # noqa: ARG002
+        """See `EventLog`."""
+        self.append(Tick())
+
+    def now_s(self) -> float:
+        """See `EventLog`."""
+        return self._loop.time() - (self._origin_s or 0.0)
+
+    def loop_time(self, at_s: float) -> float:
+        """See `EventLog`."""
+        return at_s + (self._origin_s or 0.0)
+
+
+class AsyncGateway:
+    """One pool's gateway on one loop. All methods are called from that loop.
+
+    A request belongs to the gateway that it was sent to, from its Arrived to its end; what concerns requests of other
+    gateways of the pool goes into the books and is not carried out here.
+
+    Parameters
+    ----------
+    answer : told of every request of this gateway that is refused or evicted, or that failed and is not sent to
+        another replica, with what to tell its client.
     record : told of every event with its time and instructions: what a replay needs.
-    origin_s : the loop's time that is 0 for the core; the loop's time at `start` where it is None.
+    scale : told how many replicas the pool should have, each time that this changes.
+    log : what gives events their times; one of this process alone where it is None, with ``origin_s`` as its origin.
     """
 
     def __init__(
         self, core: GatewayCore, upstream: Upstream, *, loop: asyncio.AbstractEventLoop,
-        answer: Callable[[Refuse | Evict], None] | None = None,
+        answer: Callable[[Refuse | Evict | Failed], None] | None = None,
         record: Callable[[float, Event, Sequence[Instruction]], None] | None = None,
-        origin_s: float | None = None,
+        scale: Callable[[int], None] | None = None,
+        origin_s: float | None = None, log: EventLog | None = None,
     ) -> None:
-        self._core = core
+        self.core = core
         self._upstream = upstream
         self._loop = loop
         self._answer = answer
         self._record = record
-        self._origin_s = origin_s
+        self._scale = scale
+        self._log: EventLog = LocalLog(loop, origin_s) if log is None else log
         self._timer: asyncio.TimerHandle | None = None
         self._requests: dict[str, RequestView] = {}
+        self._stopped = False
 
     def start(self) -> None:
         """Begin: entitlements get their states and the core its first tick."""
-        if self._origin_s is None:
-            self._origin_s = self._loop.time()
-        self._carry_out(self._core.start(self.now_s()))
+        self._log.open(self)
 
     def stop(self) -> None:
         """Ask for no more ticks. What is in flight goes on."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def now_s(self) -> float:
         """Return the core's time, in seconds since the origin."""
-        return self._loop.time() - (self._origin_s or 0.0)
+        return self._log.now_s()
 
     def send(self, event: Event) -> None:
-        """Hand an event to the core at this moment, and do what it says."""
-        now_s = self.now_s()
-        if isinstance(event, Arrived):
-            self._requests[event.request.request_id] = event.request
-        instructions = self._core.handle(event, now_s)
+        """Hand an event to the log. Clients that went away are not waited for: the upstream stops at once."""
+        kind = type(event)
+        if kind is Arrived:
+            self._requests[event.request.request_id] = event.request  # type: ignore[union-attr]
+        elif kind is Finished:
+            self._requests.pop(event.request_id, None)  # type: ignore[union-attr]
+        elif kind is Cancelled:
+            self._upstream.abort(event.request_id)  # type: ignore[union-attr]
+            self._requests.pop(event.request_id, None)  # type: ignore[union-attr]
+        self._log.append(event)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # For the log
+
+    def begin(self, now_s: float) -> None:
+        """Start the core."""
+        self.carry_out(self.core.start(now_s))
+
+    def deliver(self, event: Event, now_s: float, *, lead: bool = True) -> None:
+        """Hand an event, of this process or another, to the core, and do what it says about requests of this one.
+
+        Parameters
+        ----------
+        lead : whether this process speaks for the pool, to say how many replicas it should have.
+        """
+        instructions = self.core.handle(event, now_s)
         if self._record is not None:
             self._record(now_s, event, instructions)
-        if isinstance(event, Cancelled):
-            self._upstream.abort(event.request_id)
-            self._requests.pop(event.request_id, None)
-        self._carry_out(instructions)
+        if instructions:
+            self.carry_out(instructions, lead=lead)
+        if type(event) is Failed and not any(
+            type(step) is Forward and step.request_id == event.request_id for step in instructions
+        ):
+            self._tell(event)
 
-    def _carry_out(self, instructions: Sequence[Instruction]) -> None:
+    def carry_out(self, instructions: Sequence[Instruction], *, lead: bool = True) -> None:
+        """Do what concerns this process."""
         for instruction in instructions:
             if isinstance(instruction, Forward):
-                request = self._requests.pop(instruction.request_id)
-                self._upstream.start(request, instruction, self.send)
-            elif isinstance(instruction, Refuse | Evict):
-                if isinstance(instruction, Evict):
+                request = self._requests.get(instruction.request_id)
+                if request is not None:
+                    self._upstream.start(request, instruction, self.send)
+            elif isinstance(instruction, Refuse):
+                self._tell(instruction)
+            elif isinstance(instruction, Evict):
+                if instruction.request_id in self._requests:
                     self._upstream.abort(instruction.request_id)
-                self._requests.pop(instruction.request_id, None)
-                if self._answer is not None:
-                    self._answer(instruction)
+                self._tell(instruction)
+            elif isinstance(instruction, Demote):
+                demoted = self._requests.get(instruction.request_id)
+                if demoted is not None:
+                    self._requests[instruction.request_id] = demoted._replace(priority=instruction.priority)
             elif isinstance(instruction, CallMeAt):
-                self._timer = self._loop.call_at(instruction.at_s + (self._origin_s or 0.0), self._tick)
+                self.call_at(instruction.at_s)
+            elif isinstance(instruction, Scale) and lead and self._scale is not None:
+                self._scale(instruction.replicas)
 
-    def _tick(self) -> None:
+    def call_at(self, due_s: float) -> None:
+        """See to a Tick at the core's ``due_s``, in place of the one seen to before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._stopped:
+            self._timer = self._loop.call_at(self._log.loop_time(due_s), self._tick, due_s)
+
+    def _tell(self, end: Refuse | Evict | Failed) -> None:
+        """Pass on how a request of this gateway ended."""
+        if self._requests.pop(end.request_id, None) is not None and self._answer is not None:
+            self._answer(end)
+
+    def _tick(self, due_s: float) -> None:
         self._timer = None
-        if self._core.wants_progress:
+        if self.core.wants_progress:
             for seen in self._upstream.progress():
                 self.send(seen)
-        self.send(Tick())
+        self._log.tick(due_s)
