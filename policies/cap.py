@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.api import Chance, Deny, EntitlementSpec, PoolLedger, RequestView
-from policies.parts.queueing import REQUESTS, Line, QueueingPolicy, Waiting, Waits
+from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Cap(Waits):
         metadata={"gt": 0, "description": "give requests in flight for each ready replica, e.g. 100, or null"},
     )
     queue_requests: int = field(
-        default=100, metadata={**REQUESTS, "ge": 0, "gt": None, "description": "give how many may wait, 0 for none"}
+        default=100, metadata={"ge": 0, "description": "give how many may wait, e.g. 100, 0 for none"}
     )
     status: Literal[429, 503, 529] = field(default=429, metadata={"description": "give 429, 503 or 529"})
 
