@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from sim import provenance
 from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, summarise
+from sim.analysis.summary import Row
 from sim.attempt_series import AttemptSeries
 from sim.attempts import attempt_columns
 from sim.errors import InputError
+from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.run import client_chances, demands
 from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
@@ -28,7 +29,7 @@ from sim.live.load import LoadGenerator
 from sim.live.watch import Floats, Watch, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
-from sim.scenario import Scenario, resolved, scenario_hash
+from sim.scenario import Scenario, expand, resolved, scenario_hash
 from workloads.generate import split_over_keys
 
 MOST_LAG_S = 0.005
@@ -197,9 +198,10 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
     check_output_folder(out)
     requests = join_tables([run.requests for run in runs])
     timeline_ = join_tables([run.timeline for run in runs])
-    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(run.end_s for run in runs)
-    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    manifest = {
+    cell_of = {cell.policy: cell for cell in expand(scenario)}
+    cells = [cell_of[run.stats["policy"]] for run in runs]
+    summary, cuts = summed(cells, [run.requests for run in runs], [run.stats for run in runs])
+    manifest: dict[str, Any] = {
         "kind": "live",
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
@@ -211,6 +213,7 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
         "wall_s": round(sum(run.stats["wall_s"] for run in runs), 3),
         "cpu_s": round(sum(run.stats["cpu_s"] for run in runs), 3),
         "valid": all(run.valid for run in runs),
+        **cuts_in_words(cuts),
         "cells": [run.stats for run in runs],
     }
     write_result(out, requests, timeline_, summary, manifest)

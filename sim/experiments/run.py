@@ -19,10 +19,11 @@ from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
 from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
-from sim.analysis.summary import ALL, Row, summarise, with_violations
+from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
+from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.decisions import decisions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
@@ -79,10 +80,8 @@ def run_scenario(
     decisions = join_tables([r.decisions for r in results if r.decisions is not None]) if any(
         r.decisions is not None for r in results
     ) else None
-    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
-    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    summary = with_violations(summary, [r.stats for r in results])
-    manifest = {
+    summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
+    manifest: dict[str, Any] = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
         "seed": scenario.seed,
@@ -92,6 +91,7 @@ def run_scenario(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
+        **cuts_in_words(cuts),
         "cells": [r.stats for r in results],
     }
     if out is not None:
@@ -113,7 +113,9 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     requests = requests_table(outcomes.columns, **labels)
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
-    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=scenario.warmup_s)
+    # A rule's cut comes later: under one, promises count from the start.
+    promised_from_s = 0.0 if isinstance(scenario.warmup_s, str) else scenario.warmup_s
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=promised_from_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
