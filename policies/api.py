@@ -148,11 +148,15 @@ class Progress(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The upstream answered in full, with the usage it reports."""
+    """The upstream answered in full, with the usage it reports.
+
+    ``prompt_tokens`` is the upstream's count of them, None where it gave none: what arrived was an estimate then.
+    """
 
     request_id: str
     output_tokens: int
     cached_tokens: int = 0
+    prompt_tokens: int | None = None
 
 
 class Failed(NamedTuple):

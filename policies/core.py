@@ -310,6 +310,9 @@ class GatewayCore:
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
+        if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
+            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
 

@@ -240,7 +240,7 @@ class SimulatedGateway:
         request.outcome = Outcome.FINISHED
         del self._open[request_id]
         self.ended += 1
-        instructions = self._handle(_new(Finished, (request_id, outputs, 0)), now_s)
+        instructions = self._handle(_new(Finished, (request_id, outputs, 0, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:

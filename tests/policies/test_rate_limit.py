@@ -65,6 +65,14 @@ def test_tokens_are_reserved_and_settled(window: str) -> None:
     assert call(1, most=51) == Refuse("r5", Reason.TOO_LARGE, 429, None, 61, 60)
 
 
+@pytest.mark.parametrize("window", ["continuous", "sliding"])
+def test_a_prompt_that_was_estimated_too_large_comes_back(window: str) -> None:
+    call = Caller(RateLimit(tokens_per_min=60, window=window))  # type: ignore[arg-type]
+    assert let_in(call(0, most=40)) == [True]  # 50 of 60
+    call.core.handle(Finished("r1", 5, prompt_tokens=2), 0.0)  # 7 used: 43 come back
+    assert call(0, most=44) == Refuse("r2", Reason.TOKENS, 429, 1.0 if window == "continuous" else 60.0, 54, 53)
+
+
 def test_each_entitlement_has_its_own_limits() -> None:
     call = Caller(RateLimit(requests_per_min=1, per_entitlement={"b": Limits(requests_per_min=3, tokens_per_min=1000)}))
     assert let_in(*(call(0, name) for name in "aabbbb")) == [True, False, True, True, True, False]
