@@ -436,6 +436,33 @@ class Leasing(Protocol):
     leases: Leases | None
 
 
+class Margin(NamedTuple):
+    """How much there is at most, how much of it is left, and in how many seconds all of it would be there again."""
+
+    limit: float
+    remaining: float
+    reset_s: float
+
+
+class Allowance(NamedTuple):
+    """What an entitlement may still ask for; None where that is not limited."""
+
+    requests: Margin | None = None
+    tokens: Margin | None = None
+
+
+UNLIMITED = Allowance()
+
+
+@runtime_checkable
+class Allowing(Protocol):
+    """A policy whose clients may know what is left to them."""
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for. No side effect."""
+        ...
+
+
 @runtime_checkable
 class Reclaiming(Protocol):
     """A policy that takes back what was admitted where the pool has less than what is in flight needs."""

@@ -12,8 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 from policies.api import (
+    UNLIMITED,
     AdmissionPolicy,
     Admit,
+    Allowance,
+    Allowing,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -109,6 +112,7 @@ class GatewayCore:
         self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._in_force: list[str] = []
         self._route = router.route
         self._default_max = default_max_output_tokens
@@ -154,6 +158,10 @@ class GatewayCore:
         ValueError : a request with this id is in flight or held already.
         """
         return self._handlers[type(event)](event, now_s)
+
+    def allowance(self, entitlement: str, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for, as far as the policy says."""
+        return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
 
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
