@@ -151,10 +151,6 @@ class RateLimitPolicy:
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Capacity does not matter: that is what fixed limits are compared for."""
 
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:  # noqa: ARG002
-        """Nothing is held."""
-        return ()
-
     def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:  # noqa: ARG002
         """See `policies.api.Allowing`."""
         return Allowance(_margin(self._requests[entitlement], now_s), _margin(self._tokens[entitlement], now_s))
