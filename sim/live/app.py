@@ -76,7 +76,7 @@ class Application:
             await self._exchange(scope, receive, send)
         else:
             if self._pages is None:
-                self._pages = Starlette(routes=[*self.routes, Route("/{path:path}", _nothing, methods=None)])
+                self._pages = Starlette(routes=self.routes, exception_handlers={404: _nothing, 405: _not_so})
             await self._pages(scope, receive, send)
 
     def _passes(self, path: str) -> bool:
@@ -181,7 +181,7 @@ class Application:
         )
         outgoing = Outgoing(
             method=method, raw_path=raw_path, headers=raw_headers, choices=choices,
-            body_for=(lambda _: body) if asked is None else partial(upstream_body, body, endpoint, asked),
+            body_for=(lambda *_: body) if asked is None else partial(upstream_body, body, endpoint, asked),
             hide_usage=asked is not None and asked.hide_usage,
         )
         exchange.arrived = True
@@ -290,7 +290,14 @@ def _abort(scope: Scope) -> None:
         client.abort()
 
 
-async def _nothing(request: Request) -> Response:
-    problem = ApiError(404, "not_found", f"There is nothing at {request.url.path[:200]!r}.")
-    return Response(problem.body(), 404, {a.decode(): b.decode() for a, b in problem.headers()})
+async def _nothing(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return _page(ApiError(404, "not_found", f"There is nothing at {request.url.path[:200]!r}."))
+
+
+async def _not_so(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return _page(ApiError(405, "method_not_allowed", f"{request.url.path[:200]} does not take {request.method}."))
+
+
+def _page(problem: ApiError) -> Response:
+    return Response(problem.body(), problem.status, {a.decode(): b.decode() for a, b in problem.headers()})
 

@@ -112,13 +112,15 @@ def read_asked(endpoint: Endpoint, fields: Json, most_choices: int) -> Asked:
     return Asked(model, bool(stream), most, choices, priority, hide, fields)
 
 
-def upstream_body(body: bytes, endpoint: Endpoint, asked: Asked, default_output_tokens: int) -> bytes:
-    """Return the body to send: with a limit on the output, and with the usage asked for in a stream."""
+def upstream_body(body: bytes, endpoint: Endpoint, asked: Asked, default_output_tokens: int, priority: int) -> bytes:
+    """Return the body to send: with a limit on the output, the usage asked for in a stream, the priority it has."""
     changes: Json = {}
     if asked.max_output_tokens is None:
         changes[endpoint.limits[0]] = default_output_tokens
     if asked.hide_usage and endpoint.tells_usage:
         changes["stream_options"] = {**(asked.fields.get("stream_options") or {}), "include_usage": True}
+    if priority != asked.priority:
+        changes["priority"] = priority
     if not changes:
         return body
     if any(name in asked.fields for name in changes):

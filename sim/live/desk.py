@@ -52,7 +52,7 @@ class Exchange:
         "answered", "arrival_s", "arrived", "attempt", "available", "cached_tokens", "client_request_id",
         "counted_prompt_tokens", "cut_by", "deadline_s", "endpoint", "entitlement", "error", "first_token_s",
         "forwarded_s", "http_status", "key_name", "last_s", "max_output_tokens", "model", "needed", "on_deadline",
-        "outcome", "output_tokens", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id",
+        "outcome", "output_tokens", "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id",
         "retry_after_s", "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict",
         "waiter",
     )  # fmt: skip
@@ -66,6 +66,7 @@ class Exchange:
         self.service_class: ServiceClass | None = None
         self.stream = False
         self.attempt = 1
+        self.priority = 0
         self.prompt_tokens = self.output_tokens = self.reported_tokens = self.cached_tokens = self.tries = 0
         self.counted_prompt_tokens: int | None = None
         self.max_output_tokens: int | None = None
@@ -183,9 +184,10 @@ class Desk:
     # What the gateway calls
 
     def start(self, request: RequestView, forward: Forward, emit: Callable[[Event], None]) -> None:  # noqa: ARG002
-        """Let a request go to its replica. One whose client has left has said so itself."""
+        """Let a request go to its replica, with the engine priority that it has by now. One whose client has left has said so itself."""
         exchange = self._exchanges.get(request.request_id)
         if exchange is not None:
+            exchange.priority = request.priority
             exchange.forwarded_s = self._now_s()
             exchange.tell(forward)
 

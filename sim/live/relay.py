@@ -74,15 +74,15 @@ class Outgoing:
 
     Attributes
     ----------
-    body_for : the body, given the limit on one answer's output that the core settled on.
+    body_for : the body, given the core's limit on the output of one answer, and its engine priority.
     choices : answers that share the core's limit.
-    reads_events : whether a stream of events is expected, and its usage hidden or not.
+    hide_usage : whether the usage in a stream is for the gateway alone.
     """
 
     method: str
     raw_path: str
     headers: Headers
-    body_for: Callable[[int], bytes]
+    body_for: Callable[[int, int], bytes]
     choices: int
     hide_usage: bool
 
@@ -214,7 +214,7 @@ class Relay:
         )
         return await self._upstreams.session.request(
             outgoing.method, replica.url(outgoing.raw_path), headers=headers, allow_redirects=False,
-            data=outgoing.body_for(max(1, forward.max_output_tokens // outgoing.choices)),
+            data=outgoing.body_for(max(1, forward.max_output_tokens // outgoing.choices), exchange.priority),
         )
 
     async def _broken_off(self, exchange: Exchange, answer: ApiError, send: Send, error: Exception | None) -> None:
