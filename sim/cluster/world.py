@@ -9,7 +9,17 @@ from functools import partial
 import numpy as np
 import simpy
 
-from policies.api import AdmissionPolicy, EntitlementSpec, Event, Gauge, Instruction, PoolLedger, Router, Scaler
+from policies.api import (
+    AdmissionPolicy,
+    Clairvoyant,
+    EntitlementSpec,
+    Event,
+    Gauge,
+    Instruction,
+    PoolLedger,
+    Router,
+    Scaler,
+)
 from policies.core import GatewayCore
 from policies.shadow import Opinion, ShadowedCore
 from sim.attempts import attempt_columns
@@ -137,6 +147,9 @@ def simulate(
         notice_s=world.notice_s,
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
+    for policy in policies:
+        if isinstance(policy, Clairvoyant) and policy.needs_lengths:
+            policy.tell_lengths(gateway.output_tokens_of)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
     pool = Pool(world.profile, nodes)
     fleet = None
