@@ -21,6 +21,7 @@ from policies.api import (
     CallMeAt,
     Cancelled,
     CapacityChanged,
+    Demote,
     Event,
     Evict,
     Failed,
@@ -39,6 +40,8 @@ from policies.api import (
 from policies.core import GatewayCore
 
 _NEVER_S = float("inf")
+_IN = ("forward", "demote")
+_Verdict = Forward | Demote | Hold | Refuse | Evict
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +50,7 @@ class Opinion:
 
     Attributes
     ----------
-    acting, verdict : forward, hold, refuse or evict; the last word of each.
+    acting, verdict : forward, demote (forwarded at a lower priority), hold, refuse or evict; the last word of each.
     reason, needed, available, retry_after_s : the shadow's, as in `policies.api.Refuse`.
     decided_s : when the shadow's last word came.
     """
@@ -134,7 +137,7 @@ class ShadowedCore:
                     self._note(index, core.handle(event, now_s), now_s)
         elif type(event) is FirstToken:
             for index, opinion in enumerate(self._open.get(event.request_id, ())):
-                if opinion.verdict == "forward" and self._shadows[index].wants_progress:
+                if opinion.verdict in _IN and self._shadows[index].wants_progress:
                     self._note(index, self._shadows[index].handle(event, now_s), now_s)
         elif isinstance(event, Finished | Failed | Cancelled):
             self._ended(event, said, now_s)
@@ -166,7 +169,7 @@ class ShadowedCore:
         if self._acting.wants_progress:
             self._unheard.append((event, now_s))
         for index, opinion in enumerate(self._open.get(event.request_id, ())):
-            if opinion.verdict == "forward" and self._shadows[index].wants_progress:
+            if opinion.verdict in _IN and self._shadows[index].wants_progress:
                 self._note(index, self._shadows[index].handle(event, now_s), now_s)
 
     def _catch_up(self) -> list[Instruction]:
@@ -198,7 +201,7 @@ class ShadowedCore:
         opinions = self._open.get(event.request_id, ())
         for index, opinion in enumerate(opinions):
             core = self._shadows[index]
-            if opinion.verdict == "forward":
+            if opinion.verdict in _IN:
                 heard = core.handle(event, now_s)
                 self._note(index, heard, now_s)
                 elsewhere = any(type(step) is Forward and step.request_id == event.request_id for step in heard)
@@ -212,17 +215,17 @@ class ShadowedCore:
     def _follow(self, said: Sequence[Instruction], now_s: float) -> None:
         """Note the acting core's verdicts, and let shadows know of what it turned away."""
         for step in said:
-            if not isinstance(step, Forward | Hold | Refuse | Evict):
+            if not isinstance(step, _Verdict):
                 continue
             opinions = self._open.get(step.request_id)
             if opinions is None:
                 continue
             for opinion in opinions:
-                opinion.acting = _word(step)
-                opinion.acting_reason = "" if isinstance(step, Forward) else step.reason.value
+                opinion.acting = _word(step, opinion.acting)
+                opinion.acting_reason = step.reason.value if isinstance(step, Hold | Refuse | Evict) else ""
             if isinstance(step, Refuse | Evict):
                 for index, opinion in enumerate(opinions):
-                    if opinion.verdict in ("forward", "hold"):
+                    if opinion.verdict in (*_IN, "hold"):
                         gone = self._shadows[index].handle(Cancelled(step.request_id), now_s)
                         self._note(index, gone, now_s)
                 self._forget(step.request_id)
@@ -236,13 +239,13 @@ class ShadowedCore:
         for step in instructions:
             if isinstance(step, CallMeAt):
                 self._calls_s[index] = step.at_s
-            elif isinstance(step, Forward | Hold | Refuse | Evict):
+            elif isinstance(step, _Verdict):
                 opinions = self._open.get(step.request_id)
                 if opinions is None:
                     continue
                 opinion = opinions[index]
-                opinion.verdict, opinion.decided_s = _word(step), now_s
-                opinion.reason = "" if isinstance(step, Forward) else step.reason.value
+                opinion.verdict, opinion.decided_s = _word(step, opinion.verdict), now_s
+                opinion.reason = step.reason.value if isinstance(step, Hold | Refuse | Evict) else ""
                 if isinstance(step, Refuse):
                     opinion.needed, opinion.available = step.needed, step.available
                     opinion.retry_after_s = step.retry_after_s
@@ -264,5 +267,6 @@ class ShadowedCore:
         return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
 
 
-def _word(step: Instruction) -> str:
-    return type(step).__name__.lower()
+def _word(step: _Verdict, before: str) -> str:
+    """Return the verdict in one word; a Forward right after a Demote changes nothing."""
+    return before if type(step) is Forward and before == "demote" else type(step).__name__.lower()

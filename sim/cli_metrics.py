@@ -34,6 +34,38 @@ def metrics(
     click.echo(f"wrote {found.path}", err=True)
 
 
+@click.command()
+@click.argument("result", type=_RESULT)
+@click.argument("request_id")
+@click.option("--policy", help="Under this policy; without it, the first that turned the request away.")
+@click.option("--replication", type=click.IntRange(min=0), help="Of this replication.")
+@click.option("--attempt", type=click.IntRange(min=1), help="This attempt; without it, the last that was turned away.")
+def explain(result: Path, request_id: str, policy: str | None, replication: int | None, attempt: int | None) -> None:
+    """Say why REQUEST_ID of RESULT was let in, held or turned away, and what would have let it in.
+
+    The run is repeated up to that instant, and the gateway's books are read there.
+    """
+    from sim.experiments.explain import explain as run_again
+    from sim.experiments.explain import in_words
+
+    click.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
+
+
+@click.command()
+@click.argument("result", type=_RESULT)
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table by tenant as CSV.")
+def shadow(result: Path, as_csv: bool) -> None:
+    """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant."""
+    from sim.analysis.shadows import agreement, by_tenant, in_words
+    from sim.experiments.judge import rows_csv
+    from sim.results import read_manifest, read_records
+
+    manifest = read_manifest(result)
+    table = read_records(result, manifest, "shadows")
+    click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
+
+
 def register(app: click.Group) -> None:
     """Add the commands to the application."""
-    app.add_command(metrics)
+    for command in (metrics, explain, shadow):
+        app.add_command(command)

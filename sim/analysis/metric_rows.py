@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 WINDOW_S = 30.0
 BAND = 0.1
-HOLD_S = 60.0
+HOLD_S = 20.0
 COUNTS = frozenset({"offered", "refused", "late_rejects", "wasted_tokens", "lost_tokens", "isolation_n", "retry_after_n"})
 
 

@@ -108,14 +108,14 @@ def simulate(
     *,
     record_decisions: bool = False,
     on_progress: Callable[[float, int], None] | None = None,
-    on_core: Callable[[GatewayCore], None] | None = None,
+    through: Callable[[GatewayCore], GatewayCore] | None = None,
 ) -> Outcomes:
     """Run it.
 
     Parameters
     ----------
     on_progress : hears simulated seconds and ended attempts at every sample of the timeline.
-    on_core : handed the acting core of each gateway before the run begins.
+    through : handed the core of each gateway before the run begins; what it returns takes the core's place.
     """
     workloads, demands = split_over_keys(world.workloads, world.demands)
     if len(workloads) > len(world.workloads):
@@ -124,7 +124,10 @@ def simulate(
     env = Clock()
     core = _core(world, world.policy, world.router, world.scaler)
     others = [_core(world, policy, router, None) for policy, router in world.others]
+    if through is not None:
+        core, *others = (through(one) for one in (core, *others))
     policies = [world.policy, *(policy for policy, _ in world.others)]
+    watching = [policy for policy, _ in world.shadows.values()]
     opinions: list[Opinion] = []
     gateways: Core = core
     if others:
@@ -132,9 +135,6 @@ def simulate(
     elif world.shadows:
         beside = {name: _core(world, policy, router, None) for name, (policy, router) in world.shadows.items()}
         gateways = ShadowedCore(core, beside, opinions.append)
-    if on_core is not None:
-        for one in (core, *others):
-            on_core(one)
     decisions: list[Logged] = []
     tenants = {e.name: e.tenant for e in world.entitlements}
     gateway = SimulatedGateway(
@@ -147,7 +147,7 @@ def simulate(
         notice_s=world.notice_s,
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
-    for policy in policies:
+    for policy in (*policies, *watching):
         if isinstance(policy, Clairvoyant) and policy.needs_lengths:
             policy.tell_lengths(gateway.output_tokens_of)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]

@@ -131,8 +131,9 @@ def _done(task: Task) -> Done:
     horizon_s = result.end_s if scenario.horizon_s is None else scenario.horizon_s
     measures = summarise(result.requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
     files = {"requests": table_bytes(result.requests), "timeline": table_bytes(result.timeline)}
-    if result.decisions is not None:
-        files["decisions"] = table_bytes(result.decisions)
+    for name, table in (("decisions", result.decisions), ("shadows", result.shadows)):
+        if table is not None:
+            files[name] = table_bytes(table)
     return Done(task.key, files, result.stats, measures)
 
 
