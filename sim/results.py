@@ -147,11 +147,12 @@ def read_cell(folder: Path, key: str) -> tuple[dict[str, Any], list[SummaryRow]]
 
 def read_measures(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]:
     """Return rows as in ``summary.csv`` for each cell of a result by itself, with the ``replication`` of each."""
-    from sim.analysis.summary import each_replication
+    from sim.analysis.summary import each_replication, with_violations
 
     if not _is_sweep(manifest):
         requests = read_records(folder, manifest, "requests")
-        return each_replication(requests, horizon_s=horizon_s(manifest), warmup_s=manifest["scenario"]["warmup_s"])
+        each = each_replication(requests, horizon_s=horizon_s(manifest), warmup_s=manifest["scenario"]["warmup_s"])
+        return with_violations(each, manifest["cells"])
     rows: list[SummaryRow] = []
     for one in manifest["cells"]:
         found = None if one["error"] else read_cell(folder, one["key"])

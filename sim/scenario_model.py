@@ -240,6 +240,12 @@ class Scenario(Strict):
             raise MisfitError(
                 "events", "set the capacity of a pool that is autoscaled", "let replicas fail instead, or scale nothing"
             )
+        if scaler.kind != "none" and self.pool.gateways > 1 and self.pool.share_every_s is None:
+            raise MisfitError(
+                "pool.share_every_s",
+                f"not given for {self.pool.gateways} gateways beside an autoscaler, which would see one alone",
+                "give the seconds between two exchanges, e.g. 1.0",
+            )
         entitlements_ = [one.spec() for one in self.pool.entitlements]
         try:
             built = POLICIES[policy.params.kind].build(

@@ -72,7 +72,7 @@ def measure(run: Run, *, window_s: float = WINDOW_S) -> list[Row]:
     x = np.where(active, served / np.where(active, fair, 1.0), np.nan)
     span_s = run.end_s - from_s
     rows = []
-    violation = _violation_by_tenant(run.stats, entitlements)
+    violation = run.stats.get("violation_by_tenant") or {}
     for i, tenant in enumerate(found.tenants):
         own: Row = {
             "service": float(served[i]),
@@ -91,6 +91,7 @@ def measure(run: Run, *, window_s: float = WINDOW_S) -> list[Row]:
         | {
             "service": float(served.sum()),
             "asked": float(asked.sum()),
+            "violation": violation.get(ALL, math.nan),
             "jain": fairness.jain(shares),
             "jain_windowed": _windowed_jain(service, weight),
             "gini": fairness.gini(shares),
@@ -240,16 +241,6 @@ def _ttft(table: pa.Table) -> Floats:
 
 def _e2e(table: pa.Table) -> Floats:
     return metrics.e2e_s(floats(table, "finish_s"), floats(table, "first_arrival_s"))
-
-
-def _violation_by_tenant(stats: Mapping[str, Any], entitlements: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the worst violation among each tenant's entitlements (`sim.analysis.promises`)."""
-    found: dict[str, float] = {}
-    for one in entitlements:
-        value = (stats.get("violation") or {}).get(one["name"])
-        if value is not None:
-            found[one["tenant"]] = max(found.get(one["tenant"], 0.0), float(value))
-    return found
 
 
 def _windowed_jain(service: Service, weight: Floats) -> float:

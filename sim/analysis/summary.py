@@ -71,6 +71,28 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
     return rows
 
 
+def with_violations(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return rows of `summarise` or `each_replication` with a column ``violation``: see `sim.analysis.promises`.
+
+    Parameters
+    ----------
+    cells : what the manifest says of the runs; ``violation_by_tenant`` in each, where there was anything to promise.
+    """
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        labels = (cell["policy"], *map(str, cell.get("variant", {}).values()))
+        for tenant, value in cell.get("violation_by_tenant", {}).items():
+            for replication in (None, cell["replication"]):
+                found.setdefault((*labels, tenant, replication), []).append(value)
+    measured: list[Row] = []
+    for row in rows:
+        names = list(row)
+        key = [str(row[name]) for name in names[: names.index("tenant") + 1] if name != "replication"]
+        values = found.get((*key, row.get("replication")), [])
+        measured.append({**row, "violation": sum(values) / len(values) if values else math.nan})
+    return measured
+
+
 def average_cells(measures: Sequence[Row]) -> list[Row]:
     """Return `summarise`'s rows for many replications from its rows for each of them, in the order of the first ones.
 
@@ -111,10 +133,12 @@ def format_table(rows: Sequence[Mapping[str, str | int | float]]) -> str:
         return "no requests"
     names = list(rows[0])
     labels = names[: names.index("tenant") + 1]
-    heads = [*labels, *(head for head, _, _, _ in _SHOWN)]
+    promised = any(not math.isnan(float(row.get(_VIOLATION[1], math.nan))) for row in rows)
+    shown = (*_SHOWN[:_LATENCY_AT], _VIOLATION, *_SHOWN[_LATENCY_AT:]) if promised else _SHOWN
+    heads = [*labels, *(head for head, _, _, _ in shown)]
     lines = [heads]
     for row in rows:
-        numbers = [_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in _SHOWN]
+        numbers = [_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in shown]
         lines.append([*(str(row[label]) for label in labels), *numbers])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     text = []
@@ -141,6 +165,8 @@ _SHOWN = (
     ("E2E p99 s", "e2e_p99_s", 1, 2),
     ("output tok/s", "output_tokens_per_s", 1, 1),
 )
+_VIOLATION = ("violated %", "violation", 100, 1)  # where something was promised
+_LATENCY_AT = 5
 
 
 def _show(value: str | int | float, scale: int, digits: int) -> str:

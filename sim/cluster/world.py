@@ -31,8 +31,8 @@ from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
-from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
+from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
 from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
@@ -156,7 +156,7 @@ def simulate(
     if world.scaler is not None:
         fleet = Fleet(
             env, nodes, world.replicas, world.life,
-            on_change=lambda: gateway.capacity_changed(pool.capacity()), on_cut=gateway.fail,
+            on_change=lambda: gateway.capacity_changed(pool.capacity(), pool.ready()), on_cut=gateway.fail,
         )  # fmt: skip
         gateway.when_scaled(fleet.scale)
     # Events at the same instant act in the order of these lines: the pool changes before demand meets it.

@@ -27,6 +27,7 @@ _DECIDING_FILES = (
     "sim/scenario_model.py",
     "sim/seeds.py",
     "sim/analysis/metrics.py",
+    "sim/analysis/promises.py",
     "sim/analysis/summary.py",
     "sim/experiments/cells.py",
     "sim/experiments/decisions.py",
@@ -122,7 +123,7 @@ def run_task(task: Task) -> Done | Failed | WrongCode:
 
 
 def _done(task: Task) -> Done:
-    from sim.analysis.summary import summarise
+    from sim.analysis.summary import summarise, with_violations
     from sim.experiments.run import run_cell
     from sim.results import table_bytes
 
@@ -130,6 +131,7 @@ def _done(task: Task) -> Done:
     result = run_cell(task.cell)
     horizon_s = result.end_s if scenario.horizon_s is None else scenario.horizon_s
     measures = summarise(result.requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
+    measures = with_violations(measures, [result.stats])
     files = {"requests": table_bytes(result.requests), "timeline": table_bytes(result.timeline)}
     for name, table in (("decisions", result.decisions), ("shadows", result.shadows)):
         if table is not None:

@@ -18,8 +18,8 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
-from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, summarise
+from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
+from sim.analysis.summary import ALL, Row, summarise, with_violations
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
@@ -82,6 +82,7 @@ def run_scenario(
     shadows = _joined([r.shadows for r in results])
     horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
     summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
+    summary = with_violations(summary, [r.stats for r in results])
     manifest = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
@@ -114,6 +115,7 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
     shadows = opinions_table(outcomes.opinions, **labels) if scenario.shadow else None
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=scenario.warmup_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
@@ -121,7 +123,8 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "iterations": outcomes.iterations,
         "preemptions": outcomes.preemptions,
         "lost_tokens": lost_tokens(outcomes.columns),
-        "violation": violations(outcomes.columns, outcomes.end_s),
+        "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
+        "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
