@@ -2,10 +2,10 @@
 
 A shadow is a whole `policies.core.GatewayCore` that hears what the acting one hears; what it says is written down and
 not done. Its books hold what it would have let in, no more: a request that it refuses is not in them although it runs,
-and one that it lets in but the acting policy turns away leaves them at that moment, as if its client had gone. So its
-meters are charged as they would be in a run of its own, for as long as the traffic would be the same. Where they differ:
-work takes as long as it takes under the acting policy, reports of replicas show the acting policy's load, and clients
-retry what the acting policy refuses. What a shadow holds is gone from its books when the real request ends.
+and one that it lets in but the acting policy turns away leaves them, as if its client had gone. So its meters are
+charged as they would be in a run of its own, for as long as the traffic would be the same. Where the two differ: work
+takes as long as it takes under the acting policy, reports of replicas show the acting policy's load, and clients retry
+what the acting policy refuses. What a shadow holds is gone from its books when the real request ends.
 
 The acting core hears exactly what it would hear without shadows, so that its instructions stay the same, bit for bit.
 """

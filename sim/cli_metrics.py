@@ -6,13 +6,16 @@ from pathlib import Path
 
 import click
 
+from sim.errors import InputError
+
 _RESULT = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("result", type=_RESULT)
 @click.option("--alone", is_flag=True, help="Also run each tenant alone, for the isolation index.")
-@click.option("--refusals", type=click.IntRange(min=1), metavar="N", help="Judge up to N refusals of each run by letting each in.")
+@click.option("--refusals", type=click.IntRange(min=1), metavar="N",
+              help="Judge up to N refusals of each run, by letting each in.")  # fmt: skip
 @click.option("--window", "window_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               help="Seconds of a window of the windowed metrics.")  # fmt: skip
 @click.option("--convergence", is_flag=True, help="Print how service came to its fair share after each change.")
@@ -61,6 +64,8 @@ def shadow(result: Path, as_csv: bool) -> None:
     from sim.results import read_manifest, read_records
 
     manifest = read_manifest(result)
+    if not manifest["scenario"].get("shadow"):
+        raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
     table = read_records(result, manifest, "shadows")
     click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
 

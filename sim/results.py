@@ -1,8 +1,8 @@
 """A result's folder: written whole or not at all, and read back.
 
 It holds ``requests.parquet``, ``timeline.parquet``, ``summary.csv``, ``manifest.json`` and, where a run kept them,
-``decisions.parquet`` and ``shadows.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of each of its cells under
-``cells`` instead; `read_result` joins them.
+``decisions.parquet`` and ``shadows.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of
+each of its cells under ``cells`` instead; `read_result` joins them.
 """
 
 from __future__ import annotations

@@ -140,5 +140,5 @@ def isolation(shared: ArrayLike, alone: ArrayLike, q: float | None = None) -> fl
     a, b = np.asarray(shared, dtype=np.float64), np.asarray(alone, dtype=np.float64)
     if not len(a) or not len(b):
         return math.nan
-    over, under = (float(a.mean()), float(b.mean())) if q is None else (float(np.quantile(a, q)), float(np.quantile(b, q)))
+    over, under = (float(one.mean() if q is None else np.quantile(one, q)) for one in (a, b))
     return over / under if under > 0 else math.nan

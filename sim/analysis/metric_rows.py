@@ -1,4 +1,4 @@
-"""``metrics.csv``: how fairly, how usefully and at what cost a result's runs served. docs/metrics.md defines each column.
+"""``metrics.csv``: how fairly, usefully and at what cost a result's runs served; docs/metrics.md defines its columns.
 
 A row for each policy, variant and tenant, and for all tenants; means over replications with 95 % intervals. It is
 computed from the records when asked for: `tokenpools metrics RESULT`.
@@ -36,7 +36,9 @@ Floats = NDArray[np.float64]
 WINDOW_S = 30.0
 BAND = 0.1
 HOLD_S = 20.0
-COUNTS = frozenset({"offered", "refused", "late_rejects", "wasted_tokens", "lost_tokens", "isolation_n", "retry_after_n"})
+COUNTS = frozenset(
+    {"offered", "refused", "late_rejects", "wasted_tokens", "lost_tokens", "isolation_n", "retry_after_n"}
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -82,7 +84,8 @@ def measure(run: Run, *, window_s: float = WINDOW_S) -> list[Row]:
             "violation": violation.get(tenant, math.nan),
         }
         alone = None if run.alone is None else run.alone.get(tenant)
-        rows.append(_row(run, tenant, found, found.of(i), span_s) | own | _isolation(run.requests, tenant, alone, from_s))
+        counted = _row(run, tenant, found, found.of(i), span_s)
+        rows.append(counted | own | _isolation(run.requests, tenant, alone, from_s))
     shares = x[active]
     difference = fairness.service_difference(service.served, service.asked)
     everyone = np.ones(len(found.tenant), dtype=np.bool_)
@@ -164,7 +167,8 @@ def convergence_rows(
     fair = np.stack([fairness.max_min_shares(totals[k], wanted[:, k], weight) for k in range(len(totals))], axis=1)
     begins_s = service.edges_s[:-1]
     marks = changes(run.scenario, run.end_s)
-    for change, until_s in zip(marks, [*(one.at_s for one in marks[1:]), run.end_s], strict=True):
+    ends_s = [one.at_s for one in marks[1:]]
+    for change, until_s in zip(marks, [*ends_s, run.end_s] if marks else [], strict=True):
         part = begins_s < until_s
         for i, tenant in enumerate(found.tenants):
             one = fairness.convergence(

@@ -1,4 +1,4 @@
-"""Who got how much service, and who asked for how much: weighted tokens by tenant and window, from one run's attempts."""
+"""Who got how much service, and who asked for how much: weighted tokens by tenant and window, of one run."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def service_of(
 ) -> Service:
     """Return the service of a run in windows from ``from_s`` on; what is left at the end is no whole window."""
     count = max(1, math.floor((end_s - from_s) / window_s + 1e-9))
-    edges_s = from_s + window_s * np.arange(count + 1)
+    edges_s: Floats = from_s + window_s * np.arange(count + 1, dtype=np.float64)
     n = len(found.tenants)
     served, asked = np.zeros((n, count)), np.zeros((n, count))
     waiting = np.zeros((n, count + 1), dtype=np.int64)

@@ -56,18 +56,18 @@ def in_words(pairs: Sequence[Row], tenants: Sequence[Row]) -> str:
         total = sum(cells.values())
         agreed = sum(n for (acting, verdict), n in cells.items() if (acting in IN) == (verdict in IN))
         heads = [verdict for verdict in VERDICTS if any(pair[1] == verdict for pair in cells)]
-        lines = [f"{policy} acted, {shadow} watched: {total:,} attempts, {agreed / total:.1%} let in or kept out by both"]
+        lines = [f"{policy} acted, {shadow} watched: {total:,} attempts, both in or both out {agreed / total:.1%}"]
         lines.append(f"  {'acting':<10}" + "".join(f"{'would ' + head:>15}" for head in heads))
-        for acting in VERDICTS:
-            if any(pair[0] == acting for pair in cells):
-                lines.append(f"  {acting:<10}" + "".join(f"{cells.get((acting, head), 0):>15,}" for head in heads))
-        for row in tenants:
-            if row["policy"] == policy and row["shadow"] == shadow:
-                lines.append(
-                    f"  {row['tenant']}: would refuse {int(row['shadow_refused']):,} of {int(row['attempts']):,}, "
-                    f"{int(row['only_shadow_refused']):,} of them let in by {policy}; would let in "
-                    f"{int(row['only_acting_refused']):,} that {policy} refused"
-                )
+        lines += [
+            f"  {acting:<10}" + "".join(f"{cells.get((acting, head), 0):>15,}" for head in heads)
+            for acting in VERDICTS if any(pair[0] == acting for pair in cells)
+        ]
+        lines += [
+            f"  {row['tenant']}: would refuse {int(row['shadow_refused']):,} of {int(row['attempts']):,}, "
+            f"{int(row['only_shadow_refused']):,} of them let in by {policy}; would let in "
+            f"{int(row['only_acting_refused']):,} that {policy} refused"
+            for row in tenants if row["policy"] == policy and row["shadow"] == shadow
+        ]  # fmt: skip
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

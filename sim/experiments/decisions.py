@@ -1,4 +1,4 @@
-"""``decisions.parquet``: every verdict of a run with the numbers that were compared; ``shadows.parquet``: of shadows."""
+"""``decisions.parquet``: every verdict with the numbers that were compared; ``shadows.parquet``: those of shadows."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ before it judges (`policies.snapshot`), and questions of the kind "what if" are 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -355,10 +356,8 @@ def _again(found: ResultRuns, entry: Mapping[str, Any], row: Mapping[str, Any]) 
         watched.append(WatchedCore(core, request_id, attempt, decided))
         return watched[-1]  # type: ignore[return-value]
 
-    try:
+    with contextlib.suppress(_DecidedError):
         simulate(world, through=through)
-    except _DecidedError:
-        pass
     explanation = next((one.found for one in watched if one.found is not None), None)
     if explanation is None or not _agrees(explanation, row):
         got = "nothing" if explanation is None or not explanation.said else type(explanation.last).__name__.lower()
@@ -375,8 +374,8 @@ def _agrees(explanation: Explanation, row: Mapping[str, Any]) -> bool:
     if not explanation.said or isinstance(explanation.last, Hold):
         return row["outcome"] in ("waiting", "cancelled")
     if isinstance(explanation.last, Refuse):
-        return row["outcome"] == "refused" and row["reason"] == explanation.last.reason.value
-    return row["outcome"] != "refused"
+        return bool(row["outcome"] == "refused" and row["reason"] == explanation.last.reason.value)
+    return bool(row["outcome"] != "refused")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -132,7 +132,10 @@ def _table(rows: Sequence[Row], shown: Sequence[tuple[str, str, int, int]]) -> s
     names = list(rows[0])
     labels = names[: names.index("tenant") + 1]
     kept = [one for one in shown if any(not _empty(row.get(one[1])) for row in rows)]
-    lines = [[*(str(row[label]) for label in labels), *(_show(row.get(c), s, d) for _, c, s, d in kept)] for row in rows]
+    lines = [
+        [*(str(row[label]) for label in labels), *(_show(row.get(c), scale, digits) for _, c, scale, digits in kept)]
+        for row in rows
+    ]
     return markdown([*labels, *(head for head, *_ in kept)], lines)
 
 

@@ -83,11 +83,11 @@ class ResultRuns:
         return _part(read_records(self.folder, self.manifest, "requests"), entry)
 
     def _tables(self, entry: Mapping[str, Any], whole: Mapping[str, pa.Table] | None) -> tuple[pa.Table, pa.Table]:
-        if whole is None:
-            tables = [read_records(self.folder, self.manifest, name, [entry["key"]]) for name in ("requests", "timeline")]
-        else:
-            tables = [_part(whole[name], entry) for name in ("requests", "timeline")]
-        return tables[0], tables[1]
+        if whole is not None:
+            return _part(whole["requests"], entry), _part(whole["timeline"], entry)
+        keys = [entry["key"]]
+        requests, timeline = (read_records(self.folder, self.manifest, name, keys) for name in ("requests", "timeline"))
+        return requests, timeline
 
 
 def result_runs(folder: Path) -> ResultRuns:
