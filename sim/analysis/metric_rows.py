@@ -55,12 +55,13 @@ class Run:
     scenario: Mapping[str, Any]
     stats: Mapping[str, Any]
     end_s: float
+    warmup_s: float = 0.0
     alone: Mapping[str, pa.Table] | None = None
 
 
 def measure(run: Run, *, window_s: float = WINDOW_S) -> list[Row]:
     """Return a row for each tenant of one run, and one for all."""
-    from_s = float(run.scenario.get("warmup_s") or 0.0)
+    from_s = run.warmup_s
     found = attempts_of(run.requests, from_s=from_s)
     if not found.tenants:
         return []

@@ -17,6 +17,7 @@ import numpy as np
 from policies.api import ADMIT, PoolLedger, RequestView, Verdict
 from policies.core import Decide, GatewayCore
 from sim.analysis.summary import ALL, Row
+from sim.analysis.warm_up import warmup_of
 from sim.columns import flags, floats
 from sim.errors import RunError
 from sim.experiments.executors import Executor, Lost
@@ -68,7 +69,7 @@ def judge_refusals(
         table = found.requests(entry)
         outcomes, reasons = (table.column(name).to_pylist() for name in ("outcome", "reason"))
         final, has_slo = flags(table, "final"), ~np.isnan(floats(table, "ttft_slo_s"))
-        warm = floats(table, "first_arrival_s") >= cell.scenario.warmup_s
+        warm = floats(table, "first_arrival_s") >= warmup_of(found.manifest, entry)
         refused = np.asarray([
             outcome == "refused" and reason not in NOT_THE_POLICYS
             for outcome, reason in zip(outcomes, reasons, strict=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sim.analysis.metric_rows import Run
+from sim.analysis.warm_up import warmup_of
 from sim.errors import InputError
 from sim.experiments.cells import Done, cell_key, code_hash, run_task, task
 from sim.experiments.executors import Executor
@@ -72,6 +73,7 @@ class ResultRuns:
                 timeline=timeline,
                 scenario=scenario,
                 stats=entry,
+                warmup_s=warmup_of(self.manifest, entry),
                 end_s=float(entry.get("end_s") or horizon_s(self.manifest)),
                 alone=None if alone is None else alone.get(key[1:]),
             )
@@ -146,9 +148,10 @@ def _alone_cells(cell: Cell) -> Iterator[tuple[str, Cell]]:
     scenario = cell.scenario
     tenant_of = {one.name: one.tenant for one in scenario.pool.entitlements}
     uncontrolled = with_policies(scenario, ["none"]).policies
+    bare: dict[str, Any] = {"warmup_s": 0.0, "shadow": (), "record_decisions": False, "timeline_interval_s": None}
     for tenant in dict.fromkeys(tenant_of[one.entitlement] for one in scenario.workload):
         own = tuple(one for one in scenario.workload if tenant_of[one.entitlement] == tenant)
-        alone = scenario.model_copy(update={"workload": own, "policies": uncontrolled, "timeline_interval_s": None})
+        alone = scenario.model_copy(update={"workload": own, "policies": uncontrolled} | bare)
         yield tenant, replace(cell, policy=f"{ALONE}: {tenant}", scenario=alone)
 
 

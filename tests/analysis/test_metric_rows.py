@@ -219,7 +219,7 @@ def test_a_million_attempts_in_seconds() -> None:
         prompt_tokens=rng.integers(1, 500, n), max_output_tokens=np.full(n, 300),
         output_tokens=rng.integers(1, 300, n),
         cached_tokens=np.zeros(n), arrival_s=arrival, first_arrival_s=arrival, forwarded_s=arrival, replica=np.zeros(n),
-        first_token_s=first, finish_s=first + 2, outcome=np.zeros(n), reason=np.full(n, -1), http_status=np.full(n, 200),
+        first_token_s=first, finish_s=first + 2, outcome=np.zeros(n), reason=np.full(n, -1), http_status=np.ones(n),
         retry_after_s=empty, preemptions=np.zeros(n),
     )  # fmt: skip
     labels: dict[str, Any] = {"run_id": "r", "policy": "p", "variant": {}, "replication": 0}
