@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from policies.registry import PARTS
 from sim.errors import ScenarioError
 from sim.manifests import pool_from_manifests
 from sim.profiles import load_profile
@@ -107,6 +108,8 @@ def _policy(raw: object) -> object:
     if not isinstance(raw, dict):
         return raw
     params = {key: value for key, value in raw.items() if key not in ("name", "autoscaler")}
+    for part in PARTS:
+        _bare_name(params, part)
     name = raw.get("name")
     policy = {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
     if raw.get("autoscaler") is not None:
