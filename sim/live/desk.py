@@ -52,9 +52,9 @@ class Exchange:
         "answered", "arrival_s", "arrived", "attempt", "available", "cached_tokens", "client_request_id",
         "counted_prompt_tokens", "cut_by", "deadline_s", "endpoint", "entitlement", "error", "first_token_s",
         "forwarded_s", "http_status", "key_name", "last_s", "max_output_tokens", "model", "needed", "on_deadline",
-        "outcome", "output_tokens", "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id",
-        "retry_after_s", "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict",
-        "waiter",
+        "outcome", "output_tokens", "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens",
+        "request_id", "retry_after_s", "service_class", "started", "stream", "task", "template", "tenant", "tries",
+        "verdict", "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: str, endpoint: str, arrival_s: float, last_s: float) -> None:
@@ -184,7 +184,10 @@ class Desk:
     # What the gateway calls
 
     def start(self, request: RequestView, forward: Forward, emit: Callable[[Event], None]) -> None:  # noqa: ARG002
-        """Let a request go to its replica, with the engine priority that it has by now. One whose client has left has said so itself."""
+        """Let a request go to its replica, with the engine priority that it has by now.
+
+        One whose client has left has said so itself.
+        """
         exchange = self._exchanges.get(request.request_id)
         if exchange is not None:
             exchange.priority = request.priority
