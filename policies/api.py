@@ -9,7 +9,7 @@ frozen value Python has. Ledgers are mutable: the core (`policies.core`) writes 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -56,6 +56,10 @@ class Reason(StrEnum):
     NO_CAPACITY = "no_capacity"
     PREEMPTED = "preempted"
     REPLICA_FAILED = "replica_failed"
+    QUEUE_FULL = "queue_full"
+    QUEUE_TIMEOUT = "queue_timeout"
+    OVERLOADED = "overloaded"
+    SLO = "slo"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -204,6 +208,13 @@ class Forward(NamedTuple):
     max_output_tokens: int
 
 
+class Demote(NamedTuple):
+    """Give the request this engine priority (lower goes first) in place of its own; the Forward comes right after."""
+
+    request_id: str
+    priority: int
+
+
 class Hold(NamedTuple):
     """Keep the request; a later Forward or Refuse will name it."""
 
@@ -245,20 +256,26 @@ class CallMeAt(NamedTuple):
     at_s: float
 
 
-Instruction = Forward | Hold | Refuse | Evict | Scale | CallMeAt
+Instruction = Forward | Demote | Hold | Refuse | Evict | Scale | CallMeAt
 
 # --------------------------------------------------------------------------------------------------------------------
 # Verdicts: what a policy tells the core
 
 
 class Admit(NamedTuple):
-    """Let it in, after evicting ``evict`` (request ids)."""
+    """Let it in, after evicting ``evict`` (request ids).
+
+    ``priority`` demotes it: the engine is told this in place of the request's own. ``replicas`` are the only ones that
+    the router may choose from.
+    """
 
     evict: tuple[str, ...] = ()
+    priority: int | None = None
+    replicas: tuple[int, ...] | None = None
 
 
 class Queue(NamedTuple):
-    """Hold it at the gateway until `AdmissionPolicy.release` names it."""
+    """Hold it at the gateway until `Queueing.dispatch` names it. Only a policy that is `Queueing` may say so."""
 
     reason: Reason
 
@@ -282,7 +299,11 @@ ADMIT = Admit()
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """A request that was forwarded and has not ended; ``failed_at`` names the replicas that lost it."""
+    """A request that was forwarded and has not ended.
+
+    ``failed_at`` names the replicas that lost it, ``only_at`` those that it may go to (None: any). ``cached_tokens`` of
+    its prompt is known at its end.
+    """
 
     request: RequestView
     ledger: EntitlementLedger
@@ -293,6 +314,8 @@ class InFlight:
     prompt_credited: bool = False
     output_tokens: int = 0
     failed_at: tuple[int, ...] = ()
+    only_at: tuple[int, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -386,7 +409,7 @@ class AdmissionPolicy(Protocol):
     wants_reports: bool
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
-        """Judge an arrival (or a held request, on `release`). No side effect: `on_admitted` follows an Admit."""
+        """Judge an arrival. No side effect: `on_admitted` follows an Admit, `Queueing.on_held` a Queue."""
         ...
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
@@ -408,12 +431,53 @@ class AdmissionPolicy(Protocol):
         """Take note of a new ``pool.capacity`` or of an entitlement that changed its state."""
         ...
 
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:
-        """Ids of held requests to judge again now, in order. Asked whenever something ended or changed."""
-        ...
-
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
         """Return what the timeline should show of this policy's state."""
+        ...
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """A policy that holds requests at the gateway, in queues of its own."""
+
+    def on_held(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> None:
+        """Take a request for which `AdmissionPolicy.decide` said Queue. `dispatch` is asked right after."""
+        ...
+
+    def on_withdrawn(self, request_id: str, now_s: float) -> None:
+        """Forget a held request: its client went away, or its entitlement is Bound no longer."""
+        ...
+
+    def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
+        """Yield held requests that wait no longer, in order, each with an Admit or a Deny.
+
+        Each is carried out before the next is asked for, so that the books are right. Asked whenever something is held
+        and something arrived, ended, was reported or changed, and at ticks. While ``pool.capacity.ready_replicas`` is
+        0 nothing may be let in.
+        """
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A policy that learns from first tokens. It needs ``wants_progress``, or the driver tells of none."""
+
+    def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Hear that a request in flight has its first token; once for each."""
+        ...
+
+
+@runtime_checkable
+class Clairvoyant(Protocol):
+    """A policy that may be set to know output lengths beforehand, which no gateway can: only a simulator tells them."""
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether it is set so and was not told yet."""
+        ...
+
+    def tell_lengths(self, length_of: Callable[[str], int]) -> None:
+        """Take the function that returns the true output tokens of a request that has arrived."""
         ...
 
 

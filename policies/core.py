@@ -12,12 +12,15 @@ from types import MappingProxyType
 from typing import Any
 
 from policies.api import (
+    ADMIT,
     AdmissionPolicy,
     Admit,
     Arrived,
     CallMeAt,
     Cancelled,
     CapacityChanged,
+    Clairvoyant,
+    Demote,
     Deny,
     EntitlementLedger,
     EntitlementSpec,
@@ -36,6 +39,7 @@ from policies.api import (
     PoolCapacity,
     PoolLedger,
     Progress,
+    Queueing,
     Reason,
     Reclaiming,
     Refuse,
@@ -47,6 +51,7 @@ from policies.api import (
     Scaler,
     Tick,
     Verdict,
+    Watching,
 )
 
 NO_CAPACITY_RETRY_S = 5.0
@@ -103,12 +108,13 @@ class GatewayCore:
         self._ledgers = ledgers
         self._flights: dict[str, InFlight] = {}
         self._held: dict[str, RequestView] = {}
-        self._held_view = MappingProxyType(self._held)
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
         self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._queueing = policy if isinstance(policy, Queueing) else None
+        self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._in_force: list[str] = []
         self._route = router.route
         self._default_max = default_max_output_tokens
@@ -136,7 +142,17 @@ class GatewayCore:
         """Begin: entitlements get their states, and ticks will come at ``now_s`` + k * tick_s.
 
         From here on at most one CallMeAt is open at any time, and the Tick that answers it brings the next.
+
+        Raises
+        ------
+        ValueError : the policy needs to know output lengths, and nobody told it.
         """
+        policy = self._policy
+        if isinstance(policy, Clairvoyant) and policy.needs_lengths:
+            raise ValueError(
+                "the policy estimates output lengths by an oracle, which only the simulator has; "
+                "give another estimate, e.g. {kind: max-tokens}"
+            )
         self._start_s = now_s
         if self._policy.tick_s is not None:
             self._ticks = 1
@@ -192,7 +208,7 @@ class GatewayCore:
             ledger.refused += 1
             return (*before, self._unservable(request, ledger, reserved_tokens, now_s))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
-        if type(verdict) is Admit and not verdict.evict and not before:
+        if verdict is ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
 
@@ -214,30 +230,41 @@ class GatewayCore:
     ) -> list[Instruction]:
         request_id = request.request_id
         if isinstance(verdict, Admit):
-            instructions: list[Instruction] = [self._evict(victim, now_s) for victim in verdict.evict]
-            self._held.pop(request_id, None)
-            instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
+            evict, priority, replicas = verdict
+            instructions: list[Instruction] = [self._evict(victim, now_s) for victim in evict]
+            if priority is not None:
+                request = request._replace(priority=priority)
+            forward = self._forward(request, ledger, max_output_tokens, now_s, replicas)
+            if priority is not None and type(forward) is Forward:
+                instructions.append(Demote(request_id, priority))
+            instructions.append(forward)
             return instructions
         if isinstance(verdict, Deny):
             reason, needed, available, retry_after_s, status = verdict
-            self._held.pop(request_id, None)
             ledger.refused += 1
             return [Refuse(request_id, reason, status, retry_after_s, needed, available)]
-        if request_id in self._held:
-            return []
+        if self._queueing is None:
+            raise TypeError(f"{type(self._policy).__name__} holds request {request_id} and has no way to release it")
         self._held[request_id] = request
-        return [Hold(request_id, verdict.reason)]
+        self._queueing.on_held(request, max_output_tokens, self.pool, now_s)
+        return [Hold(request_id, verdict.reason), *self._release(now_s)]
 
     def _forward(
-        self, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float
+        self, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float,
+        only_at: tuple[int, ...] | None = None,
     ) -> Instruction:
-        replica_id = self._route(request, self._replicas)
+        books = self._replicas
+        if only_at is not None:
+            books = [book for book in books if book.replica_id in only_at]
+        replica_id = self._route(request, books)
         if replica_id is None:  # a router may find no replica fit although one is ready
             ledger.refused += 1
             return Refuse(request.request_id, Reason.NO_CAPACITY, 503, NO_CAPACITY_RETRY_S, 1, 0)
         request_id = request.request_id
         reserved_tokens = request.prompt_tokens + max_output_tokens
         flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
+        if only_at is not None:
+            flight.only_at = only_at
         self._flights[request_id] = flight
         ledger.in_flight += 1
         ledger.admitted += 1
@@ -260,19 +287,21 @@ class GatewayCore:
         return [self._evict(request_id, now_s) for request_id in self._reclaim(self.pool, now_s)]  # type: ignore[misc]
 
     def _release(self, now_s: float) -> list[Instruction]:
-        """Judge again what the policy names among the held requests."""
+        """Carry out, one by one, what the policy says about the requests that it holds."""
         instructions: list[Instruction] = []
-        if not self._ready:  # whoever waited this long keeps waiting
+        if self._queueing is None:
             return instructions
-        for request_id in tuple(self._policy.release(self._held_view, self.pool, now_s)):
-            request = self._held.get(request_id)
+        for request_id, verdict in self._queueing.dispatch(self.pool, now_s):
+            request = self._held.pop(request_id, None)
             if request is None:
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
             asked = request.max_output_tokens
             max_output_tokens = self._default_max if asked is None else asked
-            verdict = self._decide(request, max_output_tokens, self.pool, now_s)
             ledger = self._ledgers[request.entitlement]
-            instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
+            if verdict is ADMIT:
+                instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
+            else:
+                instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
         return instructions
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -287,6 +316,8 @@ class GatewayCore:
             flight.ledger.worked_tokens += flight.request.prompt_tokens
             self.pool.first_tokens += 1
             self.pool.waited_s += now_s - flight.forwarded_s
+            if self._on_first_token is not None:
+                self._on_first_token(flight, self.pool, now_s)
         return ()
 
     def _progress(self, event: Progress, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
@@ -302,6 +333,7 @@ class GatewayCore:
         if flight is None:
             self.late_events += 1
             return ()
+        flight.cached_tokens = event.cached_tokens
         service_s = now_s - flight.forwarded_s
         ledger, pool = flight.ledger, self.pool
         mean_s = ledger.mean_service_s
@@ -326,6 +358,8 @@ class GatewayCore:
         lost_at = self._replica[flight.replica_id]
         flight.failed_at = (*flight.failed_at, flight.replica_id)
         others = [book for book in self._replicas if book.ready and book.replica_id not in flight.failed_at]
+        if flight.only_at is not None:
+            others = [book for book in others if book.replica_id in flight.only_at]
         replica_id = self._route(flight.request, others) if others else None
         if replica_id is None:
             return None
@@ -343,6 +377,8 @@ class GatewayCore:
             self._close(flight, event.output_tokens, now_s)
         elif type(event) is Cancelled and self._held.pop(event.request_id, None) is not None:
             self.withdrawn += 1
+            if self._queueing is not None:
+                self._queueing.on_withdrawn(event.request_id, now_s)
         else:
             self.late_events += 1
             return ()
@@ -374,11 +410,11 @@ class GatewayCore:
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of the pool
 
-    def _report(self, event: ReplicaReport, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
+    def _report(self, event: ReplicaReport, now_s: float) -> Sequence[Instruction]:
         replica = self._replica.get(event.replica_id)
         if replica is not None:
             replica.report = event
-        return ()
+        return tuple(self._release(now_s)) if self._held else ()
 
     def _capacity_changed(self, event: CapacityChanged, now_s: float) -> Sequence[Instruction]:
         for replica_id in event.ready_replicas:
@@ -462,6 +498,8 @@ class GatewayCore:
         refusals: list[Instruction] = []
         for request in [held for held in self._held.values() if self._ledgers[held.entitlement].state is not _BOUND]:
             del self._held[request.request_id]
+            if self._queueing is not None:
+                self._queueing.on_withdrawn(request.request_id, now_s)
             self._ledgers[request.entitlement].refused += 1
             refusals.append(Refuse(request.request_id, Reason.NOT_BOUND, 403, None, 1, 0))
         return refusals

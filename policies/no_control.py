@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,10 +38,6 @@ class NoControlPolicy:
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Capacity does not matter."""
-
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:  # noqa: ARG002
-        """Nothing is held."""
-        return ()
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Nothing to show."""

@@ -139,10 +139,6 @@ class RateLimitPolicy:
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Capacity does not matter: that is what fixed limits are compared for."""
 
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:  # noqa: ARG002
-        """Nothing is held."""
-        return ()
-
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return the token rate that each entitlement is limited to."""
         for name, tokens in self._tokens.items():

@@ -20,6 +20,7 @@ from policies.api import (
     CallMeAt,
     Cancelled,
     CapacityChanged,
+    Demote,
     Event,
     Evict,
     Failed,
@@ -44,7 +45,7 @@ EVENTS: Mapping[str, type] = types.MappingProxyType({
     "cancelled": Cancelled, "replica_report": ReplicaReport, "capacity_changed": CapacityChanged, "tick": Tick,
 })  # fmt: skip
 INSTRUCTIONS: Mapping[str, type] = types.MappingProxyType({
-    "forward": Forward, "hold": Hold, "refuse": Refuse, "evict": Evict, "scale": Scale, "call_me_at": CallMeAt,
+    "forward": Forward, "demote": Demote, "hold": Hold, "refuse": Refuse, "evict": Evict, "scale": Scale, "call_me_at": CallMeAt,
 })  # fmt: skip
 
 _NAMES = {kind: name for name, kind in (*EVENTS.items(), *INSTRUCTIONS.items())}

@@ -316,10 +316,6 @@ class TokenPoolPolicy:
                 return sum(known_s) / len(known_s)
         return self.rules.mean_slo_s
 
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:  # noqa: ARG002
-        """Nothing is held."""
-        return ()
-
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""
         floor = self._floor.least(pool)

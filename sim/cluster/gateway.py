@@ -16,6 +16,7 @@ from policies.api import (
     CallMeAt,
     Cancelled,
     CapacityChanged,
+    Demote,
     Event,
     Evict,
     Failed,
@@ -111,6 +112,10 @@ class SimulatedGateway:
         """Whether nobody is held here or about to come again: what is left to happen, happens at the replicas."""
         nobody_comes = not self._coming_again and not self._to_follow
         return nobody_comes and all(attempt.replica >= 0 for attempt in self._open.values())
+
+    def output_tokens_of(self, request_id: str) -> int:
+        """Return how long the answer to an open request will be: what only a simulator knows."""
+        return self._open[request_id].output_tokens
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""
@@ -313,6 +318,8 @@ class SimulatedGateway:
                 self._env.call_at(step.at_s, self._tick)
             elif isinstance(step, Evict):
                 self._evict(step, now_s)
+            elif isinstance(step, Demote):
+                self._open[step.request_id].priority = step.priority
             elif isinstance(step, Scale) and self._on_scale is not None:
                 self._on_scale(step.replicas)
             # Hold needs nothing done.

@@ -10,7 +10,8 @@ from simpy.events import Event
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import LAST, Alarm, Clock
 from sim.cluster.engine_request import EngineRequest
-from sim.cluster.replica import NEVER_S, Listener, Replica
+from sim.cluster.replica import Listener, Replica
+from sim.cluster.scheduler import NEVER_S
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import attrgetter
-from typing import Any
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 
-from policies.api import AdmissionPolicy, EntitlementSpec, Event, Gauge, Instruction, PoolLedger, Router, Scaler
+from policies.api import (
+    AdmissionPolicy,
+    Clairvoyant,
+    EntitlementSpec,
+    Event,
+    Gauge,
+    Instruction,
+    PoolLedger,
+    Router,
+    Scaler,
+)
 from policies.core import GatewayCore
+from sim.attempts import attempt_columns
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
@@ -22,16 +30,15 @@ from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
-from sim.cluster.replica import NEVER_S
 from sim.cluster.sampler import Sampler
+from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
-from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock
+from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
 from workloads.requests import Demand
 
 _CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
-_REASON = {"": -1, **{name: i for i, name in enumerate(REASONS)}}
 
 Logged = tuple[float, Event, Sequence[Instruction]]
 
@@ -119,6 +126,9 @@ def simulate(
         notice_s=world.notice_s,
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
+    for policy in policies:
+        if isinstance(policy, Clairvoyant) and policy.needs_lengths:
+            policy.tell_lengths(gateway.output_tokens_of)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
     pool = Pool(world.profile, nodes)
     fleet = None
@@ -147,7 +157,7 @@ def simulate(
     else:
         env.run(until=world.horizon_s)
     gateway.close()
-    columns = _columns(gateway.attempts, world)
+    columns = attempt_columns(gateway.attempts, [w.entitlement for w in world.workloads], world.entitlements)
     gateway.attempts.clear()  # gateway and replicas know each other: a cycle must not keep a million attempts
     return Outcomes(
         columns=columns,
@@ -262,37 +272,3 @@ def _run_until_drained(
     if arrivals.left:
         env.process(look())
         env.run(until=drained)
-
-
-def _columns(attempts: list[Attempt], world: World) -> RequestColumns:
-    """Turn attempts into columns."""
-    n = len(attempts)
-
-    def column(name: str, dtype: type) -> NDArray[Any]:
-        return np.fromiter(map(attrgetter(name), attempts), dtype, n)
-
-    index = {e.name: i for i, e in enumerate(world.entitlements)}
-    entitlement = np.asarray([index[w.entitlement] for w in world.workloads])
-    outcome = column("outcome", np.int32)
-    return RequestColumns(
-        request_id=[a.request_id for a in attempts],
-        attempt=column("number", np.int32),
-        final=column("final", np.bool_),
-        entitlement=entitlement[column("workload", np.int64)],
-        entitlements=world.entitlements,
-        prompt_tokens=column("prompt_tokens", np.int64),
-        max_output_tokens=column("asked_tokens", np.int64),
-        output_tokens=column("delivered_tokens", np.int64),
-        cached_tokens=np.zeros(n, np.int64),
-        arrival_s=column("arrival_s", np.float64),
-        first_arrival_s=column("first_arrival_s", np.float64),
-        forwarded_s=column("forwarded_s", np.float64),
-        replica=column("replica", np.int32),
-        first_token_s=column("first_token_s", np.float64),
-        finish_s=column("finish_s", np.float64),
-        outcome=outcome,
-        reason=np.fromiter((_REASON[a.reason] for a in attempts), np.int32, n),
-        http_status=np.where(outcome == Outcome.FINISHED, 200, column("http_status", np.int32)),
-        retry_after_s=column("retry_after_s", np.float64),
-        preemptions=column("preemptions", np.int32),
-    )

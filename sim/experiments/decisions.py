@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from policies.api import Arrived, Event, Evict, Forward, Hold, Instruction, Refuse
+from policies.api import Arrived, Demote, Event, Evict, Forward, Hold, Instruction, Refuse
 from sim.columns import constant
 
 
@@ -59,6 +59,8 @@ def _row(step: Instruction) -> _Verdict | None:
     match step:
         case Forward(request_id, replica_id):
             return (request_id, "forward", None, None, None, replica_id)
+        case Demote(request_id):
+            return (request_id, "demote", None, None, None, None)
         case Hold(request_id, reason):
             return (request_id, "hold", reason.value, None, None, None)
         case Refuse(request_id, reason, _, _, needed, available):

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.node import replica_of
-from sim.cluster.replica import NEVER_S, Replica
+from sim.cluster.replica import Replica
+from sim.cluster.scheduler import NEVER_S
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
 

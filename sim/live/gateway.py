@@ -14,6 +14,7 @@ from policies.api import (
     Arrived,
     CallMeAt,
     Cancelled,
+    Demote,
     Event,
     Evict,
     Failed,
@@ -205,6 +206,10 @@ class AsyncGateway:
                 if instruction.request_id in self._requests:
                     self._upstream.abort(instruction.request_id)
                 self._tell(instruction)
+            elif isinstance(instruction, Demote):
+                demoted = self._requests.get(instruction.request_id)
+                if demoted is not None:
+                    self._requests[instruction.request_id] = demoted._replace(priority=instruction.priority)
             elif isinstance(instruction, CallMeAt):
                 self.call_at(instruction.at_s)
             elif isinstance(instruction, Scale) and lead and self._scale is not None:

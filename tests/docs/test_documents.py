@@ -40,15 +40,15 @@ def test_the_policy_of_contributing_passes_its_own_test() -> None:
         "from dataclasses import dataclass, field\nfrom typing import Literal\n"
         "from policies.api import ADMIT, Deny, Reason\nfrom policies.no_control import NoControlPolicy\n"
     )
-    module = types.ModuleType("policies.cap")
-    sys.modules["policies.cap"] = module
+    module = types.ModuleType("policies.at_most")
+    sys.modules["policies.at_most"] = module
     try:
         exec(compile("\n".join([header, parameters, policy]), "CONTRIBUTING.md", "exec"), module.__dict__)
         space: dict[str, object] = {}
         exec(compile(test, "CONTRIBUTING.md", "exec"), space)
         space["test_the_third_is_refused"]()  # type: ignore[operator]
     finally:
-        del sys.modules["policies.cap"]
+        del sys.modules["policies.at_most"]
 
 
 def test_links_lead_somewhere() -> None:

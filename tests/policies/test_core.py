@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 
 import pytest
 from parity.tiny_world import make_core
@@ -52,6 +52,7 @@ class OneAtATime(NoControlPolicy):
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float]] = []
+        self.held: dict[str, RequestView] = {}
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         if request.priority > 0 and not pool.in_flight:
@@ -60,8 +61,20 @@ class OneAtATime(NoControlPolicy):
             return Admit(tuple(pool.in_flight))
         return Queue(Reason.POOL_FULL) if pool.in_flight else ADMIT
 
-    def release(self, held: Mapping[str, RequestView], pool: PoolLedger, now_s: float) -> Iterable[str]:
-        return iter(held)
+    def on_held(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> None:
+        self.held[request.request_id] = request
+
+    def on_withdrawn(self, request_id: str, now_s: float) -> None:
+        del self.held[request_id]
+
+    def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
+        while self.held and pool.capacity.ready_replicas:
+            request_id, request = next(iter(self.held.items()))
+            verdict = self.decide(request, 1, pool, now_s)
+            if isinstance(verdict, Queue):
+                return
+            del self.held[request_id]
+            yield request_id, verdict
 
     def on_ended(self, flight, pool, now_s):  # type: ignore[no-untyped-def]
         assert flight.request.request_id not in pool.in_flight

@@ -1,0 +1,205 @@
+"""The books of one replica's batch: who runs, what each has computed, which blocks that takes, and when each ends.
+
+What makes a replica fast is here: as long as nobody joins or leaves, every iteration decodes the same batch, so ends
+are absolute iteration numbers in a heap, and the blocks that growing contexts take are counted by 16 counters (context
+length modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from itertools import count
+from typing import Generic, TypeVar
+
+from sim.cluster.discipline import Discipline
+from sim.cluster.engine_request import DECODE, ENDED, PREFILL, WAITING, EngineRequest
+from sim.cluster.kv_cache import KvCache, blocks_of
+from sim.cluster.leftovers import Leftovers
+
+R = TypeVar("R", bound=EngineRequest)
+
+
+class Batch(Generic[R]):
+    """The requests that hold a slot, and those that wait for one.
+
+    The layers above, `sim.cluster.scheduler.Scheduler` and `sim.cluster.replica.Replica`, decide who joins and when an
+    iteration ends; they inherit these books, because a replica is asked for them several times an event.
+    """
+
+    def __init__(
+        self,
+        *,
+        discipline: Discipline,
+        max_num_seqs: int,
+        kv_blocks: int,
+        block_tokens: int,
+        async_scheduling: bool,
+        prefix_caching: bool,
+    ) -> None:
+        self._discipline = discipline
+        self._block_tokens = block_tokens
+        self.max_num_seqs = max_num_seqs
+        self.kv = KvCache(kv_blocks, block_tokens)
+        self._async = async_scheduling
+        self._leftovers = Leftovers(kv_blocks, block_tokens) if prefix_caching else None
+        self.iterations = 0
+        self.waiting_count = 0
+        self.preemptions = 0
+        self._ticket = count()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Start with nobody inside."""
+        self._waiting = self._discipline.queue()
+        self._running: dict[R, None] = {}
+        self._partial: R | None = None
+        self._ends: list[tuple[int, int, R]] = []
+        self._decoding = 0
+        self._context_tokens = 0
+        # The iteration, or run of iterations, now under way.
+        self._busy = False
+        self._run = 0
+        self._chunks: list[tuple[R, int]] | None = None
+        self._paused: list[R] = []
+        # With async scheduling: what requests that ended still hold until the next plan is made.
+        self._lingering_slots = 0
+        self._lingering_blocks = 0
+
+    @property
+    def running_count(self) -> int:
+        """How many requests hold a slot."""
+        return len(self._running)
+
+    def _leave(self, request: R) -> int:
+        """Take a running request off the batch and free its blocks; returns its output tokens."""
+        del self._running[request]
+        if request.state == PREFILL:
+            if self._partial is request:
+                self._partial = None
+            self.kv.used_blocks -= blocks_of(request.computed_tokens, self._block_tokens)
+            return request.outputs
+        phase = request.base_iteration - request.target_tokens
+        computed_tokens = self.iterations - phase
+        kv, block_tokens = self.kv, self._block_tokens
+        self._decoding -= 1
+        self._context_tokens -= computed_tokens
+        kv.growing[phase % block_tokens] -= 1
+        kv.used_blocks += -computed_tokens // block_tokens  # less its blocks, rounded up
+        return request.outputs + self.iterations - request.base_iteration
+
+    def _decode_from_here(self, request: R) -> None:
+        """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
+        iterations = self.iterations
+        target_tokens = request.target_tokens
+        request.state = DECODE
+        request.base_iteration = iterations
+        request.ticket = ticket = next(self._ticket)
+        self._decoding += 1
+        self._context_tokens += target_tokens
+        self.kv.growing[(iterations - target_tokens) % self._block_tokens] += 1
+        heappush(self._ends, (iterations + request.output_tokens - request.outputs, ticket, request))
+
+    def _complete(self) -> list[R]:
+        """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
+        emitted = []
+        self._busy = False
+        run = self._run
+        chunks = self._chunks
+        kv = self.kv
+        if chunks is None:
+            kv.used_blocks += kv.growth(self.iterations, run)
+        used_blocks, slots = kv.used_blocks, len(self._running)
+        self._context_tokens += self._decoding * run
+        self.iterations = iterations = self.iterations + run
+        ends = self._ends
+        while ends and ends[0][0] <= iterations:
+            _, ticket, request = heappop(ends)
+            if request.ticket == ticket and request.state == DECODE:
+                self._leave(request)
+                request.outputs = request.output_tokens
+                request.state = ENDED
+                if not request.aborted:
+                    emitted.append(request)
+        if chunks:
+            for request, tokens in chunks:
+                request.computed_tokens += tokens
+                if request.computed_tokens < request.target_tokens:
+                    continue
+                request.outputs = outputs = request.outputs + 1
+                if outputs < request.output_tokens:
+                    self._decode_from_here(request)
+                else:
+                    self._leave(request)
+                    request.state = ENDED
+                if (outputs == 1 or outputs == request.output_tokens) and not request.aborted:
+                    emitted.append(request)
+            if self._partial is not None and self._partial.state != PREFILL:
+                self._partial = None
+        if self._async:
+            self._lingering_slots = slots - len(self._running)
+            self._lingering_blocks = used_blocks - kv.used_blocks
+            kv.used_blocks = used_blocks
+        elif self._leftovers is not None:
+            self._leftovers.freed(used_blocks - kv.used_blocks)
+        if self._paused:
+            for request in self._paused:
+                self._decode_from_here(request)
+            self._paused.clear()
+        return emitted
+
+    def _release(self) -> None:
+        """Free what lingers, now that the iteration it was not free for is planned."""
+        self.kv.used_blocks -= self._lingering_blocks
+        if self._leftovers is not None:
+            self._leftovers.freed(self._lingering_blocks)
+        self._lingering_slots = self._lingering_blocks = 0
+
+    def _forget_leftovers(self) -> None:
+        if self._leftovers is not None:
+            self._leftovers.clear(self.kv.total_blocks - self.kv.used_blocks)
+
+    def _drop(self, request: R) -> None:
+        if request.state == WAITING:
+            self.waiting_count -= 1  # the queue skips it when it comes to the front
+            if self._leftovers is not None:
+                self._leftovers.dropped(request)
+        elif request.state == ENDED:
+            return
+        else:
+            used_blocks = self.kv.used_blocks
+            request.outputs = self._leave(request)
+            if self._leftovers is not None:
+                self._leftovers.freed(used_blocks - self.kv.used_blocks)
+        request.state = ENDED
+
+    def _preempt(self, request: R, blocks_of_this_iteration: int) -> None:
+        kv = self.kv
+        used_blocks = kv.used_blocks
+        computed_tokens = request.computed_tokens
+        if request.state == DECODE:
+            computed_tokens = request.target_tokens + self.iterations - request.base_iteration
+        request.outputs = self._leave(request)
+        kv.used_blocks -= blocks_of_this_iteration
+        if self._leftovers is not None:
+            self._leftovers.preempted(request, computed_tokens, used_blocks - kv.used_blocks)
+        request.target_tokens = request.prompt_tokens + request.outputs
+        request.computed_tokens = 0
+        request.state = WAITING
+        request.preemptions += 1
+        self.preemptions += 1
+        self.waiting_count += 1
+        self._waiting.push_front(request)
+
+    def _pause(self, request: R) -> None:
+        """Leave a running request out of one iteration; it keeps its blocks and its place in the order."""
+        if request.state == PREFILL:
+            self._running[request] = self._running.pop(request)
+            return
+        computed_tokens = request.target_tokens + self.iterations - request.base_iteration
+        request.outputs = self._leave(request)
+        request.target_tokens = computed_tokens
+        request.base_iteration = self.iterations
+        request.ticket = -1
+        self._running[request] = None
+        self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
+        self._paused.append(request)

@@ -1,0 +1,214 @@
+"""What a replica computes in its next iteration: vLLM V1's scheduler.
+
+One iteration (vLLM 0.32.0, ``v1/core/sched/scheduler.py``):
+
+1. Running requests in the order they were admitted: one token for each that decodes, the next chunk for the one whose
+   prompt is not yet computed, under ``max_num_batched_tokens``. Where a KV block is missing, a running request is
+   preempted (first come, first served: the last-admitted one): it loses its blocks, returns to the queue and is later
+   recomputed, its output so far included.
+2. Unless someone was preempted, waiting requests in order while ``max_num_seqs``, the token budget and free blocks
+   allow. A request is admitted only if the whole of its prompt fits (``scheduler_reserve_full_isl``, on by default),
+   but takes blocks chunk by chunk.
+
+Who waits in which order and who is preempted is the `sim.cluster.discipline.Discipline`'s to say; how many prompt
+tokens an iteration may take, the `Batcher`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop
+from typing import Any, TypeVar
+
+from sim.cluster.batch import Batch
+from sim.cluster.discipline import Batcher, Discipline
+from sim.cluster.engine_request import DECODE, PREFILL, WAITING, EngineRequest
+from sim.cluster.kv_cache import blocks_of
+from sim.cluster.step_time import StepTime
+
+NEVER_S = float("inf")
+
+R = TypeVar("R", bound=EngineRequest)
+
+
+class Scheduler(Batch[R]):
+    """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
+
+    def __init__(
+        self,
+        *,
+        step_time: StepTime,
+        max_num_batched_tokens: int,
+        batcher: Batcher | None,
+        arm: Callable[[float], None],
+        discipline: Discipline,
+        max_num_seqs: int,
+        kv_blocks: int,
+        block_tokens: int,
+        async_scheduling: bool,
+        prefix_caching: bool,
+    ) -> None:
+        self._step = step_time
+        self._arm = arm
+        self._max_batched_tokens = max_num_batched_tokens
+        self._batcher = batcher
+        self._overtakes = discipline.overtakes
+        self.slowdown = 1.0
+        self.wake_s = NEVER_S
+        super().__init__(
+            discipline=discipline,
+            max_num_seqs=max_num_seqs,
+            kv_blocks=kv_blocks,
+            block_tokens=block_tokens,
+            async_scheduling=async_scheduling,
+            prefix_caching=prefix_caching,
+        )
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._inbox: deque[tuple[float, int, Any]] = deque()
+        self._run_start_s = 0.0
+        self._cut = True
+
+    def _schedule(self, now_s: float) -> bool:
+        """Begin the next iteration, or run of decode iterations; False where there is nothing to run."""
+        kv = self.kv
+        decoding = self._decoding
+        partial = self._partial
+        used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
+        total_blocks = kv.total_blocks
+        budget_tokens = self._max_batched_tokens - decoding
+        chunks: list[tuple[R, int]] = []
+        if self._batcher is not None and self.waiting_count + (partial is not None):
+            context_tokens = self._context_tokens + decoding
+            budget_tokens = self._batcher.prefill_tokens(budget_tokens, decoding, context_tokens, now_s)
+        if partial is not None and budget_tokens > 0:
+            tokens = min(partial.target_tokens - partial.computed_tokens, budget_tokens)
+            used_blocks += self._chunk_blocks(partial, tokens)
+            budget_tokens -= tokens
+            chunks.append((partial, tokens))
+        if used_blocks > total_blocks and self._running:
+            return self._schedule_short_of_blocks(now_s)
+        waiting = self._waiting
+        if waiting:
+            slots = self.max_num_seqs - len(self._running) - self._lingering_slots
+            block_tokens = self._block_tokens
+            while budget_tokens > 0 and slots > 0:
+                request = waiting.head()
+                if request is None:
+                    break
+                tokens = request.target_tokens
+                blocks = -(-tokens // block_tokens)
+                if used_blocks + blocks > total_blocks:
+                    break
+                waiting.pop()
+                self.waiting_count -= 1
+                found_tokens = 0
+                if request.preemptions and self._leftovers is not None:
+                    found_tokens = block_tokens * self._leftovers.find(request, tokens, total_blocks - used_blocks)
+                    tokens -= found_tokens
+                if tokens > budget_tokens:
+                    tokens = budget_tokens
+                    blocks = -(-(found_tokens + tokens) // block_tokens)
+                    self._partial = request
+                request.state = PREFILL
+                request.computed_tokens = found_tokens
+                self._running[request] = None
+                used_blocks += blocks
+                chunks.append((request, tokens))
+                budget_tokens -= tokens
+                slots -= 1
+        if chunks:
+            kv.used_blocks = used_blocks
+            self._begin_iteration(now_s, chunks)
+            return True
+        if decoding:
+            self._begin_decode_run(now_s)
+            return True
+        return False
+
+    def _chunk_blocks(self, request: R, tokens: int) -> int:
+        """Return the blocks that the next ``tokens`` of a prompt take."""
+        block_tokens = self._block_tokens
+        return blocks_of(request.computed_tokens + tokens, block_tokens) - blocks_of(
+            request.computed_tokens, block_tokens
+        )
+
+    def _begin_iteration(self, now_s: float, chunks: list[tuple[R, int]]) -> None:
+        """Begin a single iteration whose blocks are already taken."""
+        prefill_tokens = 0
+        pairs = 0.0
+        for request, tokens in chunks:
+            prefill_tokens += tokens
+            pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
+        decoding = self._decoding
+        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._context_tokens + decoding)
+        self._chunks = chunks
+        self._run = 1
+        self._cut = True
+        self._begin(now_s, duration_s)
+
+    def _begin_decode_run(self, now_s: float) -> None:
+        """Jump: run until the first request ends, or the blocks run out, or a message comes."""
+        ends = self._ends
+        while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
+            heappop(ends)
+        decoding = self._decoding
+        # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
+        soon = self._inbox or (self._lingering_slots and self.waiting_count)
+        run = 1 if soon else ends[0][0] - self.iterations
+        if self._batcher is not None and (self.waiting_count or self._partial is not None):
+            run = 1  # it may take prompts on any time
+        if run > 1:
+            run = self.kv.run_that_fits(self.iterations, run, decoding)
+        self._chunks = None
+        self._run = run
+        self._cut = run == 1
+        self._begin(now_s, self._step.decode_run_s(decoding, self._context_tokens + decoding, run))
+
+    def _begin(self, now_s: float, duration_s: float) -> None:
+        self._busy = True
+        self._run_start_s = now_s
+        self.wake_s = wake_s = now_s + duration_s * self.slowdown
+        self._arm(wake_s)
+
+    def _schedule_short_of_blocks(self, now_s: float) -> bool:
+        """Walk the running requests as vLLM does, preempting until each has its block."""
+        kv = self.kv
+        order = list(self._running)
+        budget_tokens = self._max_batched_tokens
+        taken: dict[R, tuple[int, int]] = {}  # tokens and new blocks of what is scheduled
+        i = 0
+        while i < len(order):
+            request = order[i]
+            if request.state == DECODE:
+                computed_tokens = request.target_tokens + self.iterations - request.base_iteration
+                tokens = 1
+                blocks = 1 if computed_tokens % self._block_tokens == 0 else 0
+            else:
+                tokens = min(request.target_tokens - request.computed_tokens, budget_tokens)
+                blocks = self._chunk_blocks(request, tokens)
+            while kv.used_blocks + blocks > kv.total_blocks:
+                at = self._discipline.victim(order)
+                victim = order.pop(at)
+                if at < i:
+                    i -= 1
+                victim_tokens, victim_blocks = taken.pop(victim, (0, 0))
+                budget_tokens += victim_tokens
+                self._preempt(victim, victim_blocks)
+                if victim is request:
+                    break
+            if request.state == WAITING:
+                break  # it gave way itself: vLLM schedules nobody after it in this iteration
+            kv.used_blocks += blocks
+            budget_tokens -= tokens
+            taken[request] = (tokens, blocks)
+            i += 1
+        if not taken:
+            return self._schedule(now_s)
+        chunks = [(r, tokens) for r, (tokens, _) in taken.items() if r.state == PREFILL]
+        for request in order[i:]:
+            self._pause(request)
+        self._begin_iteration(now_s, chunks)
+        return True
