@@ -1,8 +1,8 @@
 """A replica whose prompts are computed on some engines and whose outputs are decoded on others.
 
-A request is prefilled on the engine that owes the fewest prompt tokens and gets its first token there; its KV cache then
-crosses a link, and it decodes on the engine that has the fewest requests. So prompts delay nobody's decoding, at the
-price of the transfer and of GPUs that do one thing only (DistServe, Splitwise).
+A request is prefilled on the engine that owes the fewest prompt tokens and gets its first token there. Its KV cache
+then crosses a link, and it decodes on the engine that has the fewest requests. So prompts delay nobody's decoding, at
+the price of the transfer and of GPUs that do one thing only (DistServe, Splitwise).
 
 Each prefill engine sends one KV cache at a time: ``latency_s`` plus its bytes over ``kv_bytes_per_s``. Its blocks there
 are free when the first token is out. What has crossed waits at its decode engine for a slot and blocks like any other
@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sim.cluster.engine_request import DECODE, ENDED, PREFILL, WAITING, EngineRequest
-from sim.cluster.replica import NEVER_S, Listener, Replica
+from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
+from sim.cluster.kv_cache import blocks_of
+from sim.cluster.replica import Listener, Replica
+from sim.cluster.waiting import TransferQueue
 
 R = TypeVar("R", bound=EngineRequest)
 Arm = Callable[[float], None]
@@ -45,7 +47,34 @@ class Prefill(EngineRequest, Generic[R]):
 
     def __init__(self, request: R) -> None:
         super().__init__(request.prompt_tokens, 1, request.priority)
+        self.due_s = request.due_s
         self.request = request
+
+
+class DecodeReplica(Replica[R]):
+    """An engine that takes on requests whose prompts were computed elsewhere."""
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._waiting = self._arriving = TransferQueue[R]()
+
+    def _schedule(self, now_s: float) -> bool:
+        """Let those join whose KV cache is here, then go on as every engine does."""
+        queue = self._arriving
+        kv, block_tokens = self.kv, self._block_tokens
+        while (request := queue.arrived()) is not None:
+            # It decodes in this very iteration, and may take a block more for that.
+            needed = kv.used_blocks + kv.growing[self.iterations % block_tokens]
+            needed += blocks_of(request.target_tokens + 1, block_tokens)
+            if len(self._running) + self._lingering_slots >= self.max_num_seqs or needed > kv.total_blocks:
+                break
+            queue.pop()
+            self.waiting_count -= 1
+            request.transferred = False
+            self._running[request] = None
+            kv.used_blocks += blocks_of(request.target_tokens, block_tokens)
+            self._decode_from_here(request)
+        return super()._schedule(now_s)
 
 
 class DisaggregatedReplica(Generic[R]):
@@ -98,7 +127,7 @@ class DisaggregatedReplica(Generic[R]):
     # ---------------------------------------------------------------------------------------------------------- ask
 
     @property
-    def engines(self) -> Sequence[Replica[Prefill[R]] | Replica[R]]:
+    def engines(self) -> Sequence[Replica[Any]]:
         """All engines, those that prefill first."""
         return [*self._prefill, *self._decode]
 
@@ -164,7 +193,7 @@ class DisaggregatedReplica(Generic[R]):
             del self._crossing[request]  # what arrives of it is thrown away
             request.aborted, request.state = True, ENDED
         elif request in self._at:
-            self._decode[self._at[request]].abort(request, now_s)
+            self._decode[self._at.pop(request)].abort(request, now_s)
         self._rearm()
 
     def set_slots(self, slots: int, now_s: float) -> None:
@@ -213,7 +242,7 @@ class DisaggregatedReplica(Generic[R]):
         self._turn(self._decode, len(self._prefill), now_s)
         self._rearm()
 
-    def _turn(self, engines: Sequence[Replica[Prefill[R]]] | Sequence[Replica[R]], first: int, now_s: float) -> None:
+    def _turn(self, engines: Sequence[Replica[Any]], first: int, now_s: float) -> None:
         for index, engine in enumerate(engines, first):
             if self._wakes[index] <= now_s:
                 self._wakes[index] = NEVER_S
@@ -221,12 +250,15 @@ class DisaggregatedReplica(Generic[R]):
 
     def _settle(self, request: R, now_s: float) -> None:
         """Let a request whose KV cache has crossed wait for its decode engine."""
-        engines = self._decode
-        index = min(range(len(engines)), key=lambda i: (engines[i].running_count + engines[i].waiting_count, i))
+        def load(index: int) -> tuple[bool, int, int]:
+            engine = self._decode[index]
+            return (engine.max_num_seqs == 0, engine.running_count + engine.waiting_count, index)
+
+        index = min(range(len(self._decode)), key=load)
         self._at[request] = index
         request.state = WAITING
         request.transferred = True
-        engines[index].submit(request, now_s)
+        self._decode[index].submit(request, now_s)
 
     def _rearm(self) -> None:
         at_s = min(self._wakes)
@@ -271,6 +303,7 @@ class _PrefillListener(Generic[R]):
         """Wait for `on_finish`, which comes at the same instant."""
 
     def on_finish(self, request: Prefill[R], now_s: float) -> None:
+        """Send the KV cache on its way."""
         self._replica.prefilled(request, self._index, now_s)
 
 
@@ -279,7 +312,8 @@ class _DecodeListener(Generic[R]):
         self._replica = replica
 
     def on_first_token(self, request: R, now_s: float) -> None:
-        """It came from a prefill engine."""
+        """Hear nothing new: it came from a prefill engine."""
 
     def on_finish(self, request: R, now_s: float) -> None:
+        """Pass it on."""
         self._replica.finished(request, now_s)
