@@ -190,11 +190,27 @@ class CapacityChanged(NamedTuple):
     ready_replicas: tuple[int, ...]
 
 
+class Adopted(NamedTuple):
+    """A request that runs already and these books do not hold: it began while they were out of reach, or under others.
+
+    ``prompt_credited`` and ``output_tokens`` say what of its work other books have counted.
+    """
+
+    request: RequestView
+    replica_id: int
+    max_output_tokens: int
+    forwarded_s: float
+    prompt_credited: bool = False
+    output_tokens: int = 0
+
+
 class Tick(NamedTuple):
     """The time asked for by ``CallMeAt`` has come."""
 
 
-Event = Arrived | FirstToken | Progress | Finished | Failed | Cancelled | ReplicaReport | CapacityChanged | Tick
+Event = (
+    Arrived | FirstToken | Progress | Finished | Failed | Cancelled | ReplicaReport | CapacityChanged | Adopted | Tick
+)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Instructions: what the core tells the world

@@ -15,6 +15,7 @@ from policies.api import (
     ADMIT,
     AdmissionPolicy,
     Admit,
+    Adopted,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -135,7 +136,7 @@ class GatewayCore:
         self._handlers: dict[type, Callable[[Any, float], Sequence[Instruction]]] = {
             Arrived: self._arrived, FirstToken: self._first_token, Progress: self._progress, Finished: self._finished,
             Failed: self._failed, Cancelled: self._broken_off, ReplicaReport: self._report,
-            CapacityChanged: self._capacity_changed, Tick: self._tick,
+            CapacityChanged: self._capacity_changed, Adopted: self._adopted, Tick: self._tick,
         }
 
     def start(self, now_s: float) -> Sequence[Instruction]:
@@ -212,6 +213,27 @@ class GatewayCore:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
 
+    def _adopted(self, event: Adopted, now_s: float) -> Sequence[Instruction]:
+        """Book what runs already. Nobody is asked, since it cannot be refused any more; it can be evicted later."""
+        request, replica_id, max_output_tokens, forwarded_s, prompt_credited, output_tokens = event
+        request_id = request.request_id
+        if request_id in self._flights:
+            self.late_events += 1
+            return ()
+        ledger = self._ledgers.get(request.entitlement)
+        if ledger is None:
+            raise KeyError(f"request {request_id} names entitlement {request.entitlement!r}, which this pool lacks")
+        if self._held.pop(request_id, None) is not None and self._queueing is not None:
+            self._queueing.on_withdrawn(request_id, now_s)
+        if replica_id not in self._replica:
+            self._know(replica_id, ready=False)
+        flight = InFlight(
+            request, ledger, replica_id, forwarded_s, max_output_tokens, request.prompt_tokens + max_output_tokens,
+            prompt_credited, output_tokens,
+        )
+        self._book(flight, now_s)
+        return ()
+
     def _unservable(
         self, request: RequestView, ledger: EntitlementLedger, reserved_tokens: int, now_s: float
     ) -> Refuse:
@@ -265,15 +287,19 @@ class GatewayCore:
         flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
         if only_at is not None:
             flight.only_at = only_at
-        self._flights[request_id] = flight
+        self._book(flight, now_s)
+        return _new(Forward, (request_id, replica_id, max_output_tokens))
+
+    def _book(self, flight: InFlight, now_s: float) -> None:
+        ledger, reserved_tokens = flight.ledger, flight.reserved_tokens
+        self._flights[flight.request.request_id] = flight
         ledger.in_flight += 1
         ledger.admitted += 1
         ledger.reserved_tokens += reserved_tokens
-        replica = self._replica[replica_id]
+        replica = self._replica[flight.replica_id]
         replica.in_flight += 1
         replica.outstanding_tokens += reserved_tokens
         self._on_admitted(flight, self.pool, now_s)
-        return _new(Forward, (request_id, replica_id, max_output_tokens))
 
     def _evict(self, request_id: str, now_s: float) -> Evict:
         flight = self._flights.pop(request_id, None)
@@ -419,9 +445,7 @@ class GatewayCore:
     def _capacity_changed(self, event: CapacityChanged, now_s: float) -> Sequence[Instruction]:
         for replica_id in event.ready_replicas:
             if replica_id not in self._replica:
-                self._replica[replica_id] = ReplicaLedger(replica_id)
-                self._replicas.append(self._replica[replica_id])
-        self._replicas.sort(key=lambda replica: replica.replica_id)
+                self._know(replica_id, ready=True)
         for replica in self._replicas:
             replica.ready = replica.replica_id in event.ready_replicas
         self._ready = sum(replica.ready for replica in self._replicas)
@@ -432,6 +456,12 @@ class GatewayCore:
         if self._held:
             instructions += self._release(now_s)
         return tuple(instructions)
+
+    def _know(self, replica_id: int, *, ready: bool) -> None:
+        """Open a book for a replica that is new."""
+        self._replica[replica_id] = ReplicaLedger(replica_id, ready)
+        self._replicas.append(self._replica[replica_id])
+        self._replicas.sort(key=lambda replica: replica.replica_id)
 
     def _tick(self, event: Tick, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
         """Do what is due. A tick that comes early finds nothing due, and asks for the rest of the time."""

@@ -156,8 +156,6 @@ class Pool(Strict):
     def _fits(self) -> Pool:
         check_unique("entitlements", [one.name for one in self.entitlements])
         check_scaler("autoscaler", self.autoscaler, self.replicas)
-        if self.gateways > 1 and self.autoscaler.kind != "none":
-            raise MisfitError("gateways", f"{self.gateways} beside an autoscaler, which sees one", "give 1 gateway")
         if self.share_every_s is not None and self.gateways == 1:
             raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
         if self.oversubscribed:

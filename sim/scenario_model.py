@@ -9,7 +9,7 @@ import math
 from random import Random
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from policies.registry import POLICIES, SCALERS
 from sim.params import MisfitError, OneOf, Strict, named
@@ -159,6 +159,11 @@ class Phase(Strict):
         return self
 
 
+def _warmup_shape(value: object) -> str:
+    """Text names a rule; but for text that begins as a number does, such as "60 s"."""
+    return "rule" if isinstance(value, str) and not value.lstrip(" +-.")[:1].isdigit() else "seconds"
+
+
 class Scenario(Strict):
     """One experiment: a pool, who asks it for what, what happens to it, and the policies to compare."""
 
@@ -168,7 +173,12 @@ class Scenario(Strict):
     seed: int = Field(default=0, ge=0, description="give a whole number, e.g. 7")
     # Left out, the run ends with its last request.
     horizon_s: float | None = Field(default=None, gt=0, description="give simulated seconds, e.g. 600")
-    warmup_s: Seconds = Field(default=0.0, description="give the seconds to leave out of the summary, e.g. 60")
+    warmup_s: Annotated[
+        Annotated[Seconds, Tag("seconds")] | Annotated[Literal["mser-5"], Tag("rule")], Discriminator(_warmup_shape)
+    ] = Field(
+        default=0.0,
+        description="give the seconds to leave out of the summary, e.g. 60, or mser-5 to have them found in the data",
+    )
     replications: int = Field(
         default=1, gt=0, le=100_000, description="give how often to repeat with other draws, e.g. 5"
     )
@@ -198,7 +208,7 @@ class Scenario(Strict):
                         f"missing, although workload[{index}] ({workload.name}) never ends",
                         "give simulated seconds, e.g. 600, or that workload requests or until_s",
                     )
-        elif self.warmup_s >= self.horizon_s:
+        elif not isinstance(self.warmup_s, str) and self.warmup_s >= self.horizon_s:
             raise MisfitError(
                 "warmup_s",
                 f"{self.warmup_s:g} leaves nothing of the horizon of {self.horizon_s:g} s",
@@ -233,6 +243,12 @@ class Scenario(Strict):
         if scaler.kind != "none" and any(event.capacity is not None for event in self.events):
             raise MisfitError(
                 "events", "set the capacity of a pool that is autoscaled", "let replicas fail instead, or scale nothing"
+            )
+        if scaler.kind != "none" and self.pool.gateways > 1 and self.pool.share_every_s is None:
+            raise MisfitError(
+                "pool.share_every_s",
+                f"not given for {self.pool.gateways} gateways beside an autoscaler, which would see one alone",
+                "give the seconds between two exchanges, e.g. 1.0",
             )
         entitlements_ = [one.spec() for one in self.pool.entitlements]
         try:

@@ -252,12 +252,15 @@ class TokenPoolPolicy:
             self._idle_tokens += idle_tokens - account.idle_tokens
             account.idle_tokens = idle_tokens
 
-    def on_shared(self, worked_tokens: Mapping[str, int], now_s: float) -> None:
-        """Charge what other gateways' requests used to the buckets here."""
+    def on_shared(self, worked_tokens: Mapping[str, int], pool: PoolLedger, now_s: float) -> None:
+        """Charge what other gateways' requests used to the buckets here, and count who is idle and in flight anew."""
         for name, used_tokens in worked_tokens.items():
-            bucket = self._accounts[name].bucket
-            if bucket is not None and used_tokens:
-                bucket.reserve(used_tokens, now_s)
+            account = self._accounts[name]
+            if account.bucket is not None and used_tokens:
+                account.bucket.reserve(used_tokens, now_s)
+            if account.spec.service_class is ServiceClass.DEDICATED:
+                self._count_idle(account, pool.entitlements[name])
+        self._floor.reweighed(self._accounts.values(), pool)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""

@@ -66,6 +66,14 @@ class Pool:
             self._profile, len(up), sum(self._slots[i] for i in up), sum(self._kv_blocks[i] for i in up)
         )
 
+    def ready(self) -> tuple[int, ...]:
+        """Return which replicas take requests: those that are up, and have slots and KV blocks unless none has both.
+
+        Where totals are spread, a replica may be left nothing; what is sent there would wait while others are idle.
+        """
+        up = [node.replica_id for node in self._nodes if node.up]
+        return tuple([i for i in up if self._slots[i] and self._kv_blocks[i]] or up)
+
 
 def provisioned(profile: Profile, replicas: int) -> PoolCapacity:
     """Return the capacity of a pool in full health."""
@@ -111,4 +119,4 @@ def apply_events(
         if event.slow is not None:
             nodes[event.slow].replica.set_slowdown(event.factor, env.now)
             continue
-        gateway.capacity_changed(pool.capacity())
+        gateway.capacity_changed(pool.capacity(), pool.ready())

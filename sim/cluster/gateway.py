@@ -273,9 +273,9 @@ class SimulatedGateway:
             self._end(attempt, Outcome.FAILED, now_s)
         self._carry_out(instructions, now_s)
 
-    def capacity_changed(self, capacity: PoolCapacity) -> None:
-        """Let the core know what the pool has now, in its time."""
-        self._in_time(CapacityChanged(capacity, tuple(n.replica_id for n in self._nodes if n.up)))
+    def capacity_changed(self, capacity: PoolCapacity, ready_replicas: tuple[int, ...]) -> None:
+        """Let the core know what the pool has now and which replicas take requests, in its time."""
+        self._in_time(CapacityChanged(capacity, ready_replicas))
 
     def _in_time(self, event: Event) -> None:
         if self._notice_s:

@@ -136,7 +136,7 @@ def simulate(
     if world.scaler is not None:
         fleet = Fleet(
             env, nodes, world.replicas, world.life,
-            on_change=lambda: gateway.capacity_changed(pool.capacity()), on_cut=gateway.fail,
+            on_change=lambda: gateway.capacity_changed(pool.capacity(), pool.ready()), on_cut=gateway.fail,
         )  # fmt: skip
         gateway.when_scaled(fleet.scale)
     # Events at the same instant act in the order of these lines: the pool changes before demand meets it.

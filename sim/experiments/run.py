@@ -18,11 +18,12 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
-from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, summarise
+from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
+from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
+from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.decisions import decisions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
@@ -79,9 +80,8 @@ def run_scenario(
     decisions = join_tables([r.decisions for r in results if r.decisions is not None]) if any(
         r.decisions is not None for r in results
     ) else None
-    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
-    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    manifest = {
+    summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
+    manifest: dict[str, Any] = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
         "seed": scenario.seed,
@@ -91,6 +91,7 @@ def run_scenario(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
+        **cuts_in_words(cuts),
         "cells": [r.stats for r in results],
     }
     if out is not None:
@@ -112,6 +113,9 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     requests = requests_table(outcomes.columns, **labels)
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
+    # A rule's cut comes later: under one, promises count from the start.
+    promised_from_s = 0.0 if isinstance(scenario.warmup_s, str) else scenario.warmup_s
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=promised_from_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
@@ -119,7 +123,8 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "iterations": outcomes.iterations,
         "preemptions": outcomes.preemptions,
         "lost_tokens": lost_tokens(outcomes.columns),
-        "violation": violations(outcomes.columns, outcomes.end_s),
+        "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
+        "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
@@ -175,8 +180,13 @@ def world_of(cell: Cell) -> World:
         default_max_output_tokens=pool.default_max_output_tokens,
         timeline_interval_s=scenario.timeline_interval_s,
         scrape_interval_s=pool.scrape_interval_s,
-        chances=[_chance(scenario.seed, cell.replication, f"{w.name}/client") for w in scenario.workload],
+        chances=client_chances(scenario, cell.replication),
     )
+
+
+def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
+    """Return, of each workload, what its clients' jitter is drawn from."""
+    return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
 
 
 def _chance(seed: int, replication: int, name: str) -> random.Random:

@@ -18,6 +18,7 @@ from parity.tiny_world import Ask, TinyWorld, make_core
 import policies
 from policies import snapshot
 from policies.api import (
+    Adopted,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -107,6 +108,15 @@ class Auditor:
             self._send(CapacityChanged(PoolCapacity(len(ready), 3 * len(ready), 100.0, 20_000.0), ready))
         elif known:
             self._about(what, known[which % len(known)], amount)
+        self.audit()
+
+    def adopt(self, which: int, credited: bool) -> None:
+        name = f"r{len(self.offered)}"
+        self.offered.append(name)
+        request = RequestView(name, SPECS[which].name, "t", 1 + which, None)
+        self.flying[name] = 0
+        self.admitted += 1
+        self._send(Adopted(request, which, 50, self.now_s - 1, credited, 3 if credited else 0))
         self.audit()
 
     def end(self, order: random.Random) -> None:
@@ -204,6 +214,25 @@ def test_books_balance_on_every_path_and_close_at_nothing(params: Any, steps: li
         if spec.until_s > auditor.now_s:
             auditor.step("arrive", which, 10)
             assert isinstance(auditor.said[-1], Forward), spec.name
+
+
+@every_policy
+@settings(max_examples=25, deadline=None)
+@given(steps=steps, adopted=st.lists(st.tuples(st.integers(0, 79), st.integers(0, 4), st.booleans()), max_size=8))
+def test_what_runs_already_is_booked_unasked_and_leaves_nothing_behind(
+    params: Any, steps: list[Any], adopted: list[tuple[int, int, bool]]
+) -> None:
+    auditor = Auditor(pool(params))
+    for number, step in enumerate(steps):
+        for position, which, credited in adopted:
+            if position == number:
+                auditor.adopt(which, credited)
+        auditor.step(*step)
+    auditor.end(random.Random(1))
+    assert not auditor.core.pool.in_flight
+    for book in auditor.core.pool.entitlements.values():
+        assert (book.in_flight, book.reserved_tokens) == (0, 0)
+    assert all((book.in_flight, book.outstanding_tokens) == (0, 0) for book in auditor.core.pool.replicas)
 
 
 @every_policy

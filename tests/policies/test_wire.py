@@ -19,7 +19,10 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and hasattr(hint, "_fields"):
         hints = typing.get_type_hints(hint)
         return st.tuples(*(values_of(hints[name]) for name in hint._fields)).map(hint._make)
-    plain = {str: st.text(max_size=12), int: st.integers(), float: NUMBERS, Reason: st.sampled_from(Reason)}
+    plain = {
+        str: st.text(max_size=12), int: st.integers(), float: NUMBERS, bool: st.booleans(),
+        Reason: st.sampled_from(Reason),
+    }  # fmt: skip
     if hint in plain:
         return plain[hint]  # type: ignore[index]
     arguments = typing.get_args(hint)

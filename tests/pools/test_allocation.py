@@ -11,12 +11,14 @@ from policies.token_pool.allocation import (
     UNLIMITED,
     ZERO,
     Claim,
+    Grant,
     Vector,
     allocate,
     baseline_vector,
     capacity_vector,
     vector,
 )
+from policies.token_pool.limits import whole_slots
 
 D, G, E, S, P = ServiceClass
 BURSTING = (D, G, E)
@@ -261,6 +263,43 @@ def test_a_resource_nobody_is_short_of_limits_nobody() -> None:
     grants = allocate(pool, (1000.0, 100.0, 10.0))
     assert [grant.granted[1] for grant in grants] == pytest.approx([70, 30])
     assert grants[0].limit[0] > 900
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, capacities)
+def test_whole_slots_never_sum_to_more_than_there_is(pool: list[Claim], capacity: Vector) -> None:
+    capacity = (capacity[0], capacity[1], math.floor(capacity[2]) + 1.0)
+    grants = allocate(pool, capacity)
+    whole = whole_slots(pool, grants, capacity[2])
+    for claim, grant, most in zip(pool, grants, whole, strict=True):
+        assert abs(most - grant.limit[2]) < 1
+        assert most == math.floor(most)
+        if claim.service_class in (D, G):
+            assert most >= grant.limit[2] - SLACK
+        elif grant.limit[2] > SLACK:
+            assert most >= 1
+    # Those who are short of slots cannot go beyond the pool together; but who has less than one has one.
+    if protected_fit(pool, capacity):
+        total = 0.0
+        for claim, grant, most in zip(pool, grants, whole, strict=True):
+            amount = used(claim, grant.share)[2]
+            short = grant.limit[2] <= grant.granted[2] + 1e-12 and amount >= 1 and claim.service_class not in (D, G)
+            total += most if short else math.floor(amount)
+        assert total <= capacity[2] + SLACK
+
+
+def test_a_part_of_a_slot_goes_to_the_class_then_the_baseline_then_the_weight() -> None:
+    pool = [
+        Claim(S, 1.0, ZERO, UNLIMITED, slots(9)), Claim(E, 20.0, held(5), UNLIMITED, slots(12)),
+        Claim(E, 90.0, held(5), UNLIMITED, slots(9)), Claim(E, 1.0, held(9), UNLIMITED, slots(9)),
+    ]  # fmt: skip
+    grants = [Grant(0.5, slots(amount), slots(amount)) for amount in (1.5, 5.5, 6.5, 2.5)]  # 14 whole ones, 4 halves
+    assert whole_slots(pool, grants, 14.0) == [1, 5, 6, 2]
+    assert whole_slots(pool, grants, 15.0) == [1, 5, 6, 3]
+    assert whole_slots(pool, grants, 16.0) == [1, 5, 7, 3]
+    assert whole_slots(pool, grants, 17.5) == [1, 6, 7, 3]
+    assert whole_slots(pool, grants, 18.0) == whole_slots(pool, grants, math.inf) == [2, 6, 7, 3]
+    assert whole_slots(pool[:1], [Grant(0.1, slots(0.4), slots(0.4))], 0.0) == [1]
 
 
 def test_resources_as_numbers() -> None:
