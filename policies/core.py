@@ -58,6 +58,9 @@ from policies.api import (
 NO_CAPACITY_RETRY_S = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
 
+Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
+"""As `policies.api.AdmissionPolicy.decide`."""
+
 _NEVER_S = float("inf")
 _BOUND = EntitlementState.BOUND
 
@@ -111,7 +114,8 @@ class GatewayCore:
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
-        self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
+        self._decide: Decide = policy.decide
+        self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
@@ -171,6 +175,10 @@ class GatewayCore:
         ValueError : a request with this id is in flight or held already.
         """
         return self._handlers[type(event)](event, now_s)
+
+    def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
+        self._decide = wrap(self._decide)
 
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""

@@ -34,6 +34,7 @@ from policies.api import (
     Tick,
 )
 from policies.core import GatewayCore
+from policies.shadow import ShadowedCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
 from sim.cluster.gateways import Gateways
@@ -67,7 +68,7 @@ class SimulatedGateway:
     def __init__(
         self,
         env: Clock,
-        core: GatewayCore | Gateways,
+        core: GatewayCore | Gateways | ShadowedCore,
         workloads: Sequence[WorkloadSpec],
         tenants: Sequence[str],
         *,

@@ -19,6 +19,7 @@ class LiveAttempt:
     forwarded_s : when it was due, for those that were let in: a client cannot see more.
     lag_s : how long after ``arrival_s`` the request was written, less the time that a new connection took.
     connect_s : that time; 0 where a connection was open.
+    token_s : when each event with output came, where somebody wants to know.
     """
 
     request_id: str
@@ -44,3 +45,4 @@ class LiveAttempt:
     lag_s: float = NEVER_S
     connect_s: float = 0.0
     error: str = ""
+    token_s: list[float] | None = None
