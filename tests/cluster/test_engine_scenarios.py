@@ -48,7 +48,7 @@ def test_engines_that_only_decode_are_not_held_up_and_a_slow_link_is_a_bottlenec
     ("changes", "said"),
     [
         (["pool.profile.scheduling=fair-batching", "pool.profile.tpot_slo_s=null"], "tpot_slo_s: missing"),
-        (["pool.profile.scheduling=flow-prefill", "pool.profile.async_scheduling=true"], "async_scheduling: set beside"),
+        (["pool.profile.scheduling=flow-prefill", "pool.profile.async_scheduling=true"], "async_scheduling: set"),
         (["pool.profile.scheduling=flow-prefil"], "should be 'fcfs'.*'flow-prefill'"),
         (
             ["pool.profile.disaggregated={prefill_engines: 1, decode_engines: 0, kv_bytes_per_s: 1.0e9}"],
