@@ -25,6 +25,7 @@ from sim.analysis.cautions import cautions
 from sim.analysis.findings import findings
 from sim.analysis.report_data import SHOWN, plot_data
 from sim.analysis.study import Study
+from sim.analysis.warm_up import in_words
 from sim.errors import RunError
 
 COMPARED = ("ttft_p99_s", "ttft_p50_s", "tpot_mean_s", "e2e_p99_s", "slo_attainment", "goodput_per_s", "refused_share")
@@ -107,7 +108,7 @@ def _facts(study: Study) -> str:
         "runs": str(len(cells)),
         "varied": ", ".join(study.varied) or "nothing",
         "simulated": "to the last request" if horizon is None else f"{horizon:g} s",
-        "warm-up cut": f"{scenario['warmup_s']:g} s",
+        "warm-up cut": in_words(study.manifest),
         "seed": str(study.manifest.get("seed")),
     }
     return "".join(f"<div><dt>{key}</dt><dd>{html.escape(value)}</dd></div>" for key, value in facts.items())
