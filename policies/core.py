@@ -392,7 +392,7 @@ class GatewayCore:
 
     def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
-        if flight is not None and self._retry_failed:
+        if flight is not None and self._retry_failed and not event.final:
             elsewhere = self._send_elsewhere(flight, event.output_tokens)
             if elsewhere is not None:
                 return (elsewhere,)

@@ -127,7 +127,7 @@ class Relay:
                 exchange.outcome, exchange.reason = Ended.FAILED, Reason.REPLICA_FAILED
                 if exchange.started:
                     exchange.arrived = False
-                self._gateway.send(Failed(exchange.request_id, exchange.output_tokens))
+                self._gateway.send(Failed(exchange.request_id, exchange.output_tokens, exchange.started))
                 if exchange.started:
                     return
             else:

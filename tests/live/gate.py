@@ -73,6 +73,7 @@ class Gate:
     service: Service
     loop: asyncio.AbstractEventLoop
     port: int
+    server: Any = None
     logs: list[RequestLog] = field(default_factory=list)
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
 
@@ -184,6 +185,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
             found.append(gate)
             server = gate.service.server()
             servers.append(server)
+            gate.server = server
 
             async def tell() -> None:
                 while not server.started:
