@@ -39,14 +39,24 @@
   function layout(more) {
     const base = {
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13 },
-      margin: { l: narrow() ? 45 : 60, r: 12, t: 32, b: 50 }, hovermode: "closest", autosize: true,
+      margin: { l: narrow() ? 45 : 60, r: 28, t: 32, b: 50 }, hovermode: "closest", autosize: true,
       legend: { orientation: "h", y: -0.28, x: 0, traceorder: "normal" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     };
     return { ...base, ...more };
   }
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "sendDataToCloud"] };
+  // Without showSendToCloud: false there would be a button that uploads the numbers.
+  const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   const axis = (title, more) => ({ title: { text: title }, gridcolor: "#e8eaed", zerolinecolor: "#c9cdd2", automargin: true, ...more });
-  const draw = (id, traces, shape) => Plotly.react(id, traces, layout(shape), { ...CONFIG, displayModeBar: narrow() ? false : "hover" });
+  const drawn = new Set();
+  const draw = (id, traces, shape) => {
+    drawn.add(id);
+    Plotly.react(id, traces, layout(shape), { ...CONFIG, displayModeBar: narrow() ? false : "hover" });
+  };
+
+  // Plots have the width of the screen; on paper they would run off its edge.
+  const PAPER_PX = 680;
+  addEventListener("beforeprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: false, width: PAPER_PX })));
+  addEventListener("afterprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: true, width: null })));
 
   function errors(points) {
     const known = points.some((p) => p[1] !== null);
