@@ -40,6 +40,7 @@ _HEADS = {
     "effect_size": "effect size", "p_value": "p", "refused_share_of_both": "refused (baseline, this)",
     "violation": "violated",
 }  # fmt: skip
+_PRINTED = 100  # rows of a table that go to paper; report.css has the same number
 _LONG = 16  # characters, beyond which a text may break in print
 _SHARES = {"slo_attainment", "violation", "refused_share", "relative", "relative_ci_low", "relative_ci_high"}
 
@@ -172,8 +173,11 @@ def table(frame: pd.DataFrame, name: str) -> str:
     for row in frame.itertuples(index=False, name=None):
         cells = "".join(_cell(column, value) for column, value in zip(frame.columns, row, strict=True))
         rows.append(f"<tr>{cells}</tr>")
+    many = len(rows) > _PRINTED
+    note = f"<p class='note paper'>The first {_PRINTED} of {len(rows)} rows, as sorted on the screen.</p>" * many
     return (
-        f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table id='table-{name}' class=sortable>"
+        f"{note}<div class=scroll tabindex=0 role=region aria-label='{name}'>"
+        f"<table id='table-{name}' class='sortable{' many' * many}'>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from analysis.browser import CHROMIUM, Tab, browser
 from experiments.small import RATE, scenario
 
-from sim.analysis.report import report_html, write_report
+from sim.analysis.report import report_html, table, write_report
 from sim.analysis.study import Study
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
@@ -59,6 +60,13 @@ def test_findings_come_before_plots_and_tables(study: Study) -> None:
 def test_every_number_of_the_summary_is_in_the_page(study: Study) -> None:
     text = report_html(study)
     assert len(re.findall(r"<tr>", text.split("id='table-summary'")[1].split("</table>")[0])) == len(study.summary) + 1
+
+
+def test_a_long_table_goes_to_paper_in_part(study: Study) -> None:
+    text = report_html(study)
+    assert "rows, as sorted on the screen" not in text
+    assert table(pd.DataFrame({"a": range(101)}), "x").startswith("<p class='note paper'>The first 100 of 101 rows")
+    assert ":nth-child(n+101)" in text
 
 
 def test_a_report_of_one_plain_run(tmp_path: Path) -> None:
@@ -111,6 +119,19 @@ def test_a_browser_draws_it_without_an_error(tab: Tab, url: str, width: int) -> 
     assert tab.js(COLUMN) == sorted(tab.js(COLUMN))
     assert tab.said == []
     assert [one for one in tab.asked if not one.startswith(("file:", "data:", "blob:"))] == []
+
+
+@needs_chromium
+def test_a_value_that_is_no_number_has_its_place_on_the_axis(tab: Tab, tmp_path: Path) -> None:
+    asked = scenario(horizon_s=20, policies=["token-pool"], vary={"pool.scrape_interval_s": [1, 10], RATE: [2]})
+    sweep(asked, tmp_path / "s")
+    tab.open(write_report(Study(tmp_path / "s"), tmp_path / "r.html").as_uri(), width=1280)
+    ticks = "[...document.querySelectorAll('#plot-metric .xtick')].map((one) => one.textContent)"
+    assert len(tab.js(ticks)) > 2
+    changed = scenario(horizon_s=20, policies=["token-pool"], vary={"timeline_interval_s": [None, 1, 10]})
+    sweep(changed, tmp_path / "t")
+    tab.open(write_report(Study(tmp_path / "t"), tmp_path / "t.html").as_uri(), width=1280)
+    assert tab.js(ticks) == ["null", "1", "10"]
 
 
 @needs_chromium
