@@ -152,11 +152,15 @@ class Progress(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The upstream answered in full, with the usage it reports."""
+    """The upstream answered in full, with the usage it reports.
+
+    ``prompt_tokens`` is the upstream's count of them, None where it gave none: what arrived was an estimate then.
+    """
 
     request_id: str
     output_tokens: int
     cached_tokens: int = 0
+    prompt_tokens: int | None = None
 
 
 class Failed(NamedTuple):
@@ -190,11 +194,27 @@ class CapacityChanged(NamedTuple):
     ready_replicas: tuple[int, ...]
 
 
+class Adopted(NamedTuple):
+    """A request that runs already and these books do not hold: it began while they were out of reach, or under others.
+
+    ``prompt_credited`` and ``output_tokens`` say what of its work other books have counted.
+    """
+
+    request: RequestView
+    replica_id: int
+    max_output_tokens: int
+    forwarded_s: float
+    prompt_credited: bool = False
+    output_tokens: int = 0
+
+
 class Tick(NamedTuple):
     """The time asked for by ``CallMeAt`` has come."""
 
 
-Event = Arrived | FirstToken | Progress | Finished | Failed | Cancelled | ReplicaReport | CapacityChanged | Tick
+Event = (
+    Arrived | FirstToken | Progress | Finished | Failed | Cancelled | ReplicaReport | CapacityChanged | Adopted | Tick
+)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Instructions: what the core tells the world
@@ -494,6 +514,33 @@ class Leasing(Protocol):
     """A policy that has leases. Under any other, every entitlement is Bound as long as it is in force."""
 
     leases: Leases | None
+
+
+class Margin(NamedTuple):
+    """How much there is at most, how much of it is left, and in how many seconds all of it would be there again."""
+
+    limit: float
+    remaining: float
+    reset_s: float
+
+
+class Allowance(NamedTuple):
+    """What an entitlement may still ask for; None where that is not limited."""
+
+    requests: Margin | None = None
+    tokens: Margin | None = None
+
+
+UNLIMITED = Allowance()
+
+
+@runtime_checkable
+class Allowing(Protocol):
+    """A policy whose clients may know what is left to them."""
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for. No side effect."""
+        ...
 
 
 @runtime_checkable

@@ -13,8 +13,12 @@ from typing import Any
 
 from policies.api import (
     ADMIT,
+    UNLIMITED,
     AdmissionPolicy,
     Admit,
+    Adopted,
+    Allowance,
+    Allowing,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -56,6 +60,9 @@ from policies.api import (
 
 NO_CAPACITY_RETRY_S = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
+
+Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
+"""As `policies.api.AdmissionPolicy.decide`."""
 
 _NEVER_S = float("inf")
 _BOUND = EntitlementState.BOUND
@@ -110,9 +117,11 @@ class GatewayCore:
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
-        self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
+        self._decide: Decide = policy.decide
+        self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._in_force: list[str] = []
@@ -135,7 +144,7 @@ class GatewayCore:
         self._handlers: dict[type, Callable[[Any, float], Sequence[Instruction]]] = {
             Arrived: self._arrived, FirstToken: self._first_token, Progress: self._progress, Finished: self._finished,
             Failed: self._failed, Cancelled: self._broken_off, ReplicaReport: self._report,
-            CapacityChanged: self._capacity_changed, Tick: self._tick,
+            CapacityChanged: self._capacity_changed, Adopted: self._adopted, Tick: self._tick,
         }
 
     def start(self, now_s: float) -> Sequence[Instruction]:
@@ -170,6 +179,14 @@ class GatewayCore:
         ValueError : a request with this id is in flight or held already.
         """
         return self._handlers[type(event)](event, now_s)
+
+    def allowance(self, entitlement: str, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for, as far as the policy says."""
+        return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
+
+    def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
+        self._decide = wrap(self._decide)
 
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
@@ -211,6 +228,27 @@ class GatewayCore:
         if verdict is ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
+
+    def _adopted(self, event: Adopted, now_s: float) -> Sequence[Instruction]:
+        """Book what runs already. Nobody is asked, since it cannot be refused any more; it can be evicted later."""
+        request, replica_id, max_output_tokens, forwarded_s, prompt_credited, output_tokens = event
+        request_id = request.request_id
+        if request_id in self._flights:
+            self.late_events += 1
+            return ()
+        ledger = self._ledgers.get(request.entitlement)
+        if ledger is None:
+            raise KeyError(f"request {request_id} names entitlement {request.entitlement!r}, which this pool lacks")
+        if self._held.pop(request_id, None) is not None and self._queueing is not None:
+            self._queueing.on_withdrawn(request_id, now_s)
+        if replica_id not in self._replica:
+            self._know(replica_id, ready=False)
+        flight = InFlight(
+            request, ledger, replica_id, forwarded_s, max_output_tokens, request.prompt_tokens + max_output_tokens,
+            prompt_credited, output_tokens,
+        )
+        self._book(flight, now_s)
+        return ()
 
     def _unservable(
         self, request: RequestView, ledger: EntitlementLedger, reserved_tokens: int, now_s: float
@@ -265,15 +303,19 @@ class GatewayCore:
         flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
         if only_at is not None:
             flight.only_at = only_at
-        self._flights[request_id] = flight
+        self._book(flight, now_s)
+        return _new(Forward, (request_id, replica_id, max_output_tokens))
+
+    def _book(self, flight: InFlight, now_s: float) -> None:
+        ledger, reserved_tokens = flight.ledger, flight.reserved_tokens
+        self._flights[flight.request.request_id] = flight
         ledger.in_flight += 1
         ledger.admitted += 1
         ledger.reserved_tokens += reserved_tokens
-        replica = self._replica[replica_id]
+        replica = self._replica[flight.replica_id]
         replica.in_flight += 1
         replica.outstanding_tokens += reserved_tokens
         self._on_admitted(flight, self.pool, now_s)
-        return _new(Forward, (request_id, replica_id, max_output_tokens))
 
     def _evict(self, request_id: str, now_s: float) -> Evict:
         flight = self._flights.pop(request_id, None)
@@ -342,6 +384,9 @@ class GatewayCore:
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
+        if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
+            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
 
@@ -419,9 +464,7 @@ class GatewayCore:
     def _capacity_changed(self, event: CapacityChanged, now_s: float) -> Sequence[Instruction]:
         for replica_id in event.ready_replicas:
             if replica_id not in self._replica:
-                self._replica[replica_id] = ReplicaLedger(replica_id)
-                self._replicas.append(self._replica[replica_id])
-        self._replicas.sort(key=lambda replica: replica.replica_id)
+                self._know(replica_id, ready=True)
         for replica in self._replicas:
             replica.ready = replica.replica_id in event.ready_replicas
         self._ready = sum(replica.ready for replica in self._replicas)
@@ -432,6 +475,12 @@ class GatewayCore:
         if self._held:
             instructions += self._release(now_s)
         return tuple(instructions)
+
+    def _know(self, replica_id: int, *, ready: bool) -> None:
+        """Open a book for a replica that is new."""
+        self._replica[replica_id] = ReplicaLedger(replica_id, ready)
+        self._replicas.append(self._replica[replica_id])
+        self._replicas.sort(key=lambda replica: replica.replica_id)
 
     def _tick(self, event: Tick, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
         """Do what is due. A tick that comes early finds nothing due, and asks for the rest of the time."""

@@ -33,10 +33,10 @@ class Told(NamedTuple):
 
 @runtime_checkable
 class Sharing(Protocol):
-    """A policy with meters of its own that others' use has to be charged to."""
+    """A policy with meters and counts of its own that others' use has to go into."""
 
-    def on_shared(self, worked_tokens: Mapping[str, int], now_s: float) -> None:
-        """Hear what others' requests have used of each entitlement since the last time."""
+    def on_shared(self, worked_tokens: Mapping[str, int], pool: PoolLedger, now_s: float) -> None:
+        """Hear what others' requests have used of each entitlement since the last time; ``pool`` counts theirs too."""
         ...
 
 
@@ -86,7 +86,7 @@ class Peers:
             ledger.outstanding_tokens += change.reserved_tokens
         self.entitlements, self.replicas = dict(entitlements), dict(replicas)
         if isinstance(self.policy, Sharing):
-            self.policy.on_shared(used, now_s)
+            self.policy.on_shared(used, self.pool, now_s)
 
 
 def exchange(gateways: Sequence[Peers], now_s: float) -> None:

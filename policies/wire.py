@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, cast
 
 from policies.api import (
+    Adopted,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -42,10 +43,12 @@ Plain = str | int | float | None | list["Plain"]
 
 EVENTS: Mapping[str, type] = types.MappingProxyType({
     "arrived": Arrived, "first_token": FirstToken, "progress": Progress, "finished": Finished, "failed": Failed,
-    "cancelled": Cancelled, "replica_report": ReplicaReport, "capacity_changed": CapacityChanged, "tick": Tick,
+    "cancelled": Cancelled, "replica_report": ReplicaReport, "capacity_changed": CapacityChanged,
+    "adopted": Adopted, "tick": Tick,
 })  # fmt: skip
 INSTRUCTIONS: Mapping[str, type] = types.MappingProxyType({
-    "forward": Forward, "demote": Demote, "hold": Hold, "refuse": Refuse, "evict": Evict, "scale": Scale, "call_me_at": CallMeAt,
+    "forward": Forward, "demote": Demote, "hold": Hold, "refuse": Refuse, "evict": Evict, "scale": Scale,
+    "call_me_at": CallMeAt,
 })  # fmt: skip
 
 _NAMES = {kind: name for name, kind in (*EVENTS.items(), *INSTRUCTIONS.items())}
@@ -142,8 +145,8 @@ def _reader_of_tuple(kind: Any, name: str) -> Read:
 
 
 def _reader(hint: Any) -> Read:
-    if hint in (str, int, float):
-        return {str: _text, int: _whole, float: _number}[hint]
+    if hint in (str, int, float, bool):
+        return {str: _text, int: _whole, float: _number, bool: _flag}[hint]
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _one_of(hint)
     arguments = typing.get_args(hint)
@@ -159,6 +162,12 @@ def _reader(hint: Any) -> Read:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise WireError(f"found {_shown(value)}; expected text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise WireError(f"found {_shown(value)}; expected true or false")
     return value
 
 

@@ -99,6 +99,12 @@ def sweep(
 
 
 def _tell(result: SweepResult) -> None:
+    from sim.analysis.warm_up import in_words
+    from sim.results import read_manifest
+
+    manifest = read_manifest(result.folder)
+    if "warm_up" in manifest:
+        click.echo(f"left out as warm-up: {in_words(manifest)}", err=True)
     count = result.count
     kept = f", {count.kept} of them before" if count.kept else ""
     click.echo(f"{count.finished} of {count.total} cells finished{kept}; wrote {result.folder}", err=True)

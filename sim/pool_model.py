@@ -156,8 +156,6 @@ class Pool(Strict):
     def _fits(self) -> Pool:
         check_unique("entitlements", [one.name for one in self.entitlements])
         check_scaler("autoscaler", self.autoscaler, self.replicas)
-        if self.gateways > 1 and self.autoscaler.kind != "none":
-            raise MisfitError("gateways", f"{self.gateways} beside an autoscaler, which sees one", "give 1 gateway")
         if self.share_every_s is not None and self.gateways == 1:
             raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
         if self.oversubscribed:
@@ -202,7 +200,7 @@ class Pool(Strict):
         tokens_per_s, kv_bytes = self.profile.tokens_per_s, self.profile.kv_bytes
         return PoolCapacity(
             ready_replicas=count,
-            slots=count * self.profile.max_num_seqs,
+            slots=count * self.profile.slots,
             tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
             kv_bytes=None if kv_bytes is None else count * kv_bytes,
         )

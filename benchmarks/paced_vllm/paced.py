@@ -1,7 +1,7 @@
 """Worker and scheduler classes that make vLLM on a CPU a GPU stand-in with known iteration times.
 
-API server, scheduler, KV block manager, chunked prefill, preemption and metrics stay vLLM's own; only how long a forward
-pass takes is set. The classes hang on internals of vLLM 0.32.0, which requirements.txt pins.
+API server, scheduler, KV block manager, chunked prefill, preemption and metrics stay vLLM's own; only how long a
+forward pass takes is set. The classes hang on internals of vLLM 0.32.0, which requirements.txt pins.
 
 - ``PACE=a,b,c,d``: an iteration takes a + b*(prompt tokens) + c*(decoding sequences) + d*(KV tokens)/1000 milliseconds.
 - ``SLOTS_FILE``: a file with the number of sequences that may run at once; it may change while the server runs.

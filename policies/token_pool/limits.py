@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from policies.api import PoolCapacity, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.token_pool.allocation import Claim, Grant, Vector, allocate, baseline_vector, capacity_vector
 from policies.token_pool.metering import Account
 from policies.token_pool.params import Rules
+from policies.token_pool.priority import CLASS_RANK
 
 _BASELINED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+_PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _LEAST_WEIGHT = _ROUNDING = 1e-9
 
 
@@ -25,8 +27,11 @@ def share_out(accounts: Iterable[Account], capacity: PoolCapacity, rules: Rules,
         )
         for account in bound
     ]
-    for account, grant in zip(bound, allocate(claims, capacity_vector(capacity)), strict=True):
-        refit(account, grant, rules, now_s)
+    has = capacity_vector(capacity)
+    grants = allocate(claims, has)
+    slots = whole_slots(claims, grants, has[2])
+    for account, grant, most in zip(bound, grants, slots, strict=True):
+        refit(account, grant, most, rules, now_s)
 
 
 def claimed(account: Account, margin: float) -> Vector:
@@ -46,14 +51,40 @@ def claimed(account: Account, margin: float) -> Vector:
     return (held[0], held[1], held[2])
 
 
-def refit(account: Account, grant: Grant, rules: Rules, now_s: float) -> None:
-    """Let the checks use what was allocated.
+def whole_slots(claims: Sequence[Claim], grants: Sequence[Grant], capacity: float) -> list[float]:
+    """Return each limit of slots as a whole number [choice].
 
-    Slots are rounded up: a share of a slot lets one request in, and the pool as a whole is guarded by check 5.
+    Half a slot lets nobody in, and all halves rounded up are more than there is: whoever comes first would then have
+    the last slots. So the slots that rounding down leaves over go, one each, to those with a part of one: by class,
+    inside the baseline before bursts, and by weight. Nobody who may have a part of a slot has none, and what is
+    promised to dedicated and guaranteed is rounded up in any case: the pool as a whole is guarded by check 5.
     """
+    held = [
+        max(grant.granted[2], claim.baseline[2])
+        if claim.service_class is ServiceClass.DEDICATED and math.isfinite(claim.baseline[2])
+        else grant.granted[2]
+        for claim, grant in zip(claims, grants, strict=True)
+    ]
+    over = capacity - sum(math.floor(amount + _ROUNDING) for amount in held) + _ROUNDING
+    parts = [i for i, amount in enumerate(held) if amount - math.floor(amount + _ROUNDING) > _ROUNDING]
+    ranks = [CLASS_RANK[claim.service_class] for claim in claims]
+    parts.sort(key=lambda i: (-ranks[i], held[i] > claims[i].baseline[2], -claims[i].weight, i))
+    up = set(parts[: max(0, math.floor(over))]) if math.isfinite(over) else set(parts)
+    slots: list[float] = []
+    for i, (claim, grant) in enumerate(zip(claims, grants, strict=True)):
+        most = grant.limit[2]
+        if math.isfinite(most):
+            upwards = i in up or claim.service_class in _PROTECTED
+            most = math.ceil(most - _ROUNDING) if upwards or most < 1 else math.floor(most + _ROUNDING)
+        slots.append(most)
+    return slots
+
+
+def refit(account: Account, grant: Grant, slots: float, rules: Rules, now_s: float) -> None:
+    """Let the checks use what was allocated; ``slots`` is the limit of slots as a whole number."""
     account.granted = grant.granted
-    rate, kv_bytes, slots = grant.limit
-    account.limit_slots = math.ceil(slots - _ROUNDING) if math.isfinite(slots) else slots
+    rate, kv_bytes, _ = grant.limit
+    account.limit_slots = slots
     account.limit_kv_bytes = kv_bytes
     if not math.isfinite(rate):
         account.bucket = None

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from policies.api import (
     ADMIT,
     Admit,
+    Allowance,
     Chance,
     Deny,
     EntitlementLedger,
@@ -24,6 +25,7 @@ from policies.api import (
     Gauge,
     InFlight,
     Leases,
+    Margin,
     PoolLedger,
     Reason,
     RequestView,
@@ -252,12 +254,15 @@ class TokenPoolPolicy:
             self._idle_tokens += idle_tokens - account.idle_tokens
             account.idle_tokens = idle_tokens
 
-    def on_shared(self, worked_tokens: Mapping[str, int], now_s: float) -> None:
-        """Charge what other gateways' requests used to the buckets here."""
+    def on_shared(self, worked_tokens: Mapping[str, int], pool: PoolLedger, now_s: float) -> None:
+        """Charge what other gateways' requests used to the buckets here, and count who is idle and in flight anew."""
         for name, used_tokens in worked_tokens.items():
-            bucket = self._accounts[name].bucket
-            if bucket is not None and used_tokens:
-                bucket.reserve(used_tokens, now_s)
+            account = self._accounts[name]
+            if account.bucket is not None and used_tokens:
+                account.bucket.reserve(used_tokens, now_s)
+            if account.spec.service_class is ServiceClass.DEDICATED:
+                self._count_idle(account, pool.entitlements[name])
+        self._floor.reweighed(self._accounts.values(), pool)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""
@@ -315,6 +320,19 @@ class TokenPoolPolicy:
             if known_s:
                 return sum(known_s) / len(known_s)
         return self.rules.mean_slo_s
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """See `policies.api.Allowing`. Requests are those in flight; one that ends makes room for another."""
+        account, ledger = self._accounts[entitlement], pool.entitlements[entitlement]
+        requests = tokens = None
+        if math.isfinite(account.limit_slots):
+            limit = math.floor(account.limit_slots)
+            reset_s = _service_s(ledger.mean_service_s) if ledger.in_flight else 0.0
+            requests = Margin(limit, max(0, limit - ledger.in_flight), reset_s)
+        bucket = account.bucket
+        if bucket is not None:
+            tokens = Margin(bucket.depth, bucket.available(now_s), bucket.full_in_s(now_s))
+        return Allowance(requests, tokens)
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""

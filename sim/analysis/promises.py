@@ -10,10 +10,13 @@ tenth of the entitlement's own finished requests: a run that is slow throughout 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.api import EntitlementSpec
+from sim.analysis.spread import per_window as _per_window
 from sim.records import Outcome, RequestColumns
 
 Floats = NDArray[np.float64]
@@ -22,15 +25,18 @@ WINDOW_S = 10.0
 _FAST = 0.1
 
 
-def violations(columns: RequestColumns, end_s: float, window_s: float = WINDOW_S) -> dict[str, float]:
-    """Return the violation, from 0 to 1, of each entitlement that has a baseline of tokens/s and met with demand.
+def shortfalls(
+    columns: RequestColumns, end_s: float, window_s: float = WINDOW_S, *, from_s: float = 0.0
+) -> dict[str, tuple[float, float]]:
+    """Return the tokens not served and those owed, for each entitlement that has tokens/s promised and met with demand.
 
-    A baseline counts from ``from_s`` to ``until_s`` of its entitlement. The last window, whose service may have been
-    cut off by the end of the run, is left out.
+    A baseline counts from ``from_s`` to ``until_s`` of its entitlement; windows begin at ``from_s`` of the run. The
+    last one, whose service may have been cut off by the end of the run, is left out.
     """
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, float]] = {}
     which = np.asarray(columns.entitlement)
-    edges_s = np.arange(0.0, math.floor(end_s / window_s) * window_s + window_s / 2, window_s)
+    whole_s = math.floor(max(0.0, end_s - from_s) / window_s) * window_s
+    edges_s = from_s + np.arange(0.0, whole_s + window_s / 2, window_s)
     for index, spec in enumerate(columns.entitlements):
         promised = spec.baseline.tokens_per_s
         if not promised or len(edges_s) < 3:
@@ -41,8 +47,28 @@ def violations(columns: RequestColumns, end_s: float, window_s: float = WINDOW_S
         owed = np.minimum(owed, promised * in_force_s)[:-1]
         total = float(owed.sum())
         if total > 0:
-            found[spec.name] = float(np.maximum(owed - served[:-1], 0.0).sum()) / total
+            found[spec.name] = float(np.maximum(owed - served[:-1], 0.0).sum()), total
     return found
+
+
+def violations(
+    columns: RequestColumns, end_s: float, window_s: float = WINDOW_S, *, from_s: float = 0.0
+) -> dict[str, float]:
+    """Return the violation, from 0 to 1, of each entitlement that `shortfalls` has."""
+    found = shortfalls(columns, end_s, window_s, from_s=from_s)
+    return {name: unserved / owed for name, (unserved, owed) in found.items()}
+
+
+def by_tenant(
+    found: Mapping[str, tuple[float, float]], entitlements: Iterable[EntitlementSpec], every: str
+) -> dict[str, float]:
+    """Return the violation of each tenant over all its entitlements, and under ``every`` that of all together."""
+    sums: dict[str, tuple[float, float]] = {}
+    for spec in entitlements:
+        for name in (spec.tenant, every) if spec.name in found else ():
+            unserved, owed = sums.get(name, (0.0, 0.0))
+            sums[name] = unserved + found[spec.name][0], owed + found[spec.name][1]
+    return {name: unserved / owed for name, (unserved, owed) in sums.items()}
 
 
 def lost_tokens(columns: RequestColumns) -> int:
@@ -80,29 +106,3 @@ def _owed_and_served(
     begin_s = (arrival_s + ttft_s)[fresh]
     owed = _per_window(edges_s, begin_s, begin_s + wanted[fresh] * tpot_s, prompt[fresh], wanted[fresh])
     return owed, served
-
-
-def _per_window(edges_s: Floats, begin_s: Floats, end_s: Floats, at_once: Floats, evenly: Floats) -> Floats:
-    """Return the sum in each window of amounts that come at ``begin_s`` and from then until ``end_s`` evenly."""
-    lasts = end_s > begin_s
-    slope = np.where(lasts, evenly / np.where(lasts, end_s - begin_s, 1.0), 0.0)
-    at_once = at_once + np.where(lasts, 0.0, evenly)
-    n = len(edges_s)
-    # The first edge at or after each time, so that sums over all times up to an edge are cumulated counts.
-    begun = _edge(begin_s, edges_s)
-    ended = _edge(end_s, edges_s)
-
-    def summed(values: Floats, edge: NDArray[np.int64]) -> Floats:
-        counts = np.bincount(edge, weights=values, minlength=n + 1)
-        return np.cumsum(np.asarray(counts, dtype=np.float64))[:n]
-
-    rising = edges_s * summed(slope, begun) - summed(slope * begin_s, begun)
-    risen = edges_s * summed(slope, ended) - summed(slope * end_s, ended)
-    total: Floats = summed(at_once, begun) + rising - risen
-    return total[1:] - total[:-1]
-
-
-def _edge(times_s: Floats, edges_s: Floats) -> NDArray[np.int64]:
-    """Return the index of the first edge at or after each time, the number of edges where there is none."""
-    index = np.ceil((times_s - edges_s[0]) / (edges_s[1] - edges_s[0]))
-    return np.asarray(np.clip(index, 0, len(edges_s)), dtype=np.int64)

@@ -25,19 +25,21 @@ from sim.analysis.cautions import cautions
 from sim.analysis.findings import findings
 from sim.analysis.report_data import SHOWN, plot_data
 from sim.analysis.study import Study
+from sim.analysis.warm_up import in_words
 from sim.errors import RunError
 
 COMPARED = ("ttft_p99_s", "ttft_p50_s", "tpot_mean_s", "e2e_p99_s", "slo_attainment", "goodput_per_s", "refused_share")
-_SUMMARY = ("offered", "admitted", "finished", "refused", "unfinished", "slo_attainment", "ttft_p50_s", "ttft_p99_s",
-            "tpot_mean_s", "e2e_p99_s", "goodput_per_s", "output_tokens_per_s")  # fmt: skip
+_SUMMARY = ("offered", "admitted", "finished", "refused", "unfinished", "slo_attainment", "violation",
+            "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_p99_s", "goodput_per_s", "output_tokens_per_s")  # fmt: skip
 _HEADS = {
     "slo_attainment": "SLO met", "ttft_p50_s": "TTFT P50 (s)", "ttft_p99_s": "TTFT P99 (s)",
     "tpot_mean_s": "TPOT mean (s)", "e2e_p99_s": "E2E P99 (s)", "goodput_per_s": "goodput (/s)",
     "output_tokens_per_s": "output tokens/s", "refused_share": "refused share", "baseline_mean": "baseline",
     "difference_ci_low": "from", "difference_ci_high": "to", "relative_ci_low": "from", "relative_ci_high": "to",
     "effect_size": "effect size", "p_value": "p", "refused_share_of_both": "refused (baseline, this)",
+    "violation": "violated",
 }  # fmt: skip
-_SHARES = {"slo_attainment", "refused_share", "relative", "relative_ci_low", "relative_ci_high"}
+_SHARES = {"slo_attainment", "violation", "refused_share", "relative", "relative_ci_low", "relative_ci_high"}
 
 
 def write_report(study: Study, path: Path, *, baseline: str | None = None) -> Path:
@@ -106,7 +108,7 @@ def _facts(study: Study) -> str:
         "runs": str(len(cells)),
         "varied": ", ".join(study.varied) or "nothing",
         "simulated": "to the last request" if horizon is None else f"{horizon:g} s",
-        "warm-up cut": f"{scenario['warmup_s']:g} s",
+        "warm-up cut": in_words(study.manifest),
         "seed": str(study.manifest.get("seed")),
     }
     return "".join(f"<div><dt>{key}</dt><dd>{html.escape(value)}</dd></div>" for key, value in facts.items())
@@ -147,7 +149,8 @@ def _summary(study: Study) -> str:
     if not len(frame):
         return "<p>No run finished.</p>"
     columns = [*frame.columns[: list(frame.columns).index("tenant") + 1], *_SUMMARY]
-    return table(frame[[name for name in columns if name in frame]], "summary")
+    shown = [name for name in columns if name in frame and not (name == "violation" and frame[name].isna().all())]
+    return table(frame[shown], "summary")
 
 
 def _errors(study: Study) -> str:

@@ -19,6 +19,7 @@ SHOWN = {
     "tpot_mean_s": "Mean time per output token (s)",
     "e2e_p99_s": "P99 end to end (s)",
     "slo_attainment": "SLO attainment (share of offered)",
+    "violation": "Entitlement violation (share of min(demand, baseline) not served)",
     "refused_share": "Refused (share of offered)",
     "goodput_per_s": "Goodput (requests per second)",
     "output_tokens_per_s": "Output tokens per second",

@@ -18,7 +18,7 @@ from sim.results import horizon_s, read_manifest, read_measures, read_records, r
 COUNTS = ("offered", "admitted", "finished", "refused", "evicted", "failed", "cancelled", "unfinished")
 SHARES = ("slo_attainment",)
 RATES = ("goodput_per_s", "output_tokens_per_s")
-METRICS = (*LATENCY_COLUMNS, *SHARES, *RATES, "refused_share", "unfinished_share", *COUNTS)
+METRICS = (*LATENCY_COLUMNS, *SHARES, *RATES, "violation", "refused_share", "unfinished_share", *COUNTS)
 """What can be compared, and asked of ``--until`` and ``--fail-if``."""
 
 MORE_IS_BETTER = frozenset({*SHARES, *RATES, "admitted", "finished"})
@@ -74,6 +74,8 @@ class Study:
         frame = pd.DataFrame(rows)
         reasons = [str(name) for name in frame if str(name).startswith("refused_")]
         frame[reasons] = frame[reasons].fillna(0.0)
+        if "violation" not in frame:  # a result of an earlier version
+            frame["violation"] = math.nan
         frame["refused_share"] = frame["refused"] / frame["offered"].where(frame["offered"] > 0)
         frame["unfinished_share"] = frame["unfinished"] / frame["offered"].where(frame["offered"] > 0)
         front = ["policy", *self.varied, "replication", "tenant"]

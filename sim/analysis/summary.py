@@ -32,11 +32,15 @@ _LOW_PRIORITY = "low_priority"
 _UNSTATED = "unstated"
 
 
-def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[Row]:
+def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float, tenants: Sequence[str] = ()) -> list[Row]:
     """Return the rows of ``summary.csv``, tenants in the order of the table and then `ALL`.
 
     A request belongs to the summary when its first attempt arrived at ``warmup_s`` or later; it counts once, by its
     last attempt. So offered = finished + refused + evicted + failed + cancelled + unfinished, always.
+
+    Parameters
+    ----------
+    tenants : those that get a row even where they made no request.
 
     Columns
     -------
@@ -59,7 +63,7 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
         raise ValueError(f"warmup_s {warmup_s} leaves nothing of horizon_s {horizon_s}; give a shorter warm-up")
     if not requests.num_rows:
         return []
-    columns = _read(requests, warmup_s)
+    columns = _read(requests, warmup_s, tenants)
     rows: list[Row] = []
     n = len(columns.tenants)
     for labels, cells in columns.cases:
@@ -69,6 +73,28 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
             row: Row = {**labels, "tenant": name, "replications": len(each)}
             rows.append(row | (each[0] if len(each) == 1 else _average(each)))
     return rows
+
+
+def with_violations(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return rows of `summarise` with a column ``violation``: see `sim.analysis.promises`.
+
+    Parameters
+    ----------
+    cells : what the manifest says of the runs; ``violation_by_tenant`` in each, where there was anything to promise.
+    """
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        labels = (cell["policy"], *map(str, cell.get("variant", {}).values()))
+        for tenant, value in cell.get("violation_by_tenant", {}).items():
+            for replication in (None, cell["replication"]):
+                found.setdefault((*labels, tenant, replication), []).append(value)
+    measured: list[Row] = []
+    for row in rows:
+        names = list(row)
+        key = [str(row[name]) for name in names[: names.index("tenant") + 1] if name != "replication"]
+        values = found.get((*key, row.get("replication")), [])
+        measured.append({**row, "violation": sum(values) / len(values) if values else math.nan})
+    return measured
 
 
 def average_cells(measures: Sequence[Row]) -> list[Row]:
@@ -93,28 +119,18 @@ def average_cells(measures: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def each_replication(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[Row]:
-    """Return `summarise`'s rows for each replication by itself, labelled with ``replication``."""
-    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
-
-    rows: list[Row] = []
-    for value in sorted(set(requests.column("replication").unique().to_pylist())):
-        part = requests.filter(pc.equal(requests.column("replication"), value))
-        found = summarise(part, horizon_s=horizon_s, warmup_s=warmup_s)
-        rows += [{**row, "replication": int(value)} for row in found]
-    return rows
-
-
 def format_table(rows: Sequence[Mapping[str, str | int | float]]) -> str:
     """Return the summary as an aligned table for a terminal: counts first, then latency."""
     if not rows:
         return "no requests"
     names = list(rows[0])
     labels = names[: names.index("tenant") + 1]
-    heads = [*labels, *(head for head, _, _, _ in _SHOWN)]
+    promised = any(not math.isnan(float(row.get(_VIOLATION[1], math.nan))) for row in rows)
+    shown = (*_SHOWN[:_LATENCY_AT], _VIOLATION, *_SHOWN[_LATENCY_AT:]) if promised else _SHOWN
+    heads = [*labels, *(head for head, _, _, _ in shown)]
     lines = [heads]
     for row in rows:
-        numbers = [_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in _SHOWN]
+        numbers = [_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in shown]
         lines.append([*(str(row[label]) for label in labels), *numbers])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     text = []
@@ -141,6 +157,8 @@ _SHOWN = (
     ("E2E p99 s", "e2e_p99_s", 1, 2),
     ("output tok/s", "output_tokens_per_s", 1, 1),
 )
+_VIOLATION = ("violated %", "violation", 100, 1)  # where something was promised
+_LATENCY_AT = 5
 
 
 def _show(value: str | int | float, scale: int, digits: int) -> str:
@@ -177,7 +195,7 @@ class _Columns:
     latency: dict[str, Floats]
 
 
-def _read(requests: pa.Table, warmup_s: float) -> _Columns:
+def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns:
     case = np.zeros(requests.num_rows, dtype=np.int64)
     labels: list[dict[str, str]] = [{}]
     for name in ("policy", *variant_columns(requests)):
@@ -190,8 +208,10 @@ def _read(requests: pa.Table, warmup_s: float) -> _Columns:
     case_of_cell = (kept // len(replications)).tolist()
     cases = [(label, [c for c, of in enumerate(case_of_cell) if of == i]) for i, label in enumerate(labels)]
     codes, categories = codes_of(requests, "tenant")
-    tenant, kept = _dense(codes)
-    tenants = [categories[code] for code in kept]
+    present = np.bincount(codes, minlength=len(categories)) > 0
+    present |= np.isin(categories, asked)
+    tenant = (np.cumsum(present) - 1)[codes]
+    tenants = [name for name, there in zip(categories, present, strict=True) if there]
 
     def column(name: str) -> Floats:
         return floats(requests, name)[rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workloads.requests import Prefix
 
 WAITING, PREFILL, DECODE, ENDED = range(4)
+NEVER_S = float("inf")
 
 
 class EngineRequest:
@@ -25,6 +26,8 @@ class EngineRequest:
     prefix : the lines of text that its tokens run through, (name, tokens from the start to the line's end) each; equal
         names mean equal text up to there. What is not covered is its own. None: all is.
     cached_tokens : tokens of its prompt that were found in the KV cache when it was first admitted; -1 before.
+    due_s : when the first output token is due, for schedulers that go by deadlines; infinity for never.
+    transferred : its prompt was computed elsewhere and its KV cache came over; see `sim.cluster.disaggregated`.
     """
 
     __slots__ = (
@@ -32,6 +35,7 @@ class EngineRequest:
         "base_iteration",
         "cached_tokens",
         "computed_tokens",
+        "due_s",
         "order",
         "output_tokens",
         "outputs",
@@ -44,6 +48,7 @@ class EngineRequest:
         "submitted_s",
         "target_tokens",
         "ticket",
+        "transferred",
     )
 
     place: int
@@ -56,8 +61,9 @@ class EngineRequest:
         self.state = WAITING
         self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
         self.ticket = self.cached_tokens = -1
+        self.due_s = NEVER_S
         self.prefix: Prefix | None = None
-        self.aborted = False
+        self.aborted = self.transferred = False
 
     def begin_again(self) -> None:
         """Forget what a lost replica had computed, to be submitted to another."""
@@ -65,3 +71,4 @@ class EngineRequest:
         self.state = WAITING
         self.computed_tokens = self.outputs = self.base_iteration = 0
         self.ticket = self.cached_tokens = -1
+        self.transferred = False

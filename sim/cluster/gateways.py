@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from policies.api import Arrived, CallMeAt, CapacityChanged, Event, Instruction, ReplicaReport, Tick
+from policies.api import Adopted, Arrived, CallMeAt, CapacityChanged, Event, Instruction, ReplicaReport, Tick
 from policies.core import GatewayCore
 from policies.sharing import Peers, exchange
 
@@ -50,7 +50,7 @@ class Gateways:
             for index, core in enumerate(self._cores):
                 said += self._heard(index, core.handle(event, now_s))
             return said
-        request_id = event.request.request_id if isinstance(event, Arrived) else event.request_id
+        request_id = event.request.request_id if isinstance(event, Arrived | Adopted) else event.request_id
         return self._cores[zlib.crc32(request_id.encode()) % len(self._cores)].handle(event, now_s)
 
     def _tick(self, now_s: float) -> Sequence[Instruction]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sim import provenance
 from sim.analysis.summary import Row, average_cells
-from sim.errors import RunError
+from sim.analysis.warm_up import SERIES_COLUMNS, Cut, Series, series_of
+from sim.errors import InputError, RunError
 from sim.experiments.cells import Done, Failed, Task, WrongCode, cell_key, code_hash, run_task, task
+from sim.experiments.cuts import Labels, cuts_in_words, found_cuts, measured, warmup_s
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
 from sim.results import replace_file, write_manifest, write_summary
@@ -104,7 +106,9 @@ def sweep(
         if on_cell is not None:
             on_cell(Count(finished, kept, failed, len(cells)))
     store.tidy()
-    return _written(scenario, store, cells, found, Count(finished, kept, failed, len(cells)), started_s)
+    cuts = _cut(cells, found, store)
+    finished, failed = (sum(isinstance(one, kind) for one in found) for kind in (Stored, Failed))
+    return _written(scenario, store, cells, found, cuts, Count(finished, kept, failed, len(cells)), started_s)
 
 
 def estimate(scenario: Scenario, folder: Path | None) -> Estimate:
@@ -136,11 +140,33 @@ def _taken(answer: Done | Failed | WrongCode | Lost, store: CellStore, key: str,
     return Failed(key, answer.problem, "") if isinstance(answer, Lost) else answer
 
 
+def _cut(cells: Sequence[Cell], found: list[Stored | Failed | None], store: CellStore) -> Mapping[Labels, Cut]:
+    """Measure cells again whose warm-up a rule ends: it needs all replications and policies of a variant."""
+
+    def series(i: int) -> Series | None:
+        one = found[i]
+        return series_of(store.requests(one.key, SERIES_COLUMNS)) if isinstance(one, Stored) else None
+
+    cuts = found_cuts(cells, series)
+    for i, (cell, one) in enumerate(zip(cells, found, strict=True)):
+        if isinstance(one, Stored) and one.stats["warmup_s"] != (cut_s := warmup_s(cell, cuts)):
+            stats = {**one.stats, "warmup_s": cut_s}
+            try:
+                again = Stored(one.key, stats, measured(cell, store.requests(one.key), stats))
+            except InputError as error:
+                found[i] = Failed(one.key, str(error), "")
+                continue
+            store.rewrite(again)
+            found[i] = again
+    return cuts
+
+
 def _written(
     scenario: Scenario,
     store: CellStore,
     cells: Sequence[Cell],
     found: Sequence[Stored | Failed | None],
+    cuts: Mapping[Labels, Cut],
     count: Count,
     started_s: float,
 ) -> SweepResult:
@@ -173,6 +199,7 @@ def _written(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
             "wall_s": round(time.time() - started_s, 3),
             "cpu_s": round(sum(one.get("cpu_s", 0.0) for one in stats), 3),
+            **cuts_in_words(cuts),
             "cells": stats,
         },
         store.folder,
@@ -182,7 +209,7 @@ def _written(
 
 def _cells_csv(cells: Sequence[Cell], stats: Sequence[dict[str, Any]]) -> str:
     paths = list(cells[0].variant)
-    costs = ("attempts", "end_s", "wall_s", "cpu_s", "error")
+    costs = ("attempts", "warmup_s", "end_s", "wall_s", "cpu_s", "error")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "policy", *paths, "replication", *costs])

@@ -19,7 +19,10 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and hasattr(hint, "_fields"):
         hints = typing.get_type_hints(hint)
         return st.tuples(*(values_of(hints[name]) for name in hint._fields)).map(hint._make)
-    plain = {str: st.text(max_size=12), int: st.integers(), float: NUMBERS, Reason: st.sampled_from(Reason)}
+    plain = {
+        str: st.text(max_size=12), int: st.integers(), float: NUMBERS, bool: st.booleans(),
+        Reason: st.sampled_from(Reason),
+    }  # fmt: skip
     if hint in plain:
         return plain[hint]  # type: ignore[index]
     arguments = typing.get_args(hint)
@@ -82,9 +85,9 @@ def test_whatever_is_read_is_an_event_or_refused(data: object) -> None:
         ("tick", "begins with one of"),
         (["tock"], "unknown name 'tock'"),
         (["tick", 1], "tick: found 1 fields; expected 0"),
-        (["finished", "r1", 3], "finished: found 2 fields; expected 3"),
-        (["finished", "r1", True, 0], "finished.output_tokens: found True; expected a whole number"),
-        (["finished", "r1", 3.0, 0], "finished.output_tokens: found 3.0; expected a whole number"),
+        (["finished", "r1", 3], "finished: found 2 fields; expected 4"),
+        (["finished", "r1", True, 0, None], "finished.output_tokens: found True; expected a whole number"),
+        (["finished", "r1", 3.0, 0, None], "finished.output_tokens: found 3.0; expected a whole number"),
         (["first_token", 7], "first_token.request_id: found 7; expected text"),
         (["arrived", ["r", "e", "t", 1, None, 1]], "arrived.request: RequestView: found 6 fields; expected 7"),
         (["arrived", ["r", "e", "t", "1", None, 1, 0]], "prompt_tokens: found '1'"),

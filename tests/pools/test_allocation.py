@@ -11,12 +11,14 @@ from policies.token_pool.allocation import (
     UNLIMITED,
     ZERO,
     Claim,
+    Grant,
     Vector,
     allocate,
     baseline_vector,
     capacity_vector,
     vector,
 )
+from policies.token_pool.limits import whole_slots
 
 D, G, E, S, P = ServiceClass
 BURSTING = (D, G, E)
@@ -139,6 +141,17 @@ def test_who_claims_more_than_it_uses_gets_no_more_use(
     assert useful <= honest[0] / claim.demand[0] * (1 + 1e-5) + SLACK
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(claims((D, D, D, E, S)), min_size=2, max_size=6), st.tuples(*[st.floats(0.5, 40.0)] * 3),
+    st.integers(0, 6), st.tuples(*[st.floats(1.0, 20.0)] * 3),
+)  # fmt: skip
+def test_nor_where_dedicated_baselines_hardly_fit(
+    pool: list[Claim], capacity: Vector, who: int, factor: Vector
+) -> None:
+    test_who_claims_more_than_it_uses_gets_no_more_use.hypothesis.inner_test(pool, capacity, who, factor)
+
+
 def test_nor_does_it_where_dedicated_baselines_exceed_the_capacity() -> None:
     dedicated = ServiceClass.DEDICATED
     idle = Claim(dedicated, 1.0, (1.0, 1.0, 1.0), UNLIMITED, ZERO)
@@ -160,6 +173,24 @@ def test_with_one_resource_nobody_loses_when_it_grows(pool: list[Claim], slots: 
     more = allocate(pool, (math.inf, math.inf, slots * factor))
     for before, after in zip(less, more, strict=True):
         assert after.granted[2] >= before.granted[2] * (1 - SLACK) - SLACK
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, capacities, st.floats(1.0, 5.0))
+def test_with_more_replicas_nobody_loses(pool: list[Claim], capacity: Vector, factor: float) -> None:
+    # Of every class, whatever the others do: all that ask need something of everything, as requests do.
+    larger = (capacity[0] * factor, capacity[1] * factor, capacity[2] * factor)
+    for before, after in zip(allocate(pool, capacity), allocate(pool, larger), strict=True):
+        assert after.share >= before.share - SLACK
+
+
+def test_but_somebody_may_when_one_resource_of_several_grows_alone() -> None:
+    pool = [Claim(S, 1.0, ZERO, UNLIMITED, (200.0, 100.0, 0.0)), Claim(S, 1.0, ZERO, UNLIMITED, (100.0, 200.0, 0.0))]
+    before = allocate(pool, (10.0, 10.0, math.inf))
+    assert [grant.granted[1] for grant in before] == pytest.approx([10 / 3, 20 / 3])
+    # The first is now held back by what the second needs most of: both have half of that.
+    after = allocate(pool, (100.0, 10.0, math.inf))
+    assert [grant.granted[1] for grant in after] == pytest.approx([5, 5])
 
 
 def steps(pool: list[Claim], capacity: Vector, reference: Vector) -> list[list[float]]:
@@ -261,6 +292,43 @@ def test_a_resource_nobody_is_short_of_limits_nobody() -> None:
     grants = allocate(pool, (1000.0, 100.0, 10.0))
     assert [grant.granted[1] for grant in grants] == pytest.approx([70, 30])
     assert grants[0].limit[0] > 900
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, capacities)
+def test_whole_slots_never_sum_to_more_than_there_is(pool: list[Claim], capacity: Vector) -> None:
+    capacity = (capacity[0], capacity[1], math.floor(capacity[2]) + 1.0)
+    grants = allocate(pool, capacity)
+    whole = whole_slots(pool, grants, capacity[2])
+    for claim, grant, most in zip(pool, grants, whole, strict=True):
+        assert abs(most - grant.limit[2]) < 1
+        assert most == math.floor(most)
+        if claim.service_class in (D, G):
+            assert most >= grant.limit[2] - SLACK
+        elif grant.limit[2] > SLACK:
+            assert most >= 1
+    # Those who are short of slots cannot go beyond the pool together; but who has less than one has one.
+    if protected_fit(pool, capacity):
+        total = 0.0
+        for claim, grant, most in zip(pool, grants, whole, strict=True):
+            amount = used(claim, grant.share)[2]
+            short = grant.limit[2] <= grant.granted[2] + 1e-12 and amount >= 1 and claim.service_class not in (D, G)
+            total += most if short else math.floor(amount)
+        assert total <= capacity[2] + SLACK
+
+
+def test_a_part_of_a_slot_goes_to_the_class_then_the_baseline_then_the_weight() -> None:
+    pool = [
+        Claim(S, 1.0, ZERO, UNLIMITED, slots(9)), Claim(E, 20.0, held(5), UNLIMITED, slots(12)),
+        Claim(E, 90.0, held(5), UNLIMITED, slots(9)), Claim(E, 1.0, held(9), UNLIMITED, slots(9)),
+    ]  # fmt: skip
+    grants = [Grant(0.5, slots(amount), slots(amount)) for amount in (1.5, 5.5, 6.5, 2.5)]  # 14 whole ones, 4 halves
+    assert whole_slots(pool, grants, 14.0) == [1, 5, 6, 2]
+    assert whole_slots(pool, grants, 15.0) == [1, 5, 6, 3]
+    assert whole_slots(pool, grants, 16.0) == [1, 5, 7, 3]
+    assert whole_slots(pool, grants, 17.5) == [1, 6, 7, 3]
+    assert whole_slots(pool, grants, 18.0) == whole_slots(pool, grants, math.inf) == [2, 6, 7, 3]
+    assert whole_slots(pool[:1], [Grant(0.1, slots(0.4), slots(0.4))], 0.0) == [1]
 
 
 def test_resources_as_numbers() -> None:

@@ -293,3 +293,20 @@ def test_evicted_tokens_are_counted_and_the_client_is_told() -> None:
     assert set(evicted.entitlement) == {"p"}
     assert result.stats["lost_tokens"] == evicted.output_tokens.sum() > 0
     assert gauge(result, "kv_used_fraction")[-1] < 0.9
+
+
+@pytest.mark.parametrize("router", ["round-robin", "least-outstanding-tokens"])
+@pytest.mark.parametrize("capacity", [{"slots": 1}, {"kv_blocks": 1}])
+def test_a_replica_that_is_left_nothing_takes_no_requests(router: str, capacity: Any) -> None:
+    work = {**BASE["workload"][0], "prompt_tokens": 8, "output_tokens": 4, "from_s": 31}
+    events = [{"at_s": 30, "capacity": capacity}, {"at_s": 70, "capacity": "full"}]
+    table = play(events=events, workload=[work], pool={"router": router}).requests.to_pandas()
+    assert set(table[table.arrival_s < 70].replica) == {0}
+    assert set(table[table.arrival_s > 70].replica) == {0, 1}
+
+
+def test_a_pool_that_is_left_nothing_keeps_what_comes_waiting() -> None:
+    table = play(events=[{"at_s": 30, "capacity": {"slots": 0}}, {"at_s": 40, "capacity": "full"}]).requests.to_pandas()
+    came = table[(table.arrival_s > 30) & (table.arrival_s < 40)]
+    assert set(came.outcome) == {"finished"}
+    assert came.first_token_s.min() > 40

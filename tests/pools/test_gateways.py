@@ -109,9 +109,40 @@ def test_the_longer_they_do_not_talk_the_longer_the_queue() -> None:
     ("change", "message"),
     [
         ("pool.gateways=1", "share_every_s: given although there is one gateway"),
-        ("pool.autoscaler=utilisation", "gateways: 4 beside an autoscaler, which sees one"),
+        ("pool.share_every_s=null", "share_every_s: not given for 4 gateways beside an autoscaler"),
     ],
 )
 def test_what_does_not_go_with_several_gateways_is_refused(change: str, message: str) -> None:
+    scaled = "policies.token-pool.autoscaler=capacity"
     with pytest.raises(ScenarioError, match=message):
-        load_scenario("several-gateways", overrides=["pool.share_every_s=1", change])
+        load_scenario("several-gateways", overrides=["pool.share_every_s=1", scaled, change])
+
+
+def test_dedicated_slots_that_others_use_are_not_held_idle_as_well() -> None:
+    specs = [
+        EntitlementSpec(name="d", tenant="t", service_class=ServiceClass.DEDICATED, baseline=Resources(None, None, 4)),
+        EntitlementSpec(name="s", tenant="t", service_class=ServiceClass.SPOT),
+    ]
+    one, two = (make_core(TokenPool(), specs, slots=12) for _ in range(2))
+    for core in (one, two):
+        core.start(0.0)
+    for number in range(4):
+        assert isinstance(one.handle(Arrived(RequestView(f"d{number}", "d", "t", 1, 1)), 0.0)[0], Forward)
+    exchange([Peers(core.pool, core._policy) for core in (one, two)], 0.0)
+    said = [two.handle(Arrived(RequestView(f"s{number}", "s", "t", 1, 1)), 0.0)[0] for number in range(9)]
+    assert [isinstance(step, Forward) for step in said] == [True] * 8 + [False]
+
+
+@pytest.mark.parametrize("kind", ["capacity", "utilisation", "saturation", "sla"])
+def test_an_autoscaler_beside_several_gateways_follows_all_their_traffic(kind: str) -> None:
+    def ready(gateways: int) -> float:
+        changes = [
+            "pool.replicas=2", f"pool.gateways={gateways}", "horizon_s=150", "timeline_interval_s=5",
+            f"policies=[{{kind: token-pool, autoscaler: {{kind: {kind}, max_replicas: 6}}}}]", "pool.start_up_s=10",
+            f"pool.share_every_s={'null' if gateways == 1 else 0.5}",
+        ]  # fmt: skip
+        (cell,) = expand(load_scenario("several-gateways", overrides=changes))
+        table = run_cell(cell).timeline.to_pandas()
+        return float(table[(table.metric == "ready_replicas") & (table.t_s > 60)].value.mean())
+
+    assert abs(ready(4) - ready(1)) < 0.5

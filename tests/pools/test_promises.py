@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.api import EntitlementSpec, Resources, ServiceClass
-from sim.analysis.promises import _per_window, lost_tokens, violations
+from sim.analysis.promises import _per_window, by_tenant, lost_tokens, violations
+from sim.analysis.summary import format_table
+from sim.experiments.run import run_scenario
 from sim.records import Outcome
+from sim.scenario import load_scenario
 
 ELASTIC = ServiceClass.ELASTIC
 
@@ -89,3 +92,33 @@ def test_windows_hold_what_comes_in_them(parts: list[tuple[float, int, float, fl
             wanted += once * here
             wanted += even * max(0.0, min(begin + lasts, high) - max(begin, low)) / lasts if lasts else even * here
         assert math.isclose(got[window], wanted, rel_tol=1e-6, abs_tol=1e-6)
+
+
+def test_tenants_and_all_sum_over_their_entitlements_and_the_warm_up_is_left_out() -> None:
+    specs = [
+        EntitlementSpec(name=name, tenant=tenant, service_class=ServiceClass.GUARANTEED, baseline=Resources(10.0))
+        for name, tenant in (("a", "x"), ("b", "x"), ("c", "y"))
+    ]
+    found = {"a": (10.0, 100.0), "b": (0.0, 300.0)}
+    assert by_tenant(found, specs, "all") == {"x": 10 / 400, "all": 10 / 400}
+    assert by_tenant({**found, "c": (50.0, 50.0)}, specs, "all") == {"x": 10 / 400, "y": 1.0, "all": 60 / 450}
+    rows = [refused(1, 50, 50), served(12, 50, 50), refused(23, 50, 50)]
+    made = columns([spec(100.0)], rows)
+    assert violations(made, 50.0)["a"] == pytest.approx(2 / 3)
+    assert violations(made, 50.0, from_s=10.0)["a"] == pytest.approx(1 / 2)
+    assert violations(made, 5.0, from_s=10.0) == {}
+
+
+def test_the_summary_has_the_violation_of_each_tenant_and_its_mean() -> None:
+    scenario = load_scenario("five-classes", overrides=["horizon_s=120", "replications=2", "policies=[none]"])
+    result = run_scenario(scenario)
+    cells = [cell["violation_by_tenant"] for cell in result.manifest["cells"]]
+    for row in result.summary:
+        name = str(row["tenant"])
+        if name in ("chat", "all"):
+            assert row["violation"] == pytest.approx((cells[0][name] + cells[1][name]) / 2)
+            assert 0 < float(row["violation"]) <= 1
+        else:
+            assert math.isnan(float(row["violation"]))
+    assert "violated %" in format_table(result.summary)
+    assert "violated %" not in format_table([{**row, "violation": math.nan} for row in result.summary])

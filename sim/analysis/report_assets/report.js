@@ -5,7 +5,7 @@
   // Okabe and Ito; a symbol tells policies apart where colour does not.
   const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
-  const SHARES = new Set(["slo_attainment", "refused_share"]);
+  const SHARES = new Set(["slo_attainment", "violation", "refused_share"]);
   const OUTCOME_COLOURS = { finished: "#009E73", refused: "#E69F00", evicted: "#CC79A7", failed: "#D55E00", cancelled: "#999999", unfinished: "#56B4E9" };
   const narrow = () => window.innerWidth < 640;
   const short = (path) => path.split(".").slice(-2).join(".");
