@@ -61,7 +61,7 @@ def replay(
     from sim.analysis.summary import format_table
     from sim.experiments.live_replay import MOST_LAG_S, Target, check_replayable, replay_live, write_live
     from sim.experiments.select import default_folder, with_policies
-    from sim.live.completions import PromptKind
+    from sim.live.completions import PromptKind, id_range
     from sim.live.discover import discover
     from sim.live.keys import load_keys
     from sim.results import check_output_folder
@@ -71,7 +71,7 @@ def replay(
     loaded = with_policies(load(scenario, overrides, seed, 1), [policy] if policy else [])
     folder = out or default_folder(scenario, loaded).with_name(f"{default_folder(scenario, loaded).name}-live")
     check_output_folder(folder)
-    first, last = _ids(token_ids)
+    first, last = id_range(token_ids)
     api_keys = load_keys(keys, [e.name for e in loaded.pool.entitlements])
     hooks = _hooks(slots_file, on_event)
     found = discover(base_url, key=next(iter(api_keys.values()), None), state_url=state_url, token=state_token)
@@ -117,14 +117,3 @@ def _hooks(slots_file: Path | None, on_event: str | None) -> Sequence[Hook]:
     if on_event is not None:
         found.append(Command(shlex.split(on_event)))
     return found
-
-
-def _ids(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
-    try:
-        low, high = int(first), int(last)
-    except ValueError:
-        low, high = 0, 0
-    if not 0 <= low < high:
-        raise click.BadParameter(f"{text!r} is no range of token ids; give the first and the last, e.g. 100:999")
-    return low, high
