@@ -66,14 +66,14 @@ def test_an_upstream_that_dies_before_its_first_byte_is_503(gate: Gate, wish: di
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_an_upstream_that_dies_in_mid_stream_ends_it_with_an_error(gate: Gate, after: int) -> None:
-    answer = gate.ask(stream=True, stand_in={"die": str(after), "gap_s": 0.002})
+    answer = gate.ask(stream=True, stand_in={"die": str(after), "gap_s": 0.02})
     ended_with_an_error(answer, after, "upstream_failed")
     log = last(gate)
     assert (log.outcome, log.output_tokens) == (Ended.FAILED, after)
 
 
 def test_half_a_line_reaches_nobody(gate: Gate) -> None:
-    answer = gate.ask(stream=True, stand_in={"half_line": 2})
+    answer = gate.ask(stream=True, stand_in={"half_line": 2, "gap_s": 0.02})
     ended_with_an_error(answer, 2, "upstream_failed")
     assert b"half a li" not in answer.body
 
@@ -88,7 +88,7 @@ def test_an_upstream_that_says_nothing_is_504(gate: Gate, stand_in: StandIn, str
 
 
 def test_an_upstream_that_falls_silent_ends_the_stream(gate: Gate, stand_in: StandIn) -> None:
-    ended_with_an_error(gate.ask(stream=True, stand_in={"silent_after": 2}), 2, "upstream_timeout")
+    ended_with_an_error(gate.ask(stream=True, stand_in={"silent_after": 2, "gap_s": 0.02}), 2, "upstream_timeout")
     gate.until(lambda: stand_in.running == 0)
 
 
@@ -100,7 +100,7 @@ def test_a_refused_stream_is_a_refusal_not_a_success(gate: Gate) -> None:
 
 
 def test_an_error_in_mid_stream_is_passed_on_and_is_a_failure(gate: Gate) -> None:
-    answer = gate.ask(stream=True, stand_in={"error_after": 2})
+    answer = gate.ask(stream=True, stand_in={"error_after": 2, "gap_s": 0.02})
     assert [("error" in one) for one in answer.events] == [False, False, True]
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert last(gate).outcome == Ended.FAILED
@@ -194,7 +194,7 @@ def test_a_request_that_failed_before_its_first_byte_goes_elsewhere_once() -> No
         assert (answer.status, answer.code) == (503, "upstream_failed")
         gate.balanced()
         assert gate.logs[-1].tries == 2
-        bad.behaviour = good.behaviour.__class__(die="2")
+        bad.behaviour = good.behaviour.__class__(die="2", gap_s=0.02)
         good.behaviour = bad.behaviour
         ended_with_an_error(gate.ask(stream=True), 2, "upstream_failed")  # not after it
         gate.balanced()
