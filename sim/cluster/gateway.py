@@ -34,9 +34,9 @@ from policies.api import (
     Tick,
 )
 from policies.core import GatewayCore
+from policies.shadow import ShadowedCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
-from sim.cluster.engine_request import DECODE, PREFILL
 from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.records import Outcome
@@ -61,19 +61,21 @@ class SimulatedGateway:
     following : of each workload, what comes after its requests; empty where nothing does.
     chances : of each workload, what its clients' jitter is drawn from; empty for none.
     notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
+    ttft_slos_s : of each workload, its objective, for engines that go by deadlines; infinity where it has none.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
     def __init__(
         self,
         env: Clock,
-        core: GatewayCore | Gateways,
+        core: GatewayCore | Gateways | ShadowedCore,
         workloads: Sequence[WorkloadSpec],
         tenants: Sequence[str],
         *,
         following: Sequence[Following | None] = (),
         chances: Sequence[Chance | None] = (),
         notice_s: float = 0.0,
+        ttft_slos_s: Sequence[float] | None = None,
         log: Log | None = None,
     ) -> None:
         self._env = env
@@ -95,6 +97,7 @@ class SimulatedGateway:
         self._open: dict[str, Attempt] = {}
         self._coming_again: dict[str, Attempt] = {}
         self._notice_s = notice_s
+        self._ttft_slos_s = ttft_slos_s
         self._on_drained: Callable[[], None] | None = None
         self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
@@ -245,7 +248,7 @@ class SimulatedGateway:
         request.outcome = Outcome.FINISHED
         del self._open[request_id]
         self.ended += 1
-        instructions = self._handle(_new(Finished, (request_id, outputs, 0)), now_s)
+        instructions = self._handle(_new(Finished, (request_id, outputs, 0, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:
@@ -287,7 +290,7 @@ class SimulatedGateway:
         for node in self._nodes:
             if node.up:
                 replica = node.replica
-                used_fraction = replica.kv_used_blocks_at(now_s) / max(1, replica.kv.total_blocks)
+                used_fraction = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
                 report = ReplicaReport(
                     node.replica_id, now_s, replica.running_count, replica.waiting_count, used_fraction
                 )
@@ -306,6 +309,8 @@ class SimulatedGateway:
                 attempt = self._open[request_id]
                 attempt.forwarded_s = now_s
                 attempt.replica = replica_id
+                if self._ttft_slos_s is not None:
+                    attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
                 if attempt.output_tokens > max_output_tokens:
                     attempt.output_tokens = max_output_tokens
                 if self._nodes[replica_id].reachable:
@@ -355,7 +360,8 @@ class SimulatedGateway:
         now_s = self._env.now
         for attempt in self._open.values():
             attempt.delivered_tokens = self._outputs(attempt, now_s)
-            attempt.outcome = Outcome.RUNNING if attempt.state in (PREFILL, DECODE) else Outcome.WAITING
+            runs = attempt.replica >= 0 and self._nodes[attempt.replica].replica.runs(attempt)
+            attempt.outcome = Outcome.RUNNING if runs else Outcome.WAITING
         self._open.clear()
         # Whoever would have come again after the end has made its last attempt: every request has exactly one.
         for attempt in self._coming_again.values():
