@@ -188,6 +188,11 @@ class GatewayCore:
         """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
         self._decide = wrap(self._decide)
 
+    @property
+    def started_s(self) -> float:
+        """The time at which it began."""
+        return self._start_s
+
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
         pool = self.pool

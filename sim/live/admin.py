@@ -12,7 +12,6 @@ import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -22,32 +21,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sim.live.settings import LOOPBACK, Admin
 from sim.live.state import State
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BYTES = 4096
 _TAG = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admin:
-    """Who may see the pages.
-
-    Attributes
-    ----------
-    host, port : the pages' own address; None: beside the API, where a token is needed.
-    token_digest : SHA-256 of the token; None: whoever reaches the address may see them.
-    """
-
-    host: str = "127.0.0.1"
-    port: int | None = None
-    token_digest: bytes | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.port is None and self.token_digest is None:
-            raise ValueError("admin pages beside the API need a token; give token_sha256, or a port of their own")
 
 
 class Pages:
@@ -89,7 +69,7 @@ class Pages:
         if digest is None:
             # A page of another site, whose name was made to lead here, must not read what only this machine may.
             name = request.url.hostname or ""
-            if self._admin.host in _LOOPBACK and name not in _LOOPBACK:
+            if self._admin.host in LOOPBACK and name not in LOOPBACK:
                 return _error(403, "forbidden", "The admin pages are shown under the name of this machine only.")
             return None
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -15,7 +15,7 @@ import time
 from dataclasses import fields
 from typing import Any, TextIO
 
-from sim.live.observe import RequestLog
+from sim.live.observe import Ended, RequestLog
 
 REQUESTS = logging.getLogger("tokenpools.requests")
 
@@ -78,6 +78,9 @@ def as_fields(log: RequestLog) -> dict[str, Any]:
         if unknown or name == "arrival_s":
             continue
         found[name] = value if isinstance(value, bool | int | float) else str(value)
+    if log.outcome not in (Ended.REFUSED, Ended.EVICTED):
+        found.pop("needed", None)
+        found.pop("available", None)
     found["verdict"] = found.pop("outcome")
     return found
 

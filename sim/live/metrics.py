@@ -93,9 +93,10 @@ class Metrics:
             self._waited.labels(service_class).observe(max(0.0, log.forwarded_s - log.arrival_s))
             self._duration.labels(service_class).observe(max(0.0, log.finish_s - log.arrival_s))
             self._settled.labels(tenant, "output").inc(log.output_tokens)
-        if log.first_token_s == log.first_token_s:
+            if log.output_tokens:
+                self._settled.labels(tenant, "prompt").inc(log.counted_prompt_tokens or log.prompt_tokens)
+        if log.first_token_s == log.first_token_s:  # an answer in one piece has none
             self._first_token.labels(service_class).observe(max(0.0, log.first_token_s - log.arrival_s))
-            self._settled.labels(tenant, "prompt").inc(log.counted_prompt_tokens or log.prompt_tokens)
         if log.counted_prompt_tokens is not None:
             self._estimate_error.observe(log.prompt_tokens - log.counted_prompt_tokens)
         if log.retry_after_s is not None:
@@ -114,7 +115,8 @@ def outcome(log: RequestLog) -> str:
         if log.error == "queue_timeout":
             return "EvictedTTL"
         return "RejectedOther" if log.reason is None else _REFUSED.get(log.reason, "RejectedOther")
-    return "Failed"
+    # No key, no such model, no JSON: the gateway turned it away before its core heard of it.
+    return "RejectedOther" if 400 <= log.http_status < 500 else "Failed"
 
 
 class Labels:
