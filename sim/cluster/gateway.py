@@ -186,7 +186,8 @@ class SimulatedGateway:
         if isinstance(client, Impatient) and client.waits_for == "first-token" and attempt.first_token_s > 0:
             return
         now_s = self._env.now
-        outputs = attempt.delivered_tokens = self._outputs(attempt, now_s)
+        outputs = self._outputs(attempt, now_s)
+        _deliver(attempt, outputs)
         if attempt.replica >= 0:
             self._nodes[attempt.replica].replica.abort(attempt, now_s)
         attempt.http_status = 499
@@ -264,11 +265,11 @@ class SimulatedGateway:
 
     def _lost(self, attempt: Attempt, now_s: float) -> None:
         outputs = attempt.outputs
+        _deliver(attempt, outputs)
         instructions = self._handle(Failed(attempt.request_id, outputs), now_s)
         if any(isinstance(step, Forward) and step.request_id == attempt.request_id for step in instructions):
             attempt.begin_again()
         else:
-            attempt.delivered_tokens = outputs
             attempt.http_status = 502
             attempt.reason = Reason.REPLICA_FAILED.value
             self._end(attempt, Outcome.FAILED, now_s)
@@ -307,7 +308,8 @@ class SimulatedGateway:
             if isinstance(step, Forward):
                 request_id, replica_id, max_output_tokens = step
                 attempt = self._open[request_id]
-                attempt.forwarded_s = now_s
+                if attempt.replica < 0:  # who is sent to another replica keeps the first time, as with the first token
+                    attempt.forwarded_s = now_s
                 attempt.replica = replica_id
                 if self._ttft_slos_s is not None:
                     attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
@@ -339,7 +341,7 @@ class SimulatedGateway:
 
     def _evict(self, step: Evict, now_s: float) -> None:
         attempt = self._open[step.request_id]
-        attempt.delivered_tokens = self._outputs(attempt, now_s)
+        _deliver(attempt, self._outputs(attempt, now_s))
         self._nodes[attempt.replica].replica.abort(attempt, now_s)
         attempt.reason = step.reason.value
         attempt.http_status = 503
@@ -359,13 +361,19 @@ class SimulatedGateway:
         """Note what is still open when the run ends."""
         now_s = self._env.now
         for attempt in self._open.values():
-            attempt.delivered_tokens = self._outputs(attempt, now_s)
+            _deliver(attempt, self._outputs(attempt, now_s))
             runs = attempt.replica >= 0 and self._nodes[attempt.replica].replica.runs(attempt)
             attempt.outcome = Outcome.RUNNING if runs else Outcome.WAITING
         self._open.clear()
         # Whoever would have come again after the end has made its last attempt: every request has exactly one.
         for attempt in self._coming_again.values():
             attempt.final = True
+
+
+def _deliver(attempt: Attempt, output_tokens: int) -> None:
+    """Count output that came back: who was sent to another replica has what the first one made, until there is more."""
+    if output_tokens > attempt.delivered_tokens:
+        attempt.delivered_tokens = output_tokens
 
 
 def _logged(handle: Handle, log: Log) -> Handle:
