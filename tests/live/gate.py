@@ -21,6 +21,7 @@ import uvloop
 from live.stand_in import StandIn
 from policies.api import Event, Instruction
 from sim.live.identity import hashed
+from sim.live.lookout import Lookout
 from sim.live.observe import RequestLog
 from sim.live.service import Service
 from sim.serve_config import make_core, make_settings, parse_config
@@ -74,6 +75,7 @@ class Gate:
     loop: asyncio.AbstractEventLoop
     port: int
     server: Any = None
+    lookout: Lookout = None  # type: ignore[assignment]
     logs: list[RequestLog] = field(default_factory=list)
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
 
@@ -194,8 +196,9 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
 
             telling = asyncio.create_task(tell())
             try:
-                await server.serve([listening])
-                await telling
+                async with Lookout(gate.service) as gate.lookout:
+                    await server.serve([listening])
+                    await telling
             finally:
                 await gate.service.close()
 
