@@ -1,8 +1,8 @@
 """A result's folder: written whole or not at all, and read back.
 
 It holds ``requests.parquet``, ``timeline.parquet``, ``summary.csv``, ``manifest.json`` and, where a run kept them,
-``decisions.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of each of its cells under
-``cells`` instead; `read_result` joins them.
+``decisions.parquet`` and ``shadows.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of
+each of its cells under ``cells`` instead; `read_result` joins them.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def write_result(
     summary_rows: Sequence[Mapping[str, Cell]],
     manifest: Mapping[str, Any],
     decisions: pa.Table | None = None,
+    shadows: pa.Table | None = None,
 ) -> None:
     """Write a result folder; after an error or an interrupt there is either the whole of it or nothing.
 
@@ -85,8 +86,9 @@ def write_result(
         partial.mkdir(parents=True)
         _write_table(requests, partial / "requests.parquet")
         _write_table(timeline, partial / "timeline.parquet")
-        if decisions is not None:
-            _write_table(decisions, partial / "decisions.parquet")
+        for name, table in (("decisions", decisions), ("shadows", shadows)):
+            if table is not None:
+                _write_table(table, partial / f"{name}.parquet")
         write_summary(summary_rows, partial)
         write_manifest(manifest, partial)
         partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step

@@ -192,6 +192,9 @@ class Scenario(Strict):
         default=(), description="give a list of events, e.g. {at_s: 30, capacity: {slots: 8}}"
     )
     policies: tuple[Policy, ...] = Field(min_length=1, description="give policies to compare, e.g. [token-pool, none]")
+    shadow: tuple[Policy, ...] = Field(
+        default=(), description="give policies that watch every run without acting, e.g. [rate-limit]"
+    )
     vary: Annotated[Any, Varied()] = Field(
         default={}, description="give values for a dotted path, e.g. {seed: [1, 2, 3]}"
     )
@@ -227,9 +230,12 @@ class Scenario(Strict):
             for key in getattr(workload.client, "keys", ()):
                 check_known(f"workload[{index}].client.keys", "entitlement", key, entitlements)
         check_unique("workload", [one.name for one in self.workload])
-        check_unique("policies", [one.name for one in self.policies])
-        for index, policy in enumerate(self.policies):
-            self._check_policy(f"policies[{index}]", policy, entitlements)
+        for field in ("policies", "shadow"):
+            check_unique(field, [one.name for one in getattr(self, field)])
+            for index, policy in enumerate(getattr(self, field)):
+                self._check_policy(f"{field}[{index}]", policy, entitlements)
+        if self.shadow and self.pool.gateways > 1:
+            raise MisfitError("shadow", f"given beside {self.pool.gateways} gateways", "give 1 gateway, or no shadow")
         for index, event in enumerate(self.events):
             self._check_event(f"events[{index}]", event)
         return self
@@ -285,7 +291,7 @@ class Scenario(Strict):
                     f"they are numbered from 0, the last is {self.pool.replicas - 1}",
                 )
         profile = self.pool.profile
-        for name, each in (("slots", profile.max_num_seqs), ("kv_blocks", profile.kv_blocks)):
+        for name, each in (("slots", profile.slots), ("kv_blocks", profile.held_blocks)):
             left, provisioned = getattr(event.capacity, name, None), self.pool.replicas * each
             if left is not None and left > provisioned:
                 raise MisfitError(

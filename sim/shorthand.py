@@ -35,8 +35,9 @@ def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
     if isinstance(scenario.get("workload"), list):
         _name_workloads([one for one in scenario["workload"] if isinstance(one, dict)])
     _each(scenario, "events", _event)
-    if isinstance(scenario.get("policies"), list):
-        scenario["policies"] = [_policy(one) for one in scenario["policies"]]
+    for field in ("policies", "shadow"):
+        if isinstance(scenario.get(field), list):
+            scenario[field] = [_policy(one) for one in scenario[field]]
     if isinstance(scenario.get("vary"), dict):
         scenario["vary"] = with_profiles(scenario["vary"], lambda one: _profile(one, file, "vary.pool.profile"))
     return scenario

@@ -135,8 +135,9 @@ def _done(task: Task) -> Done:
     result.stats["warmup_s"] = 0.0 if ruled else warmup_s(task.cell, {})
     measures = measured(task.cell, result.requests, result.stats)
     files = {"requests": table_bytes(result.requests), "timeline": table_bytes(result.timeline)}
-    if result.decisions is not None:
-        files["decisions"] = table_bytes(result.decisions)
+    for name, table in (("decisions", result.decisions), ("shadows", result.shadows)):
+        if table is not None:
+            files[name] = table_bytes(table)
     return Done(task.key, files, result.stats, measures)
 
 
