@@ -53,8 +53,8 @@ def asks(seed: int, on_the_second: bool) -> list[Ask]:
 def test_every_policy_does_the_same_in_both_gateways(name: str, on_the_second: bool) -> None:
     def core():  # type: ignore[no-untyped-def]
         return make_core(
-            renamed(EXAMPLES[name], {"elastic": "synth"}), SPECS, slots=12, replicas=2, router="least-outstanding-tokens", tokens_per_s=200.0,
-            kv_bytes=400_000.0, kv_bytes_per_token=64.0,
+            renamed(EXAMPLES[name], {"elastic": "synth"}), SPECS, slots=12, replicas=2,
+            router="least-outstanding-tokens", tokens_per_s=200.0, kv_bytes=400_000.0, kv_bytes_per_token=64.0,
         )
 
     recorded = TinyWorld(core(), asks(7, on_the_second), [(12.0, 6), (20.0, 0), (22.0, 12)]).run(60.0)
