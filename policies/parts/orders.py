@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from policies.api import EntitlementSpec, PoolLedger, ServiceClass
@@ -269,34 +270,48 @@ class _Drr(Order):
 
 
 class _Las(Order):
+    """Looks at all who wait at each turn: the scores of all move with time and with the largest of each."""
+
     def __init__(self, params: LeastAttainedService) -> None:
         self._fading = _Fading(params.half_life_s)
         self._share = params.wait_share
         self._used: dict[str, float] = {}
-        self._heads: dict[str, float] = {}
+        # Of those who wait, in the same order: what they used, and when their first came.
+        self._waiting_used: dict[str, float] = {}
+        self._waiting_since_s: dict[str, float] = {}
 
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
-        self._heads[flow] = head.since_s
-        self._used.setdefault(flow, 0.0)
+        self._waiting_since_s[flow] = head.since_s
+        self._waiting_used[flow] = self._used.setdefault(flow, 0.0)
 
     def advanced(self, flow: str, head: Waiting) -> None:
-        self._heads[flow] = head.since_s
+        self._waiting_since_s[flow] = head.since_s
 
     def left(self, flow: str) -> None:
-        del self._heads[flow]
+        del self._waiting_since_s[flow], self._waiting_used[flow]
 
     def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
-        heads, used = self._heads, self._used
-        most = max(used[flow] for flow in heads)
-        oldest_s = now_s - min(heads.values())
-        by_use = (1 - self._share) / most if most > 0 else 0.0
-        by_wait = self._share / oldest_s if oldest_s > 0 else 0.0
-        # The least of a linear form: 0.8 (1 - a/A) + 0.2 w/W is largest where 0.8 a/A + 0.2 since/W is smallest.
-        return min((by_use * used[flow] + by_wait * since_s, since_s, flow) for flow, since_s in heads.items())[2]
+        used, since_s = self._waiting_used.values(), self._waiting_since_s.values()
+        most, oldest_s = max(used), now_s - min(since_s)
+        if most <= 0 or self._share >= 1:
+            scores = list(since_s)
+        elif oldest_s <= 0:
+            scores = list(used)
+        else:
+            # 0.8 (1 - a/A) + 0.2 w/W is largest where a + since * (0.2 A) / (0.8 W) is least.
+            per_s = self._share * most / ((1 - self._share) * oldest_s)
+            scores = [one_used + per_s * one_s for one_used, one_s in zip(used, since_s, strict=True)]
+        place = scores.index(min(scores))  # ties go to who began to wait first
+        return next(islice(self._waiting_used, place, None))
 
     def charge(self, flow: str, cost: float, now_s: float) -> None:
-        self._fading.rebase(now_s, self._used)
-        self._used[flow] = self._used.get(flow, 0.0) + self._fading.worth(cost, now_s)
+        if self._fading.rebase(now_s, self._used):
+            for name in self._waiting_used:
+                self._waiting_used[name] = self._used[name]
+        amount = self._used.get(flow, 0.0) + self._fading.worth(cost, now_s)
+        self._used[flow] = amount
+        if flow in self._waiting_used:
+            self._waiting_used[flow] = amount
 
 
 class _Drf(Order):
