@@ -32,6 +32,8 @@ EXAMPLES: dict[str, Any] = {
     "cap, no queue": Cap(max_in_flight_per_replica=None, queue_requests=0, status=529),
     "window": Window(requests_per_min=30, tokens_per_min=2000, also=(Longer(tokens=3000, window_s=100.0),)),
     "reserve": Reserve(requests_per_min=30, tokens_per_min=2000),
+    "window, demote": Window(tokens_per_min=600, over="demote", starts="first-request", refuse_at="above"),
+    "reserve, spill": Reserve(tokens_per_min=600, over="spill", cached_weight=0.0),
     "reserve, fixed": Reserve(tokens_per_min=2000, meter="fixed", estimate=Flat(tokens=100), ttl_s=2.0),
     "reserve, sliding": Reserve(tokens_per_min=2000, meter="sliding", estimate=TenantMean(), debt=False),
     "ptu": Ptu(requests_per_min=60, tokens_per_min=2000, horizon_s=10.0),
