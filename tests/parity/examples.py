@@ -16,7 +16,7 @@ from policies.dedicated import Dedicated
 from policies.fair_queue import Drr, FairQueue, Las, Vtc
 from policies.no_control import NoControl
 from policies.parts.estimates import Flat, Quantile, TenantMean
-from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, StrictClass
+from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
 from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
 from policies.prio_reserve import PrioReserve
 from policies.ptu import Ptu
@@ -41,6 +41,8 @@ EXAMPLES: dict[str, Any] = {
     "fair-queue, strict": FairQueue(order=StrictClass(), within="edf", timeout_s=None),
     "fair-queue, drf": FairQueue(order=DominantResource(), within="shortest", charge="prompt", queue_tokens=100),
     "fair-queue, debt": FairQueue(order=Debt(), charge="predicted", estimate=Quantile(), weights={"spot": 2.0}),
+    "fair-queue, recent": FairQueue(order=RecentUse(window_s=5.0), charge="end", timeout_status=504),
+    "fair-queue, first come": FairQueue(order=FirstCome(), occupancy=1.5),
     "vtc": Vtc(),
     "vtc, predicted": Vtc(charge="predicted", estimate=TenantMean(), half_life_s=10.0, weights={"elastic": 3.0}),
     "drr": Drr(quantum=64),
