@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.reference import Job, ReferenceReplica
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.replica import Replica
+from sim.cluster.speculation import Speculation, SpeculativeStepTime
 from sim.cluster.step_time import LinearStepTime
 
 
@@ -110,6 +111,14 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }
+    if draw(st.booleans()):
+        drafts = Speculation(
+            tokens=draw(st.integers(1, 4)), acceptance=draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0])),
+            per_draft_token_s=draw(st.sampled_from([0.0, 0.0003])), draft_s=draw(st.sampled_from([0.0, 0.002])),
+        )  # fmt: skip
+        setting["speculation"] = drafts
+        setting["step_time"] = SpeculativeStepTime(setting["step_time"], drafts)
+        setting["max_num_batched_tokens"] += slots * drafts.tokens
     script: list[tuple[float, str, Any]] = []
     shared = draw(st.booleans())
     now = 0.0
