@@ -13,9 +13,12 @@ from typing import Any
 
 from policies.api import (
     ADMIT,
+    UNLIMITED,
     AdmissionPolicy,
     Admit,
     Adopted,
+    Allowance,
+    Allowing,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -57,6 +60,9 @@ from policies.api import (
 
 NO_CAPACITY_RETRY_S = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
+
+Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
+"""As `policies.api.AdmissionPolicy.decide`."""
 
 _NEVER_S = float("inf")
 _BOUND = EntitlementState.BOUND
@@ -111,9 +117,11 @@ class GatewayCore:
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
-        self._decide, self._on_admitted, self._on_ended = policy.decide, policy.on_admitted, policy.on_ended
+        self._decide: Decide = policy.decide
+        self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._in_force: list[str] = []
@@ -187,6 +195,19 @@ class GatewayCore:
         """When the Tick is due that was last asked for; infinity where none was."""
         return min(self._next_tick_s, self._next_change_s, self._next_scale_s)
 
+    def allowance(self, entitlement: str, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for, as far as the policy says."""
+        return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
+
+    def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
+        self._decide = wrap(self._decide)
+
+    @property
+    def started_s(self) -> float:
+        """The time at which it began."""
+        return self._start_s
+
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
         pool = self.pool
@@ -195,11 +216,16 @@ class GatewayCore:
             Gauge("pool", "pool", "ready_replicas", self._ready),
             Gauge("pool", "pool", "in_flight", len(self._flights)),
             Gauge("pool", "pool", "held", len(self._held)),
+            Gauge("pool", "pool", "held_tokens", sum(self._tokens_of(request) for request in self._held.values())),
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
         values += self._policy.gauges(pool, now_s)
         return values
+
+    def _tokens_of(self, request: RequestView) -> int:
+        asked = request.max_output_tokens
+        return request.prompt_tokens + (self._default_max if asked is None else asked)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
@@ -383,12 +409,15 @@ class GatewayCore:
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
+        if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
+            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
 
     def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
-        if flight is not None and self._retry_failed:
+        if flight is not None and self._retry_failed and not event.final:
             elsewhere = self._send_elsewhere(flight, event.output_tokens)
             if elsewhere is not None:
                 return (elsewhere,)

@@ -1,11 +1,13 @@
 """Meters: how much of something has been used, and how long until there is room for more.
 
-Both answer `wait_s` without a side effect that anyone could see, and are charged with `reserve`. What was reserved can
-be corrected with `settle` when the true amount is known. Times are seconds on the caller's clock, never decreasing.
+Buckets and windows answer `wait_s` without a side effect that anyone could see, and are charged with `reserve`. What
+was reserved can be corrected with `settle` when the true amount is known. Times are seconds on the caller's clock,
+never decreasing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 _SLACK = 1e-9
@@ -39,6 +41,13 @@ class ContinuousBucket:
             return None
         missing = need - self.available(now_s)
         if missing <= _SLACK * need:
+            return 0.0
+        return missing / self.rate_per_s if self.rate_per_s > 0 else float("inf")
+
+    def full_in_s(self, now_s: float) -> float:
+        """Return the seconds until it is full."""
+        missing = self.depth - self.available(now_s)
+        if missing <= 0:
             return 0.0
         return missing / self.rate_per_s if self.rate_per_s > 0 else float("inf")
 
@@ -109,6 +118,10 @@ class SlidingWindow:
                 break
         return wait_s
 
+    def full_in_s(self, now_s: float) -> float:
+        """Return the seconds until nothing counts any more."""
+        return max(0.0, self._charges[-1].until_s - now_s) if self._charges else 0.0
+
     def reserve(self, amount: float, now_s: float) -> Charge:
         """Take ``amount``; hand what is returned to `settle`."""
         charge = Charge(now_s + self.window_s, amount)
@@ -121,3 +134,91 @@ class SlidingWindow:
         if charge.until_s > now_s:
             self._total += actual - charge.amount
             charge.amount = actual
+
+
+class FixedWindow:
+    """At most ``limit`` in each window of ``window_s`` seconds; what is left of one is lost with it.
+
+    Windows are [k * window_s, (k + 1) * window_s) of the clock, or begin with the first charge after the last one
+    ended. What is settled later counts in the window of that instant. Use may pass the limit, where what was used is
+    known only afterwards.
+    """
+
+    __slots__ = ("_by_clock", "_from_s", "_used", "limit", "window_s")
+
+    def __init__(self, *, limit: float, window_s: float = 60.0, by_clock: bool = True) -> None:
+        if not (limit > 0 and window_s > 0):
+            raise ValueError(f"limit is {limit} and window_s {window_s}; give numbers above 0")
+        self.limit = limit
+        self.window_s = window_s
+        self._by_clock = by_clock
+        self._from_s = float("-inf")
+        self._used = 0.0
+
+    def used(self, now_s: float) -> float:
+        """Return what was used in the window of now."""
+        return self._used if now_s < self._from_s + self.window_s else 0.0
+
+    def available(self, now_s: float) -> float:
+        """Return what is left in the window of now; below zero where more was used than allowed."""
+        return self.limit - self.used(now_s)
+
+    def wait_s(self, need: float, now_s: float) -> float | None:
+        """Return the seconds until ``need`` is there: 0 for now, None for never."""
+        if need > self.limit:
+            return None
+        return 0.0 if need <= self.available(now_s) else self.left_s(now_s)
+
+    def left_s(self, now_s: float) -> float:
+        """Return the seconds until the window of now ends."""
+        return self._from_s + self.window_s - now_s
+
+    def reserve(self, amount: float, now_s: float) -> None:
+        """Take ``amount``."""
+        if now_s >= self._from_s + self.window_s:
+            self._from_s = math.floor(now_s / self.window_s) * self.window_s if self._by_clock else now_s
+            if now_s >= self._from_s + self.window_s:  # rounding can leave now at the end of the last window
+                self._from_s = now_s
+            self._used = 0.0
+        self._used += amount
+
+    def settle(self, reserved: float, actual: float, now_s: float) -> None:
+        """Make a reservation what it turned out to be, never giving a window more than its limit."""
+        self.reserve(actual - reserved, now_s)
+        self._used = max(0.0, self._used)
+
+
+class LeakyUtilisation:
+    """A level that drains at ``rate_per_s``; at ``horizon_s`` seconds' worth of it, utilisation is 1.
+
+    Azure's provisioned throughput, as documented: who finds utilisation above 1 is turned away until it is 1, so that
+    one request may pass it by any amount.
+    """
+
+    __slots__ = ("_at_s", "_level", "horizon_s", "rate_per_s")
+
+    def __init__(self, *, rate_per_s: float, horizon_s: float) -> None:
+        if not (rate_per_s > 0 and horizon_s > 0):
+            raise ValueError(f"rate_per_s is {rate_per_s} and horizon_s {horizon_s}; give numbers above 0")
+        self.rate_per_s = rate_per_s
+        self.horizon_s = horizon_s
+        self._level = 0.0
+        self._at_s = 0.0
+
+    def level(self, now_s: float) -> float:
+        """Return what has not drained yet."""
+        return max(0.0, self._level - self.rate_per_s * (now_s - self._at_s))
+
+    def utilisation(self, now_s: float) -> float:
+        """Return the level in units of what drains in ``horizon_s``."""
+        return self.level(now_s) / (self.rate_per_s * self.horizon_s)
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the seconds until utilisation is at most 1."""
+        over = self.level(now_s) - self.rate_per_s * self.horizon_s
+        return 0.0 if over <= _SLACK * self.rate_per_s * self.horizon_s else over / self.rate_per_s
+
+    def add(self, amount: float, now_s: float) -> None:
+        """Raise the level, or lower it where an estimate was too high."""
+        self._level = max(0.0, self.level(now_s) + amount)
+        self._at_s = now_s

@@ -8,16 +8,39 @@ from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
+from policies.cap import Cap, CapPolicy
+from policies.fair_queue import Drr, FairQueue, FairQueuePolicy, Las, Vtc
 from policies.no_control import NoControl, NoControlPolicy
+from policies.parts.estimates import ESTIMATES
+from policies.parts.orders import ORDERS
+from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
+from policies.reserve import Reserve, ReservePolicy
 from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
 from policies.scaling.capacity import Capacity, CapacityRule
 from policies.scaling.governor import Governor
 from policies.scaling.rules import Fixed, Saturation, SaturationRule, Sla, SlaRule, Utilisation, UtilisationRule
 from policies.token_pool.params import TokenPool
 from policies.token_pool.policy import TokenPoolPolicy
+from policies.window import Window, WindowPolicy
 
 Built = TypeVar("Built", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What a policy claims, and the contract suite holds it to.
+
+    Attributes
+    ----------
+    work_conserving : nobody is held or refused while the replicas have a free slot and KV cache for it.
+    keeps_floors : a flood of others does not keep an entitlement from the slots of its baseline.
+    refuses_oversize : what it could never let in is refused without a Retry-After.
+    """
+
+    work_conserving: bool = False
+    keeps_floors: bool = False
+    refuses_oversize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +53,12 @@ class Entry(Generic[Built]):
     build : for a policy ``build(params, *, entitlements, kv_bytes_per_token, chance)``, for a router ``build(params)``,
         for an autoscaler ``build(params, *, policy, entitlements, per_replica)``.
         What it returns has memory and serves one pool. ValueError where the parameters do not fit the entitlements.
+    traits : what a policy claims.
     """
 
     params: type
     build: Callable[..., Built]
+    traits: Traits = Traits()
 
 
 def _no_control(
@@ -92,12 +117,25 @@ def _capacity(
     return Governor(params, CapacityRule(params, policy, entitlements, per_replica))
 
 
+_CONSERVES = Traits(work_conserving=True)
+
 POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
-    "none": Entry(NoControl, _no_control),
+    "none": Entry(NoControl, _no_control, Traits(work_conserving=True, refuses_oversize=False)),
+    "cap": Entry(Cap, CapPolicy),
     "rate-limit": Entry(RateLimit, _rate_limit),
+    "window": Entry(Window, WindowPolicy, Traits(refuses_oversize=False)),
+    "reserve": Entry(Reserve, ReservePolicy),
+    "ptu": Entry(Ptu, PtuPolicy, Traits(refuses_oversize=False)),
+    "fair-queue": Entry(FairQueue, FairQueuePolicy, _CONSERVES),
+    "vtc": Entry(Vtc, FairQueuePolicy, _CONSERVES),
+    "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
+    "las": Entry(Las, FairQueuePolicy, _CONSERVES),
     "token-pool": Entry(TokenPool, _token_pool),
 })
 """Who is let in."""
+
+PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({"estimate": ESTIMATES, "order": ORDERS})
+"""What policies are made of: for each field that holds a part, the kinds it may be."""
 
 ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "round-robin": Entry(RoundRobin, _round_robin),

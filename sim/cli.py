@@ -103,6 +103,7 @@ def run(
     The summary goes to stdout. `tokenpools plot RESULT` draws the result.
     """
     from sim.analysis.summary import format_table
+    from sim.analysis.warm_up import in_words
     from sim.experiments.run import run_scenario
     from sim.experiments.select import default_folder, with_policies
     from sim.progress import shown
@@ -119,6 +120,8 @@ def run(
     with shown(loaded, progress) as on_progress:
         result = run_scenario(loaded, folder, jobs=jobs, on_progress=on_progress)
     click.echo(format_table(result.summary))
+    if "warm_up" in result.manifest:
+        click.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
     click.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
 
 
@@ -190,7 +193,9 @@ def reproduce(out: Path, jobs: int) -> None:
 
 
 # The commands of each area register themselves on `app`; these modules import nothing heavier than click.
-from sim import cli_experiments, cli_fidelity, cli_replay, cli_trace  # noqa: E402
+from sim import cli_experiments, cli_fidelity, cli_live, cli_metrics, cli_replay, cli_trace  # noqa: E402
 
-__all__ = ["app", "cli_experiments", "cli_fidelity", "cli_replay", "cli_trace", "main"]
+__all__ = ["app", "cli_experiments", "cli_fidelity", "cli_live", "cli_metrics", "cli_replay", "cli_trace", "main"]
 cli_fidelity.register(app)
+cli_live.register(app)
+cli_metrics.register(app)

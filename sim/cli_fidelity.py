@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,18 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.group()
+class _EndpointFirst(click.Group):
+    """A group that takes its options as those of ``endpoint``: ``tokenpools calibrate --base-url URL``."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+            arguments = ["endpoint", *arguments]
+        return super().parse_args(context, arguments)
+
+
+@click.group(cls=_EndpointFirst)
 def calibrate() -> None:
-    """Make a profile from measurements; it goes to --out, or to stdout."""
+    """Make a profile from measurements; it goes to --out, or to stdout. Options alone mean ``endpoint``."""
 
 
 def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +88,31 @@ def sweep(file: Path, out: Path | None, **engine: Any) -> None:
     from sim.experiments.calibrate_sweep import calibrate_sweep, read_sweep
 
     _write(calibrate_sweep(_start(None, engine), read_sweep(file), place=file.stem).profile, out)
+
+
+@calibrate.command()
+@click.option("--base-url", required=True, metavar="URL", help="Root of a vLLM that nobody else uses meanwhile.")
+@click.option("--model", help="Model to ask for; without it the first that the server lists.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256, show_default=True, help="As vLLM was started.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Likewise.")
+@click.option("--max-model-tokens", type=click.IntRange(min=32), help="Without it what the server says.")
+@click.option("--kv-blocks", type=click.IntRange(min=1), help="Without it what vLLM's metrics say.")
+@click.option("--block-tokens", type=click.IntRange(min=1), help="Likewise.")
+@click.option("--kv-bytes-per-token", type=click.FloatRange(min=0, min_open=True), help="Of the model; else unknown.")
+@click.option("--async-scheduling/--no-async-scheduling", default=True, show_default=True)
+@click.option("--token-ids", default="100:999", show_default=True, metavar="A:B", help="Ids to make prompts of.")
+@click.option("--quick", is_flag=True, help="Fewer measurements: a third of the time, wider intervals.")
+@click.option("--out", type=_PATH, help="Profile file to write; without it stdout.")
+def endpoint(base_url: str, quick: bool, out: Path | None, **given: Any) -> None:
+    """From a running server, measured with fresh prompts: its iterations, and what it takes outside them."""
+    from sim.experiments.calibrate_live import calibrate_live
+    from sim.experiments.live_measure import measure_endpoint
+
+    key = os.environ.get("OPENAI_API_KEY")
+    measurements = measure_endpoint(
+        base_url, key=key, quick=quick, progress=lambda words: click.echo(f"measuring {words}", err=True), **given
+    )
+    _write(calibrate_live(measurements), out)
 
 
 @calibrate.command()

@@ -17,7 +17,7 @@ from sim.scenario_file import describe, join, one_line, shown
 Loc = tuple[str | int, ...]
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # a model's word for it, and a dataclass's
-_UNWRITTEN = ("params", "grid", "range", "values")  # steps of a place that no file has
+_UNWRITTEN = ("params", "grid", "range", "values", "seconds", "rule")  # steps of a place that no file has
 _UNITS = (
     ("_per_s", "a rate per second"),
     ("_per_min", "a rate per minute"),
@@ -82,6 +82,8 @@ def _complaint(one: Any, schema: dict[str, Any], raw: object) -> tuple[str, str,
     if kind in ("literal_error", "enum"):
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         fix = suggestion(str(value), choices) if choices else f"give {context.get('expected', about)}"
+        if len(choices) == 1 and not _nearest(str(value), choices):  # one word among other things that may stand here
+            fix = about or fix
         return path, f"input should be {context.get('expected')}, got {describe(value)}", fix
     if kind == "value_error":
         cause = context["error"]

@@ -1,8 +1,8 @@
 """A result's folder: written whole or not at all, and read back.
 
 It holds ``requests.parquet``, ``timeline.parquet``, ``summary.csv``, ``manifest.json`` and, where a run kept them,
-``decisions.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of each of its cells under
-``cells`` instead; `read_result` joins them.
+``decisions.parquet`` and ``shadows.parquet``. Equal tables give equal bytes. A sweep's folder has the Parquet files of
+each of its cells under ``cells`` instead; `read_result` joins them.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def write_result(
     summary_rows: Sequence[Mapping[str, Cell]],
     manifest: Mapping[str, Any],
     decisions: pa.Table | None = None,
+    shadows: pa.Table | None = None,
 ) -> None:
     """Write a result folder; after an error or an interrupt there is either the whole of it or nothing.
 
@@ -85,8 +86,9 @@ def write_result(
         partial.mkdir(parents=True)
         _write_table(requests, partial / "requests.parquet")
         _write_table(timeline, partial / "timeline.parquet")
-        if decisions is not None:
-            _write_table(decisions, partial / "decisions.parquet")
+        for name, table in (("decisions", decisions), ("shadows", shadows)):
+            if table is not None:
+                _write_table(table, partial / f"{name}.parquet")
         write_summary(summary_rows, partial)
         write_manifest(manifest, partial)
         partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step
@@ -126,11 +128,11 @@ def read_records(folder: Path, manifest: Mapping[str, Any], name: str, cells: Se
     """
     schema = {"requests": request_schema, "timeline": timeline_schema}.get(name, lambda: pa.schema([]))()
     if not _is_sweep(manifest):
-        return _read_table(folder / f"{name}.parquet", schema)
+        return read_table(folder / f"{name}.parquet", schema)
     keys = cells if cells is not None else [cell["key"] for cell in manifest["cells"] if not cell["error"]]
     if not keys:
         raise InputError(str(folder), "has no finished cell", "see cells.csv for the errors, and sweep again")
-    return join_tables([_read_table(folder / CELLS / key / f"{name}.parquet", schema) for key in keys])
+    return join_tables([read_table(folder / CELLS / key / f"{name}.parquet", schema) for key in keys])
 
 
 def read_cell(folder: Path, key: str) -> tuple[dict[str, Any], list[SummaryRow]] | None:
@@ -145,18 +147,36 @@ def read_cell(folder: Path, key: str) -> tuple[dict[str, Any], list[SummaryRow]]
 
 def read_measures(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]:
     """Return rows as in ``summary.csv`` for each cell of a result by itself, with the ``replication`` of each."""
-    from sim.analysis.summary import each_replication, with_violations
-
+    rows: list[SummaryRow] = []
     if not _is_sweep(manifest):
         requests = read_records(folder, manifest, "requests")
-        each = each_replication(requests, horizon_s=horizon_s(manifest), warmup_s=manifest["scenario"]["warmup_s"])
-        return with_violations(each, manifest["cells"])
-    rows: list[SummaryRow] = []
+        for one in manifest["cells"]:
+            rows += [{**row, "replication": one["replication"]} for row in _measured(requests, manifest, one)]
+        return rows
     for one in manifest["cells"]:
         found = None if one["error"] else read_cell(folder, one["key"])
         if found is not None:
             rows += [{**row, "replication": one["replication"]} for row in found[1]]
     return rows
+
+
+def _measured(requests: pa.Table, manifest: Mapping[str, Any], cell: Mapping[str, Any]) -> list[SummaryRow]:
+    """Return what one run of a joined table measured: rows as the run itself had them."""
+    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
+
+    from sim.analysis.summary import summarise, with_violations
+    from sim.analysis.warm_up import warmup_of
+
+    mine = pc.equal(requests.column("replication"), cell["replication"])
+    for name, label in {"policy": cell["policy"], **cell["variant"]}.items():
+        mine = pc.and_(mine, pc.equal(requests.column(name).cast(pa.string()), label))
+    scenario = manifest["scenario"]
+    end_s = scenario.get("horizon_s") or cell.get("end_s") or horizon_s(manifest)
+    named = {one["name"]: one.get("tenant", one["name"]) for one in scenario["pool"]["entitlements"]}
+    tenants = [named[one["entitlement"]] for one in scenario["workload"]]
+    part = requests.filter(mine)
+    rows = summarise(part, horizon_s=float(end_s), warmup_s=warmup_of(manifest, cell), tenants=tenants)
+    return with_violations(rows, [cell])
 
 
 def horizon_s(manifest: Mapping[str, Any]) -> float:
@@ -190,12 +210,18 @@ def _write_table(table: pa.Table, path: Path | pa.BufferOutputStream) -> None:
     pq.write_table(table, path, compression="zstd", use_dictionary=few_values)
 
 
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file that has these columns, or those of ``schema``.
+
+    Raises
+    ------
+    InputError : it cannot be read, or lacks a column.
+    """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
-    missing = [name for name in schema.names if name not in table.column_names]
+    missing = [name for name in columns or schema.names if name not in table.column_names]
     if missing:
         raise InputError(str(path), f"lacks the column {missing[0]}", "run the scenario again")
     return table

@@ -9,7 +9,7 @@ import math
 from random import Random
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from policies.registry import POLICIES, SCALERS
 from sim.params import MisfitError, OneOf, Strict, named
@@ -159,6 +159,11 @@ class Phase(Strict):
         return self
 
 
+def _warmup_shape(value: object) -> str:
+    """Text names a rule; but for text that begins as a number does, such as "60 s"."""
+    return "rule" if isinstance(value, str) and not value.lstrip(" +-.")[:1].isdigit() else "seconds"
+
+
 class Scenario(Strict):
     """One experiment: a pool, who asks it for what, what happens to it, and the policies to compare."""
 
@@ -168,7 +173,12 @@ class Scenario(Strict):
     seed: int = Field(default=0, ge=0, description="give a whole number, e.g. 7")
     # Left out, the run ends with its last request.
     horizon_s: float | None = Field(default=None, gt=0, description="give simulated seconds, e.g. 600")
-    warmup_s: Seconds = Field(default=0.0, description="give the seconds to leave out of the summary, e.g. 60")
+    warmup_s: Annotated[
+        Annotated[Seconds, Tag("seconds")] | Annotated[Literal["mser-5"], Tag("rule")], Discriminator(_warmup_shape)
+    ] = Field(
+        default=0.0,
+        description="give the seconds to leave out of the summary, e.g. 60, or mser-5 to have them found in the data",
+    )
     replications: int = Field(
         default=1, gt=0, le=100_000, description="give how often to repeat with other draws, e.g. 5"
     )
@@ -182,6 +192,9 @@ class Scenario(Strict):
         default=(), description="give a list of events, e.g. {at_s: 30, capacity: {slots: 8}}"
     )
     policies: tuple[Policy, ...] = Field(min_length=1, description="give policies to compare, e.g. [token-pool, none]")
+    shadow: tuple[Policy, ...] = Field(
+        default=(), description="give policies that watch every run without acting, e.g. [rate-limit]"
+    )
     vary: Annotated[Any, Varied()] = Field(
         default={}, description="give values for a dotted path, e.g. {seed: [1, 2, 3]}"
     )
@@ -198,7 +211,7 @@ class Scenario(Strict):
                         f"missing, although workload[{index}] ({workload.name}) never ends",
                         "give simulated seconds, e.g. 600, or that workload requests or until_s",
                     )
-        elif self.warmup_s >= self.horizon_s:
+        elif not isinstance(self.warmup_s, str) and self.warmup_s >= self.horizon_s:
             raise MisfitError(
                 "warmup_s",
                 f"{self.warmup_s:g} leaves nothing of the horizon of {self.horizon_s:g} s",
@@ -217,9 +230,12 @@ class Scenario(Strict):
             for key in getattr(workload.client, "keys", ()):
                 check_known(f"workload[{index}].client.keys", "entitlement", key, entitlements)
         check_unique("workload", [one.name for one in self.workload])
-        check_unique("policies", [one.name for one in self.policies])
-        for index, policy in enumerate(self.policies):
-            self._check_policy(f"policies[{index}]", policy, entitlements)
+        for field in ("policies", "shadow"):
+            check_unique(field, [one.name for one in getattr(self, field)])
+            for index, policy in enumerate(getattr(self, field)):
+                self._check_policy(f"{field}[{index}]", policy, entitlements)
+        if self.shadow and self.pool.gateways > 1:
+            raise MisfitError("shadow", f"given beside {self.pool.gateways} gateways", "give 1 gateway, or no shadow")
         for index, event in enumerate(self.events):
             self._check_event(f"events[{index}]", event)
         return self
@@ -275,7 +291,7 @@ class Scenario(Strict):
                     f"they are numbered from 0, the last is {self.pool.replicas - 1}",
                 )
         profile = self.pool.profile
-        for name, each in (("slots", profile.max_num_seqs), ("kv_blocks", profile.kv_blocks)):
+        for name, each in (("slots", profile.slots), ("kv_blocks", profile.held_blocks)):
             left, provisioned = getattr(event.capacity, name, None), self.pool.replicas * each
             if left is not None and left > provisioned:
                 raise MisfitError(

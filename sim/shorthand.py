@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from policies.registry import PARTS
 from sim.errors import ScenarioError
 from sim.manifests import pool_from_manifests
 from sim.profiles import load_profile
@@ -34,8 +35,9 @@ def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
     if isinstance(scenario.get("workload"), list):
         _name_workloads([one for one in scenario["workload"] if isinstance(one, dict)])
     _each(scenario, "events", _event)
-    if isinstance(scenario.get("policies"), list):
-        scenario["policies"] = [_policy(one) for one in scenario["policies"]]
+    for field in ("policies", "shadow"):
+        if isinstance(scenario.get(field), list):
+            scenario[field] = [_policy(one) for one in scenario[field]]
     if isinstance(scenario.get("vary"), dict):
         scenario["vary"] = with_profiles(scenario["vary"], lambda one: _profile(one, file, "vary.pool.profile"))
     return scenario
@@ -106,6 +108,8 @@ def _policy(raw: object) -> object:
     if not isinstance(raw, dict):
         return raw
     params = {key: value for key, value in raw.items() if key not in ("name", "autoscaler")}
+    for part in PARTS:
+        _bare_name(params, part)
     name = raw.get("name")
     policy = {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
     if raw.get("autoscaler") is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from sim.analysis import metrics
-from sim.analysis.statistics import mser5
 from sim.analysis.study import Case, Study
+from sim.analysis.warm_up import FEWEST, Series, settled_s
 from sim.errors import InputError
 
 ENOUGH_BEYOND = 10
@@ -21,6 +21,10 @@ _UNEQUAL = 0.01
 _FEW_REPLICATIONS = 5
 _SHORT = 0.05
 _MOST_RUNS_READ = 24
+_NEVER = (
+    "No steady state was found under {} (MSER-5 on times to first token): the numbers describe this stretch of time "
+    "and no other."
+)
 
 
 def cautions(study: Study) -> list[str]:
@@ -89,6 +93,10 @@ def _few_replications(study: Study) -> Iterator[str]:
 
 
 def _warm_up(study: Study) -> Iterator[str]:
+    ruled = study.manifest.get("warm_up")
+    if ruled is not None:
+        yield from _ruled(study, ruled)
+        return
     stated = float(study.scenario["warmup_s"])
     slack_s = _SHORT * study.horizon_s  # what is this short moves no result
     cuts = warm_up_cuts(study)
@@ -97,13 +105,29 @@ def _warm_up(study: Study) -> Iterator[str]:
         cut, case = max(late, key=lambda one: one[0])
         yield (
             f"MSER-5 puts the end of the warm-up at {cut:.0f} s (under {case}); the scenario cuts {stated:g} s. "
-            "Results include the way to the steady state, if there is one."
+            "Results include the way to the steady state, if there is one. Give warmup_s: mser-5 to have it cut."
         )
     never = [case for case, cut in cuts.items() if math.isnan(cut)]
     if never:
+        yield _NEVER.format(f"{never[0]}{' and others' * (len(never) > 1)}")
+
+
+def _ruled(study: Study, ruled: Mapping[str, Any]) -> Iterator[str]:
+    """Say where the rule found no end of the warm-up, or left little."""
+    never: list[Case] = []
+    most, most_at = 0.0, None
+    for one in ruled["cuts"]:
+        variant = tuple(one["variant"].items())
+        never += [Case(policy, variant) for policy, cut in one["by_policy"].items() if cut is None]
+        if one["warmup_s"] > most:
+            policy = max(one["by_policy"], key=lambda name: one["by_policy"][name] or 0.0)
+            most, most_at = one["warmup_s"], Case(policy, variant)
+    if never:
+        yield _NEVER.format(f"{never[0]}{f' and {len(never) - 1} others' * (len(never) > 1)}")
+    if most > 0.25 * study.horizon_s:
         yield (
-            f"No steady state was found under {never[0]}{' and others' * (len(never) > 1)} (MSER-5 on times to first "
-            "token): the numbers describe this stretch of time and no other."
+            f"The warm-up of {most:.0f} s that MSER-5 found (under {most_at}) is a large part of {study.horizon_s:g} "
+            "s. Run longer."
         )
 
 
@@ -134,13 +158,10 @@ def _cut(study: Study, cell: dict[str, Any]) -> float | None:
     except InputError:
         return None
     frame = frame[frame["final"] & frame["first_token_s"].notna()].sort_values("first_arrival_s", kind="stable")
-    if len(frame) < 100:
+    if len(frame) < FEWEST:
         return None
-    waits = metrics.ttft_s(frame["first_token_s"], frame["first_arrival_s"]).to_numpy()
-    index = mser5(waits)
-    if index is None:
-        return math.nan
-    return float(np.asarray(frame["first_arrival_s"])[index]) if index else 0.0
+    arrival_s, first_s = (np.asarray(frame[name], dtype=np.float64) for name in ("first_arrival_s", "first_token_s"))
+    return settled_s([Series(arrival_s, metrics.ttft_s(first_s, arrival_s))])
 
 
 def _whose(tenant: str) -> str:

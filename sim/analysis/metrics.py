@@ -32,6 +32,11 @@ def tpot_s(first_token_s: Column, finish_s: Column, output_tokens: Column) -> Co
     return (finish_s - first_token_s) / gaps
 
 
+def ntpot_s(e2e_s: Column, output_tokens: Column) -> Column:
+    """Normalised time per output token: end-to-end time over all output tokens, so that waiting counts in it."""
+    return e2e_s / output_tokens
+
+
 def slo_met(ttft_s: Column, ttft_slo_s: Column, cut_off: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether the first token came within the objective, in a request that was not cut off.
 

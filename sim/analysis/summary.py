@@ -32,11 +32,15 @@ _LOW_PRIORITY = "low_priority"
 _UNSTATED = "unstated"
 
 
-def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[Row]:
+def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float, tenants: Sequence[str] = ()) -> list[Row]:
     """Return the rows of ``summary.csv``, tenants in the order of the table and then `ALL`.
 
     A request belongs to the summary when its first attempt arrived at ``warmup_s`` or later; it counts once, by its
     last attempt. So offered = finished + refused + evicted + failed + cancelled + unfinished, always.
+
+    Parameters
+    ----------
+    tenants : those that get a row even where they made no request.
 
     Columns
     -------
@@ -59,7 +63,7 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
         raise ValueError(f"warmup_s {warmup_s} leaves nothing of horizon_s {horizon_s}; give a shorter warm-up")
     if not requests.num_rows:
         return []
-    columns = _read(requests, warmup_s)
+    columns = _read(requests, warmup_s, tenants)
     rows: list[Row] = []
     n = len(columns.tenants)
     for labels, cells in columns.cases:
@@ -72,7 +76,7 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[
 
 
 def with_violations(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return rows of `summarise` or `each_replication` with a column ``violation``: see `sim.analysis.promises`.
+    """Return rows of `summarise` with a column ``violation``: see `sim.analysis.promises`.
 
     Parameters
     ----------
@@ -112,18 +116,6 @@ def average_cells(measures: Sequence[Row]) -> list[Row]:
         each: list[Row] = [{name: row.get(name, 0) for name in values} for row in found]
         labels = dict(zip(names[:end], key, strict=True))
         rows.append({**labels, "replications": len(each)} | (each[0] if len(each) == 1 else _average(each)))
-    return rows
-
-
-def each_replication(requests: pa.Table, *, horizon_s: float, warmup_s: float) -> list[Row]:
-    """Return `summarise`'s rows for each replication by itself, labelled with ``replication``."""
-    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
-
-    rows: list[Row] = []
-    for value in sorted(set(requests.column("replication").unique().to_pylist())):
-        part = requests.filter(pc.equal(requests.column("replication"), value))
-        found = summarise(part, horizon_s=horizon_s, warmup_s=warmup_s)
-        rows += [{**row, "replication": int(value)} for row in found]
     return rows
 
 
@@ -203,7 +195,7 @@ class _Columns:
     latency: dict[str, Floats]
 
 
-def _read(requests: pa.Table, warmup_s: float) -> _Columns:
+def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns:
     case = np.zeros(requests.num_rows, dtype=np.int64)
     labels: list[dict[str, str]] = [{}]
     for name in ("policy", *variant_columns(requests)):
@@ -216,8 +208,10 @@ def _read(requests: pa.Table, warmup_s: float) -> _Columns:
     case_of_cell = (kept // len(replications)).tolist()
     cases = [(label, [c for c, of in enumerate(case_of_cell) if of == i]) for i, label in enumerate(labels)]
     codes, categories = codes_of(requests, "tenant")
-    tenant, kept = _dense(codes)
-    tenants = [categories[code] for code in kept]
+    present = np.bincount(codes, minlength=len(categories)) > 0
+    present |= np.isin(categories, asked)
+    tenant = (np.cumsum(present) - 1)[codes]
+    tenants = [name for name, there in zip(categories, present, strict=True) if there]
 
     def column(name: str) -> Floats:
         return floats(requests, name)[rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,9 +21,11 @@ from policies.api import (
     Scaler,
 )
 from policies.core import GatewayCore
+from policies.shadow import Opinion, ShadowedCore
 from sim.attempts import attempt_columns
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
+from sim.cluster.engine_request import NEVER_S
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
@@ -31,7 +33,6 @@ from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
-from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
 from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
@@ -40,6 +41,7 @@ from workloads.requests import Demand
 
 _CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
 
+Core = GatewayCore | Gateways | ShadowedCore
 Logged = tuple[float, Event, Sequence[Instruction]]
 
 
@@ -56,6 +58,7 @@ class World:
     scaler, most_replicas, life : who scales the pool, up to how many replicas, and how long that takes; None: nobody.
     retry_failed : whether what a lost replica had is sent to another.
     notice_s : how late the gateway hears of changes of capacity and of the replicas' metrics.
+    shadows : policy and router of each policy that watches without acting (`policies.shadow`); of one gateway only.
     others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
     """
 
@@ -79,6 +82,7 @@ class World:
     notice_s: float = 0.0
     others: Sequence[tuple[AdmissionPolicy, Router]] = ()
     share_s: float | None = None
+    shadows: Mapping[str, tuple[AdmissionPolicy, Router]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +100,7 @@ class Outcomes:
     iterations: int
     preemptions: int
     gpu_s: float | None = None
+    opinions: Sequence[Opinion] = ()
 
 
 def simulate(
@@ -103,8 +108,15 @@ def simulate(
     *,
     record_decisions: bool = False,
     on_progress: Callable[[float, int], None] | None = None,
+    through: Callable[[GatewayCore], GatewayCore] | None = None,
 ) -> Outcomes:
-    """Run it. ``on_progress`` hears simulated seconds and ended attempts at every sample of the timeline."""
+    """Run it.
+
+    Parameters
+    ----------
+    on_progress : hears simulated seconds and ended attempts at every sample of the timeline.
+    through : handed the core of each gateway before the run begins; what it returns takes the core's place.
+    """
     workloads, demands = split_over_keys(world.workloads, world.demands)
     if len(workloads) > len(world.workloads):
         chances = [*world.chances, *[None] * (len(workloads) - len(world.workloads))] if world.chances else ()
@@ -112,8 +124,17 @@ def simulate(
     env = Clock()
     core = _core(world, world.policy, world.router, world.scaler)
     others = [_core(world, policy, router, None) for policy, router in world.others]
+    if through is not None:
+        core, *others = (through(one) for one in (core, *others))
     policies = [world.policy, *(policy for policy, _ in world.others)]
-    gateways = Gateways([core, *others], policies, world.share_s) if others else core
+    watching = [policy for policy, _ in world.shadows.values()]
+    opinions: list[Opinion] = []
+    gateways: Core = core
+    if others:
+        gateways = Gateways([core, *others], policies, world.share_s)
+    elif world.shadows:
+        beside = {name: _core(world, policy, router, None) for name, (policy, router) in world.shadows.items()}
+        gateways = ShadowedCore(core, beside, opinions.append)
     decisions: list[Logged] = []
     tenants = {e.name: e.tenant for e in world.entitlements}
     gateway = SimulatedGateway(
@@ -124,9 +145,10 @@ def simulate(
         following=[None if demand.plan is None else demand.plan.begin() for demand in world.demands],
         chances=world.chances,
         notice_s=world.notice_s,
+        ttft_slos_s=_ttft_slos_s(world),
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
-    for policy in policies:
+    for policy in (*policies, *watching):
         if isinstance(policy, Clairvoyant) and policy.needs_lengths:
             policy.tell_lengths(gateway.output_tokens_of)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
@@ -157,6 +179,8 @@ def simulate(
     else:
         env.run(until=world.horizon_s)
     gateway.close()
+    if isinstance(gateways, ShadowedCore):
+        gateways.close()
     columns = attempt_columns(gateway.attempts, [w.entitlement for w in world.workloads], world.entitlements)
     gateway.attempts.clear()  # gateway and replicas know each other: a cycle must not keep a million attempts
     return Outcomes(
@@ -168,7 +192,16 @@ def simulate(
         iterations=sum(node.replica.iterations for node in nodes),
         preemptions=sum(node.replica.preemptions for node in nodes),
         gpu_s=None if fleet is None else fleet.gpu_s(),
+        opinions=opinions,
     )
+
+
+def _ttft_slos_s(world: World) -> list[float] | None:
+    """Return each workload's objective, where the engines go by them."""
+    if world.profile.scheduling not in ("fair-batching", "flow-prefill"):
+        return None
+    slos_s = {e.name: NEVER_S if e.ttft_slo_s is None else e.ttft_slo_s for e in world.entitlements}
+    return [slos_s[w.entitlement] for w in world.workloads]
 
 
 def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler | None) -> GatewayCore:
@@ -202,6 +235,8 @@ class _Arrivals:
         self._arrive = gateway.arrive
         self._names = [w.name for w in world.workloads]
         self._priorities = [w.priority for w in world.workloads]
+        # Only a replica that keeps prefixes asks for them.
+        self._prefixes = [d.prefixes if world.profile.prefix_caching else None for d in world.demands]
         self._rows = self._in_order(world.demands)
         self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in world.demands)
@@ -217,7 +252,11 @@ class _Arrivals:
             self._env.set(self._alarm, row[0])
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
-        self._arrive(Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens), at_s)
+        attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
+        prefixes = self._prefixes[w]
+        if prefixes is not None:
+            attempt.prefix = prefixes.of(n)
+        self._arrive(attempt, at_s)
 
     @staticmethod
     def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:

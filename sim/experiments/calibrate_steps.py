@@ -24,6 +24,15 @@ STEP_TERMS = (
 )
 """What measured iterations can pin down of a fitted step time."""
 
+LINEAR_TERMS = (
+    Term("base_s", 1e-2, "decode steps of one sequence"),
+    Term("per_prefill_token_s", 4e-5, "prompts of very different lengths"),
+    Term("per_decode_sequence_s", 5e-5, "decode steps of large batches"),
+    Term("per_context_token_s", 3e-8, "decode steps at short and long context"),
+    Term("per_prefill_pair_s", 1e-10, "prompts of a thousand tokens and more"),
+)
+"""What they can pin down of a linear one."""
+
 
 class MeasuredStep(NamedTuple):
     """One iteration: its make-up, as `StepTime.iteration_s` takes it, and its duration in seconds."""

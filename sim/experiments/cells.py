@@ -29,7 +29,9 @@ _DECIDING_FILES = (
     "sim/analysis/metrics.py",
     "sim/analysis/promises.py",
     "sim/analysis/summary.py",
+    "sim/analysis/warm_up.py",
     "sim/experiments/cells.py",
+    "sim/experiments/cuts.py",
     "sim/experiments/decisions.py",
     "sim/experiments/run.py",
 )
@@ -123,18 +125,19 @@ def run_task(task: Task) -> Done | Failed | WrongCode:
 
 
 def _done(task: Task) -> Done:
-    from sim.analysis.summary import summarise, with_violations
+    from sim.experiments.cuts import measured, warmup_s
     from sim.experiments.run import run_cell
     from sim.results import table_bytes
 
-    scenario = task.cell.scenario
     result = run_cell(task.cell)
-    horizon_s = result.end_s if scenario.horizon_s is None else scenario.horizon_s
-    measures = summarise(result.requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    measures = with_violations(measures, [result.stats])
+    # Where a rule makes the cut it depends on other cells, and the sweep measures again when all are done.
+    ruled = isinstance(task.cell.scenario.warmup_s, str)
+    result.stats["warmup_s"] = 0.0 if ruled else warmup_s(task.cell, {})
+    measures = measured(task.cell, result.requests, result.stats)
     files = {"requests": table_bytes(result.requests), "timeline": table_bytes(result.timeline)}
-    if result.decisions is not None:
-        files["decisions"] = table_bytes(result.decisions)
+    for name, table in (("decisions", result.decisions), ("shadows", result.shadows)):
+        if table is not None:
+            files[name] = table_bytes(table)
     return Done(task.key, files, result.stats, measures)
 
 

@@ -1,4 +1,4 @@
-"""``decisions.parquet``: every verdict of a run with the numbers that were compared."""
+"""``decisions.parquet``: every verdict with the numbers that were compared; ``shadows.parquet``: those of shadows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from policies.api import Arrived, Demote, Event, Evict, Forward, Hold, Instruction, Refuse
+from policies.shadow import Opinion
 from sim.columns import constant
 
 
@@ -47,6 +48,46 @@ def decisions_table(
             "needed": pa.array(needed, pa.float64()),
             "available": pa.array(available, pa.float64()),
             "replica": pa.array(replicas, pa.int32()),
+        }
+    )
+
+
+def opinions_table(
+    opinions: Sequence[Opinion], *, run_id: str, policy: str, variant: Mapping[str, str], replication: int
+) -> pa.Table:
+    """Return a row for each attempt and shadow: what the shadow said beside what the acting policy did.
+
+    In the order of arrival. ``decided_s`` is when the shadow's last word came, ``needed`` and ``available`` as above.
+    """
+    rows = sorted(opinions, key=lambda one: (one.t_s, one.request_id, one.attempt, one.shadow))
+    n = len(rows)
+
+    def texts(name: str) -> pa.Array:
+        return pa.array([getattr(one, name) or None for one in rows], pa.string())
+
+    def numbers(name: str) -> pa.Array:
+        return pa.array([getattr(one, name) for one in rows], pa.float64())
+
+    return pa.table(
+        {
+            "run_id": constant(run_id, n),
+            "policy": constant(policy, n),
+            **{name: constant(value, n) for name, value in variant.items()},
+            "replication": pa.array([replication] * n, pa.int32()),
+            "t_s": numbers("t_s"),
+            "request_id": texts("request_id"),
+            "attempt": pa.array([one.attempt for one in rows], pa.int32()),
+            "tenant": texts("tenant").dictionary_encode(),
+            "entitlement": texts("entitlement").dictionary_encode(),
+            "acting_verdict": texts("acting").dictionary_encode(),
+            "acting_reason": texts("acting_reason").dictionary_encode(),
+            "shadow": texts("shadow").dictionary_encode(),
+            "verdict": texts("verdict").dictionary_encode(),
+            "reason": texts("reason").dictionary_encode(),
+            "needed": numbers("needed"),
+            "available": numbers("available"),
+            "retry_after_s": numbers("retry_after_s"),
+            "decided_s": numbers("decided_s"),
         }
     )
 

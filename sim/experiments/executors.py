@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -214,11 +215,13 @@ def _ray(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executo
     ours = not ray.is_initialized()
     if ours:
         try:
+            if executor.address is not None:
+                _knock(executor.address)
             if executor.address is None:
                 ray.init(num_cpus=executor.jobs, include_dashboard=False, log_to_driver=False, logging_level=40)
             else:
                 ray.init(address=executor.address, log_to_driver=False, logging_level=40)
-        except ConnectionError as error:
+        except (OSError, ValueError) as error:
             raise InputError(str(executor.address), f"no Ray cluster answers ({error})", "check --address") from None
     try:
         remote = ray.remote(num_cpus=1, max_retries=_TRIES)(function)
@@ -238,3 +241,10 @@ def _ray(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executo
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at ``[ray://]HOST:PORT``: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # else "auto", and what else Ray may know
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S).close()

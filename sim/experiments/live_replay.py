@@ -16,19 +16,20 @@ import pyarrow as pa
 
 from sim import provenance
 from sim.analysis.promises import lost_tokens, violations
-from sim.analysis.summary import Row, summarise
+from sim.analysis.summary import Row
 from sim.attempt_series import AttemptSeries
 from sim.attempts import attempt_columns
 from sim.errors import InputError
+from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.run import client_chances, demands
 from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
-from sim.live.hooks import Hook, LiveEvent, apply
+from sim.live.hooks import GatewayCapacity, Hook, LiveEvent, apply
 from sim.live.load import LoadGenerator
 from sim.live.watch import Floats, Watch, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
-from sim.scenario import Scenario, resolved, scenario_hash
+from sim.scenario import Scenario, expand, resolved, scenario_hash
 from workloads.generate import split_over_keys
 
 MOST_LAG_S = 0.005
@@ -49,6 +50,7 @@ class Target:
     metrics : URLs of vLLM's metrics pages, one a replica; none: the gateway's reports, if there is one.
     state, token : URL of the gateway's state, and the token that it asks for.
     hooks : what makes the scenario's events happen.
+    set_capacity : URL at which the gateway is told of changes of capacity.
     """
 
     base_url: str
@@ -58,6 +60,7 @@ class Target:
     state: str | None = None
     token: str | None = None
     hooks: Sequence[Hook] = ()
+    set_capacity: str | None = None
     timeout_s: float = 600.0
 
 
@@ -129,6 +132,10 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
     interval_s = scenario.timeline_interval_s
     watch = Watch(target.metrics, target.state, interval_s=interval_s or 1.0, token=target.token)
 
+    hooks = list(target.hooks)
+    if target.set_capacity is not None:
+        hooks.append(GatewayCapacity(target.set_capacity, target.token))
+
     async def go() -> tuple[list[LiveAttempt], float]:
         loop = asyncio.get_running_loop()
         origin_s = loop.time() + _START_IN_S
@@ -138,7 +145,7 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
                 horizon_s=scenario.horizon_s,
             )  # fmt: skip
             watching = loop.create_task(watch.run(origin_s, scenario.horizon_s or math.inf))
-            changing = loop.create_task(apply(live_events(scenario), target.hooks, origin_s))
+            changing = loop.create_task(apply(live_events(scenario), hooks, origin_s))
             running = loop.create_task(load.run(origin_s))
             try:
                 done, _ = await asyncio.wait({changing, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -197,9 +204,10 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
     check_output_folder(out)
     requests = join_tables([run.requests for run in runs])
     timeline_ = join_tables([run.timeline for run in runs])
-    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(run.end_s for run in runs)
-    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    manifest = {
+    cell_of = {cell.policy: cell for cell in expand(scenario)}
+    cells = [cell_of[run.stats["policy"]] for run in runs]
+    summary, cuts = summed(cells, [run.requests for run in runs], [run.stats for run in runs])
+    manifest: dict[str, Any] = {
         "kind": "live",
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
@@ -211,6 +219,7 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
         "wall_s": round(sum(run.stats["wall_s"] for run in runs), 3),
         "cpu_s": round(sum(run.stats["cpu_s"] for run in runs), 3),
         "valid": all(run.valid for run in runs),
+        **cuts_in_words(cuts),
         "cells": [run.stats for run in runs],
     }
     write_result(out, requests, timeline_, summary, manifest)

@@ -19,11 +19,12 @@ from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import provenance
 from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
-from sim.analysis.summary import ALL, Row, summarise, with_violations
+from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import InputError, RunError
-from sim.experiments.decisions import decisions_table
+from sim.experiments.cuts import cuts_in_words, summed
+from sim.experiments.decisions import decisions_table, opinions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
 from sim.scenario import Cell, Event, Scenario, expand, resolved, scenario_hash
@@ -44,6 +45,7 @@ class CellResult:
     requests: pa.Table
     timeline: pa.Table
     decisions: pa.Table | None
+    shadows: pa.Table | None
     end_s: float
     stats: dict[str, Any]
 
@@ -55,6 +57,7 @@ class ScenarioResult:
     requests: pa.Table
     timeline: pa.Table
     decisions: pa.Table | None
+    shadows: pa.Table | None
     summary: list[Row]
     manifest: dict[str, Any]
     folder: Path | None
@@ -76,13 +79,10 @@ def run_scenario(
     results = sorted(_run_cells(cells, jobs, on_progress), key=lambda result: result.index)
     requests = join_tables([r.requests for r in results])
     timeline = join_tables([r.timeline for r in results])
-    decisions = join_tables([r.decisions for r in results if r.decisions is not None]) if any(
-        r.decisions is not None for r in results
-    ) else None
-    horizon_s = scenario.horizon_s if scenario.horizon_s is not None else max(r.end_s for r in results)
-    summary = summarise(requests, horizon_s=horizon_s, warmup_s=scenario.warmup_s)
-    summary = with_violations(summary, [r.stats for r in results])
-    manifest = {
+    decisions = _joined([r.decisions for r in results])
+    shadows = _joined([r.shadows for r in results])
+    summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
+    manifest: dict[str, Any] = {
         "scenario": resolved(scenario),
         "scenario_hash": scenario_hash(scenario),
         "seed": scenario.seed,
@@ -92,11 +92,12 @@ def run_scenario(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
+        **cuts_in_words(cuts),
         "cells": [r.stats for r in results],
     }
     if out is not None:
-        write_result(out, requests, timeline, summary, manifest, decisions)
-    return ScenarioResult(requests, timeline, decisions, summary, manifest, out)
+        write_result(out, requests, timeline, summary, manifest, decisions, shadows)
+    return ScenarioResult(requests, timeline, decisions, shadows, summary, manifest, out)
 
 
 def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
@@ -113,7 +114,10 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     requests = requests_table(outcomes.columns, **labels)
     timeline = timeline_table(outcomes.timeline, **labels)
     decisions = decisions_table(outcomes.decisions, **labels) if scenario.record_decisions else None
-    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=scenario.warmup_s)
+    shadows = opinions_table(outcomes.opinions, **labels) if scenario.shadow else None
+    # A rule's cut comes later: under one, promises count from the start.
+    promised_from_s = 0.0 if isinstance(scenario.warmup_s, str) else scenario.warmup_s
+    short = shortfalls(outcomes.columns, outcomes.end_s, from_s=promised_from_s)
     stats = labels | {
         "attempts": requests.num_rows,
         "end_s": outcomes.end_s,
@@ -127,7 +131,7 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
     }
-    return CellResult(cell.index, requests, timeline, decisions, outcomes.end_s, stats)
+    return CellResult(cell.index, requests, timeline, decisions, shadows, outcomes.end_s, stats)
 
 
 def demands(scenario: Scenario, replication: int) -> list[Demand]:
@@ -142,9 +146,8 @@ def world_of(cell: Cell) -> World:
     scenario = cell.scenario
     pool = scenario.pool
     entitlements = [entitlement.spec() for entitlement in pool.entitlements]
-    params = scenario.policies[0].params
 
-    def built(stream_name: str) -> AdmissionPolicy:
+    def built(stream_name: str, params: Any = scenario.policies[0].params) -> AdmissionPolicy:
         return POLICIES[params.kind].build(
             params,
             entitlements=entitlements,
@@ -172,6 +175,10 @@ def world_of(cell: Cell) -> World:
         notice_s=pool.notice_s,
         others=[(built(f"policy/chance/{i}"), router.build(pool.router)) for i in range(1, pool.gateways)],
         share_s=pool.share_every_s,
+        shadows={
+            one.name: (built(f"policy/chance/shadow/{one.name}", one.params), router.build(pool.router))
+            for one in scenario.shadow
+        },
         router=router.build(pool.router),
         events=[_pool_event(event) for event in scenario.events],
         horizon_s=scenario.horizon_s,
@@ -185,6 +192,11 @@ def world_of(cell: Cell) -> World:
 def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
     """Return, of each workload, what its clients' jitter is drawn from."""
     return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
+
+
+def _joined(tables: Sequence[pa.Table | None]) -> pa.Table | None:
+    kept = [table for table in tables if table is not None]
+    return join_tables(kept) if kept else None
 
 
 def _chance(seed: int, replication: int, name: str) -> random.Random:

@@ -10,14 +10,18 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
 from sim.experiments.cells import Done
-from sim.results import CELLS, check_output_folder, read_cell
+from sim.records import request_schema
+from sim.results import CELLS, check_output_folder, read_cell, read_table, replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,11 @@ class CellStore:
         RunError : the disk is full or the folder cannot be written.
         """
         partial, place = self._cells / f".{done.key}.partial-{os.getpid()}", self._cells / done.key
-        measures = [{k: _finite(v) for k, v in row.items()} for row in done.measures]
         try:
             partial.mkdir(parents=True, exist_ok=True)
             for name, content in done.files.items():
                 (partial / f"{name}.parquet").write_bytes(content)
-            text = json.dumps({"stats": done.stats, "measures": measures}, allow_nan=False, separators=(",", ":"))
-            (partial / "cell.json").write_text(text, encoding="utf-8")
+            (partial / "cell.json").write_text(_text(done.stats, done.measures), encoding="utf-8")
             if place.exists():  # damaged: it would have been read
                 shutil.rmtree(place)
             partial.rename(place)
@@ -73,12 +75,25 @@ class CellStore:
             shutil.rmtree(partial, ignore_errors=True)
         return Stored(done.key, done.stats, done.measures)
 
+    def requests(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the attempts of a finished cell, or these columns of them."""
+        return read_table(self._cells / key / "requests.parquet", request_schema(), columns)
+
+    def rewrite(self, one: Stored) -> None:
+        """Keep other measures of a finished cell; its records stay as they are."""
+        replace_file(self._cells / one.key / "cell.json", _text(one.stats, one.measures))
+
     def tidy(self) -> None:
         """Remove what a killed sweep left half-written."""
         for partial in self._cells.glob(".*.partial-*"):
             pid = partial.name.rpartition("-")[2]
             if not Path(f"/proc/{pid}").exists():
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def _text(stats: dict[str, Any], measures: list[Row]) -> str:
+    rows = [{k: _finite(v) for k, v in row.items()} for row in measures]
+    return json.dumps({"stats": stats, "measures": rows}, allow_nan=False, separators=(",", ":"))
 
 
 def _finite(value: Any) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sim import provenance
 from sim.analysis.summary import Row, average_cells
-from sim.errors import RunError
+from sim.analysis.warm_up import SERIES_COLUMNS, Cut, Series, series_of
+from sim.errors import InputError, RunError
 from sim.experiments.cells import Done, Failed, Task, WrongCode, cell_key, code_hash, run_task, task
+from sim.experiments.cuts import Labels, cuts_in_words, found_cuts, measured, warmup_s
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
 from sim.results import replace_file, write_manifest, write_summary
@@ -54,6 +56,7 @@ class Estimate:
     Attributes
     ----------
     cells, finished : how many there are, and how many of them need not run again.
+    variants : for each its labels, its runs (policies times replications), those to run, and the requests of one.
     requests : first attempts that the rest would simulate, from the demand of each variant's first replication.
     requests_per_cpu_s : measured on the finished cells, or assumed (``measured`` says which).
     """
@@ -63,6 +66,7 @@ class Estimate:
     requests: int
     requests_per_cpu_s: float
     measured: bool
+    variants: tuple[tuple[str, int, int, int], ...]
 
     @property
     def cpu_s(self) -> float:
@@ -104,7 +108,9 @@ def sweep(
         if on_cell is not None:
             on_cell(Count(finished, kept, failed, len(cells)))
     store.tidy()
-    return _written(scenario, store, cells, found, Count(finished, kept, failed, len(cells)), started_s)
+    cuts = _cut(cells, found, store)
+    finished, failed = (sum(isinstance(one, kind) for one in found) for kind in (Stored, Failed))
+    return _written(scenario, store, cells, found, cuts, Count(finished, kept, failed, len(cells)), started_s)
 
 
 def estimate(scenario: Scenario, folder: Path | None) -> Estimate:
@@ -116,16 +122,21 @@ def estimate(scenario: Scenario, folder: Path | None) -> Estimate:
     store = None if folder is None else CellStore(folder)
     stored = [None if store is None else store.read(cell_key(cell, code)) for cell in cells]
     done = [one for one in stored if one is not None]
-    offered: dict[tuple[tuple[str, str], ...], int] = {}
-    requests = 0
+    offered: dict[Labels, int] = {}
+    runs: dict[Labels, list[bool]] = {}
     for cell, one in zip(cells, stored, strict=True):
         variant = tuple(cell.variant.items())
         if variant not in offered:
             offered[variant] = sum(len(demand.arrival_s) for demand in demands(cell.scenario, 0))
-        requests += 0 if one is not None else offered[variant]
+        runs.setdefault(variant, []).append(one is None)
+    requests = sum(sum(todo) * offered[variant] for variant, todo in runs.items())
+    variants = [
+        (", ".join(f"{path}={label}" for path, label in variant), len(todo), sum(todo), offered[variant])
+        for variant, todo in runs.items()
+    ]
     cpu_s = sum(one.stats["cpu_s"] for one in done)
     speed = sum(one.stats["attempts"] for one in done) / cpu_s if cpu_s > 0 else ASSUMED_REQUESTS_PER_CPU_S
-    return Estimate(len(cells), len(done), requests, speed, cpu_s > 0)
+    return Estimate(len(cells), len(done), requests, speed, cpu_s > 0, tuple(variants))
 
 
 def _taken(answer: Done | Failed | WrongCode | Lost, store: CellStore, key: str, code: str) -> Stored | Failed:
@@ -136,11 +147,33 @@ def _taken(answer: Done | Failed | WrongCode | Lost, store: CellStore, key: str,
     return Failed(key, answer.problem, "") if isinstance(answer, Lost) else answer
 
 
+def _cut(cells: Sequence[Cell], found: list[Stored | Failed | None], store: CellStore) -> Mapping[Labels, Cut]:
+    """Measure cells again whose warm-up a rule ends: it needs all replications and policies of a variant."""
+
+    def series(i: int) -> Series | None:
+        one = found[i]
+        return series_of(store.requests(one.key, SERIES_COLUMNS)) if isinstance(one, Stored) else None
+
+    cuts = found_cuts(cells, series)
+    for i, (cell, one) in enumerate(zip(cells, found, strict=True)):
+        if isinstance(one, Stored) and one.stats["warmup_s"] != (cut_s := warmup_s(cell, cuts)):
+            stats = {**one.stats, "warmup_s": cut_s}
+            try:
+                again = Stored(one.key, stats, measured(cell, store.requests(one.key), stats))
+            except InputError as error:
+                found[i] = Failed(one.key, str(error), "")
+                continue
+            store.rewrite(again)
+            found[i] = again
+    return cuts
+
+
 def _written(
     scenario: Scenario,
     store: CellStore,
     cells: Sequence[Cell],
     found: Sequence[Stored | Failed | None],
+    cuts: Mapping[Labels, Cut],
     count: Count,
     started_s: float,
 ) -> SweepResult:
@@ -173,6 +206,7 @@ def _written(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
             "wall_s": round(time.time() - started_s, 3),
             "cpu_s": round(sum(one.get("cpu_s", 0.0) for one in stats), 3),
+            **cuts_in_words(cuts),
             "cells": stats,
         },
         store.folder,
@@ -182,7 +216,7 @@ def _written(
 
 def _cells_csv(cells: Sequence[Cell], stats: Sequence[dict[str, Any]]) -> str:
     paths = list(cells[0].variant)
-    costs = ("attempts", "end_s", "wall_s", "cpu_s", "error")
+    costs = ("attempts", "warmup_s", "end_s", "wall_s", "cpu_s", "error")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "policy", *paths, "replication", *costs])

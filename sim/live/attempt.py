@@ -19,6 +19,7 @@ class LiveAttempt:
     forwarded_s : when it was due, for those that were let in: a client cannot see more.
     lag_s : how long after ``arrival_s`` the request was written, less the time that a new connection took.
     connect_s : that time; 0 where a connection was open.
+    token_s : when each event with output came, where somebody wants to know.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class LiveAttempt:
     asked_tokens: int
     final: bool = True
     delivered_tokens: int = 0
+    cached_tokens: int = -1
     forwarded_s: float = NEVER_S
     first_token_s: float = NEVER_S
     finish_s: float = NEVER_S
@@ -44,3 +46,4 @@ class LiveAttempt:
     lag_s: float = NEVER_S
     connect_s: float = 0.0
     error: str = ""
+    token_s: list[float] | None = None

@@ -64,6 +64,23 @@ class PromptKind:
         return json.dumps(asked, separators=(",", ":")).encode()
 
 
+def id_range(text: str) -> tuple[int, int]:
+    """Return the first and the last of a range of token ids, ``A:B``.
+
+    Raises
+    ------
+    InputError : it is none.
+    """
+    first, _, last = text.partition(":")
+    try:
+        low, high = int(first), int(last)
+    except ValueError:
+        low, high = 0, 0
+    if not 0 <= low < high:
+        raise InputError(f"--token-ids {text}", "is no range of token ids", "give the first and the last, e.g. 100:999")
+    return low, high
+
+
 class Completions:
     """Sends attempts to ``base_url`` and fills in what becomes of them. Used within its ``async with``.
 
@@ -92,7 +109,8 @@ class Completions:
         """Close them."""
         await self._session.close()
 
-    def _now_s(self) -> float:
+    def now_s(self) -> float:
+        """Return the time of the run."""
         return self._loop.time() - self._origin_s
 
     def _trace(self) -> aiohttp.TraceConfig:
@@ -100,14 +118,14 @@ class Completions:
         trace = aiohttp.TraceConfig()
 
         async def connecting(_: object, context: SimpleNamespace, __: object) -> None:
-            context.connecting_s = self._now_s()
+            context.connecting_s = self.now_s()
 
         async def connected(_: object, context: SimpleNamespace, __: object) -> None:
-            context.trace_request_ctx.connect_s = self._now_s() - context.connecting_s
+            context.trace_request_ctx.connect_s = self.now_s() - context.connecting_s
 
         async def written(_: object, context: SimpleNamespace, __: object) -> None:
             attempt: LiveAttempt = context.trace_request_ctx
-            attempt.lag_s = self._now_s() - attempt.arrival_s - attempt.connect_s
+            attempt.lag_s = self.now_s() - attempt.arrival_s - attempt.connect_s
 
         trace.on_connection_create_start.append(connecting)
         trace.on_connection_create_end.append(connected)
@@ -166,12 +184,15 @@ class Completions:
                 self._error_event(attempt, event["error"], answer.headers)
                 return
             if event.get("choices"):
+                now_s = self.now_s()
                 if not events:
-                    attempt.first_token_s = self._now_s()
+                    attempt.first_token_s = now_s
+                if attempt.token_s is not None:
+                    attempt.token_s.append(now_s)
                 events += 1
                 attempt.delivered_tokens = events
                 if event["choices"][0].get("finish_reason"):
-                    attempt.finish_s = self._now_s()
+                    attempt.finish_s = now_s
             if event.get("usage"):
                 counted = event["usage"].get("completion_tokens")
         if not complete:
@@ -181,7 +202,7 @@ class Completions:
             attempt.delivered_tokens = counted
             self.events_of_several_tokens += counted > events
         if attempt.finish_s != attempt.finish_s:
-            attempt.finish_s = self._now_s()
+            attempt.finish_s = self.now_s()
         attempt.outcome = Outcome.FINISHED
 
     def _error_event(self, attempt: LiveAttempt, error: Any, headers: Mapping[str, str]) -> None:
@@ -190,7 +211,7 @@ class Completions:
         code = said.get("code")
         if code == "preempted":
             attempt.outcome, attempt.reason, attempt.http_status = Outcome.EVICTED, "preempted", 503
-            attempt.finish_s, attempt.error = self._now_s(), str(said.get("message", ""))
+            attempt.finish_s, attempt.error = self.now_s(), str(said.get("message", ""))
         elif not attempt.delivered_tokens and isinstance(code, int) and (code == 429 or code in _TURNED_AWAY):
             attempt.forwarded_s = NEVER_S
             self._turned_away(attempt, code, said, headers)
@@ -201,7 +222,7 @@ class Completions:
         self, attempt: LiveAttempt, status: int, error: Mapping[str, Any], headers: Mapping[str, str]
     ) -> None:
         """Take an answer other than 200."""
-        attempt.finish_s, attempt.http_status = self._now_s(), status
+        attempt.finish_s, attempt.http_status = self.now_s(), status
         attempt.error = str(error.get("message", ""))
         if status >= 500 and status not in _TURNED_AWAY:
             attempt.outcome, attempt.reason = Outcome.FAILED, "replica_failed"
@@ -213,7 +234,7 @@ class Completions:
 
     def _broke(self, attempt: LiveAttempt, error: str, status: int) -> None:
         attempt.outcome, attempt.reason, attempt.http_status = Outcome.FAILED, "replica_failed", status
-        attempt.finish_s, attempt.error = self._now_s(), error
+        attempt.finish_s, attempt.error = self.now_s(), error
 
 
 def reason_of(error: Mapping[str, Any], headers: Mapping[str, str]) -> str:

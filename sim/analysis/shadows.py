@@ -1,0 +1,81 @@
+"""What policies that watched a run would have done: of ``shadows.parquet``, see `policies.shadow` for what it means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sim.analysis.summary import Row
+
+IN = ("forward", "demote")
+VERDICTS = ("forward", "demote", "hold", "refuse", "evict")
+
+
+def agreement(table: pa.Table) -> list[Row]:
+    """Return a row for each acting policy, shadow and pair of verdicts: how many attempts had that pair.
+
+    Counts are sums over replications and variants.
+    """
+    counts = _counts(table, ["policy", "shadow", "acting_verdict", "verdict"])
+    return [
+        {"policy": policy, "shadow": shadow, "acting_verdict": acting, "verdict": verdict, "attempts": n}
+        for (policy, shadow, acting, verdict), n in counts.items()
+    ]
+
+
+def by_tenant(table: pa.Table) -> list[Row]:
+    """Return, for each acting policy, shadow and tenant, how many attempts each let in and how often they agreed."""
+    counts = _counts(table, ["policy", "shadow", "tenant", "acting_verdict", "verdict"])
+    rows: dict[tuple[str, ...], Row] = {}
+    for (policy, shadow, tenant, acting, verdict), n in counts.items():
+        row = rows.setdefault(
+            (policy, shadow, tenant),
+            {"policy": policy, "shadow": shadow, "tenant": tenant, "attempts": 0, "agreed": 0, "acting_refused": 0,
+             "shadow_refused": 0, "only_shadow_refused": 0, "only_acting_refused": 0, "shadow_held": 0},
+        )  # fmt: skip
+        acts_in, says_in = acting in IN, verdict in IN
+        for name, counted in (
+            ("attempts", True), ("agreed", acts_in == says_in), ("acting_refused", acting == "refuse"),
+            ("shadow_refused", verdict == "refuse"), ("only_shadow_refused", verdict == "refuse" and acts_in),
+            ("only_acting_refused", acting == "refuse" and says_in), ("shadow_held", verdict == "hold"),
+        ):  # fmt: skip
+            row[name] = int(row[name]) + n * counted
+    return list(rows.values())
+
+
+def in_words(pairs: Sequence[Row], tenants: Sequence[Row]) -> str:
+    """Return the agreement matrix of each acting policy and shadow, and what each shadow would have refused."""
+    parts = []
+    for policy, shadow in dict.fromkeys((str(row["policy"]), str(row["shadow"])) for row in pairs):
+        cells = {
+            (str(row["acting_verdict"]), str(row["verdict"])): int(row["attempts"])
+            for row in pairs if row["policy"] == policy and row["shadow"] == shadow
+        }  # fmt: skip
+        total = sum(cells.values())
+        agreed = sum(n for (acting, verdict), n in cells.items() if (acting in IN) == (verdict in IN))
+        heads = [verdict for verdict in VERDICTS if any(pair[1] == verdict for pair in cells)]
+        lines = [f"{policy} acted, {shadow} watched: {total:,} attempts, both in or both out {agreed / total:.1%}"]
+        lines.append(f"  {'acting':<10}" + "".join(f"{'would ' + head:>15}" for head in heads))
+        lines += [
+            f"  {acting:<10}" + "".join(f"{cells.get((acting, head), 0):>15,}" for head in heads)
+            for acting in VERDICTS if any(pair[0] == acting for pair in cells)
+        ]
+        lines += [
+            f"  {row['tenant']}: would refuse {int(row['shadow_refused']):,} of {int(row['attempts']):,}, "
+            f"{int(row['only_shadow_refused']):,} of them let in by {policy}; would let in "
+            f"{int(row['only_acting_refused']):,} that {policy} refused"
+            for row in tenants if row["policy"] == policy and row["shadow"] == shadow
+        ]  # fmt: skip
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _counts(table: pa.Table, columns: Sequence[str]) -> Counter[tuple[str, ...]]:
+    plain = pa.table({name: table.column(name).cast(pa.string()) for name in columns})
+    grouped = plain.group_by(list(columns), use_threads=False).aggregate([([], "count_all")])
+    found: Counter[tuple[str, ...]] = Counter()
+    for row in grouped.to_pylist():
+        found[tuple(row[name] or "" for name in columns)] = int(row["count_all"])
+    return found

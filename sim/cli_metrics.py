@@ -1,0 +1,76 @@
+"""Commands that judge a result: metrics, shadow verdicts, and why a request was let in or turned away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sim.errors import InputError
+
+_RESULT = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("result", type=_RESULT)
+@click.option("--alone", is_flag=True, help="Also run each tenant alone, for the isolation index.")
+@click.option("--refusals", type=click.IntRange(min=1), metavar="N",
+              help="Judge up to N refusals of each run, by letting each in.")  # fmt: skip
+@click.option("--window", "window_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+              help="Seconds of a window of the windowed metrics.")  # fmt: skip
+@click.option("--convergence", is_flag=True, help="Print how service came to its fair share after each change.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes for further runs.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+def metrics(
+    result: Path, alone: bool, refusals: int | None, window_s: float, convergence: bool, jobs: int, as_csv: bool
+) -> None:
+    """Write RESULT/metrics.csv: fairness, service, isolation, refusals, waste and cost; docs/metrics.md defines each.
+
+    What the metrics read is the records alone; --alone and --refusals simulate again, on the same draws.
+    """
+    from sim.experiments.judge import judge
+
+    found = judge(
+        result, alone=alone, refusals=refusals, window_s=window_s, convergence=convergence, jobs=jobs
+    )
+    click.echo(found.csv() if as_csv else found.text(), nl=not as_csv)
+    click.echo(f"wrote {found.path}", err=True)
+
+
+@click.command()
+@click.argument("result", type=_RESULT)
+@click.argument("request_id")
+@click.option("--policy", help="Under this policy; without it, the first that turned the request away.")
+@click.option("--replication", type=click.IntRange(min=0), help="Of this replication.")
+@click.option("--attempt", type=click.IntRange(min=1), help="This attempt; without it, the last that was turned away.")
+def explain(result: Path, request_id: str, policy: str | None, replication: int | None, attempt: int | None) -> None:
+    """Say why REQUEST_ID of RESULT was let in, held or turned away, and what would have let it in.
+
+    The run is repeated up to that instant, and the gateway's books are read there.
+    """
+    from sim.experiments.explain import explain as run_again
+    from sim.experiments.explain import in_words
+
+    click.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
+
+
+@click.command()
+@click.argument("result", type=_RESULT)
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table by tenant as CSV.")
+def shadow(result: Path, as_csv: bool) -> None:
+    """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant."""
+    from sim.analysis.shadows import agreement, by_tenant, in_words
+    from sim.experiments.judge import rows_csv
+    from sim.results import read_manifest, read_records
+
+    manifest = read_manifest(result)
+    if not manifest["scenario"].get("shadow"):
+        raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
+    table = read_records(result, manifest, "shadows")
+    click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
+
+
+def register(app: click.Group) -> None:
+    """Add the commands to the application."""
+    for command in (metrics, explain, shadow):
+        app.add_command(command)
