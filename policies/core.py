@@ -225,7 +225,7 @@ class GatewayCore:
 
     def _tokens_of(self, request: RequestView) -> int:
         asked = request.max_output_tokens
-        return request.prompt_tokens + (self._default_max if asked is None else asked)
+        return request.prompt_tokens + (self.default_max_output_tokens if asked is None else asked)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
