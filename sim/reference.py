@@ -29,10 +29,12 @@ def pages(app: click.Group) -> dict[str, str]:
     }
     return {
         "scenario.md": _scenario(),
-        "policies.md": _registries(policies),
-        "workloads.md": _registries({"Arrivals": ARRIVALS, "Lengths": LENGTHS, "Clients": CLIENTS}) + _named("traces"),
+        "policies.md": "# Policies, routers and autoscalers\n" + _registries(policies),
+        "workloads.md": "# Workloads\n"
+        + _registries({"Arrivals": ARRIVALS, "Lengths": LENGTHS, "Clients": CLIENTS})
+        + _traces(),
         "profiles.md": _profiles(),
-        "scenarios.md": _named("scenarios"),
+        "scenarios.md": _scenarios(),
         "metrics.md": _metrics(),
         "commands.md": _commands(app),
     }
@@ -65,18 +67,18 @@ def _registries(groups: Mapping[str, Mapping[str, type]]) -> str:
     parts = []
     shown: set[type] = set()
     for title, kinds in groups.items():
-        parts.append(f"\n# {title}\n")
-        parts += [_section(params, kind) for kind, params in kinds.items()]
+        parts.append(f"\n## {title}\n")
+        parts += [_section(params, kind, level=3) for kind, params in kinds.items()]
         held = dict.fromkeys(one for params in kinds.values() for one in nested(params) if one not in shown)
         shown |= set(held)
-        parts += [_section(one) for one in held]
+        parts += [_section(one, level=3) for one in held]
     return "".join(parts)
 
 
-def _section(thing: type, title: str | None = None) -> str:
+def _section(thing: type, title: str | None = None, level: int = 2) -> str:
     found = list(rows(thing))
     table = f"\n{_table(found)}\n" if found else ""
-    return f"\n## {title or thing.__name__}\n\n{_doc(thing)}\n{table}"
+    return f"\n{'#' * level} {title or thing.__name__}\n\n{_doc(thing)}\n{table}"
 
 
 def _profiles() -> str:
@@ -94,18 +96,20 @@ def _profiles() -> str:
     )
 
 
-def _named(what: str) -> str:
-    """Return what a scenario may name of one sort, or the scenarios themselves."""
+def _scenarios() -> str:
     from sim.catalogue import entries, scenario_comment
 
-    parts = [f"\n# {what.capitalize()}\n"]
-    if what == "scenarios":
-        for name, title in entries(what):
-            parts.append(f"\n## {name}\n\n{title}\n\n```text\n{scenario_comment(name).strip()}\n```\n")
-    else:
-        body = [(f"`{name}`", f"`{file}`") for name, file in entries(what)]
-        parts.append(f"\n{markdown(('name', 'file'), body)}\n")
+    parts = ["# Scenarios\n\nThose that are shipped, each with what it shows.\n"]
+    for name, title in entries("scenarios"):
+        parts.append(f"\n## {name}\n\n{title}\n\n```text\n{scenario_comment(name).strip()}\n```\n")
     return "".join(parts)
+
+
+def _traces() -> str:
+    from sim.catalogue import entries
+
+    body = [(f"`{name}`", f"`{file}`") for name, file in entries("traces")]
+    return f"\n## Traces\n\n{markdown(('name', 'file'), body)}\n"
 
 
 def _metrics() -> str:

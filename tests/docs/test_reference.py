@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -34,7 +35,7 @@ def test_every_registered_kind_and_field_is_in_it(found: dict[str, str]) -> None
     policies: dict[str, Any] = {kind: entry.params for kind, entry in POLICIES.items()}
     for page, kinds in (("policies.md", policies), ("workloads.md", {**ARRIVALS, **LENGTHS, **CLIENTS})):
         for kind, params in kinds.items():
-            assert f"\n## {kind}\n" in found[page]
+            assert f"\n### {kind}\n" in found[page]
             for field in dataclasses.fields(params):
                 assert field.name == "kind" or f"| `{field.name}`" in found[page], (kind, field.name)
 
@@ -47,7 +48,7 @@ def test_all_that_a_scenario_may_hold_has_a_section(found: dict[str, str]) -> No
             continue  # an enumeration
         fields = definition["properties"]
         title = fields.get("kind", {}).get("const") or key.rpartition("__")[2]
-        assert f"\n## {title}\n" in text, title
+        assert re.search(rf"\n###? {re.escape(title)}\n", text), title
         for name in fields:
             assert name == "kind" or f"| `{name}`" in text, (title, name)
 
