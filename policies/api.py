@@ -152,11 +152,15 @@ class Progress(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The upstream answered in full, with the usage it reports."""
+    """The upstream answered in full, with the usage it reports.
+
+    ``prompt_tokens`` is the upstream's count of them, None where it gave none: what arrived was an estimate then.
+    """
 
     request_id: str
     output_tokens: int
     cached_tokens: int = 0
+    prompt_tokens: int | None = None
 
 
 class Failed(NamedTuple):
@@ -510,6 +514,33 @@ class Leasing(Protocol):
     """A policy that has leases. Under any other, every entitlement is Bound as long as it is in force."""
 
     leases: Leases | None
+
+
+class Margin(NamedTuple):
+    """How much there is at most, how much of it is left, and in how many seconds all of it would be there again."""
+
+    limit: float
+    remaining: float
+    reset_s: float
+
+
+class Allowance(NamedTuple):
+    """What an entitlement may still ask for; None where that is not limited."""
+
+    requests: Margin | None = None
+    tokens: Margin | None = None
+
+
+UNLIMITED = Allowance()
+
+
+@runtime_checkable
+class Allowing(Protocol):
+    """A policy whose clients may know what is left to them."""
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for. No side effect."""
+        ...
 
 
 @runtime_checkable

@@ -13,9 +13,12 @@ from typing import Any
 
 from policies.api import (
     ADMIT,
+    UNLIMITED,
     AdmissionPolicy,
     Admit,
     Adopted,
+    Allowance,
+    Allowing,
     Arrived,
     CallMeAt,
     Cancelled,
@@ -118,6 +121,7 @@ class GatewayCore:
         self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
+        self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._in_force: list[str] = []
@@ -175,6 +179,10 @@ class GatewayCore:
         ValueError : a request with this id is in flight or held already.
         """
         return self._handlers[type(event)](event, now_s)
+
+    def allowance(self, entitlement: str, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for, as far as the policy says."""
+        return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
 
     def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
@@ -376,6 +384,9 @@ class GatewayCore:
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
+        if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
+            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
 

@@ -44,6 +44,13 @@ class ContinuousBucket:
             return 0.0
         return missing / self.rate_per_s if self.rate_per_s > 0 else float("inf")
 
+    def full_in_s(self, now_s: float) -> float:
+        """Return the seconds until it is full."""
+        missing = self.depth - self.available(now_s)
+        if missing <= 0:
+            return 0.0
+        return missing / self.rate_per_s if self.rate_per_s > 0 else float("inf")
+
     def refit(self, *, rate_per_s: float, depth: float, now_s: float) -> None:
         """Fill at another rate, possibly 0, up to another depth, from now on."""
         self._level = min(self.available(now_s), depth)
@@ -110,6 +117,10 @@ class SlidingWindow:
             if need <= room:
                 break
         return wait_s
+
+    def full_in_s(self, now_s: float) -> float:
+        """Return the seconds until nothing counts any more."""
+        return max(0.0, self._charges[-1].until_s - now_s) if self._charges else 0.0
 
     def reserve(self, amount: float, now_s: float) -> Charge:
         """Take ``amount``; hand what is returned to `settle`."""

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import ADMIT, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.api import (
+    ADMIT,
+    Allowance,
+    Deny,
+    EntitlementSpec,
+    Gauge,
+    InFlight,
+    Margin,
+    PoolLedger,
+    Reason,
+    RequestView,
+    Verdict,
+)
 from policies.meters import Charge, ContinuousBucket, SlidingWindow
 
 _WINDOW_S = 60.0
@@ -139,6 +151,10 @@ class RateLimitPolicy:
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Capacity does not matter: that is what fixed limits are compared for."""
 
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:  # noqa: ARG002
+        """See `policies.api.Allowing`."""
+        return Allowance(_margin(self._requests[entitlement], now_s), _margin(self._tokens[entitlement], now_s))
+
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return the token rate that each entitlement is limited to."""
         for name, tokens in self._tokens.items():
@@ -146,6 +162,13 @@ class RateLimitPolicy:
                 yield Gauge("entitlement", name, "limit_tokens_per_s", tokens.rate_per_s)
             elif tokens is not None:
                 yield Gauge("entitlement", name, "limit_tokens_per_s", tokens.limit / tokens.window_s)
+
+
+def _margin(meter: Meter | None, now_s: float) -> Margin | None:
+    if meter is None:
+        return None
+    limit = meter.depth if isinstance(meter, ContinuousBucket) else meter.limit
+    return Margin(limit, meter.available(now_s), meter.full_in_s(now_s))
 
 
 def _whole(wait_s: float | None) -> float | None:

@@ -193,8 +193,9 @@ def reproduce(out: Path, jobs: int) -> None:
 
 
 # The commands of each area register themselves on `app`; these modules import nothing heavier than click.
-from sim import cli_experiments, cli_fidelity, cli_metrics, cli_replay, cli_trace  # noqa: E402
+from sim import cli_experiments, cli_fidelity, cli_live, cli_metrics, cli_replay, cli_trace  # noqa: E402
 
-__all__ = ["app", "cli_experiments", "cli_fidelity", "cli_metrics", "cli_replay", "cli_trace", "main"]
+__all__ = ["app", "cli_experiments", "cli_fidelity", "cli_live", "cli_metrics", "cli_replay", "cli_trace", "main"]
 cli_fidelity.register(app)
+cli_live.register(app)
 cli_metrics.register(app)

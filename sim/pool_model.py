@@ -200,7 +200,7 @@ class Pool(Strict):
         tokens_per_s, kv_bytes = self.profile.tokens_per_s, self.profile.kv_bytes
         return PoolCapacity(
             ready_replicas=count,
-            slots=count * self.profile.max_num_seqs,
+            slots=count * self.profile.slots,
             tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
             kv_bytes=None if kv_bytes is None else count * kv_bytes,
         )

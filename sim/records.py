@@ -106,7 +106,8 @@ class RequestColumns:
     entitlement : index into ``entitlements``, which give name, tenant, service class and objective.
     max_output_tokens : what the client asked for; 0 where it named no limit (null in the table).
     arrival_s, first_arrival_s : of this attempt and of the request's first.
-    forwarded_s : when the gateway sent it to ``replica`` (-1, null in the table, where it did not).
+    forwarded_s : when the gateway sent it to a replica, the first time; ``replica`` is the last that it was sent to
+        (-1, null in the table, where it was not sent).
     finish_s : when the attempt ended, however it ended.
     outcome : values of `Outcome`.
     reason : index into ``REASONS``, -1 for none.

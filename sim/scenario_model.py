@@ -296,7 +296,7 @@ class Scenario(Strict):
                     f"they are numbered from 0, the last is {self.pool.replicas - 1}",
                 )
         profile = self.pool.profile
-        for name, each in (("slots", profile.max_num_seqs), ("kv_blocks", profile.kv_blocks)):
+        for name, each in (("slots", profile.slots), ("kv_blocks", profile.held_blocks)):
             left, provisioned = getattr(event.capacity, name, None), self.pool.replicas * each
             if left is not None and left > provisioned:
                 raise MisfitError(

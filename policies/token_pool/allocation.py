@@ -11,9 +11,14 @@ bounded demands [1]_. It runs in steps [choice]:
 3. bursts of dedicated, guaranteed and elastic up to their limits;
 4. spot up to its limit; 5. preemptible up to its limit.
 
-No allocation of several resources gives everybody at least as much whenever one resource grows [1]_ (section 6): whom
-the larger resource had held back takes more of the others too. What holds is that the shares of a step, sorted, never
-get worse from the bottom; with a single resource nobody loses.
+More replicas take nothing from anybody: where all resources grow by one factor and whoever asks needs something of
+each, every grant is at least what it was. For a step ends either with everybody in it satisfied, or with a resource
+used up, of which nothing was left for later steps before either; within a step all stop at one level. With a single
+resource the same holds however it grows. Where one of several grows alone somebody may lose: whom it had held back
+takes more of the others too, and no such rule is free of that [1]_ (section 6).
+
+Claiming more than one uses gains nothing, also where dedicated baselines exceed the pool: what is asked for within
+baselines is filled before anything is held idle, and idle reserves are cut, not use.
 
 References
 ----------

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from policies.api import (
     ADMIT,
     Admit,
+    Allowance,
     Chance,
     Deny,
     EntitlementLedger,
@@ -24,6 +25,7 @@ from policies.api import (
     Gauge,
     InFlight,
     Leases,
+    Margin,
     PoolLedger,
     Reason,
     RequestView,
@@ -318,6 +320,19 @@ class TokenPoolPolicy:
             if known_s:
                 return sum(known_s) / len(known_s)
         return self.rules.mean_slo_s
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """See `policies.api.Allowing`. Requests are those in flight; one that ends makes room for another."""
+        account, ledger = self._accounts[entitlement], pool.entitlements[entitlement]
+        requests = tokens = None
+        if math.isfinite(account.limit_slots):
+            limit = math.floor(account.limit_slots)
+            reset_s = _service_s(ledger.mean_service_s) if ledger.in_flight else 0.0
+            requests = Margin(limit, max(0, limit - ledger.in_flight), reset_s)
+        bucket = account.bucket
+        if bucket is not None:
+            tokens = Margin(bucket.depth, bucket.available(now_s), bucket.full_in_s(now_s))
+        return Allowance(requests, tokens)
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""

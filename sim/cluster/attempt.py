@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.cluster.engine_request import WAITING, EngineRequest
+from sim.cluster.engine_request import NEVER_S, WAITING, EngineRequest
 from sim.records import Outcome
 
 NAN = float("nan")
@@ -61,7 +61,8 @@ class Attempt(EngineRequest):
         self.state = WAITING
         self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
         self.ticket = -1
-        self.aborted = False
+        self.due_s = NEVER_S
+        self.aborted = self.transferred = False
         self.request_id = request_id
         self.number = number
         self.workload = workload

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from sim.cluster.discipline import Discipline
-from sim.cluster.engine_request import DECODE, ENDED, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.leftovers import Leftovers
 
@@ -69,6 +69,26 @@ class Batch(Generic[R]):
     def running_count(self) -> int:
         """How many requests hold a slot."""
         return len(self._running)
+
+    @property
+    def prompt_under_way_tokens(self) -> int:
+        """How many tokens are computed of the prompt that is not yet complete."""
+        return 0 if self._partial is None else self._partial.computed_tokens
+
+    def token_due_s(self, tpot_slo_s: float) -> float:
+        """Return when the next token of the most pressed decoding request is due; infinity where none has an objective.
+
+        A request's tokens are due every ``tpot_slo_s`` from ``EngineRequest.due_s`` on.
+        """
+        iterations = self.iterations
+        return min(
+            (
+                r.due_s + tpot_slo_s * (r.outputs + iterations - r.base_iteration)
+                for r in self._running
+                if r.state == DECODE
+            ),
+            default=NEVER_S,
+        )
 
     def _leave(self, request: R) -> int:
         """Take a running request off the batch and free its blocks; returns its output tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sim.cluster.engine_request import EngineRequest
-from sim.cluster.waiting import FcfsQueue, PriorityQueue
+from sim.cluster.waiting import FcfsQueue, PriorityQueue, ShortestQueue
 
 
 class WaitingQueue(Protocol):
@@ -105,5 +105,15 @@ class ByPriority:
         return max(range(len(running)), key=lambda i: (running[i].priority, running[i].submitted_s, -i))
 
 
-DISCIPLINES: Mapping[str, Discipline] = {"fcfs": Fcfs(), "priority": ByPriority()}
-"""What a profile's ``scheduling`` may name."""
+class ShortestFirst(Fcfs):
+    """Fewest tokens to compute first; the last-admitted request is preempted."""
+
+    overtakes = True
+
+    def queue(self) -> WaitingQueue:
+        """See `Discipline.queue`."""
+        return ShortestQueue()
+
+
+DISCIPLINES: Mapping[str, Discipline] = {"fcfs": Fcfs(), "priority": ByPriority(), "shortest-first": ShortestFirst()}
+"""The orders that a profile's ``scheduling`` may name; its deadline schedulers order by themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 WAITING, PREFILL, DECODE, ENDED = range(4)
+NEVER_S = float("inf")
 
 
 class EngineRequest:
@@ -19,12 +20,15 @@ class EngineRequest:
     ticket : number of the entry in the heap of ends that is valid.
     preemptions : how often it lost its KV blocks.
     aborted : its client is gone; it emits nothing more.
+    due_s : when the first output token is due, for schedulers that go by deadlines; infinity for never.
+    transferred : its prompt was computed elsewhere and its KV cache came over; see `sim.cluster.disaggregated`.
     """
 
     __slots__ = (
         "aborted",
         "base_iteration",
         "computed_tokens",
+        "due_s",
         "order",
         "output_tokens",
         "outputs",
@@ -35,6 +39,7 @@ class EngineRequest:
         "submitted_s",
         "target_tokens",
         "ticket",
+        "transferred",
     )
 
     def __init__(self, prompt_tokens: int, output_tokens: int, priority: int = 0) -> None:
@@ -45,7 +50,8 @@ class EngineRequest:
         self.state = WAITING
         self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
         self.ticket = -1
-        self.aborted = False
+        self.due_s = NEVER_S
+        self.aborted = self.transferred = False
 
     def begin_again(self) -> None:
         """Forget what a lost replica had computed, to be submitted to another."""
@@ -53,3 +59,4 @@ class EngineRequest:
         self.state = WAITING
         self.computed_tokens = self.outputs = self.base_iteration = 0
         self.ticket = -1
+        self.transferred = False

@@ -47,14 +47,14 @@ class Pool:
     def __init__(self, profile: Profile, nodes: Sequence[Node]) -> None:
         self._profile = profile
         self._nodes = nodes
-        self._slots = [profile.max_num_seqs] * len(nodes)
-        self._kv_blocks = [profile.kv_blocks] * len(nodes)
+        self._slots = [profile.slots] * len(nodes)
+        self._kv_blocks = [profile.held_blocks] * len(nodes)
 
     def set(self, slots: int | None, kv_blocks: int | None, now_s: float) -> None:
         """Spread new totals over the replicas; None restores what was provisioned."""
         profile, count = self._profile, len(self._nodes)
-        self._slots = shares(profile.max_num_seqs * count if slots is None else slots, count)
-        self._kv_blocks = shares(profile.kv_blocks * count if kv_blocks is None else kv_blocks, count)
+        self._slots = shares(profile.slots * count if slots is None else slots, count)
+        self._kv_blocks = shares(profile.held_blocks * count if kv_blocks is None else kv_blocks, count)
         for node, node_slots, node_blocks in zip(self._nodes, self._slots, self._kv_blocks, strict=True):
             node.replica.set_slots(node_slots, now_s)
             node.replica.set_kv_blocks(node_blocks, now_s)
@@ -77,7 +77,7 @@ class Pool:
 
 def provisioned(profile: Profile, replicas: int) -> PoolCapacity:
     """Return the capacity of a pool in full health."""
-    return _capacity(profile, replicas, replicas * profile.max_num_seqs, replicas * profile.kv_blocks)
+    return _capacity(profile, replicas, replicas * profile.slots, replicas * profile.held_blocks)
 
 
 def _capacity(profile: Profile, replicas: int, slots: int, kv_blocks: int) -> PoolCapacity:
@@ -87,7 +87,7 @@ def _capacity(profile: Profile, replicas: int, slots: int, kv_blocks: int) -> Po
     return PoolCapacity(
         ready_replicas=replicas,
         slots=slots,
-        tokens_per_s=None if tokens_per_s is None else tokens_per_s * slots / profile.max_num_seqs,
+        tokens_per_s=None if tokens_per_s is None else tokens_per_s * slots / profile.slots,
         kv_bytes=None if kv_bytes_per_token is None else float(kv_blocks * profile.block_tokens * kv_bytes_per_token),
     )
 

@@ -37,7 +37,6 @@ from policies.core import GatewayCore
 from policies.shadow import ShadowedCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
-from sim.cluster.engine_request import DECODE, PREFILL
 from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.records import Outcome
@@ -62,6 +61,7 @@ class SimulatedGateway:
     following : of each workload, what comes after its requests; empty where nothing does.
     chances : of each workload, what its clients' jitter is drawn from; empty for none.
     notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
+    ttft_slos_s : of each workload, its objective, for engines that go by deadlines; infinity where it has none.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
@@ -75,6 +75,7 @@ class SimulatedGateway:
         following: Sequence[Following | None] = (),
         chances: Sequence[Chance | None] = (),
         notice_s: float = 0.0,
+        ttft_slos_s: Sequence[float] | None = None,
         log: Log | None = None,
     ) -> None:
         self._env = env
@@ -96,6 +97,7 @@ class SimulatedGateway:
         self._open: dict[str, Attempt] = {}
         self._coming_again: dict[str, Attempt] = {}
         self._notice_s = notice_s
+        self._ttft_slos_s = ttft_slos_s
         self._on_drained: Callable[[], None] | None = None
         self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
@@ -184,7 +186,8 @@ class SimulatedGateway:
         if isinstance(client, Impatient) and client.waits_for == "first-token" and attempt.first_token_s > 0:
             return
         now_s = self._env.now
-        outputs = attempt.delivered_tokens = self._outputs(attempt, now_s)
+        outputs = self._outputs(attempt, now_s)
+        _deliver(attempt, outputs)
         if attempt.replica >= 0:
             self._nodes[attempt.replica].replica.abort(attempt, now_s)
         attempt.http_status = 499
@@ -246,7 +249,7 @@ class SimulatedGateway:
         request.outcome = Outcome.FINISHED
         del self._open[request_id]
         self.ended += 1
-        instructions = self._handle(_new(Finished, (request_id, outputs, 0)), now_s)
+        instructions = self._handle(_new(Finished, (request_id, outputs, 0, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:
@@ -262,11 +265,11 @@ class SimulatedGateway:
 
     def _lost(self, attempt: Attempt, now_s: float) -> None:
         outputs = attempt.outputs
+        _deliver(attempt, outputs)
         instructions = self._handle(Failed(attempt.request_id, outputs), now_s)
         if any(isinstance(step, Forward) and step.request_id == attempt.request_id for step in instructions):
             attempt.begin_again()
         else:
-            attempt.delivered_tokens = outputs
             attempt.http_status = 502
             attempt.reason = Reason.REPLICA_FAILED.value
             self._end(attempt, Outcome.FAILED, now_s)
@@ -288,7 +291,7 @@ class SimulatedGateway:
         for node in self._nodes:
             if node.up:
                 replica = node.replica
-                used_fraction = replica.kv_used_blocks_at(now_s) / max(1, replica.kv.total_blocks)
+                used_fraction = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
                 report = ReplicaReport(
                     node.replica_id, now_s, replica.running_count, replica.waiting_count, used_fraction
                 )
@@ -305,8 +308,11 @@ class SimulatedGateway:
             if isinstance(step, Forward):
                 request_id, replica_id, max_output_tokens = step
                 attempt = self._open[request_id]
-                attempt.forwarded_s = now_s
+                if attempt.replica < 0:  # who is sent to another replica keeps the first time, as with the first token
+                    attempt.forwarded_s = now_s
                 attempt.replica = replica_id
+                if self._ttft_slos_s is not None:
+                    attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
                 if attempt.output_tokens > max_output_tokens:
                     attempt.output_tokens = max_output_tokens
                 if self._nodes[replica_id].reachable:
@@ -335,7 +341,7 @@ class SimulatedGateway:
 
     def _evict(self, step: Evict, now_s: float) -> None:
         attempt = self._open[step.request_id]
-        attempt.delivered_tokens = self._outputs(attempt, now_s)
+        _deliver(attempt, self._outputs(attempt, now_s))
         self._nodes[attempt.replica].replica.abort(attempt, now_s)
         attempt.reason = step.reason.value
         attempt.http_status = 503
@@ -355,12 +361,19 @@ class SimulatedGateway:
         """Note what is still open when the run ends."""
         now_s = self._env.now
         for attempt in self._open.values():
-            attempt.delivered_tokens = self._outputs(attempt, now_s)
-            attempt.outcome = Outcome.RUNNING if attempt.state in (PREFILL, DECODE) else Outcome.WAITING
+            _deliver(attempt, self._outputs(attempt, now_s))
+            runs = attempt.replica >= 0 and self._nodes[attempt.replica].replica.runs(attempt)
+            attempt.outcome = Outcome.RUNNING if runs else Outcome.WAITING
         self._open.clear()
         # Whoever would have come again after the end has made its last attempt: every request has exactly one.
         for attempt in self._coming_again.values():
             attempt.final = True
+
+
+def _deliver(attempt: Attempt, output_tokens: int) -> None:
+    """Count output that came back: who was sent to another replica has what the first one made, until there is more."""
+    if output_tokens > attempt.delivered_tokens:
+        attempt.delivered_tokens = output_tokens
 
 
 def _logged(handle: Handle, log: Log) -> Handle:

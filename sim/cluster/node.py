@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from simpy.events import Event
 
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import LAST, Alarm, Clock
-from sim.cluster.engine_request import EngineRequest
+from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
+from sim.cluster.engine_request import NEVER_S, EngineRequest
+from sim.cluster.fair_batching import FairBatcher
+from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Listener, Replica
-from sim.cluster.scheduler import NEVER_S
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
 
@@ -22,18 +24,46 @@ def replica_of(
     profile: Profile, step_time: StepTime, listener: Listener[R], arm: Callable[[float], None]
 ) -> Replica[R]:
     """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
-    return Replica(
-        step_time=step_time,
-        max_num_seqs=profile.max_num_seqs,
-        max_num_batched_tokens=profile.max_num_batched_tokens,
-        kv_blocks=profile.kv_blocks,
-        block_tokens=profile.block_tokens,
-        scheduling=profile.scheduling,
-        async_scheduling=profile.async_scheduling,
-        prefix_caching=profile.prefix_caching,
+    settings = _settings(profile, step_time) | {"listener": listener, "arm": arm}
+    if profile.scheduling == "flow-prefill":
+        return FlowReplica(operator_s=profile.operator_s, **settings)
+    if profile.scheduling == "fair-batching":
+        batcher = FairBatcher(step_time, profile.tpot_slo_s or NEVER_S)
+        replica: Replica[R] = Replica(batcher=batcher, **settings)
+        batcher.watch(replica)
+        return replica
+    return Replica(scheduling=profile.scheduling, **settings)
+
+
+def unit_of(
+    profile: Profile, listener: Listener[R], arm: Callable[[float], None]
+) -> Replica[R] | DisaggregatedReplica[R]:
+    """Return what a profile calls one replica: an engine, or several that divide the work."""
+    layout = profile.disaggregated
+    if layout is None:
+        return replica_of(profile, profile.step_time, listener, arm)
+    # A cache of prompts is of no use to an engine that computes none.
+    decode = _settings(profile, profile.step_time) | {"prefix_caching": False}
+    return DisaggregatedReplica(
+        layout,
+        make_prefill=lambda listener, arm: replica_of(profile, profile.step_time, listener, arm),
+        make_decode=lambda listener, arm: DecodeReplica(listener=listener, arm=arm, **decode),
+        kv_bytes_per_token=profile.kv_bytes_per_token or 0.0,
         listener=listener,
         arm=arm,
     )
+
+
+def _settings(profile: Profile, step_time: StepTime) -> dict[str, Any]:
+    return {
+        "step_time": step_time,
+        "max_num_seqs": profile.max_num_seqs,
+        "max_num_batched_tokens": profile.max_num_batched_tokens,
+        "kv_blocks": profile.kv_blocks,
+        "block_tokens": profile.block_tokens,
+        "async_scheduling": profile.async_scheduling,
+        "prefix_caching": profile.prefix_caching,
+    }
 
 
 class Node:
@@ -49,7 +79,7 @@ class Node:
         self._spare = Alarm(clock, self._wake)
         self.replica_id = replica_id
         self.up = self.reachable = True
-        self.replica: Replica[Attempt] = replica_of(profile, profile.step_time, listener, self._arm)
+        self.replica = unit_of(profile, listener, self._arm)
         self._boundary = self.replica.boundary
         self._overhead_s = profile.request_overhead_s
         self.submit = self._submit_later if self._overhead_s else self.replica.submit

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sim.cluster.discipline import DISCIPLINES, Batcher
-from sim.cluster.engine_request import DECODE, ENDED, EngineRequest
-from sim.cluster.scheduler import NEVER_S, Scheduler
+from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
+from sim.cluster.scheduler import Scheduler
 from sim.cluster.step_time import StepTime
 
 TIE_S = 1e-9
@@ -52,7 +52,7 @@ class Replica(Scheduler[R]):
     ----------
     arm : called with the time at which `boundary` wants to be called; a later call replaces an earlier one.
     scheduling : one of `sim.cluster.discipline.DISCIPLINES`: "fcfs", or "priority" (lower `EngineRequest.priority`
-        first).
+        first), or "shortest-first".
     async_scheduling, prefix_caching : see the top of this file.
     batcher : limits the prompt tokens of an iteration; None: the token budget alone does.
     """
@@ -67,7 +67,7 @@ class Replica(Scheduler[R]):
         block_tokens: int,
         listener: Listener[R],
         arm: Callable[[float], None],
-        scheduling: Literal["fcfs", "priority"] = "fcfs",
+        scheduling: str = "fcfs",
         async_scheduling: bool = False,
         prefix_caching: bool = False,
         batcher: Batcher | None = None,
@@ -94,6 +94,15 @@ class Replica(Scheduler[R]):
         if request.state != DECODE:
             return request.outputs
         return request.outputs + self.iterations + self._run_done(now_s) - request.base_iteration
+
+    def runs(self, request: R) -> bool:
+        """Return whether the request holds a slot."""
+        return request.state in (PREFILL, DECODE)
+
+    @property
+    def kv_total_blocks(self) -> int:
+        """The KV blocks there are."""
+        return self.kv.total_blocks
 
     def kv_used_blocks_at(self, now_s: float) -> int:
         """Return the blocks in use at ``now_s``, those of the iteration under way included."""

@@ -56,7 +56,7 @@ class Sampler:
         self._capacity.append((capacity.slots, capacity.ready_replicas))
         for node, rows in zip(self._nodes, self._replicas, strict=True):
             replica = node.replica
-            used = replica.kv_used_blocks_at(now_s) / max(1, replica.kv.total_blocks)
+            used = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
             rows.append((replica.running_count, replica.waiting_count, used))
         for scope, name, metric, value in self._read_gauges(now_s):
             times, values = self._gauges.setdefault((scope, name, metric), ([], []))

@@ -23,11 +23,9 @@ from typing import Any, TypeVar
 
 from sim.cluster.batch import Batch
 from sim.cluster.discipline import Batcher, Discipline
-from sim.cluster.engine_request import DECODE, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_request import DECODE, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import blocks_of
 from sim.cluster.step_time import StepTime
-
-NEVER_S = float("inf")
 
 R = TypeVar("R", bound=EngineRequest)
 

@@ -1,4 +1,4 @@
-"""The engine's waiting queues: first come, first served, or by priority. Aborted requests are skipped at the front."""
+"""The engine's waiting queues. Aborted requests are skipped at the front."""
 
 from __future__ import annotations
 
@@ -48,8 +48,24 @@ class FcfsQueue(Generic[R]):
         self._queue.popleft()
 
 
-class PriorityQueue(Generic[R]):
-    """Lowest (priority, arrival, order) first; a preempted request takes the place that its key gives it."""
+class TransferQueue(FcfsQueue[R]):
+    """First come, first served, for an engine that only decodes: who was computed elsewhere is asked for apart."""
+
+    __slots__ = ()
+
+    def head(self) -> R | None:
+        """Return whose turn it is, if it has a prompt to compute."""
+        request = super().head()
+        return None if request is None or request.transferred else request
+
+    def arrived(self) -> R | None:
+        """Return whose turn it is, if its KV cache came over."""
+        request = super().head()
+        return request if request is not None and request.transferred else None
+
+
+class HeapQueue(Generic[R]):
+    """Least key first; subclasses say what the key is. Preempted requests take the place that their key gives them."""
 
     __slots__ = ("_heap",)
 
@@ -61,12 +77,6 @@ class PriorityQueue(Generic[R]):
 
     def __iter__(self) -> Iterator[R]:
         return (entry[3] for entry in self._heap)
-
-    def push(self, request: R) -> None:
-        """Add an arrival."""
-        heapq.heappush(self._heap, (request.priority, request.submitted_s, request.order, request))
-
-    push_front = push
 
     def head(self) -> R | None:
         """Return whose turn it is."""
@@ -80,3 +90,27 @@ class PriorityQueue(Generic[R]):
     def pop(self) -> None:
         """Remove the head."""
         heapq.heappop(self._heap)
+
+
+class PriorityQueue(HeapQueue[R]):
+    """Lowest (priority, arrival, order) first."""
+
+    __slots__ = ()
+
+    def push(self, request: R) -> None:
+        """Add an arrival."""
+        heapq.heappush(self._heap, (request.priority, request.submitted_s, request.order, request))
+
+    push_front = push
+
+
+class ShortestQueue(HeapQueue[R]):
+    """Fewest tokens to compute first, then by arrival."""
+
+    __slots__ = ()
+
+    def push(self, request: R) -> None:
+        """Add an arrival."""
+        heapq.heappush(self._heap, (request.target_tokens, request.submitted_s, request.order, request))
+
+    push_front = push

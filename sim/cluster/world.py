@@ -25,6 +25,7 @@ from policies.shadow import Opinion, ShadowedCore
 from sim.attempts import attempt_columns
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
+from sim.cluster.engine_request import NEVER_S
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
@@ -32,7 +33,6 @@ from sim.cluster.gateways import Gateways
 from sim.cluster.life import Life
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
-from sim.cluster.scheduler import NEVER_S
 from sim.profiles import Profile
 from sim.records import RequestColumns, TimelineBlock
 from workloads.clients import Chance
@@ -145,6 +145,7 @@ def simulate(
         following=[None if demand.plan is None else demand.plan.begin() for demand in world.demands],
         chances=world.chances,
         notice_s=world.notice_s,
+        ttft_slos_s=_ttft_slos_s(world),
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
     for policy in (*policies, *watching):
@@ -193,6 +194,14 @@ def simulate(
         gpu_s=None if fleet is None else fleet.gpu_s(),
         opinions=opinions,
     )
+
+
+def _ttft_slos_s(world: World) -> list[float] | None:
+    """Return each workload's objective, where the engines go by them."""
+    if world.profile.scheduling not in ("fair-batching", "flow-prefill"):
+        return None
+    slos_s = {e.name: NEVER_S if e.ttft_slo_s is None else e.ttft_slo_s for e in world.entitlements}
+    return [slos_s[w.entitlement] for w in world.workloads]
 
 
 def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler | None) -> GatewayCore:

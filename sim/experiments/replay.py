@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cluster.engine_request import EngineRequest
+from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.node import replica_of
 from sim.cluster.replica import Replica
-from sim.cluster.scheduler import NEVER_S
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
 

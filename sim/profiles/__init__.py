@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from sim.cluster.disaggregated import Disaggregated
 from sim.cluster.step_roofline import Hardware, Work, least_iteration_s
 from sim.cluster.step_table import ExtrapolationWarning
 from sim.cluster.step_time import STEP_TIMES
@@ -72,7 +73,18 @@ class Profile(Strict):
     max_model_tokens: int | None = Field(
         default=None, gt=0, description="give the longest prompt plus output the model takes, in tokens, e.g. 8192"
     )
-    scheduling: Literal["fcfs", "priority"] = Field(default="fcfs", description="give fcfs or priority")
+    scheduling: Literal["fcfs", "priority", "shortest-first", "fair-batching", "flow-prefill"] = Field(
+        default="fcfs", description="give fcfs, priority, shortest-first, fair-batching or flow-prefill"
+    )
+    tpot_slo_s: float | None = Field(
+        default=None, gt=0, description="give the seconds a further token may take, by which fair-batching goes"
+    )
+    operator_s: float = Field(
+        default=0.0045, gt=0, description="give the seconds of the longest operator, where flow-prefill interrupts"
+    )
+    disaggregated: Disaggregated | None = Field(
+        default=None, description="give how prefill and decode are divided, e.g. {prefill_engines: 1, ...}"
+    )
     async_scheduling: bool = Field(
         default=False, description="give true where the engine plans an iteration while the one before it runs"
     )
@@ -90,11 +102,25 @@ class Profile(Strict):
     )
 
     @property
+    def _decode_engines(self) -> int:
+        return 1 if self.disaggregated is None else self.disaggregated.decode_engines
+
+    @property
+    def slots(self) -> int:
+        """The sequences that one replica decodes at once, over all of its engines."""
+        return self._decode_engines * self.max_num_seqs
+
+    @property
+    def held_blocks(self) -> int:
+        """The KV blocks of one replica, over all of its engines that decode."""
+        return self._decode_engines * self.kv_blocks
+
+    @property
     def kv_bytes(self) -> float | None:
         """The KV cache of one replica, in bytes; None where a token's bytes are not given."""
         if self.kv_bytes_per_token is None:
             return None
-        return self.kv_blocks * self.block_tokens * self.kv_bytes_per_token
+        return self.held_blocks * self.block_tokens * self.kv_bytes_per_token
 
     @model_validator(mode="after")
     def _fits(self) -> Profile:
@@ -104,6 +130,7 @@ class Profile(Strict):
                 f"{self.max_num_batched_tokens} is below max_num_seqs ({self.max_num_seqs}), which vLLM refuses",
                 f"give at least {self.max_num_seqs}",
             )
+        self._check_scheduling()
         if self.physics is not None:
             self._check_physics(self.physics)
         held_tokens = self.kv_blocks * self.block_tokens
@@ -114,6 +141,21 @@ class Profile(Strict):
                 f"give at most {held_tokens}, or more kv_blocks",
             )
         return self
+
+    def _check_scheduling(self) -> None:
+        kind = self.scheduling
+        if kind == "fair-batching" and self.tpot_slo_s is None:
+            raise MisfitError("tpot_slo_s", "missing, and fair-batching goes by it", "give it, e.g. 0.05")
+        if kind == "flow-prefill" and (self.async_scheduling or self.prefix_caching):
+            option = "async_scheduling" if self.async_scheduling else "prefix_caching"
+            raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
+        if self.disaggregated is not None:
+            if kind == "fair-batching":
+                raise MisfitError(
+                    "scheduling", "fair-batching, where no engine does both prefill and decode", "give fcfs, say"
+                )
+            if self.kv_bytes_per_token is None:
+                raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
 
     def _check_physics(self, physics: Physics) -> None:
         """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""

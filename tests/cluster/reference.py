@@ -55,7 +55,7 @@ class ReferenceReplica:
         self.step, self.listener, self.arm = step_time, listener, arm
         self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
         self.total, self.block = kv_blocks, block_tokens
-        self.priority = scheduling == "priority"
+        self.priority, self.shortest = scheduling == "priority", scheduling == "shortest-first"
         self.inbox: list[tuple[float, str, Any]] = []
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -239,6 +239,8 @@ class ReferenceReplica:
     def _sort(self) -> None:
         if self.priority:
             self.waiting.sort(key=lambda j: (j.priority, j.arrival_s, j.order))
+        elif self.shortest:
+            self.waiting.sort(key=lambda j: (j.tokens, j.arrival_s, j.order))
 
     def _blocks(self, tokens: int) -> int:
         return (tokens + self.block - 1) // self.block

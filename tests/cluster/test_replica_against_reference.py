@@ -91,7 +91,7 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
         "max_num_batched_tokens": batched,
         "kv_blocks": kv,
         "block_tokens": block,
-        "scheduling": draw(st.sampled_from(["fcfs", "priority"])),
+        "scheduling": draw(st.sampled_from(["fcfs", "priority", "shortest-first"])),
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }

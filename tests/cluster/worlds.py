@@ -13,9 +13,9 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from policies.core import GatewayCore
+from sim.cluster.engine_request import NEVER_S
 from sim.cluster.node import Node
 from sim.cluster.replica import Replica
-from sim.cluster.scheduler import NEVER_S
 from sim.cluster.world import Outcomes, World, simulate
 from sim.experiments.run import world_of
 from sim.records import REASONS, Outcome

@@ -164,6 +164,10 @@ class Auditor:
             there = [flight for flight in core.pool.in_flight.values() if flight.replica_id == replica.replica_id]
             assert replica.in_flight == len(there)
             assert replica.outstanding_tokens == sum(flight.reserved_tokens for flight in there)
+        for spec in SPECS:
+            allowance = core.allowance(spec.name, self.now_s)
+            assert core.allowance(spec.name, self.now_s) == allowance
+            assert all(m.remaining <= m.limit and m.reset_s >= 0 for m in allowance if m is not None)
 
     def _about(self, what: str, name: str, amount: int) -> None:
         if name in self.held:

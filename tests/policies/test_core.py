@@ -126,6 +126,20 @@ def test_the_books_of_one_request() -> None:
     assert core.late_events == 5
 
 
+def test_an_estimated_prompt_is_settled_by_the_upstreams_count() -> None:
+    core = make_core(NoControl(), [A])
+    core.start(0.0)
+    ledger, replica = core.pool.entitlements["a"], core.pool.replicas[0]
+    core.handle(ask("x"), 1.0)
+    core.handle(FirstToken("x"), 2.0)
+    core.handle(Finished("x", 12, prompt_tokens=7), 5.0)
+    assert ledger.worked_tokens == 7 + 12
+    core.handle(ask("y"), 6.0)
+    core.handle(Finished("y", 12, prompt_tokens=15), 7.0)  # in one piece
+    assert ledger.worked_tokens == 19 + 15 + 12
+    assert (ledger.reserved_tokens, replica.outstanding_tokens) == (0, 0)
+
+
 def test_what_no_policy_could_let_in_is_refused_in_order() -> None:
     core = make_core(NoControl(), [A, B], max_context_tokens=30)
     assert core.start(0.0) == (CallMeAt(10.0),)

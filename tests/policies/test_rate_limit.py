@@ -4,11 +4,13 @@ import pytest
 from parity.tiny_world import Ask, TinyWorld, make_core
 
 from policies.api import (
+    Allowance,
     Arrived,
     EntitlementSpec,
     Finished,
     Forward,
     Instruction,
+    Margin,
     Reason,
     Refuse,
     RequestView,
@@ -65,6 +67,14 @@ def test_tokens_are_reserved_and_settled(window: str) -> None:
     assert call(1, most=51) == Refuse("r5", Reason.TOO_LARGE, 429, None, 61, 60)
 
 
+@pytest.mark.parametrize("window", ["continuous", "sliding"])
+def test_a_prompt_that_was_estimated_too_large_comes_back(window: str) -> None:
+    call = Caller(RateLimit(tokens_per_min=60, window=window))  # type: ignore[arg-type]
+    assert let_in(call(0, most=40)) == [True]  # 50 of 60
+    call.core.handle(Finished("r1", 5, prompt_tokens=2), 0.0)  # 7 used: 43 come back
+    assert call(0, most=44) == Refuse("r2", Reason.TOKENS, 429, 1.0 if window == "continuous" else 60.0, 54, 53)
+
+
 def test_each_entitlement_has_its_own_limits() -> None:
     call = Caller(RateLimit(requests_per_min=1, per_entitlement={"b": Limits(requests_per_min=3, tokens_per_min=1000)}))
     assert let_in(*(call(0, name) for name in "aabbbb")) == [True, False, True, True, True, False]
@@ -105,3 +115,12 @@ def test_it_loses_where_capacity_is_free_or_shrinks() -> None:
     shrunk = TinyWorld(make_core(RateLimit(requests_per_min=60, burst_s=5), [A, B], slots=4), longer, [(10, 1)])
     shrunk.run(100)
     assert shrunk.peak_queue > 20  # from 10 s on one a second comes in and one in 2.2 s is served
+
+
+@pytest.mark.parametrize("window", ["continuous", "sliding"])
+def test_a_client_can_be_told_what_is_left_to_it(window: str) -> None:
+    call = Caller(RateLimit(requests_per_min=2, tokens_per_min=60, window=window))  # type: ignore[arg-type]
+    assert let_in(call(0, most=20)) == [True]  # 30 of 60
+    reset_s = 30.0 if window == "continuous" else 60.0
+    assert call.core.allowance("a", 0.0) == Allowance(Margin(2, 1, reset_s), Margin(60, 30, reset_s))
+    assert call.core.allowance("b", 0.0) == Allowance(Margin(2, 2, 0.0), Margin(60, 60, 0.0))

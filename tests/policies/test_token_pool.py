@@ -17,6 +17,7 @@ from policies.api import (
     Finished,
     Forward,
     Instruction,
+    Margin,
     PoolCapacity,
     Progress,
     Reason,
@@ -334,3 +335,16 @@ def test_it_loses_to_no_control_on_a_burst_that_a_queue_would_have_served() -> N
     pools.run(60)
     assert pools.refusals("s") == 18
     assert len(pools.waits_s("s")) == 6
+
+
+def test_a_client_can_be_told_what_is_left_to_it() -> None:
+    limited = EntitlementSpec(
+        name="s", tenant="t", service_class=SPOT, limit=Resources(tokens_per_s=30.0, kv_bytes=None, slots=3),
+    )
+    gate = Gate(TokenPool(mode="paper", max_request_tokens=200), limited, D, slots=16)
+    gate.fill("ss")  # 30 tokens each
+    requests, tokens = gate.core.allowance("s", 0.0)
+    assert requests == Margin(3, 1, 1.0)
+    assert tokens is not None
+    assert tokens == Margin(300, 300 - 60, 2.0)
+    assert gate.core.allowance("d", 0.0).tokens is None

@@ -141,6 +141,17 @@ def test_who_claims_more_than_it_uses_gets_no_more_use(
     assert useful <= honest[0] / claim.demand[0] * (1 + 1e-5) + SLACK
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(claims((D, D, D, E, S)), min_size=2, max_size=6), st.tuples(*[st.floats(0.5, 40.0)] * 3),
+    st.integers(0, 6), st.tuples(*[st.floats(1.0, 20.0)] * 3),
+)  # fmt: skip
+def test_nor_where_dedicated_baselines_hardly_fit(
+    pool: list[Claim], capacity: Vector, who: int, factor: Vector
+) -> None:
+    test_who_claims_more_than_it_uses_gets_no_more_use.hypothesis.inner_test(pool, capacity, who, factor)
+
+
 def test_nor_does_it_where_dedicated_baselines_exceed_the_capacity() -> None:
     dedicated = ServiceClass.DEDICATED
     idle = Claim(dedicated, 1.0, (1.0, 1.0, 1.0), UNLIMITED, ZERO)
@@ -162,6 +173,24 @@ def test_with_one_resource_nobody_loses_when_it_grows(pool: list[Claim], slots: 
     more = allocate(pool, (math.inf, math.inf, slots * factor))
     for before, after in zip(less, more, strict=True):
         assert after.granted[2] >= before.granted[2] * (1 - SLACK) - SLACK
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, capacities, st.floats(1.0, 5.0))
+def test_with_more_replicas_nobody_loses(pool: list[Claim], capacity: Vector, factor: float) -> None:
+    # Of every class, whatever the others do: all that ask need something of everything, as requests do.
+    larger = (capacity[0] * factor, capacity[1] * factor, capacity[2] * factor)
+    for before, after in zip(allocate(pool, capacity), allocate(pool, larger), strict=True):
+        assert after.share >= before.share - SLACK
+
+
+def test_but_somebody_may_when_one_resource_of_several_grows_alone() -> None:
+    pool = [Claim(S, 1.0, ZERO, UNLIMITED, (200.0, 100.0, 0.0)), Claim(S, 1.0, ZERO, UNLIMITED, (100.0, 200.0, 0.0))]
+    before = allocate(pool, (10.0, 10.0, math.inf))
+    assert [grant.granted[1] for grant in before] == pytest.approx([10 / 3, 20 / 3])
+    # The first is now held back by what the second needs most of: both have half of that.
+    after = allocate(pool, (100.0, 10.0, math.inf))
+    assert [grant.granted[1] for grant in after] == pytest.approx([5, 5])
 
 
 def steps(pool: list[Claim], capacity: Vector, reference: Vector) -> list[list[float]]:

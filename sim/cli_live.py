@@ -1,0 +1,49 @@
+"""The commands of live mode; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import gc
+
+import click
+
+
+@click.command()
+@click.argument("config")
+@click.option("--check", is_flag=True, help="Check CONFIG and stop.")
+def serve(config: str, check: bool) -> None:
+    """Serve the OpenAI API in front of the upstreams that CONFIG names, under its policy.
+
+    SIGTERM lets what is in flight finish.
+    """
+    from sim.live.run import serve as run_server
+    from sim.serve_config import load_config, make_core, make_settings
+
+    loaded = load_config(config)
+    settings, core = make_settings(loaded, config), make_core(loaded)
+    if check:
+        click.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
+        return
+    gc.enable()
+    run_server(settings, core)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--entitlement", help="The entitlement that it opens; without it NAME.")
+def key(name: str, entitlement: str | None) -> None:
+    """Make an API key: the key itself, shown this once, and the line of CONFIG that lets it in."""
+    import json
+
+    from sim.live.identity import hashed, new_key
+
+    secret = new_key()
+    click.echo(secret)
+    line = {"name": name, "entitlement": entitlement or name, "sha256": hashed(secret).hex()}
+    click.echo(f"  - {json.dumps(line)}")
+    click.echo("the first line is for the client, and nobody keeps it; the second goes under keys: in CONFIG", err=True)
+
+
+def register(app: click.Group) -> None:
+    """Add the commands to the program."""
+    app.add_command(serve)
+    app.add_command(key)

@@ -1,0 +1,164 @@
+"""What a live gateway is told: limits, timeouts, keys, upstreams. `sim.serve_config` reads it from YAML.
+
+These are frozen standard-library dataclasses whose field metadata are keyword arguments of pydantic's ``Field``, as in
+`sim.params`, so that the checks of the file and its schema need no code of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from policies.api import EntitlementSpec, PoolCapacity
+
+
+def _seconds(default: float, what: str) -> Any:
+    return field(default=default, metadata={"gt": 0, "description": f"give {what}, in seconds, e.g. {default:g}"})
+
+
+def _count(default: int, what: str, least: int = 1) -> Any:
+    return field(default=default, metadata={"ge": least, "description": f"give {what}, e.g. {default}"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client or an upstream may send at most.
+
+    Attributes
+    ----------
+    body_bytes : of a request; more is 413.
+    header_bytes : of a request line with its headers; more is 431.
+    answer_bytes : of an answer in one piece that is kept until it is whole; what is longer is passed on as it comes.
+    event_bytes : of one event of a stream; more is taken for a broken upstream.
+    choices : answers that one request may ask for (prompts times n or best_of).
+    connections : open at a time; more are closed at once.
+    """
+
+    body_bytes: int = _count(8 * 2**20, "the largest request body in bytes")
+    header_bytes: int = _count(32 * 2**10, "the most bytes of a request's headers", 1024)
+    answer_bytes: int = _count(16 * 2**20, "the largest answer that is kept whole in bytes", 1024)
+    event_bytes: int = _count(2**20, "the largest event of a stream in bytes", 1024)
+    choices: int = _count(16, "the most answers that one request may ask for")
+    connections: int = _count(20_000, "the most connections at a time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long to wait for what.
+
+    Attributes
+    ----------
+    header_s, body_s : for a client's headers, and for its body.
+    keep_alive_s : for the next request on a connection.
+    held_s : at the gateway, for a request that the policy holds.
+    connect_s : for a connection to an upstream.
+    first_byte_s, idle_s : for an upstream's first byte, and between two.
+    client_stall_s : for a client that does not read.
+    total_s : for an answer in full.
+    drain_s : for what is in flight when the gateway is told to stop.
+    drain_notice_s : between saying so (readyz is 503) and taking no more connections.
+    health_every_s, health_s : between two looks at an upstream's health, and for its answer.
+    """
+
+    header_s: float = _seconds(10.0, "the longest time for a client's headers")
+    body_s: float = _seconds(30.0, "the longest time for a client's body")
+    keep_alive_s: float = _seconds(75.0, "the longest time between two requests of a connection")
+    held_s: float = _seconds(60.0, "the longest time that a request is held")
+    connect_s: float = _seconds(5.0, "the longest time for a connection to an upstream")
+    first_byte_s: float = _seconds(120.0, "the longest time for an upstream's first byte")
+    idle_s: float = _seconds(60.0, "the longest time between two bytes of an upstream")
+    client_stall_s: float = _seconds(30.0, "the longest time for a client that does not read")
+    total_s: float = _seconds(1800.0, "the longest time for an answer in full")
+    drain_s: float = _seconds(300.0, "the longest time for what is in flight at the end")
+    drain_notice_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give how long readyz warns before no more is accepted, in seconds, e.g. 5"},
+    )
+    health_every_s: float = _seconds(1.0, "the time between two looks at an upstream's health")
+    health_s: float = _seconds(2.0, "the longest time for an upstream's health")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Prompt tokens from the length of the text."""
+
+    kind: Literal["estimate"] = "estimate"
+    bytes_per_token: float = field(
+        default=4.0, metadata={"gt": 0, "description": "give the mean bytes of UTF-8 text in a token, e.g. 4"}
+    )
+    message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
+    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenize:
+    """Prompt tokens from vLLM's /tokenize; an estimate where that fails."""
+
+    kind: Literal["tokenize"] = "tokenize"
+    timeout_s: float = _seconds(2.0, "the longest time for an answer of /tokenize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """Prompt tokens from a tokenizer file on this machine."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    file: str = field(metadata={"min_length": 1, "description": "give the path of a tokenizer.json"})
+    message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
+    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+
+
+PROMPT_TOKENS: Mapping[str, type] = {"estimate": Estimate, "tokenize": Tokenize, "tokenizer": Tokenizer}
+"""How the tokens of a prompt are counted, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamAddress:
+    """One replica: an OpenAI-compatible server. The key, if there is one, is in nobody's repr."""
+
+    name: str
+    base_url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A client's API key, known by its hash only."""
+
+    name: str
+    entitlement: str
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a gateway is told, but for its core.
+
+    Attributes
+    ----------
+    upstreams : the replicas that the pool begins with; their ids are 0, 1, ...
+    capacity_of : what so many ready replicas provide.
+    models : names that clients may ask for; empty for what the upstreams say they serve.
+    default_max_output_tokens : for a request that names no limit.
+    passthrough : the beginnings of other paths that are passed on.
+    scrape_interval_s : between two looks at a replica's metrics.
+    records : folder for the tables of requests; None for none.
+    """
+
+    host: str
+    port: int
+    upstreams: tuple[UpstreamAddress, ...]
+    capacity_of: Callable[[int], PoolCapacity]
+    entitlements: tuple[EntitlementSpec, ...]
+    keys: tuple[Key, ...]
+    policy: str = ""
+    models: tuple[str, ...] = ()
+    default_max_output_tokens: int = 256
+    prompt_tokens: Estimate | Tokenize | Tokenizer = Estimate()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    passthrough: tuple[str, ...] = ("/v1/", "/tokenize", "/detokenize")
+    scrape_interval_s: float = 1.0
+    records: str | None = None
+    class_header: str = "x-tokenpools-class"

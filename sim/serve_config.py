@@ -1,0 +1,235 @@
+"""The configuration of a live gateway: the pool and policy of a scenario, and what a server needs besides.
+
+It is read with the same care as a scenario: unknown keys, wrong types and impossible values are refused with place,
+finding and fix (`sim.complaints`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+
+from policies.core import GatewayCore
+from policies.registry import POLICIES, ROUTERS, SCALERS
+from sim.complaints import explain
+from sim.errors import ScenarioError
+from sim.live.settings import PROMPT_TOKENS, Key, Limits, Settings, Timeouts, UpstreamAddress
+from sim.params import MisfitError, OneOf, Strict, named
+from sim.pool_model import Name, Pool, check_known, check_unique
+from sim.scenario_file import as_json, one_line, plain, read_mapping
+from sim.scenario_model import Policy
+from sim.shorthand import canonical
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Listen(Strict):
+    """Where the gateway listens."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1 or 0.0.0.0")
+    port: int = Field(default=8080, ge=0, le=65535, description="give a port, e.g. 8080; 0 for any that is free")
+
+
+class Upstream(Strict):
+    """One replica: a server of the OpenAI API, such as vLLM."""
+
+    name: Name = Field(description="give the replica a name")
+    base_url: str = Field(description="give the address before /v1, e.g. http://127.0.0.1:8000")
+    api_key_env: str | None = Field(
+        default=None, description="give the environment variable that holds its API key, e.g. VLLM_API_KEY"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Upstream:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise MisfitError("base_url", f"{self.base_url!r} is no address", "give e.g. http://127.0.0.1:8000")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise MisfitError("base_url", "ends with /v1, which requests bring along", "leave /v1 out")
+        if parts.username or parts.password:
+            raise MisfitError("base_url", "holds a password", "use api_key_env")
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            raise MisfitError("api_key_env", "is no name of a variable", "give the variable's name, not the key")
+        return self
+
+    def address(self, where: str, file: str) -> UpstreamAddress:
+        """Return the replica as the gateway sees it, with its key from the environment."""
+        key = None
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key:
+                raise ScenarioError(
+                    file, f"{where}.api_key_env", f"the variable {self.api_key_env} is not set", "set it to the key"
+                )
+        return UpstreamAddress(name=self.name, base_url=self.base_url.rstrip("/"), api_key=key)
+
+
+class ApiKey(Strict):
+    """A client's key, by its hash."""
+
+    name: Name = Field(description="give the key a name for logs, e.g. chat-production")
+    entitlement: str = Field(description="give the name of an entitlement of the pool")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="give the SHA-256 of the key in hexadecimal; tokenpools key NAME makes both",
+    )
+
+
+class ServeConfig(Strict):
+    """A live gateway: whom it serves, with what policy, in front of which servers."""
+
+    version: Literal[1] = Field(description="start with version: 1")
+    listen: Listen = Field(default=Listen(), description="give {host: 127.0.0.1, port: 8080}")
+    pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
+    policy: Policy = Field(description="give a policy, e.g. token-pool")
+    upstreams: tuple[Upstream, ...] = Field(min_length=1, description="give the servers, one for each replica")
+    keys: tuple[ApiKey, ...] = Field(min_length=1, description="give the clients' keys; tokenpools key NAME makes one")
+    models: tuple[str, ...] = Field(
+        default=(), description="give the models that clients may ask for; left out, what the servers say they have"
+    )
+    prompt_tokens: Annotated[Any, OneOf(PROMPT_TOKENS, short=named(PROMPT_TOKENS))] = Field(
+        default=PROMPT_TOKENS["estimate"](), description="give estimate, tokenize or {kind: tokenizer, file: ...}"
+    )
+    limits: Limits = Field(default=Limits(), description="give the most that may be sent, e.g. {body_bytes: 8388608}")
+    timeouts: Timeouts = Field(default=Timeouts(), description="give how long to wait, e.g. {first_byte_s: 120}")
+    passthrough: tuple[str, ...] = Field(
+        default=("/v1/", "/tokenize", "/detokenize"),
+        description="give the beginnings of the paths that are passed on, e.g. [/v1/]",
+    )
+    records: str | None = Field(default=None, description="give a folder for the tables of requests, e.g. records")
+    seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ServeConfig:
+        check_unique("upstreams", [one.name for one in self.upstreams])
+        check_unique("keys", [one.name for one in self.keys])
+        entitlements = [one.name for one in self.pool.entitlements]
+        seen: dict[str, str] = {}
+        for index, key in enumerate(self.keys):
+            check_known(f"keys[{index}].entitlement", "entitlement", key.entitlement, entitlements)
+            if key.sha256 in seen:
+                problem = f"is that of {seen[key.sha256]} too"
+                raise MisfitError(f"keys[{index}].sha256", problem, "give each its own key")
+            seen[key.sha256] = key.name
+        for name in getattr(self.policy.params, "per_entitlement", None) or ():
+            check_known("policy.per_entitlement", "entitlement", name, entitlements)
+        for index, prefix in enumerate(self.passthrough):
+            if not prefix.startswith("/") or prefix == "/":
+                raise MisfitError(f"passthrough[{index}]", f"{prefix!r} is no beginning of a path", "give e.g. /v1/")
+        if self.pool.replicas != len(self.upstreams):
+            raise MisfitError(
+                "pool.replicas", f"{self.pool.replicas}, but there are {len(self.upstreams)} upstreams",
+                "leave it out, or give as many",
+            )
+        if self.pool.gateways > 1:
+            raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
+        return self
+
+
+def load_config(path: str | Path) -> ServeConfig:
+    """Return the configuration in a file.
+
+    Raises
+    ------
+    ScenarioError : it cannot be read, or not served as it is.
+    """
+    file = one_line(str(path))
+    return parse_config(read_mapping(Path(path), file), file)
+
+
+def parse_config(mapping: Mapping[str, Any], file: str) -> ServeConfig:
+    """Return the configuration that a mapping describes; ``file`` is what to call it in errors.
+
+    Raises
+    ------
+    ScenarioError : see `sim.complaints` for what it says.
+    """
+    raw = plain(mapping, file)
+    try:
+        return ServeConfig.model_validate_json(as_json(_canonical(raw, file), file))
+    except ValidationError as error:
+        raise explain(error, ServeConfig, raw, file) from None
+
+
+def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Bring the shorthands of scenarios into their canonical form: `sim.shorthand` knows them."""
+    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
+    if "policy" in raw:
+        known["policies"] = [raw["policy"]]
+    brought = canonical(known, file)
+    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
+    if "policy" in raw:
+        (found["policy"],) = brought["policies"]
+    pool, upstreams = found.get("pool"), found.get("upstreams")
+    if isinstance(pool, dict) and "replicas" not in pool and isinstance(upstreams, list) and upstreams:
+        found["pool"] = {**pool, "replicas": len(upstreams)}
+    if isinstance(found.get("prompt_tokens"), str):
+        found["prompt_tokens"] = {"kind": found["prompt_tokens"]}
+    return found
+
+
+def make_core(config: ServeConfig) -> GatewayCore:
+    """Return the core of a gateway: the same object that a simulation of this pool and policy runs.
+
+    Raises
+    ------
+    ScenarioError : the policy does not fit the pool.
+    """
+    pool = config.pool
+    specs = [one.spec() for one in pool.entitlements]
+    profile = pool.profile
+    scaling = pool.autoscaler if config.policy.autoscaler is None else config.policy.autoscaler
+    try:
+        policy = POLICIES[config.policy.params.kind].build(
+            config.policy.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token,
+            chance=Random(config.seed),
+        )
+        scaler = SCALERS[scaling.kind].build(
+            scaling, policy=policy, entitlements=specs, per_replica=pool.capacity(1)
+        )
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        raise ScenarioError("", "policy", problem, fix or "see the policy's fields in tokenpools schema") from None
+    return GatewayCore(
+        entitlements=specs, capacity=pool.capacity(), replica_ids=range(pool.replicas), policy=policy,
+        router=ROUTERS[pool.router.kind].build(pool.router),
+        default_max_output_tokens=pool.default_max_output_tokens,
+        max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
+        retry_failed=pool.on_failure == "retry",
+    )
+
+
+def make_settings(config: ServeConfig, file: str = "") -> Settings:
+    """Return what the server is told.
+
+    Raises
+    ------
+    ScenarioError : the key of an upstream is not in the environment.
+    """
+    pool = config.pool
+    return Settings(
+        host=config.listen.host, port=config.listen.port,
+        upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),
+        capacity_of=pool.capacity, entitlements=tuple(one.spec() for one in pool.entitlements),
+        keys=tuple(
+            Key(name=one.name, entitlement=one.entitlement, digest=bytes.fromhex(one.sha256)) for one in config.keys
+        ),
+        policy=config.policy.name, models=config.models, default_max_output_tokens=pool.default_max_output_tokens,
+        prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
+        passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
+    )  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration in canonical form."""
+    return ServeConfig.model_json_schema()
+
+
+__all__ = ["ServeConfig", "json_schema", "load_config", "make_core", "make_settings", "parse_config"]
