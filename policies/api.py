@@ -164,10 +164,14 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The upstream broke off after ``output_tokens``."""
+    """The upstream broke off after ``output_tokens``.
+
+    ``final`` where its client has a part of the answer already, so that no other replica can take it over.
+    """
 
     request_id: str
     output_tokens: int = 0
+    final: bool = False
 
 
 class Cancelled(NamedTuple):

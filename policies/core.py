@@ -188,6 +188,11 @@ class GatewayCore:
         """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
         self._decide = wrap(self._decide)
 
+    @property
+    def started_s(self) -> float:
+        """The time at which it began."""
+        return self._start_s
+
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
         pool = self.pool
@@ -196,11 +201,16 @@ class GatewayCore:
             Gauge("pool", "pool", "ready_replicas", self._ready),
             Gauge("pool", "pool", "in_flight", len(self._flights)),
             Gauge("pool", "pool", "held", len(self._held)),
+            Gauge("pool", "pool", "held_tokens", sum(self._tokens_of(request) for request in self._held.values())),
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
         values += self._policy.gauges(pool, now_s)
         return values
+
+    def _tokens_of(self, request: RequestView) -> int:
+        asked = request.max_output_tokens
+        return request.prompt_tokens + (self._default_max if asked is None else asked)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
@@ -392,7 +402,7 @@ class GatewayCore:
 
     def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
-        if flight is not None and self._retry_failed:
+        if flight is not None and self._retry_failed and not event.final:
             elsewhere = self._send_elsewhere(flight, event.output_tokens)
             if elsewhere is not None:
                 return (elsewhere,)

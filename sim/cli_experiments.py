@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sim.experiments.sweep import Count, Estimate, SweepResult
 
 
+_MOST_VARIANTS = 50  # lines of a dry run
+
+
 def _executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes."),
@@ -125,7 +128,17 @@ def _estimated(found: Estimate, executor: Executor) -> str:
         f"CPU        {found.cpu_s:,.1f} s at {speed} ({basis})",
     ]
     if executor.address is None:
-        lines.append(f"wall       {found.cpu_s / executor.jobs:,.1f} s with {executor.jobs} jobs")
+        jobs = f"{executor.jobs} jobs" if executor.jobs > 1 else "1 job"
+        lines.append(f"wall       {found.cpu_s / executor.jobs:,.1f} s with {jobs}, if each has a core of its own")
+    heads = ("runs", "to run", "requests each", "variant")
+    body = [
+        (f"{runs:,}", f"{todo:,}", f"{requests:,}", label or "as written")
+        for label, runs, todo, requests in found.variants[:_MOST_VARIANTS]
+    ]
+    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(3)]
+    lines += ["", *("  ".join([*map(str.rjust, row[:3], widths), row[3]]) for row in (heads, *body))]
+    if len(found.variants) > _MOST_VARIANTS:
+        lines.append(f"and {len(found.variants) - _MOST_VARIANTS:,} variants more")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from sim.cluster.discipline import Discipline
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import KvCache, blocks_of
-from sim.cluster.leftovers import Leftovers
+from sim.cluster.prefix_cache import PrefixCache
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -41,11 +41,12 @@ class Batch(Generic[R]):
         self.max_num_seqs = max_num_seqs
         self.kv = KvCache(kv_blocks, block_tokens)
         self._async = async_scheduling
-        self._leftovers = Leftovers(kv_blocks, block_tokens) if prefix_caching else None
+        self._cache = PrefixCache(kv_blocks, block_tokens) if prefix_caching else None
         self.iterations = 0
         self.waiting_count = 0
         self.preemptions = 0
         self._ticket = count()
+        self._places = count()
         self._clear()
 
     def _clear(self) -> None:
@@ -64,6 +65,9 @@ class Batch(Generic[R]):
         # With async scheduling: what requests that ended still hold until the next plan is made.
         self._lingering_slots = 0
         self._lingering_blocks = 0
+        # Where prefixes are cached: who leaves, with its blocks and computed tokens, until these are let go.
+        self._leaving: list[tuple[R, int, int]] = []
+        self._lingering: list[tuple[R, int, int]] = []
 
     @property
     def running_count(self) -> int:
@@ -91,21 +95,44 @@ class Batch(Generic[R]):
         )
 
     def _leave(self, request: R) -> int:
-        """Take a running request off the batch and free its blocks; returns its output tokens."""
+        """Take a running request off the batch and free its blocks; returns its output tokens.
+
+        Where prefixes are cached, the blocks stay taken until `_let_go`.
+        """
         del self._running[request]
         if request.state == PREFILL:
             if self._partial is request:
                 self._partial = None
-            self.kv.used_blocks -= blocks_of(request.computed_tokens, self._block_tokens)
+            self._free(request, request.computed_tokens)
             return request.outputs
         phase = request.base_iteration - request.target_tokens
         computed_tokens = self.iterations - phase
-        kv, block_tokens = self.kv, self._block_tokens
         self._decoding -= 1
         self._context_tokens -= computed_tokens
-        kv.growing[phase % block_tokens] -= 1
-        kv.used_blocks += -computed_tokens // block_tokens  # less its blocks, rounded up
+        self.kv.growing[phase % self._block_tokens] -= 1
+        if self._cache is None:
+            self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
+        else:
+            self._free(request, computed_tokens)
         return request.outputs + self.iterations - request.base_iteration
+
+    def _free(self, request: R, computed_tokens: int) -> None:
+        blocks = blocks_of(computed_tokens, self._block_tokens)
+        if self._cache is None:
+            self.kv.used_blocks -= blocks
+        else:
+            self._leaving.append((request, blocks, computed_tokens))
+
+    def _let_go(self, *, more_blocks: int = 0, comes_back: bool = False) -> None:
+        """Hand the blocks of those who leave, and ``more_blocks`` of theirs, to the cache, in order of admission."""
+        kv, cache = self.kv, self._cache
+        assert cache is not None
+        if len(self._leaving) > 1:
+            self._leaving.sort(key=_place)
+        for request, blocks, computed_tokens in self._leaving:
+            cache.sync(kv.total_blocks - kv.used_blocks)
+            kv.used_blocks -= cache.let_go(request, blocks + more_blocks, computed_tokens, comes_back=comes_back)
+        self._leaving.clear()
 
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
@@ -159,8 +186,10 @@ class Batch(Generic[R]):
             self._lingering_slots = slots - len(self._running)
             self._lingering_blocks = used_blocks - kv.used_blocks
             kv.used_blocks = used_blocks
-        elif self._leftovers is not None:
-            self._leftovers.freed(used_blocks - kv.used_blocks)
+            self._lingering = self._leaving
+            self._leaving = []
+        elif self._leaving:
+            self._let_go()
         if self._paused:
             for request in self._paused:
                 self._decode_from_here(request)
@@ -170,38 +199,32 @@ class Batch(Generic[R]):
     def _release(self) -> None:
         """Free what lingers, now that the iteration it was not free for is planned."""
         self.kv.used_blocks -= self._lingering_blocks
-        if self._leftovers is not None:
-            self._leftovers.freed(self._lingering_blocks)
         self._lingering_slots = self._lingering_blocks = 0
+        if self._lingering:
+            self._leaving, self._lingering = self._lingering, []
+            self._let_go()
 
-    def _forget_leftovers(self) -> None:
-        if self._leftovers is not None:
-            self._leftovers.clear(self.kv.total_blocks - self.kv.used_blocks)
+    def _forget_cached(self) -> None:
+        if self._cache is not None:
+            self._cache.clear(self.kv.total_blocks - self.kv.used_blocks)
 
     def _drop(self, request: R) -> None:
         if request.state == WAITING:
             self.waiting_count -= 1  # the queue skips it when it comes to the front
-            if self._leftovers is not None:
-                self._leftovers.dropped(request)
         elif request.state == ENDED:
             return
         else:
-            used_blocks = self.kv.used_blocks
             request.outputs = self._leave(request)
-            if self._leftovers is not None:
-                self._leftovers.freed(used_blocks - self.kv.used_blocks)
+            if self._leaving:
+                self._let_go()
         request.state = ENDED
 
     def _preempt(self, request: R, blocks_of_this_iteration: int) -> None:
-        kv = self.kv
-        used_blocks = kv.used_blocks
-        computed_tokens = request.computed_tokens
-        if request.state == DECODE:
-            computed_tokens = request.target_tokens + self.iterations - request.base_iteration
         request.outputs = self._leave(request)
-        kv.used_blocks -= blocks_of_this_iteration
-        if self._leftovers is not None:
-            self._leftovers.preempted(request, computed_tokens, used_blocks - kv.used_blocks)
+        if self._cache is None:
+            self.kv.used_blocks -= blocks_of_this_iteration
+        else:
+            self._let_go(more_blocks=blocks_of_this_iteration, comes_back=True)
         request.target_tokens = request.prompt_tokens + request.outputs
         request.computed_tokens = 0
         request.state = WAITING
@@ -212,6 +235,7 @@ class Batch(Generic[R]):
 
     def _pause(self, request: R) -> None:
         """Leave a running request out of one iteration; it keeps its blocks and its place in the order."""
+        request.place = next(self._places)
         if request.state == PREFILL:
             self._running[request] = self._running.pop(request)
             return
@@ -221,5 +245,11 @@ class Batch(Generic[R]):
         request.base_iteration = self.iterations
         request.ticket = -1
         self._running[request] = None
-        self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
+        if self._cache is None:
+            self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
+        self._leaving.clear()
         self._paused.append(request)
+
+
+def _place(leaving: tuple[EngineRequest, int, int]) -> int:
+    return leaving[0].place

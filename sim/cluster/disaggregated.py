@@ -48,6 +48,7 @@ class Prefill(EngineRequest, Generic[R]):
     def __init__(self, request: R) -> None:
         super().__init__(request.prompt_tokens, 1, request.priority)
         self.due_s = request.due_s
+        self.prefix = request.prefix
         self.request = request
 
 
@@ -72,6 +73,7 @@ class DecodeReplica(Replica[R]):
             self.waiting_count -= 1
             request.transferred = False
             self._running[request] = None
+            request.place = next(self._places)
             kv.used_blocks += blocks_of(request.target_tokens, block_tokens)
             self._decode_from_here(request)
         return super()._schedule(now_s)
@@ -277,6 +279,7 @@ class DisaggregatedReplica(Generic[R]):
         self._owed_tokens[index] -= request.prompt_tokens
         request.outputs = 1
         request.preemptions += part.preemptions
+        request.cached_tokens = part.cached_tokens
         if request.output_tokens == 1:
             request.state = ENDED
             self._listener.on_first_token(request, now_s)

@@ -7,8 +7,8 @@ Messages (submit, abort, capacity) take effect at iteration boundaries, as in vL
 arrives less than ``TIE_S`` before a boundary waits for the next one, so that rounding never decides who joins.
 
 With ``async_scheduling`` the engine plans an iteration while the one before it runs, as vLLM does by default: messages,
-and the slots and blocks of requests that end, reach the plan one iteration later. With ``prefix_caching`` a preempted
-request finds again what is left of its blocks.
+and the slots and blocks of requests that end, reach the plan one iteration later. ``prefix_caching`` is
+`sim.cluster.prefix_cache`.
 
 This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is told so by `boundary`.
 """
@@ -163,7 +163,9 @@ class Replica(Scheduler[R]):
             request.state = ENDED
         self.kv.clear()
         self._apply_settings()
-        self._forget_leftovers()
+        if self._cache is not None:
+            self._cache.lose_all()
+        self._forget_cached()
         self._clear()
         self.waiting_count = 0
         self._wake(NEVER_S)
@@ -253,7 +255,7 @@ class Replica(Scheduler[R]):
             self.max_num_seqs = arg
         elif kind == _KV_BLOCKS:
             self.kv.total_blocks = arg
-            self._forget_leftovers()
+            self._forget_cached()
         else:
             self.slowdown = arg
 

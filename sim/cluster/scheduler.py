@@ -72,6 +72,7 @@ class Scheduler(Batch[R]):
     def _schedule(self, now_s: float) -> bool:
         """Begin the next iteration, or run of decode iterations; False where there is nothing to run."""
         kv = self.kv
+        cache = self._cache
         decoding = self._decoding
         partial = self._partial
         used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
@@ -86,6 +87,8 @@ class Scheduler(Batch[R]):
             used_blocks += self._chunk_blocks(partial, tokens)
             budget_tokens -= tokens
             chunks.append((partial, tokens))
+            if cache is not None and used_blocks <= total_blocks:
+                cache.name(partial, partial.computed_tokens + tokens)
         if used_blocks > total_blocks and self._running:
             return self._schedule_short_of_blocks(now_s)
         waiting = self._waiting
@@ -98,20 +101,28 @@ class Scheduler(Batch[R]):
                     break
                 tokens = request.target_tokens
                 blocks = -(-tokens // block_tokens)
-                if used_blocks + blocks > total_blocks:
+                found_tokens = 0
+                if cache is not None and (request.prefix is not None or request.preemptions):
+                    cache.sync(total_blocks - used_blocks)
+                    found, shared = cache.look(request, tokens)
+                    if used_blocks + blocks - shared > total_blocks:
+                        break
+                    cache.hold(request, found)
+                    found_tokens = found * block_tokens
+                    used_blocks -= shared
+                    tokens -= found_tokens
+                elif used_blocks + blocks > total_blocks:
                     break
                 waiting.pop()
                 self.waiting_count -= 1
-                found_tokens = 0
-                if request.preemptions and self._leftovers is not None:
-                    found_tokens = block_tokens * self._leftovers.find(request, tokens, total_blocks - used_blocks)
-                    tokens -= found_tokens
                 if tokens > budget_tokens:
                     tokens = budget_tokens
                     blocks = -(-(found_tokens + tokens) // block_tokens)
                     self._partial = request
                 request.state = PREFILL
                 request.computed_tokens = found_tokens
+                if cache is not None:
+                    self._note_cached(request, found_tokens, tokens)
                 self._running[request] = None
                 used_blocks += blocks
                 chunks.append((request, tokens))
@@ -125,6 +136,13 @@ class Scheduler(Batch[R]):
             self._begin_decode_run(now_s)
             return True
         return False
+
+    def _note_cached(self, request: R, found_tokens: int, tokens: int) -> None:
+        """Note, where prefixes are cached, what an admitted request found, and let others find what it computes."""
+        request.place = next(self._places)
+        if request.cached_tokens < 0:
+            request.cached_tokens = found_tokens
+        self._cache.name(request, found_tokens + tokens)  # type: ignore[union-attr]
 
     def _chunk_blocks(self, request: R, tokens: int) -> int:
         """Return the blocks that the next ``tokens`` of a prompt take."""
@@ -206,6 +224,9 @@ class Scheduler(Batch[R]):
         if not taken:
             return self._schedule(now_s)
         chunks = [(r, tokens) for r, (tokens, _) in taken.items() if r.state == PREFILL]
+        if self._cache is not None:
+            for request, tokens in chunks:
+                self._cache.name(request, request.computed_tokens + tokens)
         for request in order[i:]:
             self._pause(request)
         self._begin_iteration(now_s, chunks)

@@ -24,7 +24,7 @@ from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.run import client_chances, demands
 from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
-from sim.live.hooks import Hook, LiveEvent, apply
+from sim.live.hooks import GatewayCapacity, Hook, LiveEvent, apply
 from sim.live.load import LoadGenerator
 from sim.live.watch import Floats, Watch, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
@@ -50,6 +50,7 @@ class Target:
     metrics : URLs of vLLM's metrics pages, one a replica; none: the gateway's reports, if there is one.
     state, token : URL of the gateway's state, and the token that it asks for.
     hooks : what makes the scenario's events happen.
+    set_capacity : URL at which the gateway is told of changes of capacity.
     """
 
     base_url: str
@@ -59,6 +60,7 @@ class Target:
     state: str | None = None
     token: str | None = None
     hooks: Sequence[Hook] = ()
+    set_capacity: str | None = None
     timeout_s: float = 600.0
 
 
@@ -130,6 +132,10 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
     interval_s = scenario.timeline_interval_s
     watch = Watch(target.metrics, target.state, interval_s=interval_s or 1.0, token=target.token)
 
+    hooks = list(target.hooks)
+    if target.set_capacity is not None:
+        hooks.append(GatewayCapacity(target.set_capacity, target.token))
+
     async def go() -> tuple[list[LiveAttempt], float]:
         loop = asyncio.get_running_loop()
         origin_s = loop.time() + _START_IN_S
@@ -139,7 +145,7 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
                 horizon_s=scenario.horizon_s,
             )  # fmt: skip
             watching = loop.create_task(watch.run(origin_s, scenario.horizon_s or math.inf))
-            changing = loop.create_task(apply(live_events(scenario), target.hooks, origin_s))
+            changing = loop.create_task(apply(live_events(scenario), hooks, origin_s))
             running = loop.create_task(load.run(origin_s))
             try:
                 done, _ = await asyncio.wait({changing, running}, return_when=asyncio.FIRST_COMPLETED)

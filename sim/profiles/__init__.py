@@ -89,7 +89,7 @@ class Profile(Strict):
         default=False, description="give true where the engine plans an iteration while the one before it runs"
     )
     prefix_caching: bool = Field(
-        default=False, description="give true where a preempted request finds again what is left of its KV cache"
+        default=False, description="give true where prompts find again the KV blocks of those that began alike"
     )
     request_overhead_s: float = Field(
         default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
