@@ -71,6 +71,21 @@ def shadow(result: Path, as_csv: bool) -> None:
     click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
 
 
+@click.command("hardware-check")
+@click.option("--data", type=_RESULT, help="Folder that holds lmsys-arena-vtc; without it, TOKENPOOLS_DATA's.")
+@click.option("--fit", is_flag=True, help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
+@click.option("--tenants", is_flag=True, help="Also print every tenant.")
+def hardware_check(data: Path | None, fit: bool, tenants: bool) -> None:
+    """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did."""
+    from sim.experiments.hardware_check import check, table, tenant_table
+
+    found = check(data, fit=fit)
+    click.echo(table(found))
+    if tenants:
+        click.echo("\n" + tenant_table(found))
+    click.echo(f"{found.profile.name}: {found.profile.error}", err=True)
+
+
 def run_tournament(
     overrides: tuple[str, ...], seed: int | None, replications: int | None, out: Path | None, policies: tuple[str, ...],
     jobs: int, progress: bool | None,
@@ -104,5 +119,5 @@ def run_tournament(
 
 def register(app: click.Group) -> None:
     """Add the commands to the application."""
-    for command in (metrics, explain, shadow):
+    for command in (metrics, explain, shadow, hardware_check):
         app.add_command(command)
