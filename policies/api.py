@@ -56,6 +56,7 @@ class Reason(StrEnum):
     NO_CAPACITY = "no_capacity"
     PREEMPTED = "preempted"
     REPLICA_FAILED = "replica_failed"
+    STATE_UNAVAILABLE = "state_unavailable"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     OVERLOADED = "overloaded"

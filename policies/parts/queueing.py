@@ -45,7 +45,9 @@ class Waits:
 class Waiting:
     """A request that waits."""
 
-    __slots__ = ("cost", "flow", "gone", "max_output_tokens", "need_tokens", "request", "since_s", "urgency")
+    __slots__ = (
+        "cost", "flow", "gone", "late", "max_output_tokens", "need_tokens", "request", "since_s", "urgency",
+    )  # fmt: skip
 
     def __init__(
         self, request: RequestView, max_output_tokens: int, flow: str, since_s: float, urgency: float, cost: float
@@ -58,6 +60,7 @@ class Waiting:
         self.urgency = urgency
         self.cost = cost
         self.gone = False
+        self.late = False
 
 
 class Line:
@@ -82,6 +85,13 @@ class Line:
         while heap[0][2].gone:
             heapq.heappop(heap)
         return heap[0][2]
+
+    def pop(self) -> Waiting:
+        """Take the head out and return it; it may go into another line."""
+        item = self.head()
+        heapq.heappop(self._heap)
+        self.length -= 1
+        return item
 
     def drop(self, item: Waiting) -> None:
         """Take one out; what is not the head is passed over later."""
@@ -159,6 +169,7 @@ class QueueingPolicy(NoControlPolicy):
     """
 
     tick_s: float | None
+    timeout_status = 408
 
     def __init__(self, params: Waits, kv_bytes_per_token: float | None, per_replica: int | None = None) -> None:
         self.tick_s = params.tick_s
@@ -218,8 +229,8 @@ class QueueingPolicy(NoControlPolicy):
         """Take one who starts, gave up or waited too long out of its queue."""
         raise NotImplementedError
 
-    def admission(self, item: Waiting) -> Verdict:  # noqa: ARG002
-        """Return how one who waited is let in."""
+    def outcome(self, item: Waiting, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
+        """Return what becomes of one that `next` returned: let in, as a rule."""
         return ADMIT
 
     # ------------------------------------------------------------------------------------------------ for the core
@@ -262,8 +273,8 @@ class QueueingPolicy(NoControlPolicy):
                 self._remove(item, now_s)
                 waited_s = now_s - item.since_s
                 limit_s = self.timeout_of(item) or 0.0
-                verdict = Deny(Reason.QUEUE_TIMEOUT, max(waited_s, math.nextafter(limit_s, math.inf)), limit_s,
-                               self.retry_s(), 408)
+                needed_s = max(waited_s, math.nextafter(limit_s, math.inf))  # rounding may hide by how little
+                verdict = Deny(Reason.QUEUE_TIMEOUT, needed_s, limit_s, self.retry_s(), self.timeout_status)
                 yield item.request.request_id, verdict
         while self._waiting and self.room.slots_free(pool) >= 1 and pool.capacity.ready_replicas:
             chosen = self.next(pool, now_s)
@@ -274,7 +285,7 @@ class QueueingPolicy(NoControlPolicy):
             self._mean_wait_s = waited_s if mean_s is None else mean_s + _FRESH_SHARE * (waited_s - mean_s)
             self._remove(chosen, now_s)
             self._taken = chosen
-            yield chosen.request.request_id, self.admission(chosen)
+            yield chosen.request.request_id, self.outcome(chosen, pool, now_s)
 
     def _remove(self, item: Waiting, now_s: float) -> None:
         item_id = item.request.request_id
