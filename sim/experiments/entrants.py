@@ -8,7 +8,7 @@ comes from these numbers, and from nothing for which one would have to know the 
   equal parts to those without a baseline; where all have one, in proportion to baselines. All rates are scaled so that
   they sum to 90 % of C: limits that sum to all of it would leave a queue that never empties;
 - weight w_e: r_e over the least of them;
-- objective: the TTFT objective of each entitlement.
+- objective: the least TTFT objective of any entitlement.
 
 Tokens of prompt and output count alike where a rate of tokens/s is metered, because C counts them so.
 """
@@ -34,6 +34,7 @@ class Numbers:
     replicas: int
     slots: int
     tokens_per_s: float
+    promised: Mapping[str, float]
     rates: Mapping[str, float]
     classes: Mapping[str, str]
     tenants: Mapping[str, str]
@@ -77,7 +78,7 @@ def numbers(scenario: Scenario) -> Numbers:
     scale = HEADROOM * capacity.tokens_per_s / sum(rates.values())
     rates = {name: scale * rate for name, rate in rates.items()}
     return Numbers(
-        replicas=replicas, slots=capacity.slots, tokens_per_s=capacity.tokens_per_s, rates=rates,
+        replicas=replicas, slots=capacity.slots, tokens_per_s=capacity.tokens_per_s, promised=baselines, rates=rates,
         classes={one.name: str(one.service_class) for one in pool.entitlements},
         tenants={one.name: one.tenant for one in pool.entitlements},
         objectives_s={one.name: one.ttft_slo_s for one in pool.entitlements if one.ttft_slo_s is not None},
@@ -96,8 +97,57 @@ def _weighted(found: Numbers) -> dict[str, Any]:
     return {"weights": found.weights}
 
 
+def _shares(found: Numbers) -> dict[str, float]:
+    total = sum(found.rates.values())
+    return {name: round(rate / total, 6) for name, rate in found.rates.items()}
+
+
+def _prio_reserve(found: Numbers) -> dict[str, Any]:
+    limit = sum(found.per_min(name) for name in found.rates)
+    return {"tokens_per_min": limit, "weights": _shares(found), "input_weight": 1.0, "output_weight": 1.0}
+
+
+def _class_slots(found: Numbers) -> dict[str, Any]:
+    """Reserve for each class what its entitlements were promised; SMG's own shares know nothing of promises."""
+    classes = ("dedicated", "guaranteed", "elastic")  # system, interactive, default; bulk has nothing reserved
+    promised = [
+        sum(amount for name, amount in found.promised.items() if found.classes[name] == one) for one in classes
+    ]
+    return {"shares": [*(round(min(1.0, amount / found.tokens_per_s), 6) for amount in promised), 0.0]}
+
+
+def _dagor(found: Numbers) -> dict[str, Any]:
+    return {"threshold_s": min(found.objectives_s.values())}
+
+
+def _dedicated(found: Numbers) -> dict[str, Any]:
+    """Deal the replicas in proportion to rates, by largest remainders, at least one each.
+
+    Those who are worth less than half a replica share what they are worth together, at least one.
+    """
+    ideal = {name: found.replicas * share for name, share in _shares(found).items()}
+    small = sum(amount for amount in ideal.values() if amount < 0.5)
+    large = {name: amount for name, amount in ideal.items() if amount >= 0.5}
+    count = found.replicas - (max(1, round(small)) if small else 0)
+    if not 0 < len(large) <= count:
+        return {}  # its default: dealt evenly
+    scale = count / sum(large.values())
+    dealt = {name: max(1, int(scale * amount)) for name, amount in large.items()}
+    while sum(dealt.values()) != count:
+        more = sum(dealt.values()) < count
+        rest = {name: scale * large[name] - dealt[name] for name in dealt if more or dealt[name] > 1}
+        name = max(rest, key=lambda one: (rest[one] if more else -rest[one], one))
+        dealt[name] += 1 if more else -1
+    return {"replicas": dealt}
+
+
 RULES: Mapping[str, Callable[[Numbers], dict[str, Any]]] = {
     "cap": lambda _: {"max_in_flight_per_replica": None},
+    "adaptive": _weighted,
+    "class-slots": _class_slots,
+    "dagor": _dagor,
+    "dedicated": _dedicated,
+    "prio-reserve": _prio_reserve,
     "rate-limit": _rated,
     "window": _alike,
     "reserve": _alike,
