@@ -141,7 +141,7 @@ class Gate:
         assert getattr(core._policy, "_reserved_tokens", 0) == 0
         assert not getattr(core._policy, "_charges", None)
         assert not getattr(core._policy, "_preemptible", None)
-        assert not self.service.gateway._requests
+        assert not self.service.gateway.requests
         admitted = sum(book.admitted for book in core.pool.entitlements.values())
         refused = sum(book.refused for book in core.pool.entitlements.values())
         asked = sum(type(event).__name__ == "Arrived" for _, event, _ in self.events)
