@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from policies.core import GatewayCore
 from sim.live.admin import Pages
 from sim.live.logs import RequestLogger
 from sim.live.metrics import Metrics
@@ -44,9 +45,9 @@ class Lookout:
         self._server: _QuietServer | None = None
         self._task: asyncio.Task[None] | None = None
         self.port: int | None = None
-        core, now_s = service.gateway.core, service.gateway.now_s
-        self.metrics = Metrics(core, now_s)
-        self.state = State(core, now_s, about=self._about, replica_names=self._names)
+        now_s = service.gateway.now_s
+        self.metrics = Metrics(self._core, now_s)
+        self.state = State(self._core, now_s, about=self._about, replica_names=self._names)
         service.desk.observers += [self.metrics, self.state, RequestLogger()]
 
     async def __aenter__(self) -> Lookout:
@@ -84,6 +85,9 @@ class Lookout:
             await server.serve()
         except SystemExit:  # uvicorn's answer to an address that is taken
             LOG.error("the admin pages cannot be shown: their address is taken")
+
+    def _core(self) -> GatewayCore:
+        return self._service.gateway.core
 
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings

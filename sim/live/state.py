@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from policies.api import Gauge
+from policies.api import EntitlementLedger, Gauge, PoolLedger
 from policies.core import GatewayCore
 from sim.live.observe import Ended, RequestLog
 
@@ -20,15 +20,16 @@ class State:
 
     Parameters
     ----------
+    core : returns the core; a gateway that shares its pool may get another one.
     about : further facts, read at each look: name of the policy, whether the gateway drains.
     replica_names : by id.
     """
 
     def __init__(
-        self, core: GatewayCore, now_s: Callable[[], float], *,
+        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *,
         about: Callable[[], Mapping[str, Any]] = dict, replica_names: Callable[[], Mapping[int, str]] = dict,
     ) -> None:
-        self._core = core
+        self._core_now = core
         self._now_s = now_s
         self._about = about
         self._replica_names = replica_names
@@ -43,7 +44,7 @@ class State:
 
     def read(self) -> dict[str, Any]:
         """Return everything; numbers that JSON cannot hold are null."""
-        core, now_s = self._core, self._now_s()
+        core, now_s = self._core_now(), self._now_s()
         pool = core.pool
         gauges = core.gauges(now_s)
         said = {(scope, name, metric): value for scope, name, metric, value in gauges}
@@ -58,7 +59,7 @@ class State:
                 "held": said["pool", "pool", "held"],
                 "threshold": _finite(said.get(("pool", "pool", "threshold"))),
             },
-            "entitlements": [self._entitlement(name, said) for name in pool.entitlements],
+            "entitlements": [self._entitlement(book, said) for book in pool.entitlements.values()],
             "replicas": [
                 {
                     "name": names.get(book.replica_id, str(book.replica_id)),
@@ -72,12 +73,14 @@ class State:
                 for book in pool.replicas
             ],
             "refusals": [_refusal(log, now_s) for log in reversed(self._refusals)],
-            "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *self._reports()]],
+            "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *_reports(pool)]],
         }
 
-    def _entitlement(self, name: str, said: Mapping[tuple[str, str, str], float]) -> dict[str, Any]:
-        book = self._core.pool.entitlements[name]
+    def _entitlement(
+        self, book: EntitlementLedger, said: Mapping[tuple[str, str, str], float]
+    ) -> dict[str, Any]:
         spec = book.spec
+        name = spec.name
         return {
             "name": name,
             "tenant": spec.tenant,
@@ -92,18 +95,19 @@ class State:
             **{metric: _finite(said.get(("entitlement", name, metric))) for metric in _OF_ENTITLEMENT},
         }
 
-    def _reports(self) -> list[Gauge]:
-        """Return what the replicas said of themselves, as gauges."""
-        found: list[Gauge] = []
-        for book in self._core.pool.replicas:
-            if book.report is not None:
-                name = str(book.replica_id)
-                found += [
-                    Gauge("replica", name, "running", book.report.running),
-                    Gauge("replica", name, "waiting", book.report.waiting),
-                    Gauge("replica", name, "kv_used_fraction", book.report.kv_used_fraction),
-                ]
-        return found
+
+def _reports(pool: PoolLedger) -> list[Gauge]:
+    """Return what the replicas said of themselves, as gauges."""
+    found: list[Gauge] = []
+    for book in pool.replicas:
+        if book.report is not None:
+            name = str(book.replica_id)
+            found += [
+                Gauge("replica", name, "running", book.report.running),
+                Gauge("replica", name, "waiting", book.report.waiting),
+                Gauge("replica", name, "kv_used_fraction", book.report.kv_used_fraction),
+            ]
+    return found
 
 
 def _refusal(log: RequestLog, now_s: float) -> dict[str, Any]:
