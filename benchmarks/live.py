@@ -29,7 +29,7 @@ from sim.live.identity import hashed, new_key
 
 ROOT = Path(__file__).resolve().parents[1]
 PACED = ROOT / "benchmarks" / "paced_vllm"
-# ms: the step time of the scenarios' profile, less the 4 ms that vLLM itself takes between two iterations of 16 sequences.
+# ms: the step time of the scenarios' profile, less the 4 ms that vLLM itself takes between two iterations.
 PACE = "126,0.05,0.2,0"
 SLOTS, BATCHED_TOKENS, LONGEST, BLOCK, BLOCKS = 16, 512, 512, 32, 512
 KV_BYTES_PER_TOKEN = 2048  # of the tiny model
