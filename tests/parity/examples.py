@@ -16,7 +16,7 @@ from policies.dedicated import Dedicated
 from policies.fair_queue import Drr, FairQueue, Las, Vtc
 from policies.no_control import NoControl
 from policies.parts.estimates import Flat, Quantile, TenantMean
-from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, StrictClass
+from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
 from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
 from policies.prio_reserve import PrioReserve
 from policies.ptu import Ptu
@@ -32,6 +32,8 @@ EXAMPLES: dict[str, Any] = {
     "cap, no queue": Cap(max_in_flight_per_replica=None, queue_requests=0, status=529),
     "window": Window(requests_per_min=30, tokens_per_min=2000, also=(Longer(tokens=3000, window_s=100.0),)),
     "reserve": Reserve(requests_per_min=30, tokens_per_min=2000),
+    "window, demote": Window(tokens_per_min=600, over="demote", starts="first-request", refuse_at="above"),
+    "reserve, spill": Reserve(tokens_per_min=600, over="spill", cached_weight=0.0),
     "reserve, fixed": Reserve(tokens_per_min=2000, meter="fixed", estimate=Flat(tokens=100), ttl_s=2.0),
     "reserve, sliding": Reserve(tokens_per_min=2000, meter="sliding", estimate=TenantMean(), debt=False),
     "ptu": Ptu(requests_per_min=60, tokens_per_min=2000, horizon_s=10.0),
@@ -39,6 +41,8 @@ EXAMPLES: dict[str, Any] = {
     "fair-queue, strict": FairQueue(order=StrictClass(), within="edf", timeout_s=None),
     "fair-queue, drf": FairQueue(order=DominantResource(), within="shortest", charge="prompt", queue_tokens=100),
     "fair-queue, debt": FairQueue(order=Debt(), charge="predicted", estimate=Quantile(), weights={"spot": 2.0}),
+    "fair-queue, recent": FairQueue(order=RecentUse(window_s=5.0), charge="end", timeout_status=504),
+    "fair-queue, first come": FairQueue(order=FirstCome(), occupancy=1.5),
     "vtc": Vtc(),
     "vtc, predicted": Vtc(charge="predicted", estimate=TenantMean(), half_life_s=10.0, weights={"elastic": 3.0}),
     "drr": Drr(quantum=64),
