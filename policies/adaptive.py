@@ -17,7 +17,8 @@ from typing import Literal
 
 from policies.api import ADMIT, Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
-from policies.parts.queueing import Room, weights_of
+from policies.parts.queueing import weights_of
+from policies.parts.room import Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,10 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
-from policies.parts.orders import Order, OrderParams, RoundRobin, order_of
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits, Within, place
+from policies.parts.lines import Line, Waiting, Within, place
+from policies.parts.order import Order
+from policies.parts.orders import OrderParams, RoundRobin, order_of
+from policies.parts.queueing import TIMEOUT_STATUS, QueueingPolicy, Waits
 from policies.parts.saturation import SATURATION, Ledger, SaturationParams, signal_of
 
 CLASS_PRIORITY: Mapping[ServiceClass, int] = {
@@ -72,6 +74,7 @@ class Bands(Waits):
     within: Within = field(default="fcfs", metadata={"description": "fcfs, edf or shortest: the order in a flow"})
     evict: bool = field(default=False, metadata={"description": "give true to evict running requests of bands below 0"})
     legacy: bool = field(default=False, metadata={"description": "give true to refuse bands below 0 and queue nothing"})
+    timeout_status: Literal[408, 429, 504] = field(default=429, metadata=TIMEOUT_STATUS)
     tick_s: float = field(default=0.05, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.05"})
 
 
@@ -84,8 +87,6 @@ class _Band:
 
 class BandsPolicy(QueueingPolicy):
     """See `policies.parts.queueing.QueueingPolicy`. The replicas' room does not matter, only the gate does."""
-
-    timeout_status = 429
 
     def __init__(
         self, params: Bands, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,

@@ -27,7 +27,8 @@ from policies.api import (
     ServiceClass,
     Verdict,
 )
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits
+from policies.parts.lines import Line, Waiting
+from policies.parts.queueing import QueueingPolicy, Waits
 
 ClassName = Literal["system", "interactive", "default", "bulk"]
 NAMES: tuple[ClassName, ...] = ("system", "interactive", "default", "bulk")

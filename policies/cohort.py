@@ -16,7 +16,8 @@ from typing import Literal
 
 from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
 from policies.parts.heaps import KeyedHeap
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits, Within, place
+from policies.parts.lines import Line, Waiting, Within, place
+from policies.parts.queueing import QueueingPolicy, Waits
 
 _BISECTIONS = 60
 

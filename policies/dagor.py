@@ -19,7 +19,7 @@ from typing import Literal
 from policies.api import ADMIT, Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
 from policies.parts.orders import CLASS_RANK
-from policies.parts.queueing import Room
+from policies.parts.room import Room
 
 _USERS = 128
 _LEVELS = _USERS * len(CLASS_RANK)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from policies.api import Admit, Chance, Deny, EntitlementSpec, Gauge, PoolLedger, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
-from policies.parts.queueing import Room
+from policies.parts.room import Room
 
 _RETRY_S = 1.0
 

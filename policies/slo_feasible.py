@@ -29,8 +29,9 @@ from policies.api import (
     RequestView,
     Verdict,
 )
+from policies.parts.lines import Line, Waiting
 from policies.parts.prefill import FIRST_TOKENS_PER_S, PrefillClock
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits
+from policies.parts.queueing import QueueingPolicy, Waits
 
 _NO_OBJECTIVE_S = 1e9
 """What stands for the objective of who has none: behind all that have one."""

@@ -30,6 +30,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--admin-token", envvar="TOKENPOOLS_ADMIN_TOKEN", show_envvar=True, help="Token for them.")
 @click.option("--slots-file", type=_PATH, help="File to write the pool's slots to at the scenario's events.")
 @click.option("--on-event", metavar="COMMAND", help="Command to run at them; TOKENPOOLS_EVENT, _SLOTS, ... say what.")
+@click.option("--begin-at-s", type=float, help="Begin when the gateway's clock shows this; without it at once.")
 @click.option("--token-ids", default="100:999", show_default=True, metavar="A:B", help="Ids to make prompts of.")
 @click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True)
 @click.option("--out", type=_PATH, help="Result folder; without it results/<scenario>-<hash>-live.")
@@ -48,6 +49,7 @@ def replay(
     admin_token: str | None,
     slots_file: Path | None,
     on_event: str | None,
+    begin_at_s: float | None,
     token_ids: str,
     timeout_s: float,
     out: Path | None,
@@ -79,7 +81,7 @@ def replay(
         base_url=base_url,
         prompts=PromptKind(model=model or found.model, first_id=first, last_id=last, seed=loaded.seed + replication),
         keys=api_keys, metrics=metrics or found.metrics, state=found.state, token=admin_token,
-        hooks=hooks, set_capacity=found.set_capacity, timeout_s=timeout_s,
+        hooks=hooks, set_capacity=found.set_capacity, begin_at_s=begin_at_s, timeout_s=timeout_s,
     )  # fmt: skip
     check_replayable(loaded, target)
     click.echo(f"{found.words}; {_lasts(loaded.horizon_s)}", err=True)

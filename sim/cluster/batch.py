@@ -1,8 +1,11 @@
 """The books of one replica's batch: who runs, what each has computed, which blocks that takes, and when each ends.
 
 What makes a replica fast is here: as long as nobody joins or leaves, every iteration decodes the same batch, so ends
-are absolute iteration numbers in a heap, and the blocks that growing contexts take are counted by 16 counters (context
-length modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
+are times of one clock in a heap, and the blocks that growing contexts take are counted by 16 counters (context length
+modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
+
+The clock counts the tokens of a sequence that decoded all along: one an iteration, or as many as
+`sim.cluster.speculation` says.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from sim.cluster.discipline import Discipline
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.prefix_cache import PrefixCache
+from sim.cluster.speculation import Speculation
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -35,6 +39,7 @@ class Batch(Generic[R]):
         block_tokens: int,
         async_scheduling: bool,
         prefix_caching: bool,
+        speculation: Speculation | None,
     ) -> None:
         self._discipline = discipline
         self._block_tokens = block_tokens
@@ -42,7 +47,9 @@ class Batch(Generic[R]):
         self.kv = KvCache(kv_blocks, block_tokens)
         self._async = async_scheduling
         self._cache = PrefixCache(kv_blocks, block_tokens) if prefix_caching else None
-        self.iterations = 0
+        self._speculation = speculation
+        self.clock = 0
+        self._iteration = 0
         self.waiting_count = 0
         self.preemptions = 0
         self._ticket = count()
@@ -70,6 +77,11 @@ class Batch(Generic[R]):
         self._lingering: list[tuple[R, int, int]] = []
 
     @property
+    def iterations(self) -> int:
+        """Iterations so far."""
+        return self.clock if self._speculation is None else self._iteration
+
+    @property
     def running_count(self) -> int:
         """How many requests hold a slot."""
         return len(self._running)
@@ -84,13 +96,9 @@ class Batch(Generic[R]):
 
         A request's tokens are due every ``tpot_slo_s`` from ``EngineRequest.due_s`` on.
         """
-        iterations = self.iterations
+        clock = self.clock
         return min(
-            (
-                r.due_s + tpot_slo_s * (r.outputs + iterations - r.base_iteration)
-                for r in self._running
-                if r.state == DECODE
-            ),
+            (r.due_s + tpot_slo_s * (r.outputs + clock - r.base_clock) for r in self._running if r.state == DECODE),
             default=NEVER_S,
         )
 
@@ -105,8 +113,8 @@ class Batch(Generic[R]):
                 self._partial = None
             self._free(request, request.computed_tokens)
             return request.outputs
-        phase = request.base_iteration - request.target_tokens
-        computed_tokens = self.iterations - phase
+        phase = request.base_clock - request.target_tokens
+        computed_tokens = self.clock - phase
         self._decoding -= 1
         self._context_tokens -= computed_tokens
         self.kv.growing[phase % self._block_tokens] -= 1
@@ -114,7 +122,7 @@ class Batch(Generic[R]):
             self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
         else:
             self._free(request, computed_tokens)
-        return request.outputs + self.iterations - request.base_iteration
+        return request.outputs + self.clock - request.base_clock
 
     def _free(self, request: R, computed_tokens: int) -> None:
         blocks = blocks_of(computed_tokens, self._block_tokens)
@@ -136,30 +144,33 @@ class Batch(Generic[R]):
 
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
-        iterations = self.iterations
+        clock = self.clock
         target_tokens = request.target_tokens
         request.state = DECODE
-        request.base_iteration = iterations
+        request.base_clock = clock
         request.ticket = ticket = next(self._ticket)
         self._decoding += 1
         self._context_tokens += target_tokens
-        self.kv.growing[(iterations - target_tokens) % self._block_tokens] += 1
-        heappush(self._ends, (iterations + request.output_tokens - request.outputs, ticket, request))
+        self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
+        heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:
         """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
         emitted = []
         self._busy = False
-        run = self._run
+        gained = self._run
+        if self._speculation is not None:
+            gained = self._speculation.gained(self._iteration, gained)
+            self._iteration += self._run
         chunks = self._chunks
         kv = self.kv
         if chunks is None:
-            kv.used_blocks += kv.growth(self.iterations, run)
+            kv.used_blocks += kv.growth(self.clock, gained)
         used_blocks, slots = kv.used_blocks, len(self._running)
-        self._context_tokens += self._decoding * run
-        self.iterations = iterations = self.iterations + run
+        self._context_tokens += self._decoding * gained
+        self.clock = clock = self.clock + gained
         ends = self._ends
-        while ends and ends[0][0] <= iterations:
+        while ends and ends[0][0] <= clock:
             _, ticket, request = heappop(ends)
             if request.ticket == ticket and request.state == DECODE:
                 self._leave(request)
@@ -239,10 +250,10 @@ class Batch(Generic[R]):
         if request.state == PREFILL:
             self._running[request] = self._running.pop(request)
             return
-        computed_tokens = request.target_tokens + self.iterations - request.base_iteration
+        computed_tokens = request.target_tokens + self.clock - request.base_clock
         request.outputs = self._leave(request)
         request.target_tokens = computed_tokens
-        request.base_iteration = self.iterations
+        request.base_clock = self.clock
         request.ticket = -1
         self._running[request] = None
         if self._cache is None:

@@ -65,7 +65,7 @@ class DecodeReplica(Replica[R]):
         kv, block_tokens = self.kv, self._block_tokens
         while (request := queue.arrived()) is not None:
             # It decodes in this very iteration, and may take a block more for that.
-            needed = kv.used_blocks + kv.growing[self.iterations % block_tokens]
+            needed = kv.used_blocks + kv.growing[self.clock % block_tokens]
             needed += blocks_of(request.target_tokens + 1, block_tokens)
             if len(self._running) + self._lingering_slots >= self.max_num_seqs or needed > kv.total_blocks:
                 break

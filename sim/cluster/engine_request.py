@@ -18,7 +18,7 @@ class EngineRequest:
     submitted_s, order : when it came, and the number of its submission, the last tie-break.
     target_tokens : tokens to compute before the next output token: the prompt, plus output that was recomputed away.
     computed_tokens : how many of those are computed, while in PREFILL.
-    outputs : output tokens at ``base_iteration``; while in DECODE one more with every iteration since.
+    outputs : output tokens at ``base_clock``; while in DECODE one more for every tick of the replica's clock since.
     ticket : number of the entry in the heap of ends that is valid.
     place : its place in the order of admission, where prefixes are cached.
     preemptions : how often it lost its KV blocks.
@@ -32,7 +32,7 @@ class EngineRequest:
 
     __slots__ = (
         "aborted",
-        "base_iteration",
+        "base_clock",
         "cached_tokens",
         "computed_tokens",
         "due_s",
@@ -59,7 +59,7 @@ class EngineRequest:
         self.priority = priority
         self.submitted_s = 0.0
         self.state = WAITING
-        self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
+        self.order = self.computed_tokens = self.outputs = self.base_clock = self.preemptions = 0
         self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
         self.prefix: Prefix | None = None
@@ -69,6 +69,6 @@ class EngineRequest:
         """Forget what a lost replica had computed, to be submitted to another."""
         self.target_tokens = self.prompt_tokens
         self.state = WAITING
-        self.computed_tokens = self.outputs = self.base_iteration = 0
+        self.computed_tokens = self.outputs = self.base_clock = 0
         self.ticket = self.cached_tokens = -1
         self.transferred = False

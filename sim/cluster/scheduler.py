@@ -25,6 +25,7 @@ from sim.cluster.batch import Batch
 from sim.cluster.discipline import Batcher, Discipline
 from sim.cluster.engine_request import DECODE, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import blocks_of
+from sim.cluster.speculation import Speculation
 from sim.cluster.step_time import StepTime
 
 R = TypeVar("R", bound=EngineRequest)
@@ -46,6 +47,7 @@ class Scheduler(Batch[R]):
         block_tokens: int,
         async_scheduling: bool,
         prefix_caching: bool,
+        speculation: Speculation | None,
     ) -> None:
         self._step = step_time
         self._arm = arm
@@ -61,6 +63,7 @@ class Scheduler(Batch[R]):
             block_tokens=block_tokens,
             async_scheduling=async_scheduling,
             prefix_caching=prefix_caching,
+            speculation=speculation,
         )
 
     def _clear(self) -> None:
@@ -75,9 +78,14 @@ class Scheduler(Batch[R]):
         cache = self._cache
         decoding = self._decoding
         partial = self._partial
-        used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
+        used_blocks = kv.used_blocks + kv.growing[self.clock % self._block_tokens]
         total_blocks = kv.total_blocks
         budget_tokens = self._max_batched_tokens - decoding
+        if self._speculation is not None:
+            budget_tokens -= decoding * self._speculation.tokens
+            # Its first token's blocks are counted above.
+            gained = self._speculation.gained(self._iteration, 1)
+            used_blocks += kv.growth(self.clock + 1, gained - 1) if gained > 1 else 0
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
             context_tokens = self._context_tokens + decoding
@@ -159,7 +167,7 @@ class Scheduler(Batch[R]):
             prefill_tokens += tokens
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
-        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._context_tokens + decoding)
+        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._reads(decoding))
         self._chunks = chunks
         self._run = 1
         self._cut = True
@@ -173,15 +181,33 @@ class Scheduler(Batch[R]):
         decoding = self._decoding
         # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
         soon = self._inbox or (self._lingering_slots and self.waiting_count)
-        run = 1 if soon else ends[0][0] - self.iterations
+        speculation = self._speculation
+        if soon:
+            run = 1
+        elif speculation is None:
+            run = ends[0][0] - self.clock
+        else:
+            run = speculation.until(self._iteration, ends[0][0] - self.clock)
         if self._batcher is not None and (self.waiting_count or self._partial is not None):
             run = 1  # it may take prompts on any time
-        if run > 1:
-            run = self.kv.run_that_fits(self.iterations, run, decoding)
+        if run > 1 and speculation is None:
+            run = self.kv.run_that_fits(self.clock, run, decoding)
+        elif run > 1 and speculation is not None:
+            gained = speculation.gained(self._iteration, run)
+            fits = self.kv.run_that_fits(self.clock, gained, decoding)
+            if fits < gained:
+                run = speculation.within(self._iteration, fits)
         self._chunks = None
         self._run = run
         self._cut = run == 1
-        self._begin(now_s, self._step.decode_run_s(decoding, self._context_tokens + decoding, run))
+        self._begin(now_s, self._step.decode_run_s(decoding, self._reads(decoding), run))
+
+    def _reads(self, decoding: int) -> float:
+        """Return the KV entries that the decodes of an iteration read."""
+        if self._speculation is None:
+            return self._context_tokens + decoding
+        # With the part of a token that each sequence has beyond its whole ones, so that contexts grow evenly.
+        return self._context_tokens + decoding * (1 + self._speculation.pending(self._iteration))
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True
@@ -199,9 +225,14 @@ class Scheduler(Batch[R]):
         while i < len(order):
             request = order[i]
             if request.state == DECODE:
-                computed_tokens = request.target_tokens + self.iterations - request.base_iteration
-                tokens = 1
-                blocks = 1 if computed_tokens % self._block_tokens == 0 else 0
+                computed_tokens = request.target_tokens + self.clock - request.base_clock
+                tokens = blocks = 1
+                if self._speculation is not None:
+                    tokens += self._speculation.tokens
+                    blocks = self._speculation.gained(self._iteration, 1)
+                blocks = blocks_of(computed_tokens + blocks, self._block_tokens) - blocks_of(
+                    computed_tokens, self._block_tokens
+                )
             else:
                 tokens = min(request.target_tokens - request.computed_tokens, budget_tokens)
                 blocks = self._chunk_blocks(request, tokens)

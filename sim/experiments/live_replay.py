@@ -19,14 +19,14 @@ from sim.analysis.promises import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.attempt_series import AttemptSeries
 from sim.attempts import attempt_columns
-from sim.errors import InputError
+from sim.errors import InputError, RunError
 from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.run import client_chances, demands
 from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
 from sim.live.hooks import GatewayCapacity, Hook, LiveEvent, apply
 from sim.live.load import LoadGenerator
-from sim.live.watch import Floats, Watch, timeline
+from sim.live.watch import Floats, Watch, clock_ahead_s, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
 from sim.scenario import Scenario, expand, resolved, scenario_hash
@@ -51,6 +51,8 @@ class Target:
     state, token : URL of the gateway's state, and the token that it asks for.
     hooks : what makes the scenario's events happen.
     set_capacity : URL at which the gateway is told of changes of capacity.
+    begin_at_s : begin when the gateway's clock shows this, so that what its entitlements and ticks do falls where it
+        does in a simulation; None: at once.
     """
 
     base_url: str
@@ -61,6 +63,7 @@ class Target:
     token: str | None = None
     hooks: Sequence[Hook] = ()
     set_capacity: str | None = None
+    begin_at_s: float | None = None
     timeout_s: float = 600.0
 
 
@@ -138,7 +141,7 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
 
     async def go() -> tuple[list[LiveAttempt], float]:
         loop = asyncio.get_running_loop()
-        origin_s = loop.time() + _START_IN_S
+        origin_s = await _origin_s(target)
         async with Completions(target.base_url, origin_s=origin_s, timeout_s=target.timeout_s) as completions:
             load = LoadGenerator(
                 workloads, parts, send=completions.ask, prompts=target.prompts, chances=chances, keys=target.keys,
@@ -194,6 +197,23 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
         end_s,
         stats,
     )
+
+
+async def _origin_s(target: Target) -> float:
+    """Return the loop's time at which the run begins.
+
+    Raises
+    ------
+    RunError : that time has passed.
+    """
+    loop = asyncio.get_running_loop()
+    if target.begin_at_s is None or target.state is None:
+        return loop.time() + _START_IN_S
+    clock_s = await clock_ahead_s(target.state, target.token)
+    origin_s = target.begin_at_s - clock_s
+    if origin_s < loop.time() + _START_IN_S:
+        raise RunError(f"the gateway's clock is past {target.begin_at_s:g} s; start it anew, or begin later")
+    return origin_s
 
 
 def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[Row]:

@@ -5,8 +5,10 @@ Slow on purpose. It shares no code with the replica it checks but the step time 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from sim.cluster.step_time import StepTime
@@ -60,6 +62,7 @@ class ReferenceReplica:
         scheduling: str = "fcfs",
         async_scheduling: bool = False,
         prefix_caching: bool = False,
+        speculation: Any = None,
     ) -> None:
         self.step, self.listener, self.arm = step_time, listener, arm
         self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
@@ -76,6 +79,13 @@ class ReferenceReplica:
         self.log: list[tuple[float, int, int, int]] = []
         self.pipelined, self.caching = async_scheduling, prefix_caching
         self.started_s = 0.0
+        self.drafts = 0
+        self.gain = Fraction(1)
+        if speculation is not None:
+            self.drafts = speculation.tokens
+            self.gain = Fraction(sum(speculation.acceptance**i for i in range(self.drafts + 1)))
+            self.gain = self.gain.limit_denominator(1_000_000)
+        self.iteration = 0
         self.lingering: list[Job] = []
         self._wipe()
 
@@ -202,14 +212,22 @@ class ReferenceReplica:
         ended = []
         if self.busy:
             self.busy = False
+            gained = self._gained()
+            self.iteration += 1
             for job, n in self.scheduled.items():
-                job.computed += n
-                if job.computed == job.tokens:  # caught up: a token is sampled
-                    job.outputs += 1
-                    job.tokens += 1
+                if job in self.decoding:
+                    job.computed += gained
+                    job.outputs += gained
+                    job.tokens += gained
+                else:
+                    job.computed += n
+                if job.computed == job.tokens or job in self.decoding:  # caught up: a token is sampled
+                    if job not in self.decoding:
+                        job.outputs += 1
+                        job.tokens += 1
                     if job.outputs == 1:
                         first.append(job)
-                    if job.outputs == job.output_tokens:
+                    if job.outputs >= job.output_tokens:
                         job.gone = True
                         self.running.remove(job)
                         ended.append(job)
@@ -280,18 +298,26 @@ class ReferenceReplica:
         if not scheduled:
             return
         prefill = pairs = decodes = context = 0
+        self.decoding = set()
         for job, n in scheduled.items():
             if self._decodes(job, n):
                 decodes += 1
                 context += job.tokens
+                self.decoding.add(job)
             else:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
+        if self.drafts:
+            context += decodes * float(self.gain * self.iteration % 1)
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
         self.arm(self.wake_s)
+
+    def _gained(self) -> int:
+        """Tokens that each decoding job gets in this iteration: it has the whole part of the mean so far."""
+        return math.floor(self.gain * (self.iteration + 1)) - math.floor(self.gain * self.iteration)
 
     @staticmethod
     def _decodes(job: Job, n: int) -> bool:
@@ -300,14 +326,15 @@ class ReferenceReplica:
     def _step(self) -> tuple[dict[Job, int], bool]:
         budget = self.max_tokens
         scheduled: dict[Job, int] = {}
-        took: dict[Job, int] = {}
+        cost: dict[Job, int] = {}
         preempted = False
         i = 0
         while i < len(self.running) and budget > 0:
             job = self.running[i]
             n = min(job.tokens - job.computed, budget)
+            decodes = self._decodes(job, n)
             while True:
-                need = self._blocks(job.computed + n) - len(job.held)
+                need = self._blocks(job.computed + (self._gained() if decodes else n)) - len(job.held)
                 if self.used + need <= self.total:
                     break
                 victim = (
@@ -317,8 +344,9 @@ class ReferenceReplica:
                 if at < i:
                     i -= 1
                 del self.running[at]
-                budget += scheduled.pop(victim, 0)
-                took.pop(victim, 0)
+                if victim in scheduled:
+                    budget += cost.pop(victim)
+                    del scheduled[victim]
                 self._give(victim, comes_back=True)
                 victim.computed = 0
                 victim.preemptions += 1
@@ -332,7 +360,8 @@ class ReferenceReplica:
                 break
             self._take(job, len(job.held) + need)
             scheduled[job] = n
-            budget -= n
+            cost[job] = 1 + self.drafts if decodes else n
+            budget -= cost[job]
             i += 1
         for job, n in scheduled.items():
             if (job.prefix is not None or job.preemptions) and not self._decodes(job, n):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.reference import Job, ReferenceReplica
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.replica import Replica
+from sim.cluster.speculation import Speculation, SpeculativeStepTime
 from sim.cluster.step_time import LinearStepTime
 
 
@@ -88,7 +89,7 @@ def prefix_of(prompt: int, root: int, branch: int, length: int, answers: bool, o
 
 
 @st.composite
-def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
+def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     slots = draw(st.integers(1, 8))
     block = draw(st.sampled_from([1, 4, 16]))
     batched = draw(st.integers(slots, slots + 40))
@@ -110,6 +111,14 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }
+    if drafting and draw(st.booleans()):
+        drafts = Speculation(
+            tokens=draw(st.integers(1, 4)), acceptance=draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0])),
+            per_draft_token_s=draw(st.sampled_from([0.0, 0.0003])), draft_s=draw(st.sampled_from([0.0, 0.002])),
+        )  # fmt: skip
+        setting["speculation"] = drafts
+        setting["step_time"] = SpeculativeStepTime(setting["step_time"], drafts)
+        setting["max_num_batched_tokens"] += slots * drafts.tokens
     script: list[tuple[float, str, Any]] = []
     shared = draw(st.booleans())
     now = 0.0
@@ -163,7 +172,7 @@ def check_same(setting: dict[str, Any], script: list[tuple[float, str, Any]]) ->
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(scripts())
+@given(scripts(drafting=True))
 def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
     fast, _ = check_same(*case)
     replica = fast.replica

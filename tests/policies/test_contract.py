@@ -215,7 +215,10 @@ def test_books_balance_on_every_path_and_close_at_nothing(params: Any, steps: li
     for which, spec in enumerate(SPECS):
         if spec.until_s > auditor.now_s:
             auditor.step("arrive", which, 10)
-            assert isinstance(auditor.said[-1], Forward), spec.name
+            if params.kind == "smg":  # its reserves are larger than this pool: the lower classes wait until they starve
+                auditor.step("wait", 0, 125 * 20)
+            last = next(each for each in reversed(auditor.said) if not isinstance(each, CallMeAt))
+            assert isinstance(last, Forward), spec.name
 
 
 @every_policy
@@ -304,17 +307,18 @@ def test_who_honours_retry_after_gets_in_where_nobody_else_comes(params: Any) ->
     core.start(0.0)
     now_s, number = 0.0, 0
     while True:
-        (answer,) = core.handle(Arrived(RequestView(f"r{number}", "dedicated", "t", 10, 50)), now_s)
+        *_, answer = core.handle(Arrived(RequestView(f"r{number}", "dedicated", "t", 10, 50)), now_s)
         if isinstance(answer, Refuse) or number == 200:
             break
         core.handle(Finished(f"r{number}", 50), now_s)
         number += 1
+        now_s += 0.002
     for attempt in range(2, 30):
         if isinstance(answer, Forward):
             break
         assert answer.retry_after_s is not None
         now_s += answer.retry_after_s
-        (answer,) = core.handle(Arrived(RequestView(f"again{attempt}", "dedicated", "t", 10, 50, attempt)), now_s)
+        *_, answer = core.handle(Arrived(RequestView(f"again{attempt}", "dedicated", "t", 10, 50, attempt)), now_s)
     assert isinstance(answer, Forward)
 
 
@@ -347,7 +351,7 @@ def test_a_policy_cannot_see_how_long_an_answer_will_be() -> None:
 
 def test_policies_import_nothing_that_knows_the_time_or_the_world() -> None:
     allowed = {
-        "__future__", "collections", "dataclasses", "enum", "heapq", "math", "policies", "types", "typing",
+        "__future__", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "policies", "types", "typing",
         "zlib",
     }
     files = sorted(Path(policies.__file__).parent.rglob("*.py"))
