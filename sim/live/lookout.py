@@ -45,9 +45,13 @@ class Lookout:
         self._server: _QuietServer | None = None
         self._task: asyncio.Task[None] | None = None
         self.port: int | None = None
-        now_s = service.gateway.now_s
-        self.metrics = Metrics(self._core, now_s)
-        self.state = State(self._core, now_s, about=self._about, replica_names=self._names)
+        gateway = service.gateway
+
+        def core() -> GatewayCore:
+            return gateway.core
+
+        self.metrics = Metrics(core, gateway.now_s)
+        self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
         service.desk.observers += [self.metrics, self.state, RequestLogger()]
 
     async def __aenter__(self) -> Lookout:
@@ -86,13 +90,13 @@ class Lookout:
         except SystemExit:  # uvicorn's answer to an address that is taken
             LOG.error("the admin pages cannot be shown: their address is taken")
 
-    def _core(self) -> GatewayCore:
-        return self._service.gateway.core
-
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings
         models = settings.models or sorted(self._service.upstreams.models())
-        return {"policy": settings.policy, "models": list(models), "draining": self._service.app.draining}
+        return {
+            "policy": settings.policy, "models": list(models), "draining": self._service.app.draining,
+            **self._service.about(),
+        }
 
     def _names(self) -> Mapping[int, str]:
         return {number: one.address.name for number, one in self._service.upstreams.replicas.items()}
