@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON_LIVE ?= python3.11
+LIVE := .venv-live
+PIP_LIVE ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench live clean
 
 demo: $(VENV)/.ready
 	rm -rf results/demo
@@ -21,8 +24,21 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
 
+# The proof of live mode: a paced vLLM on this machine's CPU, about 13 minutes (docs/live.md). Not part of make test.
+# Where the CPU build of torch is in an index of its own: make live PIP_LIVE="--extra-index-url URL"
+live: $(VENV)/.ready $(LIVE)/.ready
+	rm -rf results/live
+	$(BIN)/python benchmarks/live.py --python $(LIVE)/bin/python --out results/live
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LIVE)
+
+$(LIVE)/.ready: benchmarks/paced_vllm/requirements.txt
+	@$(PYTHON_LIVE) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "error: vLLM's CPU build needs Python 3.11; give one, e.g. make live PYTHON_LIVE=/usr/bin/python3.11" >&2; exit 2; }
+	$(PYTHON_LIVE) -m venv $(LIVE)
+	$(LIVE)/bin/python -m pip install --quiet --no-deps $(PIP_LIVE) --requirement benchmarks/paced_vllm/requirements.txt
+	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -56,6 +56,7 @@ class Reason(StrEnum):
     NO_CAPACITY = "no_capacity"
     PREEMPTED = "preempted"
     REPLICA_FAILED = "replica_failed"
+    STATE_UNAVAILABLE = "state_unavailable"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     OVERLOADED = "overloaded"
@@ -164,10 +165,14 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The upstream broke off after ``output_tokens``."""
+    """The upstream broke off after ``output_tokens``.
+
+    ``final`` where its client has a part of the answer already, so that no other replica can take it over.
+    """
 
     request_id: str
     output_tokens: int = 0
+    final: bool = False
 
 
 class Cancelled(NamedTuple):

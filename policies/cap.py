@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.api import Chance, Deny, EntitlementSpec, PoolLedger, RequestView
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits
+from policies.parts.lines import Line, Waiting
+from policies.parts.queueing import QueueingPolicy, Waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the same events at the same times do the same things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -126,7 +126,7 @@ class GatewayCore:
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._in_force: list[str] = []
         self._route = router.route
-        self._default_max = default_max_output_tokens
+        self.default_max_output_tokens = default_max_output_tokens
         self._max_context = _NEVER_S if max_context_tokens is None else max_context_tokens
         self._fresh_share = 1 - service_smoothing
         self._retry_failed = retry_failed
@@ -180,6 +180,21 @@ class GatewayCore:
         """
         return self._handlers[type(event)](event, now_s)
 
+    @property
+    def held(self) -> Mapping[str, RequestView]:
+        """The requests that are held."""
+        return MappingProxyType(self._held)
+
+    @property
+    def replicas_wanted(self) -> int:
+        """How many replicas were last asked for; as many as there were at the start before that."""
+        return self._replicas_wanted
+
+    @property
+    def call_me_at_s(self) -> float:
+        """When the Tick is due that was last asked for; infinity where none was."""
+        return min(self._next_tick_s, self._next_change_s, self._next_scale_s)
+
     def allowance(self, entitlement: str, now_s: float) -> Allowance:
         """Return what an entitlement may still ask for, as far as the policy says."""
         return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
@@ -187,6 +202,11 @@ class GatewayCore:
     def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
         self._decide = wrap(self._decide)
+
+    @property
+    def started_s(self) -> float:
+        """The time at which it began."""
+        return self._start_s
 
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
@@ -196,11 +216,16 @@ class GatewayCore:
             Gauge("pool", "pool", "ready_replicas", self._ready),
             Gauge("pool", "pool", "in_flight", len(self._flights)),
             Gauge("pool", "pool", "held", len(self._held)),
+            Gauge("pool", "pool", "held_tokens", sum(self._tokens_of(request) for request in self._held.values())),
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
         values += self._policy.gauges(pool, now_s)
         return values
+
+    def _tokens_of(self, request: RequestView) -> int:
+        asked = request.max_output_tokens
+        return request.prompt_tokens + (self.default_max_output_tokens if asked is None else asked)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
@@ -216,7 +241,7 @@ class GatewayCore:
         if request_id in self._flights or request_id in self._held:
             raise ValueError(f"request {request_id} arrived while it is in flight or held; give each try its own id")
         if max_output_tokens is None:
-            max_output_tokens = self._default_max
+            max_output_tokens = self.default_max_output_tokens
         reserved_tokens = prompt_tokens + max_output_tokens
         if attempt == 1:
             ledger.demanded_tokens += reserved_tokens
@@ -338,7 +363,7 @@ class GatewayCore:
             if request is None:
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
             asked = request.max_output_tokens
-            max_output_tokens = self._default_max if asked is None else asked
+            max_output_tokens = self.default_max_output_tokens if asked is None else asked
             ledger = self._ledgers[request.entitlement]
             if verdict is ADMIT:
                 instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
@@ -392,7 +417,7 @@ class GatewayCore:
 
     def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
-        if flight is not None and self._retry_failed:
+        if flight is not None and self._retry_failed and not event.final:
             elsewhere = self._send_elsewhere(flight, event.output_tokens)
             if elsewhere is not None:
                 return (elsewhere,)
@@ -515,7 +540,7 @@ class GatewayCore:
         return [Scale(wanted)]
 
     def _next_call(self) -> tuple[CallMeAt, ...]:
-        at_s = min(self._next_tick_s, self._next_change_s, self._next_scale_s)
+        at_s = self.call_me_at_s
         return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
 
     def _change_states(self, now_s: float) -> Iterable[Instruction]:

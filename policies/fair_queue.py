@@ -12,6 +12,7 @@ from typing import Literal
 
 from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
 from policies.parts.estimates import ESTIMATE, Estimate, Foresight, MaxTokens, estimator
+from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.orders import (
     HALF_LIFE,
     DeficitRoundRobin,
@@ -21,7 +22,7 @@ from policies.parts.orders import (
     VirtualTokenCounter,
     order_of,
 )
-from policies.parts.queueing import Line, QueueingPolicy, Waiting, Waits, Within, place, weights_of
+from policies.parts.queueing import QueueingPolicy, Waits, weights_of
 
 Charge = Literal["prompt", "end", "settled", "stream", "predicted"]
 _INPUT = {"ge": 0, "description": "give what a prompt token costs, e.g. 1"}

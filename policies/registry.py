@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
+from policies.adaptive import Adaptive, AdaptivePolicy
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
+from policies.bands import Bands, BandsPolicy
 from policies.cap import Cap, CapPolicy
+from policies.class_slots import ClassSlots, ClassSlotsPolicy
+from policies.cohort import Cohort, CohortPolicy
+from policies.dagor import Dagor, DagorPolicy
+from policies.dedicated import Dedicated, DedicatedPolicy
 from policies.fair_queue import Drr, FairQueue, FairQueuePolicy, Las, Vtc
 from policies.no_control import NoControl, NoControlPolicy
 from policies.parts.estimates import ESTIMATES
 from policies.parts.orders import ORDERS
+from policies.parts.saturation import SATURATIONS
+from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.reserve import Reserve, ReservePolicy
@@ -20,6 +28,7 @@ from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRoute
 from policies.scaling.capacity import Capacity, CapacityRule
 from policies.scaling.governor import Governor
 from policies.scaling.rules import Fixed, Saturation, SaturationRule, Sla, SlaRule, Utilisation, UtilisationRule
+from policies.slo_feasible import SloFeasible, SloFeasiblePolicy
 from policies.token_pool.params import TokenPool
 from policies.token_pool.policy import TokenPoolPolicy
 from policies.window import Window, WindowPolicy
@@ -126,6 +135,14 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "window": Entry(Window, WindowPolicy, Traits(refuses_oversize=False)),
     "reserve": Entry(Reserve, ReservePolicy),
     "ptu": Entry(Ptu, PtuPolicy, Traits(refuses_oversize=False)),
+    "prio-reserve": Entry(PrioReserve, PrioReservePolicy, Traits(refuses_oversize=False)),
+    "bands": Entry(Bands, BandsPolicy),
+    "class-slots": Entry(ClassSlots, ClassSlotsPolicy),
+    "cohort": Entry(Cohort, CohortPolicy),
+    "slo-feasible": Entry(SloFeasible, SloFeasiblePolicy),
+    "adaptive": Entry(Adaptive, AdaptivePolicy),
+    "dagor": Entry(Dagor, DagorPolicy),
+    "dedicated": Entry(Dedicated, DedicatedPolicy),
     "fair-queue": Entry(FairQueue, FairQueuePolicy, _CONSERVES),
     "vtc": Entry(Vtc, FairQueuePolicy, _CONSERVES),
     "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
@@ -134,7 +151,9 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
 })
 """Who is let in."""
 
-PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({"estimate": ESTIMATES, "order": ORDERS})
+PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({
+    "estimate": ESTIMATES, "order": ORDERS, "saturation": SATURATIONS,
+})
 """What policies are made of: for each field that holds a part, the kinds it may be."""
 
 ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import ADMIT, Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.meters import Charge, ContinuousBucket, FixedWindow, SlidingWindow
 from policies.no_control import NoControlPolicy
 from policies.parts.estimates import ESTIMATE, DefaultCap, Estimate, Foresight, estimator
-from policies.parts.rates import Metered, whole_s
+from policies.parts.rates import Metered, Overflow, whole_s
 
 Meter = ContinuousBucket | FixedWindow | SlidingWindow
 
@@ -66,6 +66,7 @@ class ReservePolicy(Foresight, NoControlPolicy):
         self.estimate = estimator(params.estimate)
         self.leaked = 0
         self._params = params
+        self._overflow = Overflow(params)
         self._settle_weight = params.output_weight
         if params.settle_output_weight is not None:
             self._settle_weight = params.settle_output_weight
@@ -93,7 +94,16 @@ class ReservePolicy(Foresight, NoControlPolicy):
         return params.input_weight * request.prompt_tokens + params.output_weight * output_tokens
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
-        """Let it in if both meters have room; which is short longest is the reason."""
+        """Let it in if its limits allow it; else refuse it, or what ``over`` says."""
+        denied = self._denial(request, max_output_tokens, now_s)
+        return self._overflow.within() if denied is None else self._overflow.beyond(denied)
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Take note of which replicas there are."""
+        self._overflow.on_capacity(pool)
+
+    def _denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:
+        """Return which meter has no room, of the two the one that is short for longest; None where both have."""
         requests, tokens = self._requests[request.entitlement], self._tokens[request.entitlement]
         denied: Deny | None = None
         if requests is not None:
@@ -107,10 +117,14 @@ class ReservePolicy(Foresight, NoControlPolicy):
                 return Deny(Reason.TOO_LARGE, need, _most(tokens), None)
             if wait_s and (denied is None or wait_s > (denied.retry_after_s or 0)):
                 denied = Deny(Reason.TOKENS, need, tokens.available(now_s), whole_s(wait_s))
-        return ADMIT if denied is None else denied
+        return denied
 
-    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Charge one request, and reserve its tokens."""
+        if self._overflow.acts:
+            verdict = self.decide(flight.request, flight.max_output_tokens, pool, now_s)
+            if self._overflow.is_free(flight, verdict):
+                return
         request = flight.request
         requests, tokens = self._requests[request.entitlement], self._tokens[request.entitlement]
         if requests is not None:
@@ -124,6 +138,8 @@ class ReservePolicy(Foresight, NoControlPolicy):
     def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Settle: charge what was used in place of what was reserved."""
         self.estimate.learn(flight)
+        if self._overflow.acts and self._overflow.was_free(flight):
+            return
         tokens = self._tokens[flight.request.entitlement]
         if tokens is None:
             return

@@ -24,6 +24,7 @@ class Recordable(Protocol):
     workload : index of the workload that asks.
     asked_tokens : max_tokens as the client gives it; 0 where it names none.
     delivered_tokens : output that had come back when the attempt ended.
+    cached_tokens : of its prompt, found in the KV cache; -1 where that is not known.
     replica : -1 where none is known.
     reason : one of `sim.records.REASONS`, or empty.
     """
@@ -35,6 +36,7 @@ class Recordable(Protocol):
     prompt_tokens: int
     asked_tokens: int
     delivered_tokens: int
+    cached_tokens: int
     arrival_s: float
     first_arrival_s: float
     forwarded_s: float
@@ -72,7 +74,7 @@ def attempt_columns(
         prompt_tokens=column("prompt_tokens", np.int64),
         max_output_tokens=column("asked_tokens", np.int64),
         output_tokens=column("delivered_tokens", np.int64),
-        cached_tokens=np.zeros(n, np.int64),
+        cached_tokens=np.maximum(column("cached_tokens", np.int64), 0),
         arrival_s=column("arrival_s", np.float64),
         first_arrival_s=column("first_arrival_s", np.float64),
         forwarded_s=column("forwarded_s", np.float64),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sim.experiments.sweep import Count, Estimate, SweepResult
 
 
+_MOST_VARIANTS = 50  # lines of a dry run
+
+
 def _executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes."),
@@ -125,7 +128,17 @@ def _estimated(found: Estimate, executor: Executor) -> str:
         f"CPU        {found.cpu_s:,.1f} s at {speed} ({basis})",
     ]
     if executor.address is None:
-        lines.append(f"wall       {found.cpu_s / executor.jobs:,.1f} s with {executor.jobs} jobs")
+        jobs = f"{executor.jobs} jobs" if executor.jobs > 1 else "1 job"
+        lines.append(f"wall       {found.cpu_s / executor.jobs:,.1f} s with {jobs}, if each has a core of its own")
+    heads = ("runs", "to run", "requests each", "variant")
+    body = [
+        (f"{runs:,}", f"{todo:,}", f"{requests:,}", label or "as written")
+        for label, runs, todo, requests in found.variants[:_MOST_VARIANTS]
+    ]
+    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(3)]
+    lines += ["", *("  ".join([*map(str.rjust, row[:3], widths), row[3]]) for row in (heads, *body))]
+    if len(found.variants) > _MOST_VARIANTS:
+        lines.append(f"and {len(found.variants) - _MOST_VARIANTS:,} variants more")
     return "\n".join(lines)
 
 
@@ -204,6 +217,8 @@ def report(result: Path, out: Path | None, baseline: str | None) -> None:
 @_executor_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the plan and its runs.")
 @click.option("--over", "knobs", multiple=True, metavar="PATH=LOW..HIGH", help="What may be set; more than once.")
+@click.option("--least", metavar="PATH", help="Have little of this; without it replicas, else the first --over.")
+@click.option("--most", metavar="PATH", help="Have much of this, e.g. a limit that spares another tenant.")
 @click.option("--target", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="SLO attainment.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
 @click.option(
@@ -220,34 +235,46 @@ def plan(
     address: str | None,
     out: Path,
     knobs: tuple[str, ...],
+    least: str | None,
+    most: str | None,
     target: float,
     confidence: float,
     tenants: tuple[str, ...],
     budget: int,
 ) -> None:
-    """Find the fewest replicas (or the settings) with which SCENARIO meets its objectives, policy by policy.
+    """Find the fewest replicas (or entitlements, or the highest limits) with which SCENARIO meets its objectives.
 
+    Each policy has an answer of its own. --over names what may be set, --least or --most what to save or to grant.
     The answer is checked again on fresh seeds with twice the replications. Exit code 1 if no setting of some policy
     meets the goal, or an answer does not hold.
     """
     from sim.analysis import style
     from sim.analysis.plots_plan import frontier
+    from sim.errors import InputError
     from sim.experiments.executors import Executor
-    from sim.experiments.plan import Goal, parse_knob
+    from sim.experiments.plan import Cost, Goal, default_cost, parse_knob
     from sim.experiments.plan import plan as search
 
     asked = [parse_knob(text) for text in knobs or ("pool.replicas=1..16",)]
     loaded = load(scenario, overrides, seed, replications)
     goal = Goal(attainment=target, confidence=confidence, tenants=tenants)
+    if least and most:
+        raise InputError("--most", "given beside --least", "keep one of the two")
+    cost = Cost(least or most or "", bool(most)) if least or most else default_cost(asked)
     executor = Executor(kind=kind, jobs=jobs, address=address)
 
     def hear(one: Trial) -> None:
-        click.echo(f"{one.policy} {one.setting}: {one.attainment:.1%}, at least {one.at_least:.1%}", err=True)
+        click.echo(f"{one.policy}, {one}", err=True)
 
-    answers = search(loaded, out, asked, goal, budget=budget, executor=executor, on_trial=hear)
-    points = {one.policy: [(t.cost, t.attainment, t.at_least) for t in one.trials] for one in answers}
-    edges = {one.policy: [(t.cost, t.attainment, t.at_least) for t in one.frontier] for one in answers}
-    style.save(frontier(points, edges, target=target, confidence=confidence), out, "frontier")
+    answers = search(loaded, out, asked, goal, cost=cost, budget=budget, executor=executor, on_trial=hear)
+    points, edges = (
+        {one.policy: [(cost.of(t.cost), t.attainment, t.at_least) for t in trials] for one, trials in each}
+        for each in ([(one, one.trials) for one in answers], [(one, one.frontier) for one in answers])
+    )
+    figure = frontier(
+        points, edges, target=target, confidence=confidence, cost=cost.path.removeprefix("pool."), most=cost.most
+    )
+    style.save(figure, out, "frontier")
     for answer in answers:
         click.echo(f"{answer.policy}: {_answered(answer)}")
     click.echo(f"wrote {out}; `tokenpools report {out}` shows every setting tried", err=True)
@@ -256,14 +283,14 @@ def plan(
 
 
 def _answered(answer: Answer) -> str:
-    best, checked = answer.best, answer.checked
-    if best is None or checked is None:
+    if answer.best is None or answer.checked is None:
         top = max(answer.trials, key=lambda trial: trial.at_least)
-        return f"no setting meets the goal; the best tried is {top.setting} with {top.attainment:.1%} for {top.tenant}"
+        return f"no setting meets the goal; the best tried is {top}"
+    fresh = answer.checked
     verdict = "holds" if answer.holds else "does NOT hold"
     return (
-        f"{best.setting}: {best.attainment:.1%}, at least {best.at_least:.1%} ({best.tenant}); on fresh seeds "
-        f"{checked.attainment:.1%}, at least {checked.at_least:.1%}: {verdict}"
+        f"{answer.best}; on fresh seeds {fresh.attainment:.1%}, at least {max(0.0, fresh.at_least):.1%} "
+        f"({fresh.tenant}): {verdict}"
     )
 
 

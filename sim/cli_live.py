@@ -16,7 +16,7 @@ def serve(config: str, check: bool) -> None:
     SIGTERM lets what is in flight finish.
     """
     from sim.live.run import serve as run_server
-    from sim.serve_config import load_config, make_core, make_settings
+    from sim.serve_config import load_config, make_core, make_settings, recorded_head
 
     loaded = load_config(config)
     settings, core = make_settings(loaded, config), make_core(loaded)
@@ -24,7 +24,7 @@ def serve(config: str, check: bool) -> None:
         click.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
         return
     gc.enable()
-    run_server(settings, core)
+    run_server(settings, core, recorded_head(loaded))
 
 
 @click.command()
@@ -43,7 +43,28 @@ def key(name: str, entitlement: str | None) -> None:
     click.echo("the first line is for the client, and nobody keeps it; the second goes under keys: in CONFIG", err=True)
 
 
+@click.command()
+@click.argument("recording")
+def parity(recording: str) -> None:
+    """Tell the events of a gateway's RECORDING to a fresh core on the simulator's clock, and compare the decisions.
+
+    Exit code 1 if one differs.
+    """
+    import sys
+    from pathlib import Path
+
+    from sim.experiments.parity import check_parity
+
+    found = check_parity(Path(recording))
+    click.echo(found.words)
+    for line in found.different:
+        click.echo(line)
+    if found.differing:
+        sys.exit(1)
+
+
 def register(app: click.Group) -> None:
     """Add the commands to the program."""
     app.add_command(serve)
     app.add_command(key)
+    app.add_command(parity)

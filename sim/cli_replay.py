@@ -26,10 +26,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--model", help="Model to ask for; without it the first that the server lists.")
 @click.option("--keys", type=_PATH, help="File of API keys by entitlement; without it TOKENPOOLS_KEY_<ENTITLEMENT>.")
 @click.option("--metrics-url", "metrics", multiple=True, metavar="URL", help="vLLM's metrics page, one a replica.")
-@click.option("--state-url", metavar="URL", help="The gateway's state; without it looked for at the server.")
-@click.option("--state-token", envvar="TOKENPOOLS_ADMIN_TOKEN", show_envvar=True, help="Token for the state.")
+@click.option("--admin-url", metavar="URL", help="Root of the gateway's admin pages; without it BASE-URL is tried.")
+@click.option("--admin-token", envvar="TOKENPOOLS_ADMIN_TOKEN", show_envvar=True, help="Token for them.")
 @click.option("--slots-file", type=_PATH, help="File to write the pool's slots to at the scenario's events.")
 @click.option("--on-event", metavar="COMMAND", help="Command to run at them; TOKENPOOLS_EVENT, _SLOTS, ... say what.")
+@click.option("--begin-at-s", type=float, help="Begin when the gateway's clock shows this; without it at once.")
 @click.option("--token-ids", default="100:999", show_default=True, metavar="A:B", help="Ids to make prompts of.")
 @click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True)
 @click.option("--out", type=_PATH, help="Result folder; without it results/<scenario>-<hash>-live.")
@@ -44,10 +45,11 @@ def replay(
     model: str | None,
     keys: Path | None,
     metrics: tuple[str, ...],
-    state_url: str | None,
-    state_token: str | None,
+    admin_url: str | None,
+    admin_token: str | None,
     slots_file: Path | None,
     on_event: str | None,
+    begin_at_s: float | None,
     token_ids: str,
     timeout_s: float,
     out: Path | None,
@@ -74,12 +76,12 @@ def replay(
     first, last = id_range(token_ids)
     api_keys = load_keys(keys, [e.name for e in loaded.pool.entitlements])
     hooks = _hooks(slots_file, on_event)
-    found = discover(base_url, key=next(iter(api_keys.values()), None), state_url=state_url, token=state_token)
+    found = discover(base_url, key=next(iter(api_keys.values()), None), admin_url=admin_url, token=admin_token)
     target = Target(
         base_url=base_url,
         prompts=PromptKind(model=model or found.model, first_id=first, last_id=last, seed=loaded.seed + replication),
-        keys=api_keys, metrics=metrics or found.metrics, state=state_url or found.state, token=state_token,
-        hooks=hooks, timeout_s=timeout_s,
+        keys=api_keys, metrics=metrics or found.metrics, state=found.state, token=admin_token,
+        hooks=hooks, set_capacity=found.set_capacity, begin_at_s=begin_at_s, timeout_s=timeout_s,
     )  # fmt: skip
     check_replayable(loaded, target)
     click.echo(f"{found.words}; {_lasts(loaded.horizon_s)}", err=True)

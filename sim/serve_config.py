@@ -20,7 +20,7 @@ from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
 from sim.errors import ScenarioError
-from sim.live.settings import PROMPT_TOKENS, Key, Limits, Settings, Timeouts, UpstreamAddress
+from sim.live.settings import LOOPBACK, PROMPT_TOKENS, Admin, Key, Limits, Logs, Settings, Timeouts, UpstreamAddress
 from sim.params import MisfitError, OneOf, Strict, named
 from sim.pool_model import Name, Pool, check_known, check_unique
 from sim.scenario_file import as_json, one_line, plain, read_mapping
@@ -82,6 +82,35 @@ class ApiKey(Strict):
     )
 
 
+class AdminPages(Strict):
+    """Who may see metrics, state and the admin page."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1")
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="give their own port, e.g. 9090; without one they are beside the API"
+    )
+    token_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$",
+        description="give the SHA-256 of a token in hexadecimal; tokenpools key admin makes both",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdminPages:
+        if self.port is None and self.token_sha256 is None:
+            raise MisfitError("", "pages beside the API that anybody may see", "give token_sha256, or a port")
+        if self.port is not None and self.token_sha256 is None and self.host not in LOOPBACK:
+            raise MisfitError(
+                "token_sha256", f"missing, although {self.host} can be reached from outside",
+                "give it, or leave the host out",
+            )
+        return self
+
+    def settings(self) -> Admin:
+        """Return them as the gateway sees them."""
+        digest = None if self.token_sha256 is None else bytes.fromhex(self.token_sha256)
+        return Admin(host=self.host, port=self.port, token_digest=digest)
+
+
 class ServeConfig(Strict):
     """A live gateway: whom it serves, with what policy, in front of which servers."""
 
@@ -104,6 +133,13 @@ class ServeConfig(Strict):
         description="give the beginnings of the paths that are passed on, e.g. [/v1/]",
     )
     records: str | None = Field(default=None, description="give a folder for the tables of requests, e.g. records")
+    admin: AdminPages | None = Field(
+        default=None, description="give {port: 9090} for metrics and the admin page; left out, there are none"
+    )
+    logs: Logs = Field(default=Logs(), description="give {style: json, level: info}")
+    recording: str | None = Field(
+        default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
+    )
     seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
 
     @model_validator(mode="after")
@@ -182,14 +218,22 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    pool = config.pool
+    return core_of(config.pool, config.policy, config.seed)
+
+
+def core_of(pool: Pool, chosen: Policy, seed: int) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy.
+
+    Raises
+    ------
+    ScenarioError : the policy does not fit the pool.
+    """
     specs = [one.spec() for one in pool.entitlements]
     profile = pool.profile
-    scaling = pool.autoscaler if config.policy.autoscaler is None else config.policy.autoscaler
+    scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
-        policy = POLICIES[config.policy.params.kind].build(
-            config.policy.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token,
-            chance=Random(config.seed),
+        policy = POLICIES[chosen.params.kind].build(
+            chosen.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token, chance=Random(seed),
         )
         scaler = SCALERS[scaling.kind].build(
             scaling, policy=policy, entitlements=specs, per_replica=pool.capacity(1)
@@ -204,6 +248,36 @@ def make_core(config: ServeConfig) -> GatewayCore:
         max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
         retry_failed=pool.on_failure == "retry",
     )
+
+
+def recorded_head(config: ServeConfig) -> dict[str, Any]:
+    """Return what a recording needs to say, for `core_of` to make the same core again."""
+    return {
+        "pool": config.pool.model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
+        "seed": config.seed,
+    }  # fmt: skip
+
+
+def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
+    """Return the core that a recording was made with.
+
+    Raises
+    ------
+    ScenarioError : the head of the recording is none.
+    """
+    found: list[Any] = []
+    for name, kind in (("pool", Pool), ("policy", Policy)):
+        mapping = head.get(name)
+        if not isinstance(mapping, dict):
+            raise ScenarioError(file, name, "missing", "give a file that a gateway recorded")
+        if name == "policy":
+            own = {key: value for key, value in mapping.items() if key not in ("name", "autoscaler")}
+            mapping = {"name": mapping.get("name"), "autoscaler": mapping.get("autoscaler"), "params": own}
+        try:
+            found.append(kind.model_validate_json(as_json(mapping, file)))
+        except ValidationError as error:
+            raise explain(error, kind, mapping, file) from None
+    return core_of(found[0], found[1], int(head.get("seed", 0)))
 
 
 def make_settings(config: ServeConfig, file: str = "") -> Settings:
@@ -224,6 +298,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         policy=config.policy.name, models=config.models, default_max_output_tokens=pool.default_max_output_tokens,
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
+        admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
     )  # fmt: skip
 
 
@@ -232,4 +307,7 @@ def json_schema() -> dict[str, Any]:
     return ServeConfig.model_json_schema()
 
 
-__all__ = ["ServeConfig", "json_schema", "load_config", "make_core", "make_settings", "parse_config"]
+__all__ = [
+    "ServeConfig", "core_of", "core_of_head", "json_schema", "load_config", "make_core", "make_settings",
+    "parse_config", "recorded_head",
+]  # fmt: skip

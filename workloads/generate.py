@@ -15,6 +15,7 @@ from workloads.arrivals import Arrivals
 from workloads.clients import Adversarial, Client, Drop
 from workloads.coupling import coupled
 from workloads.lengths import LengthLaw
+from workloads.prefixes import every
 from workloads.requests import Demand, Ints, Lengths, Replayed, Streams
 
 
@@ -134,7 +135,9 @@ def generate(spec: WorkloadSpec, stream: Streams, horizon_s: float, data_folder:
         return arrivals.demand(lengths, stream, spec.name, spec.from_s, until_s, spec.requests)
     if isinstance(arrivals, Recorded):
         found = arrivals.requests(stream, spec.name, data_folder, spec.from_s, until_s, spec.requests)
-        return Demand(found.arrival_s, *lengths(len(found.arrival_s), recorded=found))
+        prompt, output, asked = lengths(len(found.arrival_s), recorded=found)
+        prefixes = found.prefixes if spec.prompt_tokens is None else None  # a law's prompts are not the trace's
+        return Demand(found.arrival_s, prompt, output, asked, prefixes=prefixes)
     arrival_s = arrivals.times_s(stream(f"{spec.name}/arrivals"), spec.from_s, until_s, spec.requests)
     return Demand(arrival_s, *lengths(len(arrival_s)))
 
@@ -185,6 +188,7 @@ def split_over_keys(
                 demand.prompt_tokens[k :: len(keys)],
                 demand.output_tokens[k :: len(keys)],
                 demand.max_output_tokens[k :: len(keys)],
+                prefixes=every(demand.prefixes, k, len(keys), len(demand)),
             )
             for k in range(len(keys))
         ]

@@ -15,7 +15,8 @@ import numpy as np
 
 from workloads.arrivals import Gamma
 from workloads.lengths import MAX_TOKENS
-from workloads.requests import Demand, Floats, FollowUp, Ints, Lengths, Streams
+from workloads.prefixes import ChainPrefixes, Chosen, name_space
+from workloads.requests import Demand, Floats, FollowUp, Ints, Lengths, Prefixes, Streams
 
 _BLOCK = 32
 _AFTER_REFUSAL = {"description": "give what a refusal for good does, e.g. abandon: the rest is never asked, or go-on"}
@@ -144,8 +145,12 @@ class Sessions:
         first = ends - turns
         context = self.system_tokens + before - np.repeat(before[first] if total else before, turns) + prompt
         stage = np.arange(total) - np.repeat(first, turns)
+        # Where the oldest turns are left out, what follows the system prompt is no longer what it was.
+        apart_from = np.where(context > self.max_context_tokens, min(self.system_tokens, self.max_context_tokens), -1)
+        chain = np.repeat(np.arange(len(ends)), turns)
+        prefixes = ChainPrefixes(name_space(f"sessions {name}"), self.system_tokens, chain, apart_from)
         context = np.minimum(context, self.max_context_tokens)
-        plan = Stages(ends, stage, delay_s, context, output, asked, self.after_refusal == "go-on")
+        plan = Stages(ends, stage, delay_s, context, output, asked, self.after_refusal == "go-on", prefixes)
         return plan.demand(starts_s)
 
 
@@ -206,9 +211,20 @@ class Agents:
         np.add.at(said, step_of_call, prompt + output)
         before = np.cumsum(said) - said
         before -= np.repeat(before[first_step] if total_steps else before, steps)
-        context = np.minimum(self.system_tokens + before[step_of_call] + prompt, self.max_context_tokens)
+        shared = self.system_tokens + before[step_of_call]
+        context = shared + prompt
         stage = (np.arange(total_steps) - np.repeat(first_step, steps))[step_of_call]
-        return Stages(ends, stage, delay_s, context, output, asked, self.after_refusal == "go-on").demand(starts_s)
+        # The next step repeats the calls of this one in their order, so only the first of them goes on with the task's
+        # text. Where the oldest is left out, what follows the system prompt is no longer what it was.
+        others = np.arange(total) > (np.cumsum(width) - width)[step_of_call]
+        apart_from = np.where(others, shared, -1)
+        too_long = context > self.max_context_tokens
+        apart_from[too_long] = min(self.system_tokens, self.max_context_tokens)
+        chain = np.repeat(np.arange(len(ends)), calls)
+        prefixes = ChainPrefixes(name_space(f"agents {name}"), self.system_tokens, chain, apart_from)
+        context = np.minimum(context, self.max_context_tokens)
+        plan = Stages(ends, stage, delay_s, context, output, asked, self.after_refusal == "go-on", prefixes)
+        return plan.demand(starts_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,6 +237,7 @@ class Stages:
     stage : of each request, from 0, rising in a chain.
     delay_s : from the end of the stage before.
     goes_on : whether a chain outlives a request that was refused for good.
+    prefixes : what their prompts have in common.
     """
 
     ends: Ints
@@ -230,12 +247,14 @@ class Stages:
     output_tokens: Ints
     max_output_tokens: Ints
     goes_on: bool
+    prefixes: Prefixes
 
     def demand(self, starts_s: Floats) -> Demand:
         """Return the first requests of the chains, which begin at these times, with this as their plan."""
         first = np.concatenate(([0], self.ends[:-1])).astype(np.int64)[: len(starts_s)]
         prompt, output, asked = self.prompt_tokens, self.output_tokens, self.max_output_tokens
-        return Demand(starts_s, prompt[first], output[first], asked[first], self)
+        prefixes = Chosen(self.prefixes, first)
+        return Demand(starts_s, prompt[first], output[first], asked[first], self, prefixes)
 
     def begin(self) -> _StagesRun:
         """See `workloads.requests.Plan`."""
@@ -273,6 +292,7 @@ class _StagesRun:
                 int(plan.prompt_tokens[i]),
                 int(plan.output_tokens[i]),
                 int(plan.max_output_tokens[i]),
+                plan.prefixes.of(i),
             )
             for i in range(stage_end, next_end)
         ]

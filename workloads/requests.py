@@ -14,6 +14,22 @@ Ints = NDArray[np.int64]
 Streams = Callable[[str], np.random.Generator]
 """Makes a random generator from a name."""
 
+Prefix = tuple[tuple[int, int], ...]
+"""The lines of text that a request's tokens run through: (name, tokens from the start to where it leaves the line).
+
+Requests that run through lines of the same names have the same text up to where the shorter leaves the last of them."""
+
+ENDLESS = 1 << 40
+"""Where a line is left that a request's answer goes on with: beyond all lengths."""
+
+
+class Prefixes(Protocol):
+    """What is known of the text of requests."""
+
+    def of(self, index: int) -> Prefix:
+        """Return the lines that a request runs through."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
@@ -22,6 +38,7 @@ class Replayed:
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
+    prefixes: Prefixes | None = None
 
 
 class Lengths(Protocol):
@@ -35,7 +52,7 @@ class Lengths(Protocol):
 class FollowUp(NamedTuple):
     """A request that comes because others have ended: ``delay_s`` from now, as number ``step`` of its chain.
 
-    ``max_output_tokens`` is 0 where the client names no limit.
+    ``max_output_tokens`` is 0 where the client names no limit, ``prefix`` None where nothing is known of the text.
     """
 
     step: int
@@ -43,6 +60,7 @@ class FollowUp(NamedTuple):
     prompt_tokens: int
     output_tokens: int
     max_output_tokens: int
+    prefix: Prefix | None = None
 
 
 class Following(Protocol):
@@ -74,6 +92,7 @@ class Demand:
     prompt_tokens : shape (n,), at least 1.
     output_tokens : shape (n,), at least 1: the true length, which only replicas see.
     max_output_tokens : shape (n,), what the client asks for; 0 where it names no limit.
+    prefixes : what their prompts have in common; None where that is not known.
     plan : what comes after them, once they have ended; None: nothing, as with an open loop.
     """
 
@@ -82,6 +101,7 @@ class Demand:
     output_tokens: Ints
     max_output_tokens: Ints
     plan: Plan | None = None
+    prefixes: Prefixes | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""

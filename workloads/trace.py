@@ -17,6 +17,7 @@ from workloads.formats.read import layout_of, load, own_layout
 from workloads.formats.rows import EmptyCutError, Rows, TraceError
 from workloads.formats.times import Unit, parse_time_ns
 from workloads.lengths import MAX_TOKENS
+from workloads.prefixes import BlockPrefixes, name_space
 from workloads.requests import Replayed, Streams
 
 __all__ = ["TRACES", "Columns", "Cut", "Replayed", "Trace", "TraceError", "locate"]
@@ -252,6 +253,7 @@ class Trace:
             raise EmptyCutError(self.file, None, problem, f"its rows span {span}: cut inside that")
         mine = self._mine(rows, of_groups)[first:last]
         chosen = np.arange(first, last)[mine]
+        copy = np.zeros(len(chosen), dtype=np.int64)
         trace_s = time_s[first:last][mine] - self.from_trace_s
         span_s = min(until_trace_s, float(time_s[-1])) - self.from_trace_s
         of_thinning, of_blocks, of_copies = rng, *rng.spawn(2)
@@ -261,20 +263,23 @@ class Trace:
                 duration_s = span_s
             picked = transforms.redrawn(trace_s, span_s, self.bootstrap_block_s, duration_s, of_blocks, MAX_ARRIVALS)
             trace_s, chosen, span_s = picked[0], chosen[picked[1]], duration_s
+            copy = np.zeros(len(chosen), dtype=np.int64)
         if self.superpose > 1:
-            trace_s, order = transforms.superposed(trace_s, span_s, self.superpose, of_copies)
+            trace_s, order, copy = transforms.superposed(trace_s, span_s, self.superpose, of_copies)
             chosen = chosen[order]
         arrival_s = from_s + trace_s / self.scale
         if self.thin < 1.0:
             kept = of_thinning.random(len(chosen)) < self.thin
-            arrival_s, chosen = arrival_s[kept], chosen[kept]
+            arrival_s, chosen, copy = arrival_s[kept], chosen[kept], copy[kept]
         count = int(np.searchsorted(arrival_s, until_s))
         chosen = chosen[: count if limit is None else min(count, limit)]
-        return Replayed(
-            arrival_s[: len(chosen)],
-            transforms.resized(rows.prompt_tokens[chosen], self.prompt_factor, self.prompt_at_most_tokens),
-            transforms.resized(rows.output_tokens[chosen], self.output_factor, self.output_at_most_tokens),
-        )
+        prompt = transforms.resized(rows.prompt_tokens[chosen], self.prompt_factor, self.prompt_at_most_tokens)
+        output = transforms.resized(rows.output_tokens[chosen], self.output_factor, self.output_at_most_tokens)
+        prefixes = None
+        if rows.blocks is not None:
+            names = name_space(f"trace {self.file}")
+            prefixes = BlockPrefixes(names, rows.blocks.take(chosen), copy, prompt, self.prompt_factor)
+        return Replayed(arrival_s[: len(chosen)], prompt, output, prefixes)
 
     def _mine(self, rows: Rows, rng: np.random.Generator) -> transforms.Flags:
         """Return which rows belong to the tenant that is asked for."""

@@ -62,8 +62,10 @@ def redrawn(
     return np.maximum.accumulate(at_s), rows.astype(np.int64)  # rounding may bring block ends an ulp out of order
 
 
-def superposed(time_s: Floats, span_s: float, copies: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
+def superposed(time_s: Floats, span_s: float, copies: int, rng: np.random.Generator) -> tuple[Floats, Ints, Ints]:
     """Return the times of copies laid over each other, each but the first rotated by a random time within the span.
+
+    With each time comes the row that it is of, and the copy.
 
     Counts of a window then have ``copies`` times the mean and the variance: the same index of dispersion, and a
     coefficient of variation smaller by the root of ``copies``.
@@ -72,7 +74,8 @@ def superposed(time_s: Floats, span_s: float, copies: int, rng: np.random.Genera
     length_s = np.nextafter(span_s, math.inf) if span_s > 0 else 1.0
     at_s = np.concatenate([(time_s + shift) % length_s for shift in shifts_s])
     order = np.argsort(at_s, kind="stable")
-    return at_s[order], np.tile(np.arange(len(time_s)), copies)[order]
+    copy, row = np.divmod(order, max(1, len(time_s)))
+    return at_s[order], row, copy
 
 
 def resized(tokens: Ints, factor: float, at_most: int | None) -> Ints:

@@ -12,16 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import ADMIT, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Queue, Reason, RequestView, Verdict
+from policies.api import ADMIT, Deny, Gauge, InFlight, PoolLedger, Queue, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
+from policies.parts.lines import Waiting
+from policies.parts.room import Room
 
-Within = Literal["fcfs", "edf", "shortest"]
 _FRESH_SHARE = 0.1
 _FIRST_WAIT_S = 1.0
 """Retry-After of a full queue until a request has waited. [choice]"""
 
 REQUESTS = {"gt": 0, "description": "give how many requests may wait, e.g. 5000"}
 TIMEOUT = {"gt": 0, "description": "give how long a request may wait, in seconds, e.g. 60, or null for no limit"}
+TIMEOUT_STATUS = {"description": "give the status of who waited too long: 408, 429 or 504"}
 TICK = {"gt": 0, "description": "give seconds between looks at the queues, e.g. 1"}
 
 
@@ -35,6 +37,7 @@ class Waits:
         default=None, metadata={"gt": 0, "description": "give prompt tokens that may wait, e.g. 200000; left out, any"}
     )
     timeout_s: float | None = field(default=60.0, metadata=TIMEOUT)
+    timeout_status: Literal[408, 429, 504] = field(default=408, metadata=TIMEOUT_STATUS)
     occupancy: float = field(
         default=1.0,
         metadata={"gt": 0, "description": "give the share of the replicas' slots and KV cache to fill, e.g. 1.0"},
@@ -42,120 +45,11 @@ class Waits:
     tick_s: float = field(default=1.0, metadata=TICK)
 
 
-class Waiting:
-    """A request that waits."""
-
-    __slots__ = ("cost", "flow", "gone", "max_output_tokens", "need_tokens", "request", "since_s", "urgency")
-
-    def __init__(
-        self, request: RequestView, max_output_tokens: int, flow: str, since_s: float, urgency: float, cost: float
-    ) -> None:
-        self.request = request
-        self.max_output_tokens = max_output_tokens
-        self.need_tokens = request.prompt_tokens + max_output_tokens
-        self.flow = flow
-        self.since_s = since_s
-        self.urgency = urgency
-        self.cost = cost
-        self.gone = False
-
-
-class Line:
-    """The requests of one flow, the most urgent first and, among equals, the first come."""
-
-    __slots__ = ("_heap", "_pushed", "length")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Waiting]] = []
-        self._pushed = 0
-        self.length = 0
-
-    def push(self, item: Waiting) -> None:
-        """Let one more wait."""
-        self._pushed += 1
-        heapq.heappush(self._heap, (item.urgency, self._pushed, item))
-        self.length += 1
-
-    def head(self) -> Waiting:
-        """Return who is next; there must be one."""
-        heap = self._heap
-        while heap[0][2].gone:
-            heapq.heappop(heap)
-        return heap[0][2]
-
-    def drop(self, item: Waiting) -> None:
-        """Take one out; what is not the head is passed over later."""
-        item.gone = True
-        self.length -= 1
-        if len(self._heap) > 2 * self.length + 64:  # those who gave up
-            self._heap = [entry for entry in self._heap if not entry[2].gone]
-            heapq.heapify(self._heap)
-        elif not self.length:
-            self._heap.clear()
-
-
-class Room:
-    """How much more the replicas can take: slots by count, KV cache by prompt + max_output_tokens.
-
-    Parameters
-    ----------
-    occupancy : the share of the pool to fill; above 1, the engines queue the rest.
-    per_replica : let so many requests into each ready replica, whatever fits there; None: fill the pool.
-    """
-
-    __slots__ = ("_largest_tokens", "_per_replica", "_per_token", "occupancy", "reserved_tokens")
-
-    def __init__(self, kv_bytes_per_token: float | None, occupancy: float, per_replica: int | None = None) -> None:
-        self._per_token = kv_bytes_per_token
-        self._per_replica = per_replica
-        self._largest_tokens = 0.0
-        self.occupancy = occupancy
-        self.reserved_tokens = 0
-
-    def slots_free(self, pool: PoolLedger) -> float:
-        """Return how many more requests fit."""
-        capacity = pool.capacity
-        most = max(1.0, self.occupancy * capacity.slots)
-        if self._per_replica is not None:
-            most = self._per_replica * capacity.ready_replicas
-        return most - len(pool.in_flight) - pool.others_in_flight
-
-    def tokens_free(self, pool: PoolLedger) -> float:
-        """Return how many more tokens fit into the KV cache; infinite where that is not known."""
-        kv_bytes = pool.capacity.kv_bytes
-        if kv_bytes is None or not self._per_token or self._per_replica is not None:
-            return math.inf
-        return self.occupancy * kv_bytes / self._per_token - self.reserved_tokens - pool.others_reserved_tokens
-
-    def fits(self, need_tokens: int, pool: PoolLedger) -> bool:
-        """Whether one more request of this size fits now."""
-        if self.slots_free(pool) < 1 or not pool.capacity.ready_replicas:
-            return False
-        return need_tokens <= self.tokens_free(pool) or not pool.in_flight
-
-    def largest_tokens(self, pool: PoolLedger) -> float:
-        """Return the largest request that a replica could ever take; infinite where that is not known.
-
-        A pool that lost replicas or KV cache may get them back, so the largest seen counts.
-        """
-        return self._largest_tokens or self._measured(pool)
-
-    def learn(self, pool: PoolLedger) -> None:
-        """Take note of the pool's capacity."""
-        self._largest_tokens = max(self._largest_tokens, self._measured(pool))
-
-    def _measured(self, pool: PoolLedger) -> float:
-        ready, kv_bytes = pool.capacity.ready_replicas, pool.capacity.kv_bytes
-        if kv_bytes is None or not self._per_token:
-            return math.inf
-        return kv_bytes / self._per_token / ready if ready else 0.0
-
-
 class QueueingPolicy(NoControlPolicy):
     """See `policies.api.AdmissionPolicy` and `policies.api.Queueing`; a subclass says who is next.
 
     A request is let in at once where nobody waits and it may start; else it waits. Too many waiting: 429. Too long:
-    408, noticed at the next tick. Retry-After is the moving mean of how long requests waited.
+    ``timeout_status``, noticed at the next tick. Retry-After is the moving mean of how long requests waited.
     """
 
     tick_s: float | None
@@ -166,6 +60,7 @@ class QueueingPolicy(NoControlPolicy):
         self._most_requests = params.queue_requests
         self._most_tokens = params.queue_tokens
         self._timeout_s = params.timeout_s
+        self._timeout_status = params.timeout_status
         self._waiting: dict[str, Waiting] = {}
         self._waiting_tokens = 0
         self._expiring: list[tuple[float, int, Waiting]] = []
@@ -218,8 +113,8 @@ class QueueingPolicy(NoControlPolicy):
         """Take one who starts, gave up or waited too long out of its queue."""
         raise NotImplementedError
 
-    def admission(self, item: Waiting) -> Verdict:  # noqa: ARG002
-        """Return how one who waited is let in."""
+    def outcome(self, item: Waiting, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
+        """Return what becomes of one that `next` returned: let in, as a rule."""
         return ADMIT
 
     # ------------------------------------------------------------------------------------------------ for the core
@@ -262,8 +157,8 @@ class QueueingPolicy(NoControlPolicy):
                 self._remove(item, now_s)
                 waited_s = now_s - item.since_s
                 limit_s = self.timeout_of(item) or 0.0
-                verdict = Deny(Reason.QUEUE_TIMEOUT, max(waited_s, math.nextafter(limit_s, math.inf)), limit_s,
-                               self.retry_s(), 408)
+                needed_s = max(waited_s, math.nextafter(limit_s, math.inf))  # rounding may hide by how little
+                verdict = Deny(Reason.QUEUE_TIMEOUT, needed_s, limit_s, self.retry_s(), self._timeout_status)
                 yield item.request.request_id, verdict
         while self._waiting and self.room.slots_free(pool) >= 1 and pool.capacity.ready_replicas:
             chosen = self.next(pool, now_s)
@@ -274,7 +169,7 @@ class QueueingPolicy(NoControlPolicy):
             self._mean_wait_s = waited_s if mean_s is None else mean_s + _FRESH_SHARE * (waited_s - mean_s)
             self._remove(chosen, now_s)
             self._taken = chosen
-            yield chosen.request.request_id, self.admission(chosen)
+            yield chosen.request.request_id, self.outcome(chosen, pool, now_s)
 
     def _remove(self, item: Waiting, now_s: float) -> None:
         item_id = item.request.request_id
@@ -311,15 +206,6 @@ class QueueingPolicy(NoControlPolicy):
         yield Gauge("pool", "pool", "queue_prompt_tokens", self._waiting_tokens)
 
 
-def place(within: Within, request: RequestView, max_output_tokens: int, slo_s: float | None, now_s: float) -> float:
-    """Return the place of a request in its queue: by arrival, by deadline (none: last), or by size."""
-    if within == "edf":
-        return now_s + slo_s if slo_s is not None else math.inf
-    if within == "shortest":
-        return request.prompt_tokens + max_output_tokens
-    return 0.0
-
-
 def weights_of(weights: Mapping[str, float], names: list[str], what: str = "weights") -> dict[str, float]:
     """Return a weight for each name, 1 where none is given.
 
@@ -333,8 +219,3 @@ def weights_of(weights: Mapping[str, float], names: list[str], what: str = "weig
         if not weight > 0:
             raise ValueError(f"{what} gives {name} {weight:g}; give a number above 0, e.g. 1")
     return {name: float(weights.get(name, 1.0)) for name in names}
-
-
-def objectives(entitlements: list[EntitlementSpec]) -> dict[str, float | None]:
-    """Return the TTFT objective of each entitlement."""
-    return {spec.name: spec.ttft_slo_s for spec in entitlements}

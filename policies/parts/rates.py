@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from policies.api import EntitlementSpec, InFlight
+from policies.api import ADMIT, Admit, Deny, EntitlementSpec, InFlight, PoolLedger, Verdict
 
 REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
 TOKENS = {"gt": 0, "description": "give weighted tokens per minute, e.g. 6000, or leave it out for no limit"}
@@ -14,6 +15,10 @@ PER_ENTITLEMENT = {"description": "give rates by entitlement, e.g. {chat: {token
 INPUT_WEIGHT = {"ge": 0, "description": "give what a prompt token costs, e.g. 1"}
 CACHED_WEIGHT = {"ge": 0, "description": "give what a cached prompt token costs, e.g. 0; left out, as any other"}
 OUTPUT_WEIGHT = {"ge": 0, "description": "give what an output token costs, e.g. 1"}
+OVER = {
+    "description": "what becomes of a request over its limit. refuse: 429; demote: let in behind others in the engine; "
+    "spill: let in at replicas kept for this. Neither is charged"
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,13 @@ class Metered:
     input_weight: float = field(default=1.0, metadata=INPUT_WEIGHT)
     cached_weight: float | None = field(default=None, metadata=CACHED_WEIGHT)
     output_weight: float = field(default=1.0, metadata=OUTPUT_WEIGHT)
+    over: Literal["refuse", "demote", "spill"] = field(default="refuse", metadata=OVER)
+    demoted_priority: int = field(
+        default=10, metadata={"description": "give the engine's priority of what is demoted, e.g. 10"}
+    )
+    spill_replicas: int = field(
+        default=1, metadata={"gt": 0, "description": "give how many replicas take only what is spilled, e.g. 1"}
+    )
 
     def __post_init__(self) -> None:
         if self.requests_per_min is None and self.tokens_per_min is None and not self.per_entitlement:
@@ -62,6 +74,60 @@ class Metered:
             if flight.cached_tokens and self.cached_weight is not None:
                 cost -= (self.input_weight - self.cached_weight) * flight.cached_tokens
         return cost
+
+
+class Overflow:
+    """What becomes of requests over their limit: refused, demoted, or sent to replicas kept for them.
+
+    What is demoted or spilled is not charged: it runs on what others leave, or on other replicas.
+
+    Attributes
+    ----------
+    acts : whether it does anything but refuse.
+    """
+
+    def __init__(self, params: Metered) -> None:
+        self._params = params
+        self.acts = params.over != "refuse"
+        self._known: list[int] = []
+        self._main = self._spill = ADMIT
+        self._free: set[str] = set()
+
+    def within(self) -> Admit:
+        """Return how a request inside its limits is let in."""
+        return self._main
+
+    def beyond(self, denied: Deny) -> Verdict:
+        """Return what becomes of one that its limits deny; what could never come in is refused in any case."""
+        if not self.acts or denied.retry_after_s is None:
+            return denied
+        return Admit(priority=self._params.demoted_priority) if self._params.over == "demote" else self._spill
+
+    def is_free(self, flight: InFlight, verdict: Verdict) -> bool:
+        """Whether a request that was let in is free of charge: ``verdict`` is what it was let in with."""
+        free = verdict is not self._main
+        if free:
+            self._free.add(flight.request.request_id)
+        return free
+
+    def was_free(self, flight: InFlight) -> bool:
+        """Whether a request that ended was free of charge."""
+        request_id = flight.request.request_id
+        if request_id in self._free:
+            self._free.remove(request_id)
+            return True
+        return False
+
+    def on_capacity(self, pool: PoolLedger) -> None:
+        """Keep the last replicas for what is spilled; where there is one only, it is for all."""
+        replica_ids = [book.replica_id for book in pool.replicas]
+        if self._params.over != "spill" or replica_ids == self._known:
+            return
+        self._known = replica_ids
+        kept = min(self._params.spill_replicas, len(replica_ids) - 1)
+        main = replica_ids[: len(replica_ids) - kept]
+        self._main = Admit(replicas=tuple(main))
+        self._spill = Admit(replicas=tuple(replica_ids[len(main) :] or main))
 
 
 def whole_s(wait_s: float) -> float:

@@ -17,7 +17,7 @@ def findings(study: Study, baseline: str | None = None) -> list[str]:
     base = study.baseline(baseline)
     others = [policy for policy in study.policies if policy != base]
     if not others:
-        return [text for case in study.cases[:_MOST_TENANTS] for text in _alone(study, case)]
+        return _alone(study, study.cases[0]) if len(study.cases) == 1 else _spread(study)
     found = []
     for policy in others:
         pairs = [(one, other) for one, other in study.pairs(baseline) if other.policy == policy]
@@ -35,6 +35,30 @@ def _alone(study: Study, case: Case) -> list[str]:
         met = study.interval(case, tenant, "slo_attainment")
         text = f"{case}: {_name(tenant)} P99 time to first token {_seconds(p99)}, {refused.estimate:.1%} refused"
         texts.append(text + (f", objective met in {_percent(met)}." if not math.isnan(met.estimate) else "."))
+    return texts
+
+
+def _spread(study: Study) -> list[str]:
+    """Say of one policy between what its variants lie, tenant by tenant."""
+    texts = []
+    for tenant in _everybody_first(study)[:_MOST_TENANTS]:
+        parts = []
+        for metric, what, show in (
+            ("slo_attainment", "objective met in", _percent),
+            ("ttft_p99_s", "P99 time to first token", _seconds),
+            ("refused_share", "refused", _percent),
+        ):
+            each = [(study.interval(case, tenant, metric), case) for case in study.cases]
+            known = sorted((one for one in each if not math.isnan(one[0].estimate)), key=lambda one: one[0].estimate)
+            if not known:
+                continue
+            (low, at_low), (high, at_high) = known[0], known[-1]
+            if show(low) == show(high):
+                parts.append(f"{what} {show(low)} in every variant")
+            else:
+                parts.append(f"{what} {show(low)} at {_where(at_low)} to {show(high)} at {_where(at_high)}")
+        if parts:
+            texts.append(f"{_name(tenant)} requests, over {len(study.cases)} variants: {'; '.join(parts)}.")
     return texts
 
 
@@ -66,8 +90,7 @@ def _many(study: Study, pairs: list[tuple[Case, Case]]) -> list[str]:
     """Say in how many variants a policy did better, and where most and least."""
     texts = []
     policy, base = pairs[0][1].policy, pairs[0][0].policy
-    everybody = ["all"] if "all" in study.tenants else []
-    for tenant in [*everybody, *(one for one in study.tenants if one != "all")][:_MOST_TENANTS]:
+    for tenant in _everybody_first(study)[:_MOST_TENANTS]:
         for metric, what, good in (
             ("slo_attainment", "SLO attainment", 1),
             ("ttft_p99_s", "P99 time to first token", -1),
@@ -90,6 +113,10 @@ def _many(study: Study, pairs: list[tuple[Case, Case]]) -> list[str]:
     refused = [study.interval(case, "all", "refused_share").estimate for _, case in pairs]
     texts.append(f"{policy} refused between {min(refused):.1%} and {max(refused):.1%} of all requests.")
     return texts
+
+
+def _everybody_first(study: Study) -> list[str]:
+    return sorted(study.tenants, key=lambda name: name != "all")
 
 
 def _where(case: Case) -> str:

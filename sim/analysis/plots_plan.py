@@ -10,12 +10,18 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sim.analysis import style
 
 Point = tuple[float, float, float]
-"""Replicas, attainment, and its lower bound."""
+"""What it costs (replicas, or another field of the scenario), attainment, and its lower bound."""
 
 
 @style.styled
 def frontier(
-    tried: Mapping[str, Sequence[Point]], best: Mapping[str, Sequence[Point]], *, target: float, confidence: float
+    tried: Mapping[str, Sequence[Point]],
+    best: Mapping[str, Sequence[Point]],
+    *,
+    target: float,
+    confidence: float,
+    cost: str = "replicas",
+    most: bool = False,
 ) -> Figure:
     """Return cost against the attainment of the tenant that is worst off.
 
@@ -23,6 +29,8 @@ def frontier(
     ----------
     tried : by policy, every setting.
     best : by policy, those that no other one beats in both.
+    cost : what the horizontal axis holds.
+    most : whether there shall be much of it.
     """
     figure = Figure(figsize=(style.WIDTH_IN, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -33,14 +41,14 @@ def frontier(
         edge = best[policy]
         costs, shares = _columns(edge)
         axis.plot(costs, shares, color=look.colour, marker=look.marker, linestyle=look.line, label=policy)
-        for cost, share, bound in edge:
-            axis.plot([cost, cost], [bound, share], color=look.colour, linewidth=1.0)
+        for at, share, bound in edge:
+            axis.plot([at, at], [max(0.0, bound), share], color=look.colour, linewidth=1.0)
     axis.axhline(target, color=style.LIMIT, linestyle=":", label=f"goal {target:.0%}")
-    axis.set_xlabel("replicas")
+    axis.set_xlabel(cost)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylabel("SLO attainment, worst tenant")
-    axis.set_title("What attainment costs")
+    axis.set_title("How much attainment allows" if most else "What attainment costs")
     note = f"Lines: settings that no other beats in both. Bars reach down to the one-sided {confidence:.0%} bound."
     style.legend_below(figure, [axis], note)
     return figure

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from pandas.api.types import is_numeric_dtype
 
 from sim.analysis.cautions import cautions
 from sim.analysis.findings import findings
@@ -39,6 +40,8 @@ _HEADS = {
     "effect_size": "effect size", "p_value": "p", "refused_share_of_both": "refused (baseline, this)",
     "violation": "violated",
 }  # fmt: skip
+_PRINTED = 100  # rows of a table that go to paper; report.css has the same number
+_LONG = 16  # characters, beyond which a text may break in print
 _SHARES = {"slo_attainment", "violation", "refused_share", "relative", "relative_ci_low", "relative_ci_high"}
 
 
@@ -139,7 +142,7 @@ def _differences(study: Study, baseline: str | None) -> str:
     note = (
         f"Each policy against <b>{base}</b>, replication by replication on the same arrivals. The interval is 95 %, "
         "Student's t on paired differences; the effect size is Cohen's d of those differences; p is not corrected for "
-        "the number of rows. Click or press Enter on a heading to sort."
+        "the number of rows. <span class=screen>Click or press Enter on a heading to sort.</span>"
     )
     return f"<p>{note}</p>" + table(frame[columns], "differences")
 
@@ -161,14 +164,20 @@ def _errors(study: Study) -> str:
 
 def table(frame: pd.DataFrame, name: str) -> str:
     """Return a table whose headings sort it."""
-    names = [html.escape(_HEADS.get(column, _head(column))) for column in frame.columns]
-    heads = "".join(f"<th scope=col aria-sort=none><button type=button>{one}</button></th>" for one in names)
+    heads = ""
+    for column in frame.columns:
+        head = html.escape(_HEADS.get(column, _head(column)))
+        side = " class=n" * is_numeric_dtype(frame[column])
+        heads += f"<th scope=col{side} aria-sort=none data-head='{head}'><button type=button>{head}</button></th>"
     rows = []
     for row in frame.itertuples(index=False, name=None):
         cells = "".join(_cell(column, value) for column, value in zip(frame.columns, row, strict=True))
         rows.append(f"<tr>{cells}</tr>")
+    many = len(rows) > _PRINTED
+    note = f"<p class='note paper'>The first {_PRINTED} of {len(rows)} rows, as sorted on the screen.</p>" * many
     return (
-        f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table id='table-{name}' class=sortable>"
+        f"{note}<div class=scroll tabindex=0 role=region aria-label='{name}'>"
+        f"<table id='table-{name}' class='sortable{' many' * many}'>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -179,7 +188,7 @@ def _head(column: str) -> str:
 
 def _cell(column: str, value: Any) -> str:
     if isinstance(value, str):
-        return f"<td>{html.escape(value)}</td>"
+        return f"<td{' class=long' * (len(value) > _LONG)}>{html.escape(value)}</td>"
     number = float(value)
     if math.isnan(number):
         return "<td class=n data-v=''>–</td>"

@@ -59,9 +59,10 @@ class Attempt(EngineRequest):
         self.priority = priority
         self.submitted_s = 0.0
         self.state = WAITING
-        self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
-        self.ticket = -1
+        self.order = self.computed_tokens = self.outputs = self.base_clock = self.preemptions = 0
+        self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
+        self.prefix = None
         self.aborted = self.transferred = False
         self.request_id = request_id
         self.number = number

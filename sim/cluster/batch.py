@@ -1,8 +1,11 @@
 """The books of one replica's batch: who runs, what each has computed, which blocks that takes, and when each ends.
 
 What makes a replica fast is here: as long as nobody joins or leaves, every iteration decodes the same batch, so ends
-are absolute iteration numbers in a heap, and the blocks that growing contexts take are counted by 16 counters (context
-length modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
+are times of one clock in a heap, and the blocks that growing contexts take are counted by 16 counters (context length
+modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
+
+The clock counts the tokens of a sequence that decoded all along: one an iteration, or as many as
+`sim.cluster.speculation` says.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Generic, TypeVar
 from sim.cluster.discipline import Discipline
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import KvCache, blocks_of
-from sim.cluster.leftovers import Leftovers
+from sim.cluster.prefix_cache import PrefixCache
+from sim.cluster.speculation import Speculation
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -35,17 +39,21 @@ class Batch(Generic[R]):
         block_tokens: int,
         async_scheduling: bool,
         prefix_caching: bool,
+        speculation: Speculation | None,
     ) -> None:
         self._discipline = discipline
         self._block_tokens = block_tokens
         self.max_num_seqs = max_num_seqs
         self.kv = KvCache(kv_blocks, block_tokens)
         self._async = async_scheduling
-        self._leftovers = Leftovers(kv_blocks, block_tokens) if prefix_caching else None
-        self.iterations = 0
+        self._cache = PrefixCache(kv_blocks, block_tokens) if prefix_caching else None
+        self._speculation = speculation
+        self.clock = 0
+        self._iteration = 0
         self.waiting_count = 0
         self.preemptions = 0
         self._ticket = count()
+        self._places = count()
         self._clear()
 
     def _clear(self) -> None:
@@ -64,6 +72,14 @@ class Batch(Generic[R]):
         # With async scheduling: what requests that ended still hold until the next plan is made.
         self._lingering_slots = 0
         self._lingering_blocks = 0
+        # Where prefixes are cached: who leaves, with its blocks and computed tokens, until these are let go.
+        self._leaving: list[tuple[R, int, int]] = []
+        self._lingering: list[tuple[R, int, int]] = []
+
+    @property
+    def iterations(self) -> int:
+        """Iterations so far."""
+        return self.clock if self._speculation is None else self._iteration
 
     @property
     def running_count(self) -> int:
@@ -80,59 +96,81 @@ class Batch(Generic[R]):
 
         A request's tokens are due every ``tpot_slo_s`` from ``EngineRequest.due_s`` on.
         """
-        iterations = self.iterations
+        clock = self.clock
         return min(
-            (
-                r.due_s + tpot_slo_s * (r.outputs + iterations - r.base_iteration)
-                for r in self._running
-                if r.state == DECODE
-            ),
+            (r.due_s + tpot_slo_s * (r.outputs + clock - r.base_clock) for r in self._running if r.state == DECODE),
             default=NEVER_S,
         )
 
     def _leave(self, request: R) -> int:
-        """Take a running request off the batch and free its blocks; returns its output tokens."""
+        """Take a running request off the batch and free its blocks; returns its output tokens.
+
+        Where prefixes are cached, the blocks stay taken until `_let_go`.
+        """
         del self._running[request]
         if request.state == PREFILL:
             if self._partial is request:
                 self._partial = None
-            self.kv.used_blocks -= blocks_of(request.computed_tokens, self._block_tokens)
+            self._free(request, request.computed_tokens)
             return request.outputs
-        phase = request.base_iteration - request.target_tokens
-        computed_tokens = self.iterations - phase
-        kv, block_tokens = self.kv, self._block_tokens
+        phase = request.base_clock - request.target_tokens
+        computed_tokens = self.clock - phase
         self._decoding -= 1
         self._context_tokens -= computed_tokens
-        kv.growing[phase % block_tokens] -= 1
-        kv.used_blocks += -computed_tokens // block_tokens  # less its blocks, rounded up
-        return request.outputs + self.iterations - request.base_iteration
+        self.kv.growing[phase % self._block_tokens] -= 1
+        if self._cache is None:
+            self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
+        else:
+            self._free(request, computed_tokens)
+        return request.outputs + self.clock - request.base_clock
+
+    def _free(self, request: R, computed_tokens: int) -> None:
+        blocks = blocks_of(computed_tokens, self._block_tokens)
+        if self._cache is None:
+            self.kv.used_blocks -= blocks
+        else:
+            self._leaving.append((request, blocks, computed_tokens))
+
+    def _let_go(self, *, more_blocks: int = 0, comes_back: bool = False) -> None:
+        """Hand the blocks of those who leave, and ``more_blocks`` of theirs, to the cache, in order of admission."""
+        kv, cache = self.kv, self._cache
+        assert cache is not None
+        if len(self._leaving) > 1:
+            self._leaving.sort(key=_place)
+        for request, blocks, computed_tokens in self._leaving:
+            cache.sync(kv.total_blocks - kv.used_blocks)
+            kv.used_blocks -= cache.let_go(request, blocks + more_blocks, computed_tokens, comes_back=comes_back)
+        self._leaving.clear()
 
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
-        iterations = self.iterations
+        clock = self.clock
         target_tokens = request.target_tokens
         request.state = DECODE
-        request.base_iteration = iterations
+        request.base_clock = clock
         request.ticket = ticket = next(self._ticket)
         self._decoding += 1
         self._context_tokens += target_tokens
-        self.kv.growing[(iterations - target_tokens) % self._block_tokens] += 1
-        heappush(self._ends, (iterations + request.output_tokens - request.outputs, ticket, request))
+        self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
+        heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:
         """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
         emitted = []
         self._busy = False
-        run = self._run
+        gained = self._run
+        if self._speculation is not None:
+            gained = self._speculation.gained(self._iteration, gained)
+            self._iteration += self._run
         chunks = self._chunks
         kv = self.kv
         if chunks is None:
-            kv.used_blocks += kv.growth(self.iterations, run)
+            kv.used_blocks += kv.growth(self.clock, gained)
         used_blocks, slots = kv.used_blocks, len(self._running)
-        self._context_tokens += self._decoding * run
-        self.iterations = iterations = self.iterations + run
+        self._context_tokens += self._decoding * gained
+        self.clock = clock = self.clock + gained
         ends = self._ends
-        while ends and ends[0][0] <= iterations:
+        while ends and ends[0][0] <= clock:
             _, ticket, request = heappop(ends)
             if request.ticket == ticket and request.state == DECODE:
                 self._leave(request)
@@ -159,8 +197,10 @@ class Batch(Generic[R]):
             self._lingering_slots = slots - len(self._running)
             self._lingering_blocks = used_blocks - kv.used_blocks
             kv.used_blocks = used_blocks
-        elif self._leftovers is not None:
-            self._leftovers.freed(used_blocks - kv.used_blocks)
+            self._lingering = self._leaving
+            self._leaving = []
+        elif self._leaving:
+            self._let_go()
         if self._paused:
             for request in self._paused:
                 self._decode_from_here(request)
@@ -170,38 +210,32 @@ class Batch(Generic[R]):
     def _release(self) -> None:
         """Free what lingers, now that the iteration it was not free for is planned."""
         self.kv.used_blocks -= self._lingering_blocks
-        if self._leftovers is not None:
-            self._leftovers.freed(self._lingering_blocks)
         self._lingering_slots = self._lingering_blocks = 0
+        if self._lingering:
+            self._leaving, self._lingering = self._lingering, []
+            self._let_go()
 
-    def _forget_leftovers(self) -> None:
-        if self._leftovers is not None:
-            self._leftovers.clear(self.kv.total_blocks - self.kv.used_blocks)
+    def _forget_cached(self) -> None:
+        if self._cache is not None:
+            self._cache.clear(self.kv.total_blocks - self.kv.used_blocks)
 
     def _drop(self, request: R) -> None:
         if request.state == WAITING:
             self.waiting_count -= 1  # the queue skips it when it comes to the front
-            if self._leftovers is not None:
-                self._leftovers.dropped(request)
         elif request.state == ENDED:
             return
         else:
-            used_blocks = self.kv.used_blocks
             request.outputs = self._leave(request)
-            if self._leftovers is not None:
-                self._leftovers.freed(used_blocks - self.kv.used_blocks)
+            if self._leaving:
+                self._let_go()
         request.state = ENDED
 
     def _preempt(self, request: R, blocks_of_this_iteration: int) -> None:
-        kv = self.kv
-        used_blocks = kv.used_blocks
-        computed_tokens = request.computed_tokens
-        if request.state == DECODE:
-            computed_tokens = request.target_tokens + self.iterations - request.base_iteration
         request.outputs = self._leave(request)
-        kv.used_blocks -= blocks_of_this_iteration
-        if self._leftovers is not None:
-            self._leftovers.preempted(request, computed_tokens, used_blocks - kv.used_blocks)
+        if self._cache is None:
+            self.kv.used_blocks -= blocks_of_this_iteration
+        else:
+            self._let_go(more_blocks=blocks_of_this_iteration, comes_back=True)
         request.target_tokens = request.prompt_tokens + request.outputs
         request.computed_tokens = 0
         request.state = WAITING
@@ -212,14 +246,21 @@ class Batch(Generic[R]):
 
     def _pause(self, request: R) -> None:
         """Leave a running request out of one iteration; it keeps its blocks and its place in the order."""
+        request.place = next(self._places)
         if request.state == PREFILL:
             self._running[request] = self._running.pop(request)
             return
-        computed_tokens = request.target_tokens + self.iterations - request.base_iteration
+        computed_tokens = request.target_tokens + self.clock - request.base_clock
         request.outputs = self._leave(request)
         request.target_tokens = computed_tokens
-        request.base_iteration = self.iterations
+        request.base_clock = self.clock
         request.ticket = -1
         self._running[request] = None
-        self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
+        if self._cache is None:
+            self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
+        self._leaving.clear()
         self._paused.append(request)
+
+
+def _place(leaving: tuple[EngineRequest, int, int]) -> int:
+    return leaving[0].place

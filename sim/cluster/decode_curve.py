@@ -36,9 +36,12 @@ class DecodeCurve:
         i = max(0, bisect_right(self._starts, context_tokens) - 1)
         return self._first_s[i] + self._slopes[i] * (context_tokens - self._starts[i])
 
-    def run_s(self, context_tokens: int, iterations: int) -> float:
-        """Return the total of ``iterations``; the first reads ``context_tokens``."""
-        starts, sequences = self._starts, self._sequences
+    def run_s(self, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
+        """Return the total of ``iterations``; the first reads ``context_tokens``.
+
+        ``gain`` is by how many tokens each context grows in an iteration.
+        """
+        starts, step = self._starts, self._sequences * gain
         last = len(starts) - 1
         i = max(0, bisect_right(starts, context_tokens) - 1)
         total_s = 0.0
@@ -47,16 +50,16 @@ class DecodeCurve:
             first_s = self._first_s[i] + slope * (context_tokens - starts[i])
             inside = iterations
             if i < last:
-                inside = min(iterations, math.ceil((starts[i + 1] - context_tokens) / sequences))
-            total_s += inside * (first_s + slope * sequences * (inside - 1) / 2)
+                inside = min(iterations, math.ceil((starts[i + 1] - context_tokens) / step))
+            total_s += inside * (first_s + slope * step * (inside - 1) / 2)
             iterations -= inside
             if not iterations:
                 return total_s
-            context_tokens += inside * sequences
+            context_tokens += inside * step
             while i < last and starts[i + 1] <= context_tokens:
                 i += 1
 
-    def until(self, context_tokens: int, elapsed_s: float) -> int:
+    def until(self, context_tokens: float, elapsed_s: float) -> int:
         """Return the least k >= 1 for which `run_s` of k iterations exceeds ``elapsed_s``."""
         starts, sequences = self._starts, self._sequences
         last = len(starts) - 1

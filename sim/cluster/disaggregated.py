@@ -48,6 +48,7 @@ class Prefill(EngineRequest, Generic[R]):
     def __init__(self, request: R) -> None:
         super().__init__(request.prompt_tokens, 1, request.priority)
         self.due_s = request.due_s
+        self.prefix = request.prefix
         self.request = request
 
 
@@ -64,7 +65,7 @@ class DecodeReplica(Replica[R]):
         kv, block_tokens = self.kv, self._block_tokens
         while (request := queue.arrived()) is not None:
             # It decodes in this very iteration, and may take a block more for that.
-            needed = kv.used_blocks + kv.growing[self.iterations % block_tokens]
+            needed = kv.used_blocks + kv.growing[self.clock % block_tokens]
             needed += blocks_of(request.target_tokens + 1, block_tokens)
             if len(self._running) + self._lingering_slots >= self.max_num_seqs or needed > kv.total_blocks:
                 break
@@ -72,6 +73,7 @@ class DecodeReplica(Replica[R]):
             self.waiting_count -= 1
             request.transferred = False
             self._running[request] = None
+            request.place = next(self._places)
             kv.used_blocks += blocks_of(request.target_tokens, block_tokens)
             self._decode_from_here(request)
         return super()._schedule(now_s)
@@ -277,6 +279,7 @@ class DisaggregatedReplica(Generic[R]):
         self._owed_tokens[index] -= request.prompt_tokens
         request.outputs = 1
         request.preemptions += part.preemptions
+        request.cached_tokens = part.cached_tokens
         if request.output_tokens == 1:
             request.state = ENDED
             self._listener.on_first_token(request, now_s)

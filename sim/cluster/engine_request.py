@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from workloads.requests import Prefix
+
 WAITING, PREFILL, DECODE, ENDED = range(4)
 NEVER_S = float("inf")
 
@@ -16,23 +18,30 @@ class EngineRequest:
     submitted_s, order : when it came, and the number of its submission, the last tie-break.
     target_tokens : tokens to compute before the next output token: the prompt, plus output that was recomputed away.
     computed_tokens : how many of those are computed, while in PREFILL.
-    outputs : output tokens at ``base_iteration``; while in DECODE one more with every iteration since.
+    outputs : output tokens at ``base_clock``; while in DECODE one more for every tick of the replica's clock since.
     ticket : number of the entry in the heap of ends that is valid.
+    place : its place in the order of admission, where prefixes are cached.
     preemptions : how often it lost its KV blocks.
     aborted : its client is gone; it emits nothing more.
+    prefix : the lines of text that its tokens run through, (name, tokens from the start to the line's end) each; equal
+        names mean equal text up to there. What is not covered is its own. None: all is.
+    cached_tokens : tokens of its prompt that were found in the KV cache when it was first admitted; -1 before.
     due_s : when the first output token is due, for schedulers that go by deadlines; infinity for never.
     transferred : its prompt was computed elsewhere and its KV cache came over; see `sim.cluster.disaggregated`.
     """
 
     __slots__ = (
         "aborted",
-        "base_iteration",
+        "base_clock",
+        "cached_tokens",
         "computed_tokens",
         "due_s",
         "order",
         "output_tokens",
         "outputs",
+        "place",
         "preemptions",
+        "prefix",
         "priority",
         "prompt_tokens",
         "state",
@@ -42,21 +51,24 @@ class EngineRequest:
         "transferred",
     )
 
+    place: int
+
     def __init__(self, prompt_tokens: int, output_tokens: int, priority: int = 0) -> None:
         self.prompt_tokens = self.target_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.priority = priority
         self.submitted_s = 0.0
         self.state = WAITING
-        self.order = self.computed_tokens = self.outputs = self.base_iteration = self.preemptions = 0
-        self.ticket = -1
+        self.order = self.computed_tokens = self.outputs = self.base_clock = self.preemptions = 0
+        self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
+        self.prefix: Prefix | None = None
         self.aborted = self.transferred = False
 
     def begin_again(self) -> None:
         """Forget what a lost replica had computed, to be submitted to another."""
         self.target_tokens = self.prompt_tokens
         self.state = WAITING
-        self.computed_tokens = self.outputs = self.base_iteration = 0
-        self.ticket = -1
+        self.computed_tokens = self.outputs = self.base_clock = 0
+        self.ticket = self.cached_tokens = -1
         self.transferred = False

@@ -148,7 +148,7 @@ class FlowReplica(Replica[R]):
         """See `Scheduler._schedule`."""
         kv = self.kv
         decoding = self._decoding
-        used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
+        used_blocks = kv.used_blocks + kv.growing[self.clock % self._block_tokens]
         if used_blocks > kv.total_blocks and self._running:
             return self._schedule_short_of_blocks(now_s)
         budget_tokens = self._max_batched_tokens - decoding

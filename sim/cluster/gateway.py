@@ -210,11 +210,11 @@ class SimulatedGateway:
     def _come(self, workload: int, priority: int, chain: str, follow_up: FollowUp, _: simpy.Event) -> None:
         self._to_follow -= 1
         now_s = self._env.now
-        step, _delay_s, prompt_tokens, output_tokens, asked_tokens = follow_up
+        step, _delay_s, prompt_tokens, output_tokens, asked_tokens, prefix = follow_up
         name = f"{self._names[workload]}-{chain}.{step}"
-        self.arrive(
-            Attempt(name, 1, workload, priority, now_s, now_s, prompt_tokens, output_tokens, asked_tokens), now_s
-        )
+        attempt = Attempt(name, 1, workload, priority, now_s, now_s, prompt_tokens, output_tokens, asked_tokens)
+        attempt.prefix = prefix
+        self.arrive(attempt, now_s)
 
     def _retry(self, last: Attempt, _: simpy.Event) -> None:
         del self._coming_again[last.request_id]
@@ -230,6 +230,7 @@ class SimulatedGateway:
             last.output_tokens,
             last.asked_tokens,
         )
+        again.prefix = last.prefix
         self.arrive(again, now_s)
 
     # ----------------------------------------------------------------------------------------------------- replicas
@@ -249,7 +250,10 @@ class SimulatedGateway:
         request.outcome = Outcome.FINISHED
         del self._open[request_id]
         self.ended += 1
-        instructions = self._handle(_new(Finished, (request_id, outputs, 0, None)), now_s)
+        cached_tokens = request.cached_tokens
+        if cached_tokens < 0:  # the replica keeps no prefixes
+            cached_tokens = 0
+        instructions = self._handle(_new(Finished, (request_id, outputs, cached_tokens, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:

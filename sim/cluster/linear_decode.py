@@ -16,16 +16,16 @@ class LinearDecode(ABC):
 
     @abstractmethod
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
 
-    def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
+    def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`: an arithmetic series."""
         first_s = self.iteration_s(0, 0.0, sequences, context_tokens)
-        return iterations * (first_s + self.per_context_token_s * sequences * (iterations - 1) / 2)
+        return iterations * (first_s + self.per_context_token_s * sequences * gain * (iterations - 1) / 2)
 
-    def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
+    def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `StepTime.iterations_until`: the root of a quadratic, then made exact."""
         first_s = self.iteration_s(0, 0.0, sequences, context_tokens)
         half_growth_s = self.per_context_token_s * sequences / 2

@@ -14,6 +14,7 @@ from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Listener, Replica
+from sim.cluster.speculation import SpeculativeStepTime
 from sim.cluster.step_time import StepTime
 from sim.profiles import Profile
 
@@ -25,6 +26,12 @@ def replica_of(
 ) -> Replica[R]:
     """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
     settings = _settings(profile, step_time) | {"listener": listener, "arm": arm}
+    if profile.speculation is not None:
+        step_time = SpeculativeStepTime(step_time, profile.speculation)
+        return Replica(
+            scheduling=profile.scheduling,
+            **settings | {"step_time": step_time, "speculation": profile.speculation},
+        )
     if profile.scheduling == "flow-prefill":
         return FlowReplica(operator_s=profile.operator_s, **settings)
     if profile.scheduling == "fair-batching":

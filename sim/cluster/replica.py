@@ -7,8 +7,8 @@ Messages (submit, abort, capacity) take effect at iteration boundaries, as in vL
 arrives less than ``TIE_S`` before a boundary waits for the next one, so that rounding never decides who joins.
 
 With ``async_scheduling`` the engine plans an iteration while the one before it runs, as vLLM does by default: messages,
-and the slots and blocks of requests that end, reach the plan one iteration later. With ``prefix_caching`` a preempted
-request finds again what is left of its blocks.
+and the slots and blocks of requests that end, reach the plan one iteration later. ``prefix_caching`` is
+`sim.cluster.prefix_cache`.
 
 This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is told so by `boundary`.
 """
@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 from sim.cluster.discipline import DISCIPLINES, Batcher
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
 from sim.cluster.scheduler import Scheduler
+from sim.cluster.speculation import Speculation
 from sim.cluster.step_time import StepTime
 
 TIE_S = 1e-9
@@ -54,6 +55,7 @@ class Replica(Scheduler[R]):
     scheduling : one of `sim.cluster.discipline.DISCIPLINES`: "fcfs", or "priority" (lower `EngineRequest.priority`
         first), or "shortest-first".
     async_scheduling, prefix_caching : see the top of this file.
+    speculation : how several tokens come of one iteration; None: one does. What that costs is in ``step_time``.
     batcher : limits the prompt tokens of an iteration; None: the token budget alone does.
     """
 
@@ -71,6 +73,7 @@ class Replica(Scheduler[R]):
         async_scheduling: bool = False,
         prefix_caching: bool = False,
         batcher: Batcher | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         super().__init__(
             step_time=step_time,
@@ -83,6 +86,7 @@ class Replica(Scheduler[R]):
             block_tokens=block_tokens,
             async_scheduling=async_scheduling,
             prefix_caching=prefix_caching,
+            speculation=speculation,
         )
         self._listener = listener
         self._order = count()
@@ -93,7 +97,7 @@ class Replica(Scheduler[R]):
         """Return how many output tokens the request has at ``now_s``."""
         if request.state != DECODE:
             return request.outputs
-        return request.outputs + self.iterations + self._run_done(now_s) - request.base_iteration
+        return request.outputs + self.clock + self._gained(self._run_done(now_s)) - request.base_clock
 
     def runs(self, request: R) -> bool:
         """Return whether the request holds a slot."""
@@ -108,7 +112,12 @@ class Replica(Scheduler[R]):
         """Return the blocks in use at ``now_s``, those of the iteration under way included."""
         if not self._busy or self._chunks is not None:
             return self.kv.used_blocks
-        return self.kv.used_blocks + self.kv.growth(self.iterations, min(self._run, self._run_done(now_s) + 1))
+        done = min(self._run, self._run_done(now_s) + 1)
+        return self.kv.used_blocks + self.kv.growth(self.clock, self._gained(done))
+
+    def _gained(self, iterations: int) -> int:
+        """Return the tokens that a sequence gets in the next iterations."""
+        return iterations if self._speculation is None else self._speculation.gained(self._iteration, iterations)
 
     def _run_done(self, now_s: float) -> int:
         """Return how many iterations of the present run are complete."""
@@ -117,7 +126,7 @@ class Replica(Scheduler[R]):
         elapsed_s = (now_s - self._run_start_s) / self.slowdown
         if elapsed_s <= 0:
             return 0
-        k = self._step.iterations_until(self._decoding, self._context_tokens + self._decoding, elapsed_s)
+        k = self._step.iterations_until(self._decoding, self._reads(self._decoding), elapsed_s)
         return min(k - 1, self._run)
 
     # --------------------------------------------------------------------------------------------------------- tell
@@ -161,9 +170,14 @@ class Replica(Scheduler[R]):
             request.outputs = self.outputs_at(request, now_s)
         for request in lost:
             request.state = ENDED
+        done = self._run_done(now_s)
+        self.clock += self._gained(done)
+        self._iteration += done
         self.kv.clear()
         self._apply_settings()
-        self._forget_leftovers()
+        if self._cache is not None:
+            self._cache.lose_all()
+        self._forget_cached()
         self._clear()
         self.waiting_count = 0
         self._wake(NEVER_S)
@@ -189,7 +203,7 @@ class Replica(Scheduler[R]):
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
-        context_tokens = self._context_tokens + decoding
+        context_tokens = self._reads(decoding)
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
         run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True
@@ -234,7 +248,7 @@ class Replica(Scheduler[R]):
         """Return when the iteration that comes next was planned: at the start of the one that ends now."""
         if self._run == 1:
             return self._run_start_s
-        run_s = self._step.decode_run_s(self._decoding, self._context_tokens + self._decoding, self._run - 1)
+        run_s = self._step.decode_run_s(self._decoding, self._reads(self._decoding), self._run - 1)
         return self._run_start_s + run_s * self.slowdown
 
     def _read_inbox(self, until_s: float, *, inclusive: bool = False) -> None:
@@ -253,7 +267,7 @@ class Replica(Scheduler[R]):
             self.max_num_seqs = arg
         elif kind == _KV_BLOCKS:
             self.kv.total_blocks = arg
-            self._forget_leftovers()
+            self._forget_cached()
         else:
             self.slowdown = arg
 

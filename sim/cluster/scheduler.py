@@ -25,6 +25,7 @@ from sim.cluster.batch import Batch
 from sim.cluster.discipline import Batcher, Discipline
 from sim.cluster.engine_request import DECODE, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import blocks_of
+from sim.cluster.speculation import Speculation
 from sim.cluster.step_time import StepTime
 
 R = TypeVar("R", bound=EngineRequest)
@@ -46,6 +47,7 @@ class Scheduler(Batch[R]):
         block_tokens: int,
         async_scheduling: bool,
         prefix_caching: bool,
+        speculation: Speculation | None,
     ) -> None:
         self._step = step_time
         self._arm = arm
@@ -61,6 +63,7 @@ class Scheduler(Batch[R]):
             block_tokens=block_tokens,
             async_scheduling=async_scheduling,
             prefix_caching=prefix_caching,
+            speculation=speculation,
         )
 
     def _clear(self) -> None:
@@ -72,11 +75,17 @@ class Scheduler(Batch[R]):
     def _schedule(self, now_s: float) -> bool:
         """Begin the next iteration, or run of decode iterations; False where there is nothing to run."""
         kv = self.kv
+        cache = self._cache
         decoding = self._decoding
         partial = self._partial
-        used_blocks = kv.used_blocks + kv.growing[self.iterations % self._block_tokens]
+        used_blocks = kv.used_blocks + kv.growing[self.clock % self._block_tokens]
         total_blocks = kv.total_blocks
         budget_tokens = self._max_batched_tokens - decoding
+        if self._speculation is not None:
+            budget_tokens -= decoding * self._speculation.tokens
+            # Its first token's blocks are counted above.
+            gained = self._speculation.gained(self._iteration, 1)
+            used_blocks += kv.growth(self.clock + 1, gained - 1) if gained > 1 else 0
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
             context_tokens = self._context_tokens + decoding
@@ -86,6 +95,8 @@ class Scheduler(Batch[R]):
             used_blocks += self._chunk_blocks(partial, tokens)
             budget_tokens -= tokens
             chunks.append((partial, tokens))
+            if cache is not None and used_blocks <= total_blocks:
+                cache.name(partial, partial.computed_tokens + tokens)
         if used_blocks > total_blocks and self._running:
             return self._schedule_short_of_blocks(now_s)
         waiting = self._waiting
@@ -98,20 +109,28 @@ class Scheduler(Batch[R]):
                     break
                 tokens = request.target_tokens
                 blocks = -(-tokens // block_tokens)
-                if used_blocks + blocks > total_blocks:
+                found_tokens = 0
+                if cache is not None and (request.prefix is not None or request.preemptions):
+                    cache.sync(total_blocks - used_blocks)
+                    found, shared = cache.look(request, tokens)
+                    if used_blocks + blocks - shared > total_blocks:
+                        break
+                    cache.hold(request, found)
+                    found_tokens = found * block_tokens
+                    used_blocks -= shared
+                    tokens -= found_tokens
+                elif used_blocks + blocks > total_blocks:
                     break
                 waiting.pop()
                 self.waiting_count -= 1
-                found_tokens = 0
-                if request.preemptions and self._leftovers is not None:
-                    found_tokens = block_tokens * self._leftovers.find(request, tokens, total_blocks - used_blocks)
-                    tokens -= found_tokens
                 if tokens > budget_tokens:
                     tokens = budget_tokens
                     blocks = -(-(found_tokens + tokens) // block_tokens)
                     self._partial = request
                 request.state = PREFILL
                 request.computed_tokens = found_tokens
+                if cache is not None:
+                    self._note_cached(request, found_tokens, tokens)
                 self._running[request] = None
                 used_blocks += blocks
                 chunks.append((request, tokens))
@@ -125,6 +144,13 @@ class Scheduler(Batch[R]):
             self._begin_decode_run(now_s)
             return True
         return False
+
+    def _note_cached(self, request: R, found_tokens: int, tokens: int) -> None:
+        """Note, where prefixes are cached, what an admitted request found, and let others find what it computes."""
+        request.place = next(self._places)
+        if request.cached_tokens < 0:
+            request.cached_tokens = found_tokens
+        self._cache.name(request, found_tokens + tokens)  # type: ignore[union-attr]
 
     def _chunk_blocks(self, request: R, tokens: int) -> int:
         """Return the blocks that the next ``tokens`` of a prompt take."""
@@ -141,7 +167,7 @@ class Scheduler(Batch[R]):
             prefill_tokens += tokens
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
-        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._context_tokens + decoding)
+        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._reads(decoding))
         self._chunks = chunks
         self._run = 1
         self._cut = True
@@ -155,15 +181,33 @@ class Scheduler(Batch[R]):
         decoding = self._decoding
         # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
         soon = self._inbox or (self._lingering_slots and self.waiting_count)
-        run = 1 if soon else ends[0][0] - self.iterations
+        speculation = self._speculation
+        if soon:
+            run = 1
+        elif speculation is None:
+            run = ends[0][0] - self.clock
+        else:
+            run = speculation.until(self._iteration, ends[0][0] - self.clock)
         if self._batcher is not None and (self.waiting_count or self._partial is not None):
             run = 1  # it may take prompts on any time
-        if run > 1:
-            run = self.kv.run_that_fits(self.iterations, run, decoding)
+        if run > 1 and speculation is None:
+            run = self.kv.run_that_fits(self.clock, run, decoding)
+        elif run > 1 and speculation is not None:
+            gained = speculation.gained(self._iteration, run)
+            fits = self.kv.run_that_fits(self.clock, gained, decoding)
+            if fits < gained:
+                run = speculation.within(self._iteration, fits)
         self._chunks = None
         self._run = run
         self._cut = run == 1
-        self._begin(now_s, self._step.decode_run_s(decoding, self._context_tokens + decoding, run))
+        self._begin(now_s, self._step.decode_run_s(decoding, self._reads(decoding), run))
+
+    def _reads(self, decoding: int) -> float:
+        """Return the KV entries that the decodes of an iteration read."""
+        if self._speculation is None:
+            return self._context_tokens + decoding
+        # With the part of a token that each sequence has beyond its whole ones, so that contexts grow evenly.
+        return self._context_tokens + decoding * (1 + self._speculation.pending(self._iteration))
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True
@@ -181,9 +225,14 @@ class Scheduler(Batch[R]):
         while i < len(order):
             request = order[i]
             if request.state == DECODE:
-                computed_tokens = request.target_tokens + self.iterations - request.base_iteration
-                tokens = 1
-                blocks = 1 if computed_tokens % self._block_tokens == 0 else 0
+                computed_tokens = request.target_tokens + self.clock - request.base_clock
+                tokens = blocks = 1
+                if self._speculation is not None:
+                    tokens += self._speculation.tokens
+                    blocks = self._speculation.gained(self._iteration, 1)
+                blocks = blocks_of(computed_tokens + blocks, self._block_tokens) - blocks_of(
+                    computed_tokens, self._block_tokens
+                )
             else:
                 tokens = min(request.target_tokens - request.computed_tokens, budget_tokens)
                 blocks = self._chunk_blocks(request, tokens)
@@ -206,6 +255,9 @@ class Scheduler(Batch[R]):
         if not taken:
             return self._schedule(now_s)
         chunks = [(r, tokens) for r, (tokens, _) in taken.items() if r.state == PREFILL]
+        if self._cache is not None:
+            for request, tokens in chunks:
+                self._cache.name(request, request.computed_tokens + tokens)
         for request in order[i:]:
             self._pause(request)
         self._begin_iteration(now_s, chunks)

@@ -50,7 +50,7 @@ class FittedStepTime(LinearDecode):
             )
 
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
         duration_s = (

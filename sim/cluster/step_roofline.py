@@ -88,7 +88,7 @@ class RooflineStepTime(LinearDecode):
     )
 
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
         work, tokens = self.work, prefill_tokens + decode_sequences

@@ -98,7 +98,7 @@ class TableStepTime:
     # ------------------------------------------------------------------------------------------------------ interface
 
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
         if not prefill_tokens:
@@ -110,13 +110,13 @@ class TableStepTime:
         kernels_s = self._dense_s(prefill_tokens + decode_sequences) + self._sequence_s(decode_sequences + 1)
         return self.base_s + self.per_prefill_iteration_s + self.scale * (kernels_s + attention_s)
 
-    def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
+    def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`."""
-        if context_tokens / sequences + iterations > self.decode_context[-1]:
-            self._check("decode_context", context_tokens / sequences + iterations)
-        return self._curve(sequences).run_s(context_tokens, iterations)
+        if context_tokens / sequences + iterations * gain > self.decode_context[-1]:
+            self._check("decode_context", context_tokens / sequences + iterations * gain)
+        return self._curve(sequences).run_s(context_tokens, iterations, gain)
 
-    def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
+    def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `StepTime.iterations_until`."""
         return self._curve(sequences).until(context_tokens, elapsed_s)
 
@@ -189,7 +189,7 @@ class TableStepTime:
         far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
         return far, place(self.prefill_context, far)
 
-    def _mixed_s(self, prefill_s: float, tokens: int, before: float, sequences: int, context_tokens: int) -> float:
+    def _mixed_s(self, prefill_s: float, tokens: int, before: float, sequences: int, context_tokens: float) -> float:
         """Return the attention of an iteration in which prompts and decodes share a kernel."""
         context = context_tokens / sequences
         if context > self.beside_context[-1]:

@@ -21,7 +21,7 @@ class StepTime(Protocol):
     """Durations of iterations, in seconds."""
 
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """Return the duration of one iteration.
 
@@ -34,11 +34,14 @@ class StepTime(Protocol):
         """
         ...
 
-    def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
-        """Return the total of ``iterations`` decode iterations of a fixed batch; the first reads ``context_tokens``."""
+    def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
+        """Return the total of ``iterations`` decode iterations of a fixed batch; the first reads ``context_tokens``.
+
+        ``gain`` is by how many tokens each context grows in an iteration.
+        """
         ...
 
-    def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
+    def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """Return the least k >= 1 for which `decode_run_s` of k iterations exceeds ``elapsed_s``."""
         ...
 
@@ -74,7 +77,7 @@ class LinearStepTime:
             )
 
     def iteration_s(
-        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: int
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
         return (
@@ -85,15 +88,15 @@ class LinearStepTime:
             + self.per_prefill_pair_s * prefill_pairs
         )
 
-    def decode_run_s(self, sequences: int, context_tokens: int, iterations: int) -> float:
+    def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`: an arithmetic series."""
         first_s = (
             self.base_s + self.per_decode_sequence_s * sequences + self.per_context_token_s * context_tokens
         )
-        growth_s = self.per_context_token_s * sequences
+        growth_s = self.per_context_token_s * sequences * gain
         return iterations * (first_s + growth_s * (iterations - 1) / 2)
 
-    def iterations_until(self, sequences: int, context_tokens: int, elapsed_s: float) -> int:
+    def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `StepTime.iterations_until`: the root of a quadratic, then made exact."""
         half_growth_s = self.per_context_token_s * sequences / 2
         linear_s = (

@@ -235,6 +235,8 @@ class _Arrivals:
         self._arrive = gateway.arrive
         self._names = [w.name for w in world.workloads]
         self._priorities = [w.priority for w in world.workloads]
+        # Only a replica that keeps prefixes asks for them.
+        self._prefixes = [d.prefixes if world.profile.prefix_caching else None for d in world.demands]
         self._rows = self._in_order(world.demands)
         self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in world.demands)
@@ -250,7 +252,11 @@ class _Arrivals:
             self._env.set(self._alarm, row[0])
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
-        self._arrive(Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens), at_s)
+        attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
+        prefixes = self._prefixes[w]
+        if prefixes is not None:
+            attempt.prefix = prefixes.of(n)
+        self._arrive(attempt, at_s)
 
     @staticmethod
     def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:

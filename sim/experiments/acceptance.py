@@ -90,21 +90,22 @@ def rounds_to(value: float, digits: int) -> Accepted:
     return Accepted(f"{value:.{digits}f}", lambda mean: round(mean, digits) == value)
 
 
-def rows(first: pd.DataFrame, second: pd.DataFrame, scenario2: Scenario) -> list[Row]:
+def rows(first: pd.DataFrame | None, second: pd.DataFrame | None, scenario2: Scenario) -> list[Row]:
     """Return the table's rows.
 
     Parameters
     ----------
     first, second : measures of the two experiments (`sim.experiments.measures`), one row a policy and replication.
+        Rows of policies that did not run, and of an experiment that is None, are left out.
     scenario2 : experiment 2, for the rules under which its weights are formed.
     """
-    by_policy = {str(policy): own for policy, own in first.groupby("policy", observed=True)}
+    groups = () if first is None else first.groupby("policy", observed=True)
+    by_policy = {str(policy): own for policy, own in groups}
+    of_policies = (("none", _no_control), ("token-pool", _protection), ("rate-limit", _rate_limit))
     return [
-        *_weights(second, scenario2),
-        *_no_control(by_policy["none"]),
-        *_protection(by_policy["token-pool"]),
-        *_rate_limit(by_policy["rate-limit"]),
-        *_fair_share(second),
+        *(() if second is None else _weights(second, scenario2)),
+        *(row for policy, found in of_policies if policy in by_policy for row in found(by_policy[policy])),
+        *(() if second is None else _fair_share(second)),
     ]
 
 

@@ -115,10 +115,10 @@ def _experiments(law: Law, n: int, experiments: int, seed: int, *, sojourn: bool
     size = LONG_RUN if n == 1 else PER_REPLICATION
     for experiment in range(experiments):
         rng = np.random.default_rng([seed, n, experiment])
-        yield [_path(law, rng, size, sojourn=sojourn) for _ in range(n)]
+        yield [path(law, rng, size, sojourn=sojourn) for _ in range(n)]
 
 
-def _path(law: Law, rng: np.random.Generator, size: int, *, sojourn: bool) -> Floats:
+def path(law: Law, rng: np.random.Generator, size: int = PER_REPLICATION, *, sojourn: bool = False) -> Floats:
     """Return waits, or times in the system, of customers after the warm-up: Lindley's recursion, without a loop."""
     total = WARM_UP + size
     service = law.draw(rng, total)

@@ -130,7 +130,7 @@ class WatchedCore:
         except SnapshotError:
             copy = None
         asked = request.max_output_tokens
-        found = Explanation(request, now_s, self._core._default_max if asked is None else asked)
+        found = Explanation(request, now_s, self._core.default_max_output_tokens if asked is None else asked)
         self.found = found
         said = self._core.handle(event, now_s)
         found.books.append(before)

@@ -19,14 +19,14 @@ from sim.analysis.promises import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.attempt_series import AttemptSeries
 from sim.attempts import attempt_columns
-from sim.errors import InputError
+from sim.errors import InputError, RunError
 from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.run import client_chances, demands
 from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
-from sim.live.hooks import Hook, LiveEvent, apply
+from sim.live.hooks import GatewayCapacity, Hook, LiveEvent, apply
 from sim.live.load import LoadGenerator
-from sim.live.watch import Floats, Watch, timeline
+from sim.live.watch import Floats, Watch, clock_ahead_s, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
 from sim.scenario import Scenario, expand, resolved, scenario_hash
@@ -50,6 +50,9 @@ class Target:
     metrics : URLs of vLLM's metrics pages, one a replica; none: the gateway's reports, if there is one.
     state, token : URL of the gateway's state, and the token that it asks for.
     hooks : what makes the scenario's events happen.
+    set_capacity : URL at which the gateway is told of changes of capacity.
+    begin_at_s : begin when the gateway's clock shows this, so that what its entitlements and ticks do falls where it
+        does in a simulation; None: at once.
     """
 
     base_url: str
@@ -59,6 +62,8 @@ class Target:
     state: str | None = None
     token: str | None = None
     hooks: Sequence[Hook] = ()
+    set_capacity: str | None = None
+    begin_at_s: float | None = None
     timeout_s: float = 600.0
 
 
@@ -130,16 +135,20 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
     interval_s = scenario.timeline_interval_s
     watch = Watch(target.metrics, target.state, interval_s=interval_s or 1.0, token=target.token)
 
+    hooks = list(target.hooks)
+    if target.set_capacity is not None:
+        hooks.append(GatewayCapacity(target.set_capacity, target.token))
+
     async def go() -> tuple[list[LiveAttempt], float]:
         loop = asyncio.get_running_loop()
-        origin_s = loop.time() + _START_IN_S
+        origin_s = await _origin_s(target)
         async with Completions(target.base_url, origin_s=origin_s, timeout_s=target.timeout_s) as completions:
             load = LoadGenerator(
                 workloads, parts, send=completions.ask, prompts=target.prompts, chances=chances, keys=target.keys,
                 horizon_s=scenario.horizon_s,
             )  # fmt: skip
             watching = loop.create_task(watch.run(origin_s, scenario.horizon_s or math.inf))
-            changing = loop.create_task(apply(live_events(scenario), target.hooks, origin_s))
+            changing = loop.create_task(apply(live_events(scenario), hooks, origin_s))
             running = loop.create_task(load.run(origin_s))
             try:
                 done, _ = await asyncio.wait({changing, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,6 +197,23 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
         end_s,
         stats,
     )
+
+
+async def _origin_s(target: Target) -> float:
+    """Return the loop's time at which the run begins.
+
+    Raises
+    ------
+    RunError : that time has passed.
+    """
+    loop = asyncio.get_running_loop()
+    if target.begin_at_s is None or target.state is None:
+        return loop.time() + _START_IN_S
+    clock_s = await clock_ahead_s(target.state, target.token)
+    origin_s = target.begin_at_s - clock_s
+    if origin_s < loop.time() + _START_IN_S:
+        raise RunError(f"the gateway's clock is past {target.begin_at_s:g} s; start it anew, or begin later")
+    return origin_s
 
 
 def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[Row]:

@@ -10,9 +10,8 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,105 +24,19 @@ from sim.analysis.study import Case, Study
 from sim.complaints import suggestion
 from sim.errors import InputError, ScenarioError
 from sim.experiments.executors import Executor
+from sim.experiments.plan_model import Answer, Cost, Goal, Knob, Setting, Trial, default_cost, parse_knob
 from sim.experiments.sweep import sweep
 from sim.results import replace_file
 from sim.scenario import Scenario, parse_scenario, resolved
+from sim.vary import varied_paths
 
-REPLICAS = "pool.replicas"
+__all__ = ["Answer", "Cost", "Goal", "Knob", "Setting", "Trial", "default_cost", "parse_knob", "plan"]
+
+_LOOKS = 8
+"""Values between the ends to try where the dearest fails."""
+
 FRESH = 7_919
 """Added to the seed for the check: what the search saw says nothing about its own luck."""
-
-Setting = dict[str, Any]
-
-_KNOB = re.compile(r"(?P<path>[^=\s]+)\s*=\s*(?P<low>[-+0-9.eE]+)\.\.(?P<high>[-+0-9.eE]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """A field of the scenario that the plan may set, between two ends; whole numbers where both ends are."""
-
-    path: str
-    low: float
-    high: float
-    whole: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """When a setting is good enough.
-
-    Attributes
-    ----------
-    attainment : the share of the offered requests that must meet their objective, for each tenant.
-    confidence : of the one-sided lower bound of that share's mean over replications.
-    tenants : those that count; empty for all that have an objective.
-    """
-
-    attainment: float = 0.95
-    confidence: float = 0.95
-    tenants: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One setting of one policy.
-
-    Attributes
-    ----------
-    cost : replicas.
-    attainment : of the tenant that is worst off, mean over replications.
-    at_least : its one-sided lower bound.
-    """
-
-    policy: str
-    setting: Setting
-    cost: float
-    attainment: float
-    at_least: float
-    tenant: str
-
-    def meets(self, goal: Goal) -> bool:
-        """Whether the bound is at the goal or above."""
-        return self.at_least >= goal.attainment
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The cheapest setting of a policy that meets the goal, and what fresh seeds say of it; None: there is none."""
-
-    policy: str
-    best: Trial | None
-    checked: Trial | None
-    holds: bool
-    trials: tuple[Trial, ...]
-
-    @property
-    def frontier(self) -> list[Trial]:
-        """The trials that no other one beats in both cost and attainment, cheapest first."""
-        ordered = sorted(self.trials, key=lambda trial: (trial.cost, -trial.attainment))
-        found: list[Trial] = []
-        for trial in ordered:
-            if not found or trial.attainment > found[-1].attainment:
-                found.append(trial)
-        return found
-
-
-def parse_knob(text: str) -> Knob:
-    """Return the knob of ``path=low..high``.
-
-    Raises
-    ------
-    InputError : it is none.
-    """
-    match = _KNOB.fullmatch(text.strip())
-    try:
-        low, high = (float(match["low"]), float(match["high"])) if match else (math.nan, math.nan)
-    except ValueError:
-        low = high = math.nan
-    if match is None or not low < high:
-        raise InputError(f"--over {text!r}", "is no range", "give path=low..high, e.g. pool.replicas=1..16")
-    whole = all(re.fullmatch(r"[-+]?\d+", match[end]) for end in ("low", "high"))
-    return Knob(match["path"], low, high, whole)
 
 
 def plan(
@@ -132,26 +45,39 @@ def plan(
     knobs: Sequence[Knob],
     goal: Goal,
     *,
+    cost: Cost | None = None,
     budget: int = 40,
     executor: Executor | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> list[Answer]:
     """Search the knobs for each policy, check the answers on fresh seeds, and write ``plan.json`` and ``plan.csv``.
 
-    One knob of whole numbers is bisected, which takes attainment to rise with it; then the neighbours are tried. More
+    One knob of whole numbers is bisected, which takes attainment to rise with cost; then the neighbours are tried. More
     knobs, or numbers with fractions, go to Optuna's tree-structured Parzen estimator, for cost and attainment at once.
     ``folder`` is afterwards a result like a sweep's, of every setting tried.
 
     Parameters
     ----------
+    cost : None: replicas where a knob sets them, else as little as possible of what the first knob sets.
     budget : settings to try for each policy.
 
     Raises
     ------
-    InputError : no workload has an objective, or the search needs Optuna and it is not installed.
+    InputError : the scenario varies what no knob sets, no knob sets ``cost``, no workload has an objective, or Optuna
+        is needed and not installed.
     ScenarioError : a knob's path leads nowhere, or no value of it is valid.
     """
     tenants = _tenants(scenario, goal)
+    paths = {knob.path for knob in knobs}
+    for path in varied_paths(resolved(scenario)["vary"]):
+        if path not in paths:
+            problem = f"the scenario varies {path}, and a plan needs one value"
+            raise InputError("plan", problem, f"give --set {path}=VALUE")
+    cost = cost or default_cost(knobs)
+    if cost.path not in paths:
+        option = "--most" if cost.most else "--least"
+        fix = suggestion(cost.path, [knob.path for knob in knobs])
+        raise InputError(f"{option} {cost.path}", "no --over sets it", fix)
     single = len(knobs) == 1 and knobs[0].whole
     if not single and find_spec("optuna") is None:
         raise InputError("plan", "more than one whole-number knob needs Optuna", "pip install 'tokenpools[plan]'")
@@ -163,7 +89,7 @@ def plan(
             asked = _with(scenario, policy, [setting])
             if asked is None:
                 return None
-            tried[key] = _measured(asked, folder, policy, setting, tenants, goal, executor)
+            tried[key] = _measured(asked, folder, policy, setting, tenants, goal, cost, executor)
             if on_trial is not None:
                 on_trial(tried[key])
         return tried[key]
@@ -171,36 +97,46 @@ def plan(
     answers = []
     for policy in (one.name for one in scenario.policies):
         search = _bisected if single else _optimised
-        for _ in search(policy, knobs, goal, budget, scenario.seed, attempt):
+        for _ in search(policy, knobs, goal, cost, budget, scenario.seed, attempt):
             pass
         trials = tuple(trial for trial in tried.values() if trial.policy == policy)
         if not trials:
             raise InputError("--over", f"no setting is valid for {policy}", "see `tokenpools validate` with --set")
         good = [trial for trial in trials if trial.meets(goal)]
         best = min(good, key=lambda one: (one.cost, -one.at_least), default=None)
-        checked = None if best is None else _checked(scenario, folder, best, tenants, goal, executor)
+        checked = None if best is None else _checked(scenario, folder, best, tenants, goal, cost, executor)
         answers.append(Answer(policy, best, checked, checked is not None and checked.meets(goal), trials))
-    _written(scenario, folder, goal, answers, executor)
+    _written(scenario, folder, goal, cost, answers, executor)
     return answers
 
 
 _Attempt = Callable[[str, Setting], Trial | None]
 
 
-def _bisected(policy: str, knobs: Sequence[Knob], goal: Goal, budget: int, _: int, attempt: _Attempt) -> Iterator[None]:
+def _bisected(
+    policy: str, knobs: Sequence[Knob], goal: Goal, cost: Cost, budget: int, _: int, attempt: _Attempt
+) -> Iterator[None]:
     (knob,) = knobs
-    low, high = int(knob.low), int(knob.high)
+    low, high = sorted((int(cost.of(knob.low)), int(cost.of(knob.high))))
     spent = 0
 
-    def good(value: int) -> bool:
+    def good(price: int) -> bool:
         nonlocal spent
         spent += 1
-        trial = attempt(policy, {knob.path: value})
+        trial = attempt(policy, {knob.path: int(cost.of(price))})
         return trial is not None and trial.meets(goal)
 
+    below, above = low - 1, high
     top = good(high)
     yield
-    below, above = low - 1, high
+    if not top:  # where more is not better all the way, the middle may still do
+        for middle in _between(low, high, min(budget // 2, _LOOKS)):
+            if good(middle):
+                top, above = True, middle
+                yield
+                break
+            below = middle
+            yield
     while top and above - below > 1 and spent < budget:
         middle = (below + above) // 2
         below, above = (below, middle) if good(middle) else (middle, above)
@@ -213,8 +149,13 @@ def _bisected(policy: str, knobs: Sequence[Knob], goal: Goal, budget: int, _: in
             yield
 
 
+def _between(low: int, high: int, most: int) -> list[int]:
+    """Return whole numbers between two others, evenly spread, the least first."""
+    return sorted({low + round(i * (high - low) / (most + 1)) for i in range(most + 1)} - {high})
+
+
 def _optimised(
-    policy: str, knobs: Sequence[Knob], goal: Goal, budget: int, seed: int, attempt: _Attempt
+    policy: str, knobs: Sequence[Knob], goal: Goal, _: Cost, budget: int, seed: int, attempt: _Attempt
 ) -> Iterator[None]:
     optuna: Any = import_module("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -222,7 +163,7 @@ def _optimised(
         directions=["minimize", "maximize"],
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(5, budget // 4)),
     )
-    for _ in range(budget):
+    for _trial in range(budget):
         asked = study.ask()
         setting: Setting = {}
         for knob in knobs:
@@ -255,7 +196,7 @@ def _with(scenario: Scenario, policy: str, settings: Sequence[Setting], seed: in
 
 
 def _measured(
-    asked: Scenario, folder: Path, policy: str, setting: Setting, tenants: Sequence[str], goal: Goal,
+    asked: Scenario, folder: Path, policy: str, setting: Setting, tenants: Sequence[str], goal: Goal, cost: Cost,
     executor: Executor | None,
 ) -> Trial:  # fmt: skip
     result = sweep(asked, folder, executor=executor)
@@ -275,17 +216,17 @@ def _measured(
         )
         if bound < worst[2] or not worst[0]:
             worst = tenant, found.estimate, bound
-    cost = float(setting.get(REPLICAS, asked.pool.replicas))
-    return Trial(policy, setting, cost, worst[1], worst[2], worst[0])
+    return Trial(policy, setting, cost.of(float(setting[cost.path])), worst[1], worst[2], worst[0])
 
 
 def _checked(
-    scenario: Scenario, folder: Path, best: Trial, tenants: Sequence[str], goal: Goal, executor: Executor | None
-) -> Trial:
+    scenario: Scenario, folder: Path, best: Trial, tenants: Sequence[str], goal: Goal, cost: Cost,
+    executor: Executor | None,
+) -> Trial:  # fmt: skip
     asked = _with(scenario, best.policy, [best.setting], scenario.seed + FRESH)
     assert asked is not None  # it was valid with another seed
     twice = asked.model_copy(update={"replications": 2 * scenario.replications})
-    return _measured(twice, folder / "check", best.policy, best.setting, tenants, goal, executor)
+    return _measured(twice, folder / "check", best.policy, best.setting, tenants, goal, cost, executor)
 
 
 def _tenants(scenario: Scenario, goal: Goal) -> list[str]:
@@ -304,7 +245,7 @@ def _tenants(scenario: Scenario, goal: Goal) -> list[str]:
 
 
 def _written(
-    scenario: Scenario, folder: Path, goal: Goal, answers: Sequence[Answer], executor: Executor | None
+    scenario: Scenario, folder: Path, goal: Goal, cost: Cost, answers: Sequence[Answer], executor: Executor | None
 ) -> None:
     # One sweep over all that was tried leaves the folder a result; every cell of it is there already.
     settings: list[Setting] = []
@@ -312,12 +253,12 @@ def _written(
         settings += [trial.setting for trial in answer.trials if trial.setting not in settings]
     tree = resolved(scenario) | {"vary": {"kind": "list", "cells": settings}}
     sweep(parse_scenario(tree, "plan"), folder, executor=executor)
-    found = {"goal": asdict(goal), "answers": [asdict(answer) for answer in answers]}
+    found = {"goal": asdict(goal), "cost": asdict(cost), "answers": [asdict(answer) for answer in answers]}
     replace_file(folder / "plan.json", json.dumps(found, indent=2, default=str) + "\n")
     paths = list(settings[0])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["policy", *paths, "cost_replicas", "attainment", "at_least", "tenant", "meets", "best"])
+    writer.writerow(["policy", *paths, "cost", "attainment", "at_least", "tenant", "meets", "best"])
     for answer in answers:
         for trial in sorted(answer.trials, key=lambda one: (one.cost, one.attainment)):
             values = [trial.setting[path] for path in paths]

@@ -56,6 +56,7 @@ class Estimate:
     Attributes
     ----------
     cells, finished : how many there are, and how many of them need not run again.
+    variants : for each its labels, its runs (policies times replications), those to run, and the requests of one.
     requests : first attempts that the rest would simulate, from the demand of each variant's first replication.
     requests_per_cpu_s : measured on the finished cells, or assumed (``measured`` says which).
     """
@@ -65,6 +66,7 @@ class Estimate:
     requests: int
     requests_per_cpu_s: float
     measured: bool
+    variants: tuple[tuple[str, int, int, int], ...]
 
     @property
     def cpu_s(self) -> float:
@@ -120,16 +122,21 @@ def estimate(scenario: Scenario, folder: Path | None) -> Estimate:
     store = None if folder is None else CellStore(folder)
     stored = [None if store is None else store.read(cell_key(cell, code)) for cell in cells]
     done = [one for one in stored if one is not None]
-    offered: dict[tuple[tuple[str, str], ...], int] = {}
-    requests = 0
+    offered: dict[Labels, int] = {}
+    runs: dict[Labels, list[bool]] = {}
     for cell, one in zip(cells, stored, strict=True):
         variant = tuple(cell.variant.items())
         if variant not in offered:
             offered[variant] = sum(len(demand.arrival_s) for demand in demands(cell.scenario, 0))
-        requests += 0 if one is not None else offered[variant]
+        runs.setdefault(variant, []).append(one is None)
+    requests = sum(sum(todo) * offered[variant] for variant, todo in runs.items())
+    variants = [
+        (", ".join(f"{path}={label}" for path, label in variant), len(todo), sum(todo), offered[variant])
+        for variant, todo in runs.items()
+    ]
     cpu_s = sum(one.stats["cpu_s"] for one in done)
     speed = sum(one.stats["attempts"] for one in done) / cpu_s if cpu_s > 0 else ASSUMED_REQUESTS_PER_CPU_S
-    return Estimate(len(cells), len(done), requests, speed, cpu_s > 0)
+    return Estimate(len(cells), len(done), requests, speed, cpu_s > 0, tuple(variants))
 
 
 def _taken(answer: Done | Failed | WrongCode | Lost, store: CellStore, key: str, code: str) -> Stored | Failed:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+
 from sim.analysis.statistics import mean_interval, replications_needed
 from sim.analysis.study import METRICS, Study
 from sim.complaints import suggestion
@@ -103,7 +105,26 @@ def sweep_until(
         needed, widest = _look(Study(folder), targets)
         if widest <= 1 or n >= most or result.count.failed:
             return Reached(result, n, widest)
-        n = min(most, max(n + 1, min(needed, 2 * n)))
+        n = next_count(n, needed, most)
+
+
+def next_count(n: int, needed: int, most: int) -> int:
+    """Return how many replications to have at the next look: what the variance calls for, doubling at most."""
+    return min(most, max(n + 1, min(needed, 2 * n)))
+
+
+def look(values: ArrayLike, target: Target) -> tuple[int, float]:
+    """Return how many replications one case needs, and its half-width as a share of what is allowed.
+
+    Both are 0 where there is nothing to measure, or nothing that varies.
+    """
+    found = mean_interval(values)
+    allowed = target.allowed(found.estimate)
+    if math.isnan(found.half_width) or found.half_width == 0:
+        return 0, 0.0
+    if not allowed:
+        return 0, math.inf
+    return replications_needed(values, allowed), found.half_width / allowed
 
 
 def _look(study: Study, targets: Sequence[Target]) -> tuple[int, float]:
@@ -116,12 +137,6 @@ def _look(study: Study, targets: Sequence[Target]) -> tuple[int, float]:
                 f"--until {target.tenant}", "no such tenant in the result", suggestion(target.tenant, known)
             )
         for case in study.cases:
-            values = study.values(case, target.tenant, target.metric).to_numpy()
-            found = mean_interval(values)
-            allowed = target.allowed(found.estimate)
-            if math.isnan(found.half_width) or found.half_width == 0:
-                continue  # nothing to measure in this case, or nothing that varies
-            widest = max(widest, found.half_width / allowed if allowed else math.inf)
-            if allowed:
-                needed = max(needed, replications_needed(values, allowed))
+            asked, width = look(study.values(case, target.tenant, target.metric).to_numpy(), target)
+            needed, widest = max(needed, asked), max(widest, width)
     return needed, widest

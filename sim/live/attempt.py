@@ -33,6 +33,7 @@ class LiveAttempt:
     asked_tokens: int
     final: bool = True
     delivered_tokens: int = 0
+    cached_tokens: int = -1
     forwarded_s: float = NEVER_S
     first_token_s: float = NEVER_S
     finish_s: float = NEVER_S

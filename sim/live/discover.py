@@ -12,7 +12,7 @@ import aiohttp
 
 from sim.errors import InputError
 
-STATE_PATH = "/admin/state"
+STATE_PATH, CAPACITY_PATH = "/admin/state", "/admin/capacity"
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -27,7 +27,7 @@ class Found:
     max_model_tokens : longest prompt plus output, where it says so.
     metrics : URL of its metrics page, if that is vLLM's.
     cache : vLLM's ``cache_config_info``, by label; empty where there is none.
-    state : URL of its state, if it is a gateway of tokenpools that shows it.
+    state, set_capacity : URLs of its state and for its capacity, if it is a gateway of tokenpools that shows them.
     words : all that in a sentence.
     """
 
@@ -36,29 +36,30 @@ class Found:
     metrics: tuple[str, ...]
     cache: Mapping[str, str]
     state: str | None
+    set_capacity: str | None
     words: str
 
 
-def discover(base_url: str, *, key: str | None = None, state_url: str | None = None, token: str | None = None) -> Found:
+def discover(base_url: str, *, key: str | None = None, admin_url: str | None = None, token: str | None = None) -> Found:
     """Ask a server what it is.
 
     Raises
     ------
     InputError : nobody answers there, or not as an OpenAI-compatible server does.
     """
-    return asyncio.run(_discover(base_url.rstrip("/"), key, state_url, token))
+    return asyncio.run(_discover(base_url.rstrip("/"), key, admin_url, token))
 
 
-async def _discover(base_url: str, key: str | None, state_url: str | None, token: str | None) -> Found:
+async def _discover(base_url: str, key: str | None, admin_url: str | None, token: str | None) -> Found:
     async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
         card = await _first_model(session, base_url, key)
         page = await _text(session, f"{base_url}/metrics", None)
         cache = cache_config(page or "")
         is_vllm = page is not None and "vllm:num_requests_running" in page
-        wanted = state_url or base_url + STATE_PATH
-        state = await _text(session, wanted, token)
-    if state_url is not None and state is None:
-        raise InputError(state_url, "shows no state", "see the gateway's admin setting, and --state-token")
+        admin = (admin_url or base_url).rstrip("/")
+        state = await _text(session, admin + STATE_PATH, token)
+    if admin_url is not None and state is None:
+        raise InputError(admin_url, "shows no state", "see the gateway's admin setting, and --admin-token")
     is_gateway = state is not None and '"gauges"' in state
     longest = card.get("max_model_len")
     kind = "a gateway that shows its state" if is_gateway else "vLLM" if is_vllm else "a server without vLLM's metrics"
@@ -67,7 +68,8 @@ async def _discover(base_url: str, key: str | None, state_url: str | None, token
         max_model_tokens=longest if isinstance(longest, int) else None,
         metrics=(f"{base_url}/metrics",) if is_vllm else (),
         cache=cache,
-        state=wanted if is_gateway else None,
+        state=admin + STATE_PATH if is_gateway else None,
+        set_capacity=admin + CAPACITY_PATH if is_gateway else None,
         words=f"{base_url}: {kind}, model {card['id']}",
     )
 

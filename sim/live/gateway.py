@@ -47,7 +47,12 @@ class Upstream(Protocol):
 
 
 class EventLog(Protocol):
-    """Gives the events of one pool their times and their order, and delivers them to `AsyncGateway.deliver`."""
+    """Gives the events of one pool their times and their order, and delivers them to `AsyncGateway.deliver`.
+
+    ``lead_s`` is how long before a tick it wants to hear of progress, so that the progress of all comes before it.
+    """
+
+    lead_s: float
 
     def open(self, gateway: AsyncGateway) -> None:
         """Begin to deliver: first `AsyncGateway.begin`, then events."""
@@ -78,10 +83,12 @@ class LocalLog:
     origin_s : the loop's time that is 0 for the core; the loop's time at `open` where it is None.
     """
 
+    lead_s = 0.0
+
     def __init__(self, loop: asyncio.AbstractEventLoop, origin_s: float | None = None) -> None:
         self._loop = loop
         self._origin_s = origin_s
-        self._deliver: Callable[[Event, float], None] | None = None
+        self._deliver: Callable[[Event, float], object] | None = None
 
     def open(self, gateway: AsyncGateway) -> None:
         """See `EventLog`."""
@@ -122,6 +129,12 @@ class AsyncGateway:
     record : told of every event with its time and instructions: what a replay needs.
     scale : told how many replicas the pool should have, each time that this changes.
     log : what gives events their times; one of this process alone where it is None, with ``origin_s`` as its origin.
+
+    Attributes
+    ----------
+    core : the pool's state; a log that several processes share may put another in its place.
+    requests : those of this gateway that have not ended.
+    running : where those that were sent to a replica went.
     """
 
     def __init__(
@@ -138,8 +151,9 @@ class AsyncGateway:
         self._record = record
         self._scale = scale
         self._log: EventLog = LocalLog(loop, origin_s) if log is None else log
-        self._timer: asyncio.TimerHandle | None = None
-        self._requests: dict[str, RequestView] = {}
+        self._timers: list[asyncio.TimerHandle] = []
+        self.requests: dict[str, RequestView] = {}
+        self.running: dict[str, Forward] = {}
         self._stopped = False
 
     def start(self) -> None:
@@ -149,9 +163,7 @@ class AsyncGateway:
     def stop(self) -> None:
         """Ask for no more ticks. What is in flight goes on."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timers()
 
     def now_s(self) -> float:
         """Return the core's time, in seconds since the origin."""
@@ -161,13 +173,14 @@ class AsyncGateway:
         """Hand an event to the log. Clients that went away are not waited for: the upstream stops at once."""
         kind = type(event)
         if kind is Arrived:
-            self._requests[event.request.request_id] = event.request  # type: ignore[union-attr]
-        elif kind is Finished:
-            self._requests.pop(event.request_id, None)  # type: ignore[union-attr]
-        elif kind is Cancelled:
-            self._upstream.abort(event.request_id)  # type: ignore[union-attr]
-            self._requests.pop(event.request_id, None)  # type: ignore[union-attr]
+            self.requests[event.request.request_id] = event.request  # type: ignore[union-attr]
+        elif kind is Failed or kind is Finished or kind is Cancelled:
+            if kind is Cancelled:
+                self._upstream.abort(event.request_id)  # type: ignore[union-attr]
+            self.running.pop(event.request_id, None)  # type: ignore[union-attr]
         self._log.append(event)
+        if kind is Finished or kind is Cancelled:
+            self.requests.pop(event.request_id, None)  # type: ignore[union-attr]
 
     # ----------------------------------------------------------------------------------------------------------------
     # For the log
@@ -176,7 +189,7 @@ class AsyncGateway:
         """Start the core."""
         self.carry_out(self.core.start(now_s))
 
-    def deliver(self, event: Event, now_s: float, *, lead: bool = True) -> None:
+    def deliver(self, event: Event, now_s: float, *, lead: bool = True) -> Sequence[Instruction]:
         """Hand an event, of this process or another, to the core, and do what it says about requests of this one.
 
         Parameters
@@ -191,45 +204,68 @@ class AsyncGateway:
         if type(event) is Failed and not any(
             type(step) is Forward and step.request_id == event.request_id for step in instructions
         ):
-            self._tell(event)
+            self.tell(event)
+        return instructions
 
     def carry_out(self, instructions: Sequence[Instruction], *, lead: bool = True) -> None:
         """Do what concerns this process."""
         for instruction in instructions:
             if isinstance(instruction, Forward):
-                request = self._requests.get(instruction.request_id)
-                if request is not None:
-                    self._upstream.start(request, instruction, self.send)
+                self._forward(instruction)
             elif isinstance(instruction, Refuse):
-                self._tell(instruction)
+                if instruction.request_id not in self.running:
+                    self.tell(instruction)
             elif isinstance(instruction, Evict):
-                if instruction.request_id in self._requests:
+                if instruction.request_id in self.requests:
                     self._upstream.abort(instruction.request_id)
-                self._tell(instruction)
+                self.tell(instruction)
             elif isinstance(instruction, Demote):
-                demoted = self._requests.get(instruction.request_id)
+                demoted = self.requests.get(instruction.request_id)
                 if demoted is not None:
-                    self._requests[instruction.request_id] = demoted._replace(priority=instruction.priority)
+                    self.requests[instruction.request_id] = demoted._replace(priority=instruction.priority)
             elif isinstance(instruction, CallMeAt):
                 self.call_at(instruction.at_s)
-            elif isinstance(instruction, Scale) and lead and self._scale is not None:
-                self._scale(instruction.replicas)
+            elif isinstance(instruction, Scale) and lead:
+                self.scale(instruction.replicas)
+
+    def _forward(self, forward: Forward) -> None:
+        """Begin, unless the client has left meanwhile or the request runs already."""
+        request = self.requests.get(forward.request_id)
+        if request is not None and forward.request_id not in self.running:
+            self.running[forward.request_id] = forward
+            self._upstream.start(request, forward, self.send)
+
+    def tell(self, end: Refuse | Evict | Failed) -> None:
+        """Pass on how a request of this gateway ended."""
+        self.running.pop(end.request_id, None)
+        if self.requests.pop(end.request_id, None) is not None and self._answer is not None:
+            self._answer(end)
+
+    def scale(self, replicas: int) -> None:
+        """Pass on how many replicas the pool should have."""
+        if self._scale is not None:
+            self._scale(replicas)
 
     def call_at(self, due_s: float) -> None:
         """See to a Tick at the core's ``due_s``, in place of the one seen to before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._stopped:
-            self._timer = self._loop.call_at(self._log.loop_time(due_s), self._tick, due_s)
+        self._cancel_timers()
+        if self._stopped:
+            return
+        at_s, lead_s = self._log.loop_time(due_s), self._log.lead_s
+        self._timers.append(self._loop.call_at(at_s, self._tick, due_s))
+        if lead_s and self.core.wants_progress:
+            self._timers.append(self._loop.call_at(at_s - lead_s, self._report))
 
-    def _tell(self, end: Refuse | Evict | Failed) -> None:
-        """Pass on how a request of this gateway ended."""
-        if self._requests.pop(end.request_id, None) is not None and self._answer is not None:
-            self._answer(end)
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
 
     def _tick(self, due_s: float) -> None:
-        self._timer = None
-        if self.core.wants_progress:
-            for seen in self._upstream.progress():
-                self.send(seen)
+        if not self._log.lead_s and self.core.wants_progress:
+            self._report()
         self._log.tick(due_s)
+
+    def _report(self) -> None:
+        for seen in self._upstream.progress():
+            self.send(seen)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import aiohttp
+
 from sim.errors import RunError
 
 COMMAND_TIMEOUT_S = 30.0
@@ -94,6 +96,28 @@ class Command:
             raise RunError(f"{self._words[0]}: not done after {COMMAND_TIMEOUT_S:g} s") from None
         if status:
             raise RunError(f"{self._words[0]}: ended with status {status} at the event of {event.at_s:g} s")
+
+
+class GatewayCapacity:
+    """Tells a gateway what its pool has left: it cannot see a replica's slots."""
+
+    kinds = frozenset({"capacity"})
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._url = url
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+
+    async def happen(self, event: LiveEvent) -> None:
+        """See `Hook`."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=COMMAND_TIMEOUT_S)) as session,
+                session.post(self._url, json={"slots": event.slots}, headers=self._headers) as answer,
+            ):
+                if answer.status != 200:
+                    raise RunError(f"{self._url}: answers {answer.status} to the event of {event.at_s:g} s")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise RunError(f"{self._url}: does not answer ({error or type(error).__name__})") from None
 
 
 def environment(event: LiveEvent) -> Mapping[str, str]:

@@ -127,7 +127,7 @@ class Relay:
                 exchange.outcome, exchange.reason = Ended.FAILED, Reason.REPLICA_FAILED
                 if exchange.started:
                     exchange.arrived = False
-                self._gateway.send(Failed(exchange.request_id, exchange.output_tokens))
+                self._gateway.send(Failed(exchange.request_id, exchange.output_tokens, exchange.started))
                 if exchange.started:
                     return
             else:
@@ -250,15 +250,16 @@ class Relay:
         """Pass on an answer in one piece; one that is longer than is kept goes through as it comes."""
         limit = self._settings.limits.answer_bytes
         body = await self._read(exchange, response, limit)
-        headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
         if response.content.at_eof():
             usage = usage_of(_json(body))
             # Nobody says how much it was: as many tokens as its text has, at most what was asked for.
             guess = min(forward.max_output_tokens, len(body) // _BYTES_PER_TOKEN)
             self._settle(exchange, usage, guess)
+            headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
             await self._start(exchange, response.status, headers, send)
             await self._finish(exchange, body, send)
             return
+        headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
         await self._start(exchange, response.status, headers, send)
         while body:
             exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)

@@ -109,6 +109,9 @@ class Tokenizer:
     media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Addresses that only this machine can reach."""
+
 PROMPT_TOKENS: Mapping[str, type] = {"estimate": Estimate, "tokenize": Tokenize, "tokenizer": Tokenizer}
 """How the tokens of a prompt are counted, by name."""
 
@@ -132,6 +135,31 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """Who may see metrics, state and the admin page.
+
+    Attributes
+    ----------
+    host, port : the pages' own address; without a port they are beside the API, where a token is needed.
+    token_digest : SHA-256 of the token; None: whoever reaches the address may see them.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    token_digest: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """What is logged to stderr, and how."""
+
+    style: Literal["text", "json"] = field(default="text", metadata={"description": "give text or json"})
+    level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata={"description": "give debug, info, warning or error"}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that a gateway is told, but for its core.
 
@@ -144,6 +172,8 @@ class Settings:
     passthrough : the beginnings of other paths that are passed on.
     scrape_interval_s : between two looks at a replica's metrics.
     records : folder for the tables of requests; None for none.
+    admin : who may see the pages; None: nobody, there are none.
+    recording : file for every event and instruction of the core; None for none.
     """
 
     host: str
@@ -161,4 +191,7 @@ class Settings:
     passthrough: tuple[str, ...] = ("/v1/", "/tokenize", "/detokenize")
     scrape_interval_s: float = 1.0
     records: str | None = None
+    admin: Admin | None = None
+    logs: Logs = Logs()
+    recording: str | None = None
     class_header: str = "x-tokenpools-class"

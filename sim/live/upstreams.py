@@ -80,7 +80,8 @@ class Upstreams:
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._looks: dict[int, asyncio.Event] = {}
-        self._told: tuple[int, ...] | None = None
+        self._told: tuple[tuple[int, ...], int | None] | None = None
+        self._slots: int | None = None
         self.replicas = {number: Replica(number, address) for number, address in enumerate(addresses)}
 
     @property
@@ -235,9 +236,22 @@ class Upstreams:
     def _tell(self) -> None:
         """Tell the core who is ready, if that has changed."""
         ready = tuple(sorted(replica.replica_id for replica in self.replicas.values() if replica.ready))
-        if ready != self._told:
-            self._told = ready
-            self._emit(CapacityChanged(self._capacity_of(len(ready)), ready))
+        if (ready, self._slots) != self._told:
+            self._told = ready, self._slots
+            self._emit(CapacityChanged(_with_slots(self._capacity_of(len(ready)), self._slots), ready))
+
+    def set_slots(self, slots: int | None) -> None:
+        """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
+        self._slots = slots
+        self._tell()
+
+
+def _with_slots(capacity: PoolCapacity, slots: int | None) -> PoolCapacity:
+    """Return a capacity with no more than these slots; token throughput shrinks with them."""
+    if slots is None or slots >= capacity.slots:
+        return capacity
+    rate = capacity.tokens_per_s
+    return capacity._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / capacity.slots)
 
 
 def read_gauges(text: str) -> tuple[float, float, float] | None:

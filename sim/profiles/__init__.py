@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sim.cluster.disaggregated import Disaggregated
+from sim.cluster.speculation import Speculation
 from sim.cluster.step_roofline import Hardware, Work, least_iteration_s
 from sim.cluster.step_table import ExtrapolationWarning
 from sim.cluster.step_time import STEP_TIMES
@@ -89,7 +90,11 @@ class Profile(Strict):
         default=False, description="give true where the engine plans an iteration while the one before it runs"
     )
     prefix_caching: bool = Field(
-        default=False, description="give true where a preempted request finds again what is left of its KV cache"
+        default=False, description="give true where prompts find again the KV blocks of those that began alike"
+    )
+    speculation: Speculation | None = Field(
+        default=None,
+        description="give how tokens are drafted, e.g. {tokens: 3, acceptance: 0.7, per_draft_token_s: 2.0e-5}",
     )
     request_overhead_s: float = Field(
         default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
@@ -131,6 +136,8 @@ class Profile(Strict):
                 f"give at least {self.max_num_seqs}",
             )
         self._check_scheduling()
+        if self.speculation is not None:
+            self._check_speculation(self.speculation)
         if self.physics is not None:
             self._check_physics(self.physics)
         held_tokens = self.kv_blocks * self.block_tokens
@@ -157,6 +164,19 @@ class Profile(Strict):
             if self.kv_bytes_per_token is None:
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
 
+    def _check_speculation(self, speculation: Speculation) -> None:
+        if self.disaggregated is not None or self.scheduling in ("fair-batching", "flow-prefill"):
+            other = "disaggregated" if self.disaggregated is not None else self.scheduling
+            raise MisfitError("speculation", f"given beside {other}, which has none", "leave one of them out")
+        least = self.max_num_seqs * (1 + speculation.tokens)
+        if self.max_num_batched_tokens < least:
+            raise MisfitError(
+                "max_num_batched_tokens",
+                f"{self.max_num_batched_tokens} is too few for {self.max_num_seqs} sequences (max_num_seqs) of a token "
+                f"and {speculation.tokens} drafts",
+                f"give at least {least}",
+            )
+
     def _check_physics(self, physics: Physics) -> None:
         """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""
         for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
@@ -165,10 +185,14 @@ class Profile(Strict):
             if prefill + decodes == 0 or tokens_read > self.kv_blocks * self.block_tokens:
                 continue
             make_up = (prefill, prefill * (prefill + 1) / 2, decodes, tokens_read)
-            least_s = least_iteration_s(physics.work, physics.hardware, *make_up)
+            drafts, more_s = 0, 0.0
+            if self.speculation is not None:
+                drafts, more_s = decodes * self.speculation.tokens, self.speculation.extra_s(decodes)
+            # Each draft is verified as a token of a prompt is computed; its reads are those of its sequence.
+            least_s = least_iteration_s(physics.work, physics.hardware, prefill + drafts, *make_up[1:])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExtrapolationWarning)
-                found_s = self.step_time.iteration_s(*make_up)
+                found_s = self.step_time.iteration_s(*make_up) + more_s
             if found_s < least_s:
                 raise MisfitError(
                     "step_time",

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
 import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from analysis.browser import CHROMIUM, Tab, browser
 from experiments.small import RATE, scenario
 
-from sim.analysis.report import report_html, write_report
+from sim.analysis.report import report_html, table, write_report
 from sim.analysis.study import Study
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
 
-# Chromium gives no page fewer than 500 pixels, but a frame; the page within tells the one around what it found.
-HEAR = """<script>addEventListener("message", (e) => { document.body.dataset.seen = e.data; });</script>"""
-LISTEN = """<script>
-window.errors = [];
-addEventListener("error", (e) => window.errors.push(e.message));
-addEventListener("unhandledrejection", (e) => window.errors.push(String(e.reason)));
-</script>"""
-PROBE = """<script>(async () => {
-  while (document.documentElement.dataset.ready !== "plots") await new Promise((r) => setTimeout(r, 50));
-  const head = [...document.querySelectorAll("#table-summary th button")].find((b) => b.textContent === "offered");
-  head.focus();
-  head.click();
-  const at = head.parentNode.cellIndex, rows = [...document.querySelectorAll("#table-summary tbody tr")];
-  const metric = document.getElementById("metric");
-  metric.value = "slo_attainment";
-  metric.dispatchEvent(new Event("change"));
-  parent.postMessage(JSON.stringify({
-    offered: rows.map((row) => Number(row.cells[at].dataset.v)),
-    sorted: head.parentNode.getAttribute("aria-sort"),
-    svgs: document.querySelectorAll(".plot .main-svg").length,
-    wide: document.documentElement.scrollWidth - innerWidth,
-    title: document.title,
-    y: document.querySelector("#plot-metric .ytitle")?.textContent,
-    errors: window.errors,
-  }), "*");
-})();</script>"""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+A4_PX = 688  # 210 mm less two margins of 14 mm, at 96 pixels an inch
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +62,13 @@ def test_every_number_of_the_summary_is_in_the_page(study: Study) -> None:
     assert len(re.findall(r"<tr>", text.split("id='table-summary'")[1].split("</table>")[0])) == len(study.summary) + 1
 
 
+def test_a_long_table_goes_to_paper_in_part(study: Study) -> None:
+    text = report_html(study)
+    assert "rows, as sorted on the screen" not in text
+    assert table(pd.DataFrame({"a": range(101)}), "x").startswith("<p class='note paper'>The first 100 of 101 rows")
+    assert ":nth-child(n+101)" in text
+
+
 def test_a_report_of_one_plain_run(tmp_path: Path) -> None:
     run_scenario(scenario(policies=["none"]), tmp_path / "r")
     page = write_report(Study(tmp_path / "r"), tmp_path / "r/report.html")
@@ -101,33 +83,133 @@ def test_a_report_where_everything_failed(tmp_path: Path) -> None:
     assert "gone.csv" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("browser")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def url(study: Study) -> str:
+    return write_report(study, study.folder / "report.html").as_uri()
+
+
+OFFERED = """[...document.querySelectorAll("#table-summary th button")].find((one) => one.textContent === "offered")"""
+COLUMN = f"""[...document.querySelectorAll("#table-summary tbody tr")].map(
+    (row) => Number(row.cells[{OFFERED}.parentNode.cellIndex].dataset.v))"""
+FOCUSED = """(() => {
+    const one = document.activeElement, box = one.getBoundingClientRect(), look = getComputedStyle(one);
+    const seen = box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
+    const name = one.id || one.getAttribute("aria-label") || one.textContent.trim();
+    return { tag: one.tagName, name, seen: seen && look.outlineStyle !== "none" };
+})()"""
+
+
+@needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_draws_it_without_an_error(study: Study, tmp_path: Path, width: int) -> None:
-    write_report(study, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text().replace("<head>", f"<head>{LISTEN}", 1)
-    (tmp_path / "inside.html").write_text(page.replace("</body>", f"{PROBE}</body>"))
-    (tmp_path / "outside.html").write_text(
-        f"<body>{HEAR}<iframe src=inside.html style='border:0;width:{width}px;height:900px'></iframe></body>"
-    )
-    command = [
-        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", "--virtual-time-budget=20000",
-        "--dump-dom", (tmp_path / "outside.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    match = re.search(r'data-seen="([^"]*)"', done.stdout)
-    assert match, done.stdout[:500]
-    seen = json.loads(html.unescape(match[1]))
-    assert seen["errors"] == []
-    assert seen["svgs"] >= 4
-    assert seen["wide"] <= 0  # nothing to scroll sideways but inside a table
-    assert seen["sorted"] == "ascending"
-    assert seen["offered"] == sorted(seen["offered"])
-    assert seen["title"] == "<b>Bold</b> & co"
+def test_a_browser_draws_it_without_an_error(tab: Tab, url: str, width: int) -> None:
+    tab.open(url, width=width)
+    assert tab.js("document.querySelectorAll('.plot .main-svg').length") >= 4
+    assert tab.js("document.documentElement.scrollWidth - innerWidth") <= 0  # wide tables scroll within themselves
+    assert tab.js("document.title") == "<b>Bold</b> & co"
+    tab.js("metric.value = 'slo_attainment'; metric.dispatchEvent(new Event('change'))")
     if width > 640:
-        assert seen["y"].startswith("SLO attainment")
+        assert tab.js("document.querySelector('#plot-metric .ytitle').textContent").startswith("SLO attainment")
+    tab.js(f"{OFFERED}.click()")
+    assert tab.js(COLUMN) == sorted(tab.js(COLUMN))
+    assert tab.said == []
+    assert [one for one in tab.asked if not one.startswith(("file:", "data:", "blob:"))] == []
+
+
+@needs_chromium
+def test_a_value_that_is_no_number_has_its_place_on_the_axis(tab: Tab, tmp_path: Path) -> None:
+    asked = scenario(horizon_s=20, policies=["token-pool"], vary={"pool.scrape_interval_s": [1, 10], RATE: [2]})
+    sweep(asked, tmp_path / "s")
+    tab.open(write_report(Study(tmp_path / "s"), tmp_path / "r.html").as_uri(), width=1280)
+    ticks = "[...document.querySelectorAll('#plot-metric .xtick')].map((one) => one.textContent)"
+    assert len(tab.js(ticks)) > 2
+    changed = scenario(horizon_s=20, policies=["token-pool"], vary={"timeline_interval_s": [None, 1, 10]})
+    sweep(changed, tmp_path / "t")
+    tab.open(write_report(Study(tmp_path / "t"), tmp_path / "t.html").as_uri(), width=1280)
+    assert tab.js(ticks) == ["null", "1", "10"]
+
+
+@needs_chromium
+def test_no_button_of_a_plot_sends_the_numbers_away(tab: Tab, url: str) -> None:
+    tab.open(url, width=1280)
+    names = set(tab.js("[...document.querySelectorAll('.modebar-btn')].map((one) => one.dataset.title)"))
+    assert {"Zoom", "Pan"} <= names
+    assert not [name for name in names if re.search("share|cloud|send|edit", name, re.IGNORECASE)]
+
+
+@needs_chromium
+def test_all_of_it_can_be_reached_with_the_keyboard(tab: Tab, url: str) -> None:
+    tab.open(url, width=1280)
+    tab.press("Tab")
+    assert tab.js(FOCUSED) == {"tag": "A", "name": "To the findings", "seen": True}
+    tab.press("Enter")
+    assert tab.js("location.hash") == "#findings"
+    assert tab.js("document.getElementById('findings').getBoundingClientRect().top") < 100
+    met: list[dict[str, Any]] = []
+    while len(met) < 100:
+        tab.press("Tab")
+        one = tab.js(FOCUSED)
+        if one["tag"] == "BODY":
+            break
+        met.append(one)
+    assert [one for one in met if not one["seen"]] == []
+    names = [one["name"] for one in met]
+    assert names[:3] == ["metric", "tenant", "log"]
+    assert {"variant", "run", "differences", "summary", "download", "The resolved scenario"} <= set(names)
+    buttons = sum(one["tag"] == "BUTTON" for one in met)
+    assert buttons == tab.js("document.querySelectorAll('button').length")
+
+
+@needs_chromium
+def test_keys_choose_sort_scroll_and_unfold(tab: Tab, url: str) -> None:
+    tab.open(url, width=1280)
+    title = "document.querySelector('#plot-metric .ytitle').textContent"
+    before = tab.js(title)
+    tab.js("metric.focus()")
+    tab.press("ArrowDown")
+    assert tab.js(title) != before
+    tab.js(f"{OFFERED}.focus()")
+    for key, order in (("Enter", "ascending"), (" ", "descending")):
+        tab.press(key)
+        assert tab.js(f"{OFFERED}.parentNode.getAttribute('aria-sort')") == order
+        assert tab.js(COLUMN) == sorted(tab.js(COLUMN), reverse=order == "descending")
+    tab.open(url, width=390)
+    region = "document.querySelector('[aria-label=summary]')"
+    tab.js(f"{region}.focus()")
+    tab.press("ArrowRight")
+    assert tab.js(f"new Promise((done) => setTimeout(() => done({region}.scrollLeft), 300))") > 0
+    tab.js("document.querySelector('summary').focus()")
+    tab.press("Enter")
+    assert tab.js("document.querySelector('details').open")
+
+
+@needs_chromium
+def test_it_prints_on_paper(tab: Tab, url: str) -> None:
+    tab.open(url, width=1280)
+    wide = tab.js("document.querySelector('#plot-metric .main-svg').getBoundingClientRect().width")
+    pages = re.findall(rb"/Type\s*/Page\b", tab.pdf())
+    assert 3 <= len(pages) <= 12
+    # Afterwards the screen is as it was.
+    assert tab.js("document.querySelector('#plot-metric .main-svg').getBoundingClientRect().width") == wide
+    tab.open(url, width=A4_PX)
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        tab.js("dispatchEvent(new Event('beforeprint'))")
+        assert tab.js("Math.max(...[...document.querySelectorAll('body *')].map("
+                      "(one) => one.getBoundingClientRect().right)) - innerWidth") <= 0  # fmt: skip
+        shown = "[...document.querySelectorAll('{}')].filter((one) => one.getClientRects().length).length"
+        for name in (".modebar", ".screen", ".skip", "th button"):
+            assert tab.js(shown.format(name)) == 0, name
+        assert tab.js(shown.format("#metric")) == 1  # says what the plot shows
+        heads = "[...document.querySelectorAll('th[data-head]')].map((th) => getComputedStyle(th, '::before').content)"
+        assert '"offered"' in tab.js(heads)
+    finally:
+        tab.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_two_hundred_cells_are_reported_in_seconds(study: Study, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from sim.analysis.statistics import (
     replications_needed,
     unpaired_difference,
 )
-from sim.experiments.coverage import coverage
+from sim.experiments.coverage import LAWS, LOAD, coverage
+from sim.experiments.coverage_until import Asked, coverage_until
+from sim.experiments.coverage_until import as_markdown as until_as_markdown
 
 samples = st.lists(st.floats(0.1, 100), min_size=3, max_size=30)
 
@@ -165,3 +167,15 @@ def test_the_mean_of_extreme_quantiles_is_biased_and_sections_are_not() -> None:
     rows = {row.method: row for row in coverage(experiments=40, seed=2, replications=(20,)) if "P99" in row.estimand}
     assert rows["t, mean of the P99s"].bias < -0.015
     assert abs(rows["t, sections"].bias) < 0.015
+
+
+def test_the_rule_of_until_covers_a_little_less_than_it_says() -> None:
+    md1 = LAWS[0]
+    truth_s = LOAD / (2 * (1 - LOAD))
+    asked = [Asked("mean wait", md1, truth_s, lambda run: float(run.mean()), False, 0.08, first) for first in (2, 10)]
+    early, late = coverage_until(experiments=120, seed=1, asked=asked)
+    assert late.covered > 0.85
+    assert late.covered >= early.covered
+    assert late.replications[1] >= 10
+    assert abs(late.bias) < 0.02
+    assert "| 8%" in until_as_markdown([early, late])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,11 @@ def test_the_interval_of_a_sweep_is_by_variant(folder: Path) -> None:
     offered = [study.interval(case, "batch", "offered").estimate for case in study.cases if case.policy == "none"]
     assert np.allclose(offered, [180, 540], rtol=0.15)
     assert len(study.differences(["offered"])) == 2 * 3
+
+
+def test_one_policy_over_variants_is_said_by_its_ends(tmp_path: Path) -> None:
+    sweep(scenario(policies=["token-pool"], replications=3, vary={RATE: [2, 6, 12]}), tmp_path / "s")
+    found = findings(Study(tmp_path / "s"))
+    assert [text.split("'")[0] for text in found] == ["All tenants", "chat", "batch"]
+    refused = found[2].partition("refused ")[2]
+    assert re.match(r"\S+% \[.*\] at rate_per_s=2 to \S+% \[.*\] at rate_per_s=12\.$", refused), refused

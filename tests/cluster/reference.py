@@ -5,13 +5,21 @@ Slow on purpose. It shares no code with the replica it checks but the step time 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from sim.cluster.step_time import StepTime
 
 TIE_S = 1e-9
+
+
+@dataclass(eq=False)
+class Block:
+    holders: int = 0
+    name: Any = None
 
 
 @dataclass(eq=False)
@@ -27,10 +35,13 @@ class Job:
     arrival_s: float = 0.0
     computed: int = 0
     outputs: int = 0
-    blocks: int = 0
     preemptions: int = 0
     gone: bool = False
-    ids: list[int] = field(default_factory=list)
+    prefix: Any = None
+    cached_tokens: int = -1
+    held: list[Block] = field(default_factory=list)
+    named: int = 0  # of the held blocks
+    forgotten: bool = False
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +62,7 @@ class ReferenceReplica:
         scheduling: str = "fcfs",
         async_scheduling: bool = False,
         prefix_caching: bool = False,
+        speculation: Any = None,
     ) -> None:
         self.step, self.listener, self.arm = step_time, listener, arm
         self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
@@ -67,56 +79,85 @@ class ReferenceReplica:
         self.log: list[tuple[float, int, int, int]] = []
         self.pipelined, self.caching = async_scheduling, prefix_caching
         self.started_s = 0.0
+        self.drafts = 0
+        self.gain = Fraction(1)
+        if speculation is not None:
+            self.drafts = speculation.tokens
+            self.gain = Fraction(sum(speculation.acceptance**i for i in range(self.drafts + 1)))
+            self.gain = self.gain.limit_denominator(1_000_000)
+        self.iteration = 0
         self.lingering: list[Job] = []
         self._wipe()
 
-    # blocks, one by one: the queue of free ones, and what each still holds
+    # blocks, one by one: the queue of free ones, and which hold what
     def _wipe(self) -> None:
-        """All content is gone; blocks in use keep their numbers' count only."""
-        in_use = [*self.running, *self.lingering]
-        self.serial = 0
-        for job in in_use:
-            job.ids = self._names(job.blocks)
-        free = self.total - sum(j.blocks for j in in_use)
-        self.free, self.missing = self._names(max(0, free)), max(0, -free)
-        self.content: dict[int, tuple[Job, int]] = {}
+        """All content is forgotten."""
+        in_use = {b: None for j in [*self.running, *self.lingering] for b in j.held}
+        for block in in_use:
+            block.name = None
+        for job in [*self.running, *self.lingering]:
+            job.forgotten = job.prefix is not None or job.preemptions > 0
+        self.used = len(in_use)
+        self.free = [Block() for _ in range(self.total - self.used)]
+        self.missing = max(0, self.used - self.total)
+        self.table: dict[Any, list[Block]] = {}
 
-    def _names(self, n: int) -> list[int]:
-        self.serial += n
-        return list(range(self.serial - n, self.serial))
+    def _name_of(self, job: Job, i: int) -> Any:
+        for line, end in job.prefix or ():
+            if (i + 1) * self.block <= end:
+                return line, i
+        return job, i
 
-    def _give(self, job: Job) -> None:
-        """Free a job's blocks, the last first; what is full can be found again."""
-        for i in reversed(range(len(job.ids))):
+    def _unname(self, block: Block) -> None:
+        if block.name is not None:
+            self.table[block.name].remove(block)
+            block.name = None
+
+    def _name(self, job: Job, tokens: int) -> None:
+        """Enter the full blocks among the first ``tokens`` into the table."""
+        while self.caching and not job.forgotten and job.named < tokens // self.block:
+            block = job.held[job.named]
+            block.name = self._name_of(job, job.named)
+            self.table.setdefault(block.name, []).append(block)
+            job.named += 1
+
+    def _give(self, job: Job, *, comes_back: bool = False) -> None:
+        """Free a job's blocks, the last first."""
+        if not job.held:
+            return
+        if job.prefix is not None or job.preemptions or comes_back:
+            self._name(job, job.computed)
+        for block in reversed(job.held):
+            block.holders -= 1
+            if block.holders:
+                continue
+            self.used -= 1
             if self.missing:  # the cache has shrunk below what was in use
                 self.missing -= 1
-                continue
-            if i < job.computed // self.block:
-                self.content[job.ids[i]] = (job, i)
-            self.free.append(job.ids[i])
-        job.ids = []
-        job.blocks = 0
+                self._unname(block)
+            else:
+                self.free.append(block)
+        job.held = []
+        job.named = 0
+        job.forgotten = False
 
     def _take(self, job: Job, blocks: int) -> None:
-        for _ in range(blocks - job.blocks):
-            number = self.free.pop(0)
-            self.content.pop(number, None)
-            job.ids.append(number)
-        job.blocks = blocks
+        while len(job.held) < blocks:
+            block = self.free.pop(0)
+            self._unname(block)
+            block.holders = 1
+            self.used += 1
+            job.held.append(block)
 
-    def _find(self, job: Job) -> int:
-        """Take the leading blocks that still hold this job's tokens; returns the tokens."""
-        held = {index: number for number, (owner, index) in self.content.items() if owner is job}
-        n = 0
-        while self.caching and n in held and (n + 1) * self.block < job.tokens:
-            self.free.remove(held[n])
-            del self.content[held[n]]
-            job.ids.append(held[n])
-            n += 1
-        for number in [number for number, (owner, _) in self.content.items() if owner is job]:
-            del self.content[number]
-        job.blocks = n
-        return n * self.block
+    def _find(self, job: Job) -> list[Block]:
+        """Return the leading blocks that are there; the last token is left to compute."""
+        found: list[Block] = []
+        while self.caching and (len(found) + 1) * self.block < job.tokens:
+            there = self.table.get(self._name_of(job, len(found)))
+            if not there:
+                break
+            found.append(there[0])
+        return found
 
     # messages
     def submit(self, job: Job, now_s: float) -> None:
@@ -155,7 +196,7 @@ class ReferenceReplica:
             if kind not in ("submit", "abort"):
                 self._apply(kind, arg)
         for job in [*self.running, *self.lingering]:
-            job.ids = []
+            job.held, job.named, job.forgotten = [], 0, False
         self.inbox, self.waiting, self.running, self.scheduled, self.busy = [], [], [], {}, False
         self.lingering = []
         self._wipe()
@@ -164,10 +205,6 @@ class ReferenceReplica:
         return lost
 
     # one iteration
-    @property
-    def used(self) -> int:
-        return sum(j.blocks for j in [*self.running, *self.lingering])
-
     def boundary(self, now_s: float) -> None:
         self.wake_s = float("inf")
         first, done = [], []
@@ -175,14 +212,22 @@ class ReferenceReplica:
         ended = []
         if self.busy:
             self.busy = False
+            gained = self._gained()
+            self.iteration += 1
             for job, n in self.scheduled.items():
-                job.computed += n
-                if job.computed == job.tokens:  # caught up: a token is sampled
-                    job.outputs += 1
-                    job.tokens += 1
+                if job in self.decoding:
+                    job.computed += gained
+                    job.outputs += gained
+                    job.tokens += gained
+                else:
+                    job.computed += n
+                if job.computed == job.tokens or job in self.decoding:  # caught up: a token is sampled
+                    if job not in self.decoding:
+                        job.outputs += 1
+                        job.tokens += 1
                     if job.outputs == 1:
                         first.append(job)
-                    if job.outputs == job.output_tokens:
+                    if job.outputs >= job.output_tokens:
                         job.gone = True
                         self.running.remove(job)
                         ended.append(job)
@@ -253,30 +298,43 @@ class ReferenceReplica:
         if not scheduled:
             return
         prefill = pairs = decodes = context = 0
+        self.decoding = set()
         for job, n in scheduled.items():
-            if job.outputs > 0 and job.computed == job.tokens - 1 and n == 1 and job.computed >= job.prefilled:
+            if self._decodes(job, n):
                 decodes += 1
                 context += job.tokens
+                self.decoding.add(job)
             else:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
+        if self.drafts:
+            context += decodes * float(self.gain * self.iteration % 1)
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
         self.arm(self.wake_s)
 
+    def _gained(self) -> int:
+        """Tokens that each decoding job gets in this iteration: it has the whole part of the mean so far."""
+        return math.floor(self.gain * (self.iteration + 1)) - math.floor(self.gain * self.iteration)
+
+    @staticmethod
+    def _decodes(job: Job, n: int) -> bool:
+        return job.outputs > 0 and job.computed == job.tokens - 1 and n == 1 and job.computed >= job.prefilled
+
     def _step(self) -> tuple[dict[Job, int], bool]:
         budget = self.max_tokens
         scheduled: dict[Job, int] = {}
-        took: dict[Job, int] = {}
+        cost: dict[Job, int] = {}
         preempted = False
         i = 0
         while i < len(self.running) and budget > 0:
             job = self.running[i]
             n = min(job.tokens - job.computed, budget)
+            decodes = self._decodes(job, n)
             while True:
-                need = self._blocks(job.computed + n) - job.blocks
+                need = self._blocks(job.computed + (self._gained() if decodes else n)) - len(job.held)
                 if self.used + need <= self.total:
                     break
                 victim = (
@@ -286,9 +344,10 @@ class ReferenceReplica:
                 if at < i:
                     i -= 1
                 del self.running[at]
-                budget += scheduled.pop(victim, 0)
-                took.pop(victim, 0)
-                self._give(victim)
+                if victim in scheduled:
+                    budget += cost.pop(victim)
+                    del scheduled[victim]
+                self._give(victim, comes_back=True)
                 victim.computed = 0
                 victim.preemptions += 1
                 victim.prefilled = victim.tokens
@@ -299,18 +358,34 @@ class ReferenceReplica:
                     break
             if job not in self.running:
                 break
-            self._take(job, job.blocks + need)
+            self._take(job, len(job.held) + need)
             scheduled[job] = n
-            budget -= n
+            cost[job] = 1 + self.drafts if decodes else n
+            budget -= cost[job]
             i += 1
+        for job, n in scheduled.items():
+            if (job.prefix is not None or job.preemptions) and not self._decodes(job, n):
+                self._name(job, job.computed + n)
         while not preempted and self.waiting and budget > 0 and len(self.running) + len(self.lingering) < self.slots:
             job = self.waiting[0]
-            if self.used + self._blocks(job.tokens) > self.total:
+            found = self._find(job)
+            shared = sum(block.holders > 0 for block in found)
+            if self.used + self._blocks(job.tokens) - shared > self.total:
                 break
             self.waiting.pop(0)
-            job.computed = self._find(job)
+            for block in found:
+                if not block.holders:
+                    self.free.remove(block)
+                    self.used += 1
+                block.holders += 1
+            job.held, job.named = found, len(found)
+            job.computed = len(found) * self.block
+            if job.cached_tokens < 0:
+                job.cached_tokens = job.computed
             n = min(job.tokens - job.computed, budget)
             self._take(job, self._blocks(job.computed + n))
+            if job.prefix is not None or job.preemptions:
+                self._name(job, job.computed + n)
             job.prefilled = job.tokens
             self.running.append(job)
             scheduled[job] = n

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.reference import Job, ReferenceReplica
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.replica import Replica
+from sim.cluster.speculation import Speculation, SpeculativeStepTime
 from sim.cluster.step_time import LinearStepTime
 
 
@@ -36,6 +37,7 @@ class Story:
             if what == "submit":
                 r = request(arg["prompt"], arg["output"], arg["priority"])
                 r.tag = arg["id"]
+                r.prefix = arg.get("prefix")
                 self.requests[arg["id"]] = r
                 self.replica.submit(r, at_s)
             elif what == "abort" and arg in self.requests:
@@ -72,8 +74,22 @@ class Story:
         self.finish[r.tag] = now_s
 
 
+PLACES = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 60), st.booleans(), st.integers(0, 9))
+
+
+def prefix_of(prompt: int, root: int, branch: int, length: int, answers: bool, of_ten: int) -> Any:
+    """Text of two levels: one of three roots, then one of its branches, for some also with what is answered."""
+    root_tokens = (9, 16, 33)[root]
+    if of_ten == 0:
+        return None
+    if of_ten == 1 or prompt <= root_tokens:
+        return ((root, min(root_tokens, prompt)),)
+    end = 1 << 40 if answers else min(prompt, root_tokens + length)
+    return ((root, root_tokens), (100 + 10 * root + branch, end))
+
+
 @st.composite
-def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
+def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     slots = draw(st.integers(1, 8))
     block = draw(st.sampled_from([1, 4, 16]))
     batched = draw(st.integers(slots, slots + 40))
@@ -95,7 +111,16 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }
+    if drafting and draw(st.booleans()):
+        drafts = Speculation(
+            tokens=draw(st.integers(1, 4)), acceptance=draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0])),
+            per_draft_token_s=draw(st.sampled_from([0.0, 0.0003])), draft_s=draw(st.sampled_from([0.0, 0.002])),
+        )  # fmt: skip
+        setting["speculation"] = drafts
+        setting["step_time"] = SpeculativeStepTime(setting["step_time"], drafts)
+        setting["max_num_batched_tokens"] += slots * drafts.tokens
     script: list[tuple[float, str, Any]] = []
+    shared = draw(st.booleans())
     now = 0.0
     for i in range(draw(st.integers(1, 25))):
         now += draw(st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 3)))
@@ -105,9 +130,10 @@ def scripts(draw: Any) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
                 "submit",
                 {
                     "id": i,
-                    "prompt": draw(st.integers(1, 50)),
+                    "prompt": (prompt := draw(st.integers(1, 50))),
                     "output": draw(st.integers(1, 40)),
                     "priority": draw(st.integers(0, 2)),
+                    "prefix": prefix_of(prompt, *draw(PLACES)) if shared else None,
                 },
             )
         )
@@ -140,11 +166,13 @@ def check_same(setting: dict[str, Any], script: list[tuple[float, str, Any]]) ->
             assert math.isclose(mine[i], at_s, rel_tol=1e-9), (i, mine[i], at_s)
     for i, r in fast.requests.items():
         assert r.preemptions == slow.requests[i].preemptions
+        if setting["prefix_caching"]:
+            assert r.cached_tokens == slow.requests[i].cached_tokens
     return fast, slow
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(scripts())
+@given(scripts(drafting=True))
 def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
     fast, _ = check_same(*case)
     replica = fast.replica

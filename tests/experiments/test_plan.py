@@ -12,7 +12,7 @@ from sim.analysis.plots_plan import frontier
 from sim.analysis.study import Study
 from sim.errors import InputError, ScenarioError
 from sim.experiments import plan as plan_module
-from sim.experiments.plan import Goal, Knob, Trial, parse_knob, plan
+from sim.experiments.plan import Cost, Goal, Knob, Trial, parse_knob, plan
 
 REPLICAS = Knob("pool.replicas", 1, 9, True)
 
@@ -47,9 +47,58 @@ def test_bisection_finds_every_threshold(least: int) -> None:
         share = 0.99 if asked[-1] >= least else 0.5
         return Trial(policy, setting, asked[-1], share, share, "chat")
 
-    list(plan_module._bisected("none", [REPLICAS], Goal(), 40, 0, attempt))
+    list(plan_module._bisected("none", [REPLICAS], Goal(), Cost(), 40, 0, attempt))
     assert least in asked
     assert least == 1 or least - 1 in asked
+
+
+@pytest.mark.parametrize("good", [range(5, 9), range(14, 17), range(2, 40)])
+def test_bisection_finds_a_middle_that_does_where_the_end_does_not(good: range) -> None:
+    asked: list[int] = []
+
+    def attempt(policy: str, setting: dict[str, Any]) -> Trial:
+        asked.append(setting["pool.replicas"])
+        share = 0.99 if asked[-1] in good else 0.5
+        return Trial(policy, setting, asked[-1], share, share, "chat")
+
+    list(plan_module._bisected("none", [Knob("pool.replicas", 1, 40, True)], Goal(), Cost(), 40, 0, attempt))
+    assert good.start in asked or not any(one in good for one in asked)
+    assert len(asked) <= 24
+
+
+@pytest.mark.parametrize("highest", range(1, 10))
+def test_bisection_finds_the_highest_limit(highest: int) -> None:
+    asked: list[int] = []
+
+    def attempt(policy: str, setting: dict[str, Any]) -> Trial:
+        asked.append(setting["pool.replicas"])
+        share = 0.99 if asked[-1] <= highest else 0.5
+        return Trial(policy, setting, -asked[-1], share, share, "chat")
+
+    list(plan_module._bisected("none", [REPLICAS], Goal(), Cost(most=True), 40, 0, attempt))
+    assert highest in asked
+    assert highest == 9 or highest + 1 in asked
+
+
+def test_the_least_entitlement_is_found(tmp_path: Path) -> None:
+    slots = "pool.entitlements.chat.baseline.slots"
+    goal = Goal(attainment=0.9, tenants=("chat",))
+    asked = scenario(policies=["token-pool"], replications=4)
+    (answer,) = plan(asked, tmp_path / "p", [Knob(slots, 1, 8, True)], goal)
+    assert answer.best is not None
+    assert answer.best.cost == answer.best.setting[slots] > 1
+    assert not any(trial.meets(goal) for trial in answer.trials if trial.setting[slots] < answer.best.setting[slots])
+
+
+def test_the_highest_limit_that_spares_another_tenant_is_found(tmp_path: Path) -> None:
+    # Without control only batch's own rate decides how chat fares.
+    rate = "workload.batch.arrivals.rate_per_s"
+    asked = scenario(policies=["none"], replications=4)
+    goal = Goal(attainment=0.9, tenants=("chat",))
+    (answer,) = plan(asked, tmp_path / "p", [Knob(rate, 1, 12, True)], goal, cost=Cost(rate, most=True))
+    assert answer.best is not None
+    assert answer.best.setting[rate] == -answer.best.cost < 12
+    assert not any(trial.meets(goal) for trial in answer.trials if trial.setting[rate] > answer.best.setting[rate])
 
 
 def test_a_goal_out_of_reach_has_no_answer(tmp_path: Path) -> None:
@@ -87,6 +136,10 @@ def test_what_cannot_be_planned_is_said(tmp_path: Path) -> None:
         plan(scenario(), tmp_path / "p", [REPLICAS], Goal())
     with pytest.raises(ScenarioError, match="did you mean pool"):
         plan(scenario(replications=2), tmp_path / "p", [Knob("pol.replicas", 1, 4, True)], Goal())
+    with pytest.raises(InputError, match=r"--most pool.replica: no --over sets it; did you mean pool.replicas"):
+        plan(scenario(replications=2), tmp_path / "p", [REPLICAS], Goal(), cost=Cost("pool.replica", most=True))
+    with pytest.raises(InputError, match=r"varies seed, .* give --set seed=VALUE"):
+        plan(scenario(replications=2, vary={"seed": [1, 2]}), tmp_path / "p", [REPLICAS], Goal())
     for text in ("pool.replicas", "pool.replicas=4..1", "pool.replicas=a..b", "=1..2"):
         with pytest.raises(InputError, match="--over"):
             parse_knob(text)

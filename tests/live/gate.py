@@ -21,6 +21,7 @@ import uvloop
 from live.stand_in import StandIn
 from policies.api import Event, Instruction
 from sim.live.identity import hashed
+from sim.live.lookout import Lookout
 from sim.live.observe import RequestLog
 from sim.live.service import Service
 from sim.serve_config import make_core, make_settings, parse_config
@@ -73,6 +74,8 @@ class Gate:
     service: Service
     loop: asyncio.AbstractEventLoop
     port: int
+    server: Any = None
+    lookout: Lookout = None  # type: ignore[assignment]
     logs: list[RequestLog] = field(default_factory=list)
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
 
@@ -138,7 +141,7 @@ class Gate:
         assert getattr(core._policy, "_reserved_tokens", 0) == 0
         assert not getattr(core._policy, "_charges", None)
         assert not getattr(core._policy, "_preemptible", None)
-        assert not self.service.gateway._requests
+        assert not self.service.gateway.requests
         admitted = sum(book.admitted for book in core.pool.entitlements.values())
         refused = sum(book.refused for book in core.pool.entitlements.values())
         asked = sum(type(event).__name__ == "Arrived" for _, event, _ in self.events)
@@ -184,6 +187,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
             found.append(gate)
             server = gate.service.server()
             servers.append(server)
+            gate.server = server
 
             async def tell() -> None:
                 while not server.started:
@@ -192,8 +196,9 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
 
             telling = asyncio.create_task(tell())
             try:
-                await server.serve([listening])
-                await telling
+                async with Lookout(gate.service) as gate.lookout:
+                    await server.serve([listening])
+                    await telling
             finally:
                 await gate.service.close()
 

@@ -219,7 +219,10 @@ class Connection(asyncio.Protocol):
             count = prompt_tokens(seen.json)
             return self.send_json({"count": count, "max_model_len": 4096, "tokens": list(range(count))})
         if path in ("/v1/completions", "/v1/chat/completions"):
-            return await self.generate(seen.json, chat="chat" in path)
+            try:
+                return await self.generate(seen.json, chat="chat" in path)
+            except (TypeError, ValueError, AttributeError, KeyError) as error:  # the request makes no sense
+                return self.send_json({"error": {"message": str(error), "code": 400}}, 400)
         return self.send_json({"method": seen.method, "path": seen.path, "body": seen.body.decode("latin-1")})
 
     async def generate(self, asked: dict[str, Any], *, chat: bool) -> None:

@@ -78,6 +78,8 @@ def test_refusals_are_told_and_finished_requests_are_forgotten() -> None:
     assert [type(each) for each in told] == [Refuse]
     assert upstream.started == [("r", 0)]
     assert made.core.late_events == 1
+    assert not made.requests
+    assert not made.running
 
 
 def test_a_client_that_left_stops_the_upstream_and_hears_nothing() -> None:

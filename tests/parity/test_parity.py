@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from parity.examples import EXAMPLES, renamed
 from parity.replay import replay
 from parity.tiny_world import Ask, TinyWorld, make_core
 from policies.api import EntitlementSpec, Evict, Reason, Refuse, Resources, ServiceClass, Tick
@@ -45,6 +46,20 @@ def asks(seed: int, on_the_second: bool) -> list[Ask]:
                 cancel_at_s=at_s + rng.choice([0.0, 1.5]) if rng.random() < 0.1 else None, fails=rng.random() < 0.1,
             ))
     return sorted(made, key=lambda ask: ask.at_s)
+
+
+@pytest.mark.parametrize("on_the_second", [False, True], ids=["random times", "many events at one instant"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_policy_does_the_same_in_both_gateways(name: str, on_the_second: bool) -> None:
+    def core():  # type: ignore[no-untyped-def]
+        return make_core(
+            renamed(EXAMPLES[name], {"elastic": "synth"}), SPECS, slots=12, replicas=2,
+            router="least-outstanding-tokens", tokens_per_s=200.0, kv_bytes=400_000.0, kv_bytes_per_token=64.0,
+        )
+
+    recorded = TinyWorld(core(), asks(7, on_the_second), [(12.0, 6), (20.0, 0), (22.0, 12)]).run(60.0)
+    replayed = replay(core(), [(now_s, event) for now_s, event, _ in recorded])
+    assert replayed == recorded
 
 
 @pytest.mark.parametrize("on_the_second", [False, True], ids=["random times", "many events at one instant"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 
 import pytest
 from cluster.busy_day import busy
 from cluster.worlds import Mapped, cell_of
 
+from parity.examples import EXAMPLES, renamed
 from parity.replay import Entry, replay
 from policies.api import (
     Arrived,
@@ -95,6 +97,15 @@ def test_both_gateways_do_the_same_where_many_events_share_an_instant(policy: st
     scenario = on_the_second(busy(policy))
     log = recorded(scenario)
     assert len({now_s for now_s, _, _ in log}) < len(log) / 2
+    assert retold(fresh_core(scenario), log) == log
+    assert replay(fresh_core(scenario), [(now_s, event) for now_s, event, _ in log]) == log
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if not name.startswith(("none", "rate-limit", "token"))])
+def test_every_other_policy_does_the_same_bit_for_bit(name: str) -> None:
+    params = renamed(EXAMPLES[name], {"spot": "t4", "elastic": "t2"})
+    scenario = busy("none") | {"policies": [{"name": name, **asdict(params)}]}
+    log = recorded(scenario)
     assert retold(fresh_core(scenario), log) == log
     assert replay(fresh_core(scenario), [(now_s, event) for now_s, event, _ in log]) == log
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity.examples import EXAMPLES
 from parity.tiny_world import Ask, TinyWorld, make_core
 
 import policies
@@ -35,48 +36,17 @@ from policies.api import (
     Progress,
     Reason,
     Refuse,
+    ReplicaReport,
     RequestView,
     Resources,
     ServiceClass,
     Tick,
 )
-from policies.cap import Cap
 from policies.core import GatewayCore
-from policies.fair_queue import Drr, FairQueue, Las, Vtc
 from policies.no_control import NoControl
-from policies.parts.estimates import Flat, Quantile, TenantMean
-from policies.parts.orders import Debt, DominantResource, StrictClass
-from policies.ptu import Ptu
-from policies.rate_limit import Limits, RateLimit
+from policies.parts.estimates import Flat
 from policies.registry import POLICIES, ROUTERS
-from policies.reserve import Reserve
-from policies.token_pool.params import TokenPool
-from policies.window import Longer, Window
 
-EXAMPLES: dict[str, Any] = {
-    "none": NoControl(),
-    "cap": Cap(max_in_flight_per_replica=2, queue_requests=4, timeout_s=5.0),
-    "cap, no queue": Cap(max_in_flight_per_replica=None, queue_requests=0, status=529),
-    "window": Window(requests_per_min=30, tokens_per_min=2000, also=(Longer(tokens=3000, window_s=100.0),)),
-    "reserve": Reserve(requests_per_min=30, tokens_per_min=2000),
-    "reserve, fixed": Reserve(tokens_per_min=2000, meter="fixed", estimate=Flat(tokens=100), ttl_s=2.0),
-    "reserve, sliding": Reserve(tokens_per_min=2000, meter="sliding", estimate=TenantMean(), debt=False),
-    "ptu": Ptu(requests_per_min=60, tokens_per_min=2000, horizon_s=10.0),
-    "fair-queue": FairQueue(timeout_s=5.0, queue_requests=6),
-    "fair-queue, strict": FairQueue(order=StrictClass(), within="edf", timeout_s=None),
-    "fair-queue, drf": FairQueue(order=DominantResource(), within="shortest", charge="prompt", queue_tokens=100),
-    "fair-queue, debt": FairQueue(order=Debt(), charge="predicted", estimate=Quantile(), weights={"spot": 2.0}),
-    "vtc": Vtc(),
-    "vtc, predicted": Vtc(charge="predicted", estimate=TenantMean(), half_life_s=10.0, weights={"elastic": 3.0}),
-    "drr": Drr(quantum=64),
-    "drr, tenants": Drr(flow="tenant", charge="prompt"),
-    "las": Las(half_life_s=5.0),
-    "rate-limit": RateLimit(requests_per_min=30, tokens_per_min=2000, per_entitlement={"spot": Limits()}),
-    "rate-limit, sliding": RateLimit(requests_per_min=30, tokens_per_min=2000, window="sliding"),
-    "token-pool": TokenPool(mode="paper", max_request_tokens=300),
-    "token-pool, frozen": TokenPool(mode="paper", weight_at="admission", metering="completions", tick_s=1.0),
-    "token-pool, robust": TokenPool(mode="robust", max_request_tokens=300),
-}
 SPECS = [
     EntitlementSpec(
         name=service_class.value, tenant="t", service_class=service_class, ttft_slo_s=1.0 + number,
@@ -117,6 +87,11 @@ class Auditor:
         self._obey(core.start(0.0))
 
     def step(self, what: str, which: int, amount: int) -> None:
+        if self.core.wants_reports and what != "cancel":
+            for book in self.core.pool.replicas:
+                waiting = max(0, book.in_flight - 3)
+                kv_used = 0.1 * which % 1
+                self._send(ReplicaReport(book.replica_id, self.now_s, book.in_flight - waiting, waiting, kv_used))
         known = sorted(self.flying) + sorted(self.held)
         if what == "arrive":
             name = f"r{len(self.offered)}"
@@ -329,7 +304,7 @@ def test_who_honours_retry_after_gets_in_where_nobody_else_comes(params: Any) ->
     core.start(0.0)
     now_s, number = 0.0, 0
     while True:
-        (answer,) = core.handle(Arrived(RequestView(f"r{number}", "dedicated", "t", 10, 50)), now_s)
+        *_, answer = core.handle(Arrived(RequestView(f"r{number}", "dedicated", "t", 10, 50)), now_s)
         if isinstance(answer, Refuse) or number == 200:
             break
         core.handle(Finished(f"r{number}", 50), now_s)
@@ -339,7 +314,7 @@ def test_who_honours_retry_after_gets_in_where_nobody_else_comes(params: Any) ->
             break
         assert answer.retry_after_s is not None
         now_s += answer.retry_after_s
-        (answer,) = core.handle(Arrived(RequestView(f"again{attempt}", "dedicated", "t", 10, 50, attempt)), now_s)
+        *_, answer = core.handle(Arrived(RequestView(f"again{attempt}", "dedicated", "t", 10, 50, attempt)), now_s)
     assert isinstance(answer, Forward)
 
 
@@ -372,7 +347,7 @@ def test_a_policy_cannot_see_how_long_an_answer_will_be() -> None:
 
 def test_policies_import_nothing_that_knows_the_time_or_the_world() -> None:
     allowed = {
-        "__future__", "collections", "dataclasses", "enum", "heapq", "math", "policies", "types", "typing",
+        "__future__", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "policies", "types", "typing",
         "zlib",
     }
     files = sorted(Path(policies.__file__).parent.rglob("*.py"))

@@ -250,3 +250,15 @@ def test_impossible_gateways_are_refused(changed: dict[str, object], problem: st
     }
     with pytest.raises(ValueError, match=problem):
         GatewayCore(**(given | changed))  # type: ignore[arg-type]
+
+
+def test_what_has_reached_its_client_in_part_goes_nowhere_else() -> None:
+    core = GatewayCore(
+        entitlements=[A], capacity=PoolCapacity(2, 8), replica_ids=[0, 1], policy=NoControlPolicy(),
+        router=LeastOutstandingTokensRouter(), retry_failed=True,
+    )
+    core.start(0.0)
+    assert core.handle(ask("x"), 0.0) == (Forward("x", 0, 20),)
+    assert core.handle(Failed("x"), 1.0) == (Forward("x", 1, 20),)
+    assert core.handle(Failed("x", 3, final=True), 2.0) == ()
+    assert not core.pool.in_flight

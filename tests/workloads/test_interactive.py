@@ -272,3 +272,41 @@ def test_streams_have_names_nobody_else_s_arrivals_move():
             assert np.array_equal(getattr(first, name), getattr(second, name))
             assert np.array_equal(getattr(first, name), getattr(third, name))
     assert not np.array_equal(demands(scenario(), 1)[0].arrival_s[:50], alone[0].arrival_s[:50])
+
+
+def text(prefixes, index, tokens):
+    """Each token of a request by the line it lies on."""
+    of = []
+    for name, end in prefixes.of(index):
+        of += [name] * (min(end, tokens) - len(of))
+    return of
+
+
+@pytest.mark.parametrize("max_context_tokens", [131_072, 1500])
+def test_calls_of_an_agent_share_what_was_said_before(max_context_tokens):
+    law = Agents(
+        rate_per_s=1, mean_steps=6, mean_tool_s=1, fan_out=3, fan_out_share=0.5, system_tokens=333,
+        max_context_tokens=max_context_tokens,
+    )  # fmt: skip
+    plan = demand(law, horizon_s=20).plan
+    start, apart, cut = 0, 0, 0
+    for end in plan.ends.tolist():
+        said = 333
+        for i in range(start, end):
+            if i and plan.stage[i] != plan.stage[i - 1]:
+                said = 333 + 150 * (i - start)
+            first_of_step = i == start or plan.stage[i] != plan.stage[i - 1]
+            mine = text(plan.prefixes, i, int(plan.prompt_tokens[i]))
+            others = text(plan.prefixes, start, 10_000)
+            alike = next((k for k, (a, b) in enumerate(zip(mine, others, strict=False)) if a != b), len(mine))
+            if said + 100 > max_context_tokens:
+                cut += 1
+                assert alike == 333
+            elif first_of_step:
+                assert alike == said + 100
+            else:
+                apart += 1
+                assert alike == said
+        start = end
+    assert apart > 10
+    assert (cut > 0) == (max_context_tokens == 1500)

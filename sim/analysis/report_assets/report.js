@@ -39,14 +39,24 @@
   function layout(more) {
     const base = {
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13 },
-      margin: { l: narrow() ? 45 : 60, r: 12, t: 32, b: 50 }, hovermode: "closest", autosize: true,
-      legend: { orientation: "h", y: -0.28, x: 0, traceorder: "normal" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+      margin: { l: narrow() ? 45 : 60, r: 28, t: 32, b: 50 }, hovermode: "closest", autosize: true,
+      legend: { orientation: "h", yanchor: "top", y: -0.34, x: 0, traceorder: "normal" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     };
     return { ...base, ...more };
   }
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "sendDataToCloud"] };
+  // Without showSendToCloud: false there would be a button that uploads the numbers.
+  const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   const axis = (title, more) => ({ title: { text: title }, gridcolor: "#e8eaed", zerolinecolor: "#c9cdd2", automargin: true, ...more });
-  const draw = (id, traces, shape) => Plotly.react(id, traces, layout(shape), { ...CONFIG, displayModeBar: narrow() ? false : "hover" });
+  const drawn = new Set();
+  const draw = (id, traces, shape) => {
+    drawn.add(id);
+    Plotly.react(id, traces, layout(shape), { ...CONFIG, displayModeBar: narrow() ? false : "hover" });
+  };
+
+  // Plots have the width of the screen; on paper they would run off its edge.
+  const PAPER_PX = 680;
+  addEventListener("beforeprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: false, width: PAPER_PX })));
+  addEventListener("afterprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: true, width: null })));
 
   function errors(points) {
     const known = points.some((p) => p[1] !== null);
@@ -58,6 +68,7 @@
     const wanted = byId("tenant").value in byTenant ? byId("tenant").value : Object.keys(byTenant)[0];
     const format = SHARES.has(metric) ? ".1%" : ".4~g", title = data.metrics[metric];
     byId("tenant-box").hidden = !data.varied.length || data.tenants.length < 2;
+    const numeric = data.varied.length && data.cases.every((one) => one.variant[path] !== "" && !Number.isNaN(Number(one.variant[path])));
     const traces = data.policies.map((policy, k) => {
       const look = { color: COLOURS[k % COLOURS.length], symbol: SYMBOLS[k % SYMBOLS.length], size: 9 };
       if (!data.varied.length) {
@@ -67,7 +78,6 @@
         return { type: "bar", name: policy, x: tenants, y: points.map((p) => p[0]), error_y: errors(points), marker: { color: look.color }, hovertemplate: `%{x}, ${policy}: %{y:${format}}<extra></extra>` };
       }
       const cases = data.cases.map((one, i) => [one, byTenant[wanted][i]]).filter(([one, p]) => one.policy === policy && p[0] !== null);
-      const numeric = data.cases.every((one) => one.variant[path] !== "" && !Number.isNaN(Number(one.variant[path])));
       if (numeric) cases.sort((a, b) => Number(a[0].variant[path]) - Number(b[0].variant[path]));
       const points = cases.map(([, p]) => p);
       return {
@@ -79,7 +89,7 @@
       };
     });
     const y = axis(narrow() ? "" : title, { rangemode: "tozero", type: byId("log").checked ? "log" : "linear", tickformat: SHARES.has(metric) ? ".0%" : undefined });
-    draw("plot-metric", traces, { barmode: "group", yaxis: y, xaxis: axis(data.varied.length ? short(path) : "", { type: undefined }) });
+    draw("plot-metric", traces, { barmode: "group", yaxis: y, xaxis: axis(data.varied.length ? short(path) : "", { type: numeric ? "linear" : "category" }) });
   }
 
   function outcomePlot() {
@@ -92,7 +102,7 @@
       x: rows.map((row, i) => (total[i] ? (row.counts[k] || 0) / total[i] : 0)), customdata: rows.map((row) => row.counts[k]),
       hovertemplate: `%{y}: ${name} %{x:.1%} (%{customdata:,.1f} requests)<extra></extra>`,
     })).filter((trace) => trace.x.some((share) => share > 0));
-    draw("plot-outcomes", traces, { barmode: "stack", height: 170 + 34 * rows.length, xaxis: axis("share of offered requests", { tickformat: ".0%", range: [0, 1] }), yaxis: { automargin: true }, legend: { orientation: "h", y: -60 / (88 + 34 * rows.length), x: 0, traceorder: "normal" } });
+    draw("plot-outcomes", traces, { barmode: "stack", height: 170 + 34 * rows.length, xaxis: axis("share of offered requests", { tickformat: ".0%", range: [0, 1] }), yaxis: { automargin: true }, legend: { orientation: "h", yanchor: "top", y: -85 / (88 + 34 * rows.length), x: 0, traceorder: "normal" } });
   }
 
   const shading = () => ({

@@ -1,0 +1,137 @@
+"""An admission level that moves with queueing time: WeChat's DAGOR (arXiv 1806.04075).
+
+Every request has a priority, its class first and then a hash of its user, and comes in if that is at most the level.
+Each period the level moves by the histogram of what came: down until a share alpha less than last time would come in
+where the pool is overloaded, else up until a share beta more would. Overloaded is a mean time to first token above
+``threshold_s``: DAGOR's 20 ms of queueing are below one iteration of a large model.
+
+A gateway sees keys, not users: all requests of an entitlement have one hash, renewed every hour. With few entitlements
+the level moves in large steps. DAGOR also closes a period after 2000 requests; here only time does.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policies.api import ADMIT, Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.no_control import NoControlPolicy
+from policies.parts.orders import CLASS_RANK
+from policies.parts.room import Room
+
+_USERS = 128
+_LEVELS = _USERS * len(CLASS_RANK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dagor:
+    """An admission level over (class, hash of the entitlement) that moves with the time to first token (DAGOR)."""
+
+    kind: Literal["dagor"] = "dagor"
+    threshold_s: float = field(
+        default=1.0, metadata={"gt": 0, "description": "give a mean TTFT in seconds that is overload, e.g. 1"}
+    )
+    period_s: float = field(default=1.0, metadata={"gt": 0, "description": "give seconds between moves, e.g. 1"})
+    alpha: float = field(
+        default=0.05, metadata={"gt": 0, "lt": 1, "description": "give the share less under overload, e.g. 0.05"}
+    )
+    beta: float = field(default=0.01, metadata={"gt": 0, "lt": 1, "description": "give the share more else, e.g. 0.01"})
+    rotate_s: float = field(default=3600.0, metadata={"gt": 0, "description": "give seconds between new hashes, 3600"})
+
+
+class DagorPolicy(NoControlPolicy):
+    """See `policies.api.AdmissionPolicy`. The level is over classes times 128; all of them come in at first."""
+
+    wants_progress = True
+
+    def __init__(
+        self, params: Dagor, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,
+        chance: Chance,  # noqa: ARG002
+    ) -> None:
+        self.tick_s: float | None = params.period_s
+        self._params = params
+        self._room = Room(kv_bytes_per_token, 1.0)
+        self._classes = {
+            spec.name: CLASS_RANK[spec.service_class] for spec in sorted(entitlements, key=lambda spec: spec.name)
+        }
+        self._level = _LEVELS - 1
+        self._turn = -1
+        self._keys: dict[str, int] = {}
+        self._rotate(0.0)
+        self._came = dict.fromkeys(self._classes, 0)
+        self._waited_s = 0.0
+        self._firsts = 0
+
+    def _rotate(self, now_s: float) -> None:
+        turn = int(now_s // self._params.rotate_s)
+        if turn != self._turn:
+            self._turn = turn
+            self._keys = {
+                name: rank * _USERS + zlib.crc32(f"{turn}/{name}".encode()) % _USERS
+                for name, rank in self._classes.items()
+            }
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
+        """Let it in if its priority is at most the level."""
+        need_tokens, largest = request.prompt_tokens + max_output_tokens, self._room.largest_tokens(pool)
+        if need_tokens > largest:
+            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        key = self._keys[request.entitlement]
+        if key <= self._level:
+            return ADMIT
+        return Deny(Reason.OVERLOADED, key, self._level, self._params.period_s)
+
+    def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Take a sample."""
+        self._waited_s += now_s - flight.forwarded_s
+        self._firsts += 1
+
+    def on_tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Move the level by what came in this period."""
+        self._rotate(now_s)
+        histogram: list[tuple[int, int]] = []
+        for name, before in self._came.items():
+            book = pool.entitlements[name]
+            total = book.admitted + book.refused
+            histogram.append((self._keys[name], total - before))
+            self._came[name] = total
+        histogram.sort()
+        within = sum(count for key, count in histogram if key <= self._level)
+        if self._firsts and self._waited_s / self._firsts > self._params.threshold_s:
+            self._level = self._lowered(histogram, within)
+        else:
+            self._level = self._raised(histogram, within)
+        self._waited_s, self._firsts = 0.0, 0
+
+    def _lowered(self, histogram: list[tuple[int, int]], within: int) -> int:
+        """Shut out priorities, the least important first, until few enough are left; the most important stays."""
+        left, level, lowest = within, self._level, histogram[0][0]
+        for key, count in reversed(histogram):
+            if key > self._level or key == lowest:
+                continue
+            if left <= (1 - self._params.alpha) * within:
+                break
+            left -= count
+            level = key - 1
+        return level
+
+    def _raised(self, histogram: list[tuple[int, int]], within: int) -> int:
+        """Let priorities in, the most important first, until enough come."""
+        come = within
+        for key, count in histogram:
+            if key <= self._level:
+                continue
+            come += count
+            if come > within * (1 + self._params.beta) or key == histogram[-1][0]:
+                return _LEVELS - 1 if key == histogram[-1][0] else key
+        return _LEVELS - 1
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Take note of how large a request may be."""
+        self._room.learn(pool)
+
+    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
+        """Return the level, from 0 to 1."""
+        yield Gauge("pool", "pool", "level", (self._level + 1) / _LEVELS)

@@ -1,0 +1,83 @@
+"""Who waits at the gateway, and in which order inside a queue."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Literal
+
+from policies.api import RequestView
+
+Within = Literal["fcfs", "edf", "shortest"]
+"""By arrival, by deadline, or by size."""
+
+
+class Waiting:
+    """A request that waits."""
+
+    __slots__ = (
+        "cost", "flow", "gone", "late", "max_output_tokens", "need_tokens", "request", "since_s", "urgency",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: RequestView, max_output_tokens: int, flow: str, since_s: float, urgency: float, cost: float
+    ) -> None:
+        self.request = request
+        self.max_output_tokens = max_output_tokens
+        self.need_tokens = request.prompt_tokens + max_output_tokens
+        self.flow = flow
+        self.since_s = since_s
+        self.urgency = urgency
+        self.cost = cost
+        self.gone = False
+        self.late = False
+
+
+class Line:
+    """The requests of one flow, the most urgent first and, among equals, the first come."""
+
+    __slots__ = ("_heap", "_pushed", "length")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Waiting]] = []
+        self._pushed = 0
+        self.length = 0
+
+    def push(self, item: Waiting) -> None:
+        """Let one more wait."""
+        self._pushed += 1
+        heapq.heappush(self._heap, (item.urgency, self._pushed, item))
+        self.length += 1
+
+    def head(self) -> Waiting:
+        """Return who is next; there must be one."""
+        heap = self._heap
+        while heap[0][2].gone:
+            heapq.heappop(heap)
+        return heap[0][2]
+
+    def pop(self) -> Waiting:
+        """Take the head out and return it; it may go into another line."""
+        item = self.head()
+        heapq.heappop(self._heap)
+        self.length -= 1
+        return item
+
+    def drop(self, item: Waiting) -> None:
+        """Take one out; what is not the head is passed over later."""
+        item.gone = True
+        self.length -= 1
+        if len(self._heap) > 2 * self.length + 64:  # those who gave up
+            self._heap = [entry for entry in self._heap if not entry[2].gone]
+            heapq.heapify(self._heap)
+        elif not self.length:
+            self._heap.clear()
+
+
+def place(within: Within, request: RequestView, max_output_tokens: int, slo_s: float | None, now_s: float) -> float:
+    """Return the place of a request in its queue: by arrival, by deadline (none: last), or by size."""
+    if within == "edf":
+        return now_s + slo_s if slo_s is not None else math.inf
+    if within == "shortest":
+        return request.prompt_tokens + max_output_tokens
+    return 0.0

@@ -1,0 +1,39 @@
+"""What an order over flows hears and says; `policies.parts.orders` has the names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from policies.api import PoolLedger
+from policies.parts.lines import Line, Waiting
+
+
+class Order:
+    """Whose turn it is. What a kind need not know, it does not hear: the methods do nothing here."""
+
+    def joined(self, flow: str, head: Waiting, now_s: float) -> None:
+        """Hear that a flow begins to wait."""
+        raise NotImplementedError
+
+    def advanced(self, flow: str, head: Waiting) -> None:
+        """Hear that a flow that waits has another head."""
+
+    def left(self, flow: str) -> None:
+        """Hear that a flow waits no longer."""
+        raise NotImplementedError
+
+    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:
+        """Return whose turn it is among those who wait. Asked again, it is the same one's."""
+        raise NotImplementedError
+
+    def served(self, flow: str) -> None:
+        """Hear that one of a flow's requests that waited was started."""
+
+    def charge(self, flow: str, cost: float, now_s: float) -> None:
+        """Count what a flow used; below 0 where it was charged too much before."""
+
+    def hold(self, flow: str, slots: int, tokens: int, pool: PoolLedger) -> None:
+        """Hear that a flow has so many more requests and reserved tokens in flight."""
+
+    def tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Hear that time passes, or that the pool's capacity is another."""

@@ -1,0 +1,64 @@
+"""How much more the replicas can take."""
+
+from __future__ import annotations
+
+import math
+
+from policies.api import PoolLedger
+
+
+class Room:
+    """How much more the replicas can take: slots by count, KV cache by prompt + max_output_tokens.
+
+    Parameters
+    ----------
+    occupancy : the share of the pool to fill; above 1, the engines queue the rest.
+    per_replica : let so many requests into each ready replica, whatever fits there; None: fill the pool.
+    """
+
+    __slots__ = ("_largest_tokens", "_per_replica", "_per_token", "occupancy", "reserved_tokens")
+
+    def __init__(self, kv_bytes_per_token: float | None, occupancy: float, per_replica: int | None = None) -> None:
+        self._per_token = kv_bytes_per_token
+        self._per_replica = per_replica
+        self._largest_tokens = 0.0
+        self.occupancy = occupancy
+        self.reserved_tokens = 0
+
+    def slots_free(self, pool: PoolLedger) -> float:
+        """Return how many more requests fit."""
+        capacity = pool.capacity
+        most = max(1.0, self.occupancy * capacity.slots)
+        if self._per_replica is not None:
+            most = self._per_replica * capacity.ready_replicas
+        return most - len(pool.in_flight) - pool.others_in_flight
+
+    def tokens_free(self, pool: PoolLedger) -> float:
+        """Return how many more tokens fit into the KV cache; infinite where that is not known."""
+        kv_bytes = pool.capacity.kv_bytes
+        if kv_bytes is None or not self._per_token or self._per_replica is not None:
+            return math.inf
+        return self.occupancy * kv_bytes / self._per_token - self.reserved_tokens - pool.others_reserved_tokens
+
+    def fits(self, need_tokens: int, pool: PoolLedger) -> bool:
+        """Whether one more request of this size fits now."""
+        if self.slots_free(pool) < 1 or not pool.capacity.ready_replicas:
+            return False
+        return need_tokens <= self.tokens_free(pool) or not pool.in_flight
+
+    def largest_tokens(self, pool: PoolLedger) -> float:
+        """Return the largest request that a replica could ever take; infinite where that is not known.
+
+        A pool that lost replicas or KV cache may get them back, so the largest seen counts.
+        """
+        return self._largest_tokens or self._measured(pool)
+
+    def learn(self, pool: PoolLedger) -> None:
+        """Take note of the pool's capacity."""
+        self._largest_tokens = max(self._largest_tokens, self._measured(pool))
+
+    def _measured(self, pool: PoolLedger) -> float:
+        ready, kv_bytes = pool.capacity.ready_replicas, pool.capacity.kv_bytes
+        if kv_bytes is None or not self._per_token:
+            return math.inf
+        return kv_bytes / self._per_token / ready if ready else 0.0

@@ -1,0 +1,161 @@
+#!lua
+-- The log of one pool's events, shared by its gateways: every step below is atomic.
+--
+-- KEYS  1 events: a stream, entry <seq>-0 has the field e = "<time in us> <gateway> <event as JSON>"
+--       2 meta: a hash, epoch origin_us last_us seq tick_due_us config leader
+--       3 alive: a sorted set of gateways, by the time in us until which each is taken to live
+--       4 snapshot: a hash, seq and data
+--       5 sender: a hash, number of this gateway's last event in the log, session counted by its joins
+-- ARGV  1 command: join, append, save or leave   2 gateway   3 ttl_us   then as each command says
+--
+-- Times are microseconds since the log began. They never decrease: where Redis's clock goes back, the origin goes with
+-- it. All numbers stay below 2^53, so Lua's doubles hold them.
+
+local events, meta, alive, snapshot, sender = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local command, me, ttl_us = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local function text(number) return string.format('%.0f', number) end
+
+local clock = redis.call('TIME')
+local wall_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local state = redis.call('HMGET', meta, 'epoch', 'origin_us', 'last_us', 'seq', 'tick_due_us', 'config', 'leader')
+local epoch = state[1]
+local now_us, seq
+
+local function begin(origin_us, last_us, number)
+  now_us, seq = wall_us - origin_us, number
+  if now_us < last_us then
+    redis.call('HSET', meta, 'origin_us', text(wall_us - last_us))
+    now_us = last_us
+  end
+end
+
+local function append(gateway, payload)
+  seq = seq + 1
+  redis.call('XADD', events, text(seq) .. '-0', 'e', text(now_us) .. ' ' .. gateway .. ' ' .. payload)
+end
+
+local function lose(gateway)
+  redis.call('ZREM', alive, gateway)
+  append(gateway, '["gateway_lost"]')
+end
+
+-- Renew the caller's place, say who has lost theirs, and see that somebody leads.
+local function renew()
+  redis.call('ZADD', alive, text(now_us + ttl_us), me)
+  for _, gateway in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', '(' .. text(now_us))) do lose(gateway) end
+  local leader = redis.call('HGET', meta, 'leader')
+  if not leader or not redis.call('ZSCORE', alive, leader) then
+    leader = me
+    redis.call('HSET', meta, 'leader', me)
+  end
+  return leader == me and 1 or 0
+end
+
+local function close() redis.call('HSET', meta, 'seq', text(seq), 'last_us', text(now_us)) end
+
+-- Whether the entry that the caller saw last is still what it saw, and the next one still here. 0: it saw none.
+local function in_step(last_seq, last_entry)
+  if last_seq > seq then return false end
+  if last_seq == 0 then
+    local first = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
+    return seq == 0 or (first ~= nil and first[1] == '1-0')
+  end
+  local found = redis.call('XRANGE', events, text(last_seq) .. '-0', text(last_seq) .. '-0')
+  return found[1] ~= nil and found[1][2][2] == last_entry
+end
+
+-- join: 4 epoch to begin with   5 config   6 epoch   7 seq and   8 entry that the caller saw last
+--       9 snapshot to begin with or nothing   10 its time in us   11... gateways that own requests in it
+-- answers {joined, epoch, seq, now_us, accepted, session, leads, gateways, resumes, snapshot seq, snapshot},
+--         {config, other} or {empty}: there is no log, and nothing to begin with was given
+if command == 'join' then
+  if not epoch then
+    if ARGV[9] == '' then return {'empty'} end
+    redis.call('DEL', events, alive, snapshot)
+    local last_us = tonumber(ARGV[10])
+    epoch = ARGV[4]
+    redis.call('HSET', meta, 'epoch', epoch, 'origin_us', text(wall_us - last_us), 'tick_due_us', '0',
+               'config', ARGV[5], 'leader', me)
+    redis.call('HSET', snapshot, 'seq', '0', 'data', ARGV[9])
+    begin(wall_us - last_us, last_us, 0)
+    for i = 11, #ARGV do redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
+  else
+    if state[6] ~= ARGV[5] then return {'config', state[6]} end
+    begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+  end
+  local resumes = ARGV[6] == epoch and in_step(tonumber(ARGV[7]), ARGV[8])
+  local leads = renew()
+  close()
+  local session = redis.call('HINCRBY', sender, 'session', 1)
+  redis.call('EXPIRE', sender, 86400)
+  local answer = {'joined', epoch, seq, now_us, tonumber(redis.call('HGET', sender, 'number') or '0'), session, leads,
+                  redis.call('ZCARD', alive), resumes and 1 or 0}
+  if not resumes then
+    local kept = redis.call('HMGET', snapshot, 'seq', 'data')
+    answer[10], answer[11] = tonumber(kept[1]), kept[2]
+  end
+  return answer
+end
+
+-- leave: nothing more
+if command == 'leave' then
+  if epoch and redis.call('ZSCORE', alive, me) then
+    begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+    lose(me)
+    if state[7] == me then redis.call('HDEL', meta, 'leader') end
+    close()
+  end
+  redis.call('DEL', sender)
+  return {'left'}
+end
+
+if epoch ~= ARGV[4] then return {'stale'} end
+
+-- save: 4 epoch   5 seq   6 data   7 how many entries before it stay
+if command == 'save' then
+  local number = tonumber(ARGV[5])
+  if number > tonumber(redis.call('HGET', snapshot, 'seq')) and number <= tonumber(state[4]) then
+    redis.call('HSET', snapshot, 'seq', ARGV[5], 'data', ARGV[6])
+    redis.call('XTRIM', events, 'MINID', text(math.max(1, number - tonumber(ARGV[7]))) .. '-0')
+  end
+  return {'saved'}
+end
+
+-- append: 4 epoch   5 seq and   6 entry that the caller saw last   7 most entries to return   8 session
+--         9... for each event: its number, the time in us at which a tick is due or -1, the event as JSON
+-- answers {ok, seq, now_us, accepted, leads, gateways, early, entries} or {stale}; early: a tick is not due yet
+begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+local last_seq = tonumber(ARGV[5])
+local sent = redis.call('HMGET', sender, 'number', 'session')
+-- Of another session is what waited in a connection that the caller has given up.
+if sent[2] ~= ARGV[8] or not redis.call('ZSCORE', alive, me) or not in_step(last_seq, ARGV[6]) then
+  return {'stale'}
+end
+local leads = renew()
+local number, tick_due_us, early = tonumber(sent[1] or '0'), tonumber(state[5]), 0
+local had, due_before_us = number, tick_due_us
+for i = 9, #ARGV, 3 do
+  local this, due_us = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  if this > number then  -- what was sent before and not answered in time may be here already
+    number = this
+    if due_us < 0 then
+      append(me, ARGV[i + 2])
+    elseif due_us > now_us then
+      early = 1
+    elseif due_us > tick_due_us then
+      tick_due_us = due_us
+      append(me, ARGV[i + 2])
+    end
+  end
+end
+if number > had then
+  redis.call('HSET', sender, 'number', text(number))
+  redis.call('EXPIRE', sender, 86400)
+end
+if tick_due_us > due_before_us then redis.call('HSET', meta, 'tick_due_us', text(tick_due_us)) end
+close()
+local entries = redis.call('XRANGE', events, text(last_seq + 1) .. '-0', '+', 'COUNT', ARGV[7])
+local texts = {}
+for i, entry in ipairs(entries) do texts[i] = entry[2][2] end
+return {'ok', seq, now_us, number, leads, redis.call('ZCARD', alive), early, texts}

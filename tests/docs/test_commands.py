@@ -1,0 +1,105 @@
+"""Every command that the documents show: those in blocks are run, in order, those within sentences are parsed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import sim.cli_experiments  # registers its commands
+from sim.cli import app
+
+assert sim.cli_experiments
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = {
+    "trace fetch": "needs a network; tests/trace/test_fetch.py has a server of its own",
+    "reproduce": "tests/experiments/test_reproduce.py",
+    "serve": "does not end by itself; tests/live",
+    "replay": "needs a server; tests/live/test_replay.py",
+    "calibrate live": "needs a server; tests/calibrate",
+}
+# Shorter than shown: a minute of the documentation's time is not worth a minute of every test run.
+SHORTER = {"run", "sweep", "plan"}
+SHORTER_BY = ("--set", "horizon_s=95", "--set", "timeline_interval_s=5")
+MAY_FAIL = ("--until",)  # what these ask for need not be reached in the shorter run
+_PREFIX = r"(?:\.venv/bin/)?tokenpools "
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    """Return the commands in a document's blocks, fenced or indented."""
+    text = path.read_text()
+    fenced = re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    fenced += re.findall(rf"^ {{4,}}({_PREFIX}.*(?:\\\n.*)*)$", outside, re.MULTILINE)
+    lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"\s*{_PREFIX}", line)]
+
+
+def inline_of(path: Path) -> Iterator[str]:
+    text = re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", text):
+        if re.match(_PREFIX, code):
+            yield " ".join(code.split())
+
+
+def parse(arguments: list[str]) -> None:
+    """Raise `click.UsageError` where there is no such command or option, or an argument is missing."""
+    command: click.Command = app
+    words = list(arguments)
+    while isinstance(command, click.Group) and words:
+        name = words.pop(0)
+        if name not in command.commands:
+            raise click.UsageError(f"no command {name}: {' '.join(arguments)}")
+        command = command.commands[name]
+    command.make_context("tokenpools", words)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_a_block_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in lines_of(path):
+        if next((why for name, why in NOT_RUN.items() if " ".join(arguments).startswith(name)), None):
+            parse(arguments)
+            continue
+        on_cluster = "dask" in arguments or "ray" in arguments  # tests/experiments/test_clusters.py
+        if on_cluster or ("TOKENPOOLS_DATA" not in os.environ and needs_data(arguments)):
+            parse(arguments)
+            continue
+        arguments = [os.path.expandvars(one) for one in arguments]
+        if arguments[0] in SHORTER:
+            arguments += SHORTER_BY
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0 or (done.exit_code == 1 and set(MAY_FAIL) & set(arguments)), (arguments, done.output)
+
+
+def needs_data(arguments: list[str]) -> bool:
+    return any(word in " ".join(arguments) for word in ("azure", "TOKENPOOLS_DATA", "mooncake", "servegen"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_a_sentence_is_one(path: Path) -> None:
+    for code in inline_of(path):
+        words = shlex.split(code)[1:]
+        if "..." in words:
+            words = words[: words.index("...")]
+        # In a sentence a command may be named without its arguments, a group without its commands.
+        with suppress(click.MissingParameter, click.exceptions.NoArgsIsHelpError):
+            parse(words)
+
+
+def test_commands_are_found_where_they_are() -> None:
+    assert len(lines_of(ROOT / "docs/experiments.md")) >= 12
+    assert lines_of(ROOT / "docs/traffic.md")[0][:2] == ["trace", "fetch"]
+    assert ["list", "scenarios"] in lines_of(ROOT / "README.md")
+    assert "tokenpools schema" in list(inline_of(ROOT / "README.md"))
+    with pytest.raises(click.UsageError, match="No such option"):
+        parse(["sweep", "paper-exp1", "--policies", "none"])

@@ -1,0 +1,85 @@
+"""One or more sets of parameters for every registered policy: what the contract and the parity suites run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from policies.adaptive import Adaptive
+from policies.bands import Bands
+from policies.cap import Cap
+from policies.class_slots import ClassSlots
+from policies.cohort import Cohort
+from policies.dagor import Dagor
+from policies.dedicated import Dedicated
+from policies.fair_queue import Drr, FairQueue, Las, Vtc
+from policies.no_control import NoControl
+from policies.parts.estimates import Flat, Quantile, TenantMean
+from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
+from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
+from policies.prio_reserve import PrioReserve
+from policies.ptu import Ptu
+from policies.rate_limit import Limits, RateLimit
+from policies.reserve import Reserve
+from policies.slo_feasible import SloFeasible
+from policies.token_pool.params import TokenPool
+from policies.window import Longer, Window
+
+EXAMPLES: dict[str, Any] = {
+    "none": NoControl(),
+    "cap": Cap(max_in_flight_per_replica=2, queue_requests=4, timeout_s=5.0),
+    "cap, no queue": Cap(max_in_flight_per_replica=None, queue_requests=0, status=529),
+    "window": Window(requests_per_min=30, tokens_per_min=2000, also=(Longer(tokens=3000, window_s=100.0),)),
+    "reserve": Reserve(requests_per_min=30, tokens_per_min=2000),
+    "window, demote": Window(tokens_per_min=600, over="demote", starts="first-request", refuse_at="above"),
+    "reserve, spill": Reserve(tokens_per_min=600, over="spill", cached_weight=0.0),
+    "reserve, fixed": Reserve(tokens_per_min=2000, meter="fixed", estimate=Flat(tokens=100), ttl_s=2.0),
+    "reserve, sliding": Reserve(tokens_per_min=2000, meter="sliding", estimate=TenantMean(), debt=False),
+    "ptu": Ptu(requests_per_min=60, tokens_per_min=2000, horizon_s=10.0),
+    "fair-queue": FairQueue(timeout_s=5.0, queue_requests=6),
+    "fair-queue, strict": FairQueue(order=StrictClass(), within="edf", timeout_s=None),
+    "fair-queue, drf": FairQueue(order=DominantResource(), within="shortest", charge="prompt", queue_tokens=100),
+    "fair-queue, debt": FairQueue(order=Debt(), charge="predicted", estimate=Quantile(), weights={"spot": 2.0}),
+    "fair-queue, recent": FairQueue(order=RecentUse(window_s=5.0), charge="end", timeout_status=504),
+    "fair-queue, first come": FairQueue(order=FirstCome(), occupancy=1.5),
+    "vtc": Vtc(),
+    "vtc, predicted": Vtc(charge="predicted", estimate=TenantMean(), half_life_s=10.0, weights={"elastic": 3.0}),
+    "drr": Drr(quantum=64),
+    "drr, tenants": Drr(flow="tenant", charge="prompt"),
+    "las": Las(half_life_s=5.0),
+    "prio-reserve": PrioReserve(requests_per_min=60, tokens_per_min=3000, weights={"spot": 0.3}, cache_s=5.0),
+    "bands": Bands(ceilings="holdback", timeout_s=5.0, evict=True, tick_s=0.5),
+    "bands, reports": Bands(
+        saturation=QueueAndKv(stale_s=1.0), ceilings="soft-reflective", queue_requests=3, tick_s=0.5,
+    ),
+    "bands, ttft": Bands(saturation=PredictedTtft(budget_s=0.01), tick_s=0.5),
+    "bands, legacy": Bands(saturation=InFlightShare(requests_per_replica=2, tokens_per_replica=400), legacy=True),
+    "bands, drr": Bands(saturation=Ledger(), order=DeficitRoundRobin(quantum=64), tick_s=0.5),
+    "class-slots": ClassSlots(floors=(1, 1, 0, 0), queues=(2, 2, 2, 2), timeouts_s=(2.0, 2.0, 4.0, 8.0)),
+    "cohort": Cohort(period_s=2.0, timeout_s=10.0),
+    "cohort, dominant": Cohort(measure="dominant", shares={"spot": 3.0}, lend=1.0, borrow=1.0, within="edf"),
+    "slo-feasible": SloFeasible(first_tokens_per_s=50.0, tpot_slo_s=500.0),
+    "slo-feasible, relegate": SloFeasible(infeasible="relegate", first_tokens_per_s=50.0, smoothing=0.5),
+    "adaptive": Adaptive(initial=6, least=5, most=9),
+    "adaptive, aimd": Adaptive(limit="aimd", initial=6, least=5, most=9, slow_s=0.5, weights={"spot": 2.0}),
+    "adaptive, vegas": Adaptive(limit="vegas", initial=6, least=5, most=9),
+    "dagor": Dagor(threshold_s=0.2, rotate_s=7.0),
+    "dedicated": Dedicated(max_in_flight_per_replica=2),
+    "dedicated, named": Dedicated(replicas={"spot": 1}),
+    "rate-limit": RateLimit(requests_per_min=30, tokens_per_min=2000, per_entitlement={"spot": Limits()}),
+    "rate-limit, sliding": RateLimit(requests_per_min=30, tokens_per_min=2000, window="sliding"),
+    "token-pool": TokenPool(mode="paper", max_request_tokens=300),
+    "token-pool, frozen": TokenPool(mode="paper", weight_at="admission", metering="completions", tick_s=1.0),
+    "token-pool, robust": TokenPool(mode="robust", max_request_tokens=300),
+}
+
+
+def renamed(params: Any, names: Mapping[str, str]) -> Any:
+    """Return the parameters for a pool whose entitlements have other names."""
+    changed = {
+        one.name: {names.get(key, key): value for key, value in getattr(params, one.name).items()}
+        for one in fields(params)
+        if isinstance(getattr(params, one.name), Mapping)
+    }
+    return replace(params, **changed)
