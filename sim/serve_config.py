@@ -154,6 +154,9 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
     )
@@ -328,7 +331,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 

@@ -228,6 +228,7 @@ class Settings:
     records : folder for the tables of requests; None for none.
     admin : who may see the pages; None: nobody, there are none.
     recording : file for every event and instruction of the core; None for none.
+    telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
     state : where the state is that several processes share; None: this process has the pool for itself.
     state_config : a digest of what the processes must agree on.
     """
@@ -250,6 +251,7 @@ class Settings:
     admin: Admin | None = None
     logs: Logs = Logs()
     recording: str | None = None
+    telemetry: Literal["none", "otlp"] = "none"
     state: SharedState | None = None
     state_config: str = ""
     class_header: str = "x-tokenpools-class"
