@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -14,6 +16,7 @@ from sim.live.lookout import Lookout
 from sim.live.recording import Recording
 from sim.live.service import Service
 from sim.live.settings import Settings
+from sim.live.tables import Tables
 
 
 def serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None = None) -> None:
@@ -32,7 +35,11 @@ async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
     service = await Service.open(settings, core, recorders=[] if recording is None else [recording])
     try:
-        async with Lookout(service):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(Lookout(service))
+            if settings.records is not None:
+                tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
+                service.desk.observers.append(await stack.enter_async_context(tables))
             await service.run()
     finally:
         if recording is not None:
