@@ -25,6 +25,7 @@ GENERATED = HERE / "generated"  # ignored by git
 def setup(app: Any) -> None:
     """Tell Sphinx when to call us."""
     app.connect("builder-inited", _generate)
+    app.connect("source-read", _with_other_pages)
     app.connect("source-read", _without_links_out)
 
 
@@ -46,6 +47,14 @@ def _write(name: str, text: str) -> None:
     path = GENERATED / name
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def _with_other_pages(_: Any, name: str, source: list[str]) -> None:
+    """Put every page that the index names nowhere where it says so: a new one needs no edit there."""
+    if name == "index":
+        stems = [path.stem for path in sorted(HERE.glob("*.md")) if path.stem != name]
+        others = [stem for stem in stems if not re.search(rf"^{stem}$", source[0], re.MULTILINE)]
+        source[0] = re.sub(r"^% every page .*$", "\n".join(others), source[0], flags=re.MULTILINE)
 
 
 def _without_links_out(_: Any, __: str, source: list[str]) -> None:

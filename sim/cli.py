@@ -100,7 +100,8 @@ def run(
 ) -> None:
     """Run SCENARIO (a path, or the name of a shipped one) and write its records.
 
-    The summary goes to stdout. `tokenpools plot RESULT` draws the result.
+    The summary goes to stdout. `tokenpools plot RESULT` draws the result. SCENARIO "tournament" runs every policy over
+    all scenarios whose names begin so (docs/tournament.md).
     """
     from sim.analysis.summary import format_table
     from sim.analysis.warm_up import in_words
@@ -111,6 +112,9 @@ def run(
 
     gc.freeze()
     gc.enable()
+    if scenario == "tournament":
+        cli_metrics.run_tournament(overrides, seed, replications, out, policies, jobs, progress)
+        return
     loaded = with_policies(load(scenario, overrides, seed, replications), policies)
     folder = out if out is not None else default_folder(scenario, loaded)
     if out is None and (folder / "manifest.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -70,7 +71,53 @@ def shadow(result: Path, as_csv: bool) -> None:
     click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
 
 
+@click.command("hardware-check")
+@click.option("--data", type=_RESULT, help="Folder that holds lmsys-arena-vtc; without it, TOKENPOOLS_DATA's.")
+@click.option("--fit", is_flag=True, help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
+@click.option("--tenants", is_flag=True, help="Also print every tenant.")
+def hardware_check(data: Path | None, fit: bool, tenants: bool) -> None:
+    """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did."""
+    from sim.experiments.hardware_check import check, table, tenant_table
+
+    found = check(data, fit=fit)
+    click.echo(table(found))
+    if tenants:
+        click.echo("\n" + tenant_table(found))
+    click.echo(f"{found.profile.name}: {found.profile.error}", err=True)
+
+
+def run_tournament(
+    overrides: tuple[str, ...], seed: int | None, replications: int | None, out: Path | None, policies: tuple[str, ...],
+    jobs: int, progress: bool | None,
+) -> None:  # fmt: skip
+    """Do what `tokenpools run tournament` asks for."""
+    from policies.registry import POLICIES
+    from sim.complaints import suggestion
+    from sim.experiments.executors import Executor
+    from sim.experiments.sweep import Count
+    from sim.experiments.tournament import REPLICATIONS, tournament
+
+    if overrides or seed is not None:
+        raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")
+    for name in policies:
+        if name not in POLICIES:
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, list(POLICIES)))
+    shown = sys.stderr.isatty() if progress is None else progress
+
+    def hear(name: str, count: Count) -> None:
+        if shown and (count.finished + count.failed) % 10 == 0:
+            click.echo(f"{name}: {count.finished + count.failed} of {count.total} runs", err=True)
+
+    folder = out if out is not None else Path("results/tournament")
+    found = tournament(
+        folder, policies=policies, replications=replications or REPLICATIONS, executor=Executor(jobs=jobs),
+        on_scenario=hear,
+    )  # fmt: skip
+    click.echo(found.standing() + "\n\n" + found.grid())
+    click.echo(f"wrote {folder}: tournament.md, tournament.csv, heat-map.png and a sweep for each scenario", err=True)
+
+
 def register(app: click.Group) -> None:
     """Add the commands to the application."""
-    for command in (metrics, explain, shadow):
+    for command in (metrics, explain, shadow, hardware_check):
         app.add_command(command)

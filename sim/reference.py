@@ -2,80 +2,114 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import click
 
-from policies.registry import POLICIES, ROUTERS
+from policies.registry import PARTS, POLICIES, ROUTERS, SCALERS
 from sim.analysis.study import METRICS, MORE_IS_BETTER
 from sim.analysis.summary import summarise
 from sim.experiments.tables import markdown
 from sim.records import request_schema, timeline_schema
-from sim.scenario_model import Capacity, Event, Phase, Scenario, Workload
-from sim.vary import SAMPLES, Range
+from sim.reference_types import Row, nested, rows
+from sim.scenario_model import Scenario
+from sim.vary import SAMPLES
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
 
 
 def pages(app: click.Group) -> dict[str, str]:
     """Return the pages of the reference as Markdown, by file name."""
+    policies = {
+        "Policies": {kind: entry.params for kind, entry in POLICIES.items()},
+        **{f"Parts of policies: {name}": kinds for name, kinds in PARTS.items()},
+        "Routers": {kind: entry.params for kind, entry in ROUTERS.items()},
+        "Autoscalers": {kind: entry.params for kind, entry in SCALERS.items()},
+    }
     return {
         "scenario.md": _scenario(),
-        "policies.md": _registry("Policies", {kind: entry.params for kind, entry in POLICIES.items()})
-        + _registry("Routers", {kind: entry.params for kind, entry in ROUTERS.items()}, level=1),
-        "workloads.md": _registry("Arrivals", ARRIVALS)
-        + _registry("Lengths", LENGTHS, level=1)
-        + _registry("Clients", CLIENTS, level=1),
+        "policies.md": "# Policies, routers and autoscalers\n" + _registries(policies),
+        "workloads.md": "# Workloads\n"
+        + _registries({"Arrivals": ARRIVALS, "Lengths": LENGTHS, "Clients": CLIENTS})
+        + _traces(),
+        "profiles.md": _profiles(),
+        "scenarios.md": _scenarios(),
         "metrics.md": _metrics(),
         "commands.md": _commands(app),
     }
 
 
 def _scenario() -> str:
-    from sim.pool_model import Entitlement, Pool
-    from sim.profiles import Profile
-
-    models = (Scenario, Pool, Entitlement, Profile, Workload, Event, Capacity, Phase)
     parts = ["# Scenario\n\nThe fields of a scenario file. `tokenpools schema` prints the JSON schema for editors.\n"]
-    for model in models:
-        rows = [
-            (f"`{name}`", _type(one.annotation), _default(one), one.description or "")
-            for name, one in model.model_fields.items()
-        ]
-        parts.append(f"\n## {model.__name__}\n\n{_first(model)}\n\n{_table(rows)}\n")
-    parts.append(_registry("What `vary` may be", SAMPLES))
-    parts.append(f"\n### Range\n\n{_first(Range)}\n\n{_table(_fields(Range))}\n")
+    parts += [_section(model) for model in (Scenario, *_own(Scenario))]
+    parts.append(_registries({"What `vary` may be": SAMPLES}))
     return "".join(parts)
 
 
-def _registry(title: str, kinds: Mapping[str, type], level: int = 1) -> str:
-    parts = [f"\n{'#' * level} {title}\n"]
-    for kind, params in kinds.items():
-        parts.append(f"\n## {kind}\n\n{_doc(params)}\n")
-        rows = list(_fields(params))
-        if rows:
-            parts.append(f"\n{_table(rows)}\n")
+def _own(thing: type) -> list[type]:
+    """Return what a scenario is made of, but for what belongs to a kind of policy, workload or step time."""
+    kinds = [*ARRIVALS.values(), *LENGTHS.values(), *CLIENTS.values(), *SAMPLES.values(), *_step_times().values()]
+    kinds += [entry.params for entries in (POLICIES, ROUTERS, SCALERS) for entry in entries.values()]
+    kinds += [kind for part in PARTS.values() for kind in part.values()]
+    elsewhere = {one for kind in kinds for one in nested(kind)}
+    return [one for one in nested(thing) if one not in elsewhere]
+
+
+def _step_times() -> Mapping[str, type]:
+    from sim.cluster.step_time import STEP_TIMES
+
+    return STEP_TIMES
+
+
+def _registries(groups: Mapping[str, Mapping[str, type]]) -> str:
+    """Return a heading for each registry, a section for each kind in it, and then what these hold."""
+    parts = []
+    shown: set[type] = set()
+    for title, kinds in groups.items():
+        parts.append(f"\n## {title}\n")
+        parts += [_section(params, kind, level=3) for kind, params in kinds.items()]
+        held = dict.fromkeys(one for params in kinds.values() for one in nested(params) if one not in shown)
+        shown |= set(held)
+        parts += [_section(one, level=3) for one in held]
     return "".join(parts)
 
 
-def _fields(params: type) -> Iterator[tuple[str, str, str, str]]:
-    for one in dataclasses.fields(params):
-        if one.name == "kind":
-            continue
-        default = ""
-        if one.default is not dataclasses.MISSING:
-            default = f"`{one.default}`"
-        elif one.default_factory is not dataclasses.MISSING:
-            default = f"`{one.default_factory()}`"
-        bounds = ", ".join(f"{_SIGNS[key]} {value:g}" for key, value in one.metadata.items() if key in _SIGNS)
-        about = str(one.metadata.get("description", ""))
-        yield f"`{one.name}`", _type(one.type), default, f"{about} ({bounds})" if bounds else about
+def _section(thing: type, title: str | None = None, level: int = 2) -> str:
+    found = list(rows(thing))
+    table = f"\n{_table(found)}\n" if found else ""
+    return f"\n{'#' * level} {title or thing.__name__}\n\n{_doc(thing)}\n{table}"
 
 
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+def _profiles() -> str:
+    from sim.profiles import load_profile, shipped_profiles
+
+    body = []
+    for name in shipped_profiles():
+        one = load_profile(name)
+        holds = f"{one.max_num_seqs:,}", f"{one.kv_blocks:,}"
+        body.append((f"`{name}`", f"`{one.step_time.kind}`", *holds, one.source, one.error))
+    heads = ("profile", "step time", "sequences", "KV blocks", "source", "error")
+    cells = [tuple(" ".join(cell.replace("|", "\\|").split()) for cell in row) for row in body]
+    return f"# Profiles\n\nThose that are shipped.\n\n{markdown(heads, cells)}\n" + _registries(
+        {"Step times": _step_times()}
+    )
+
+
+def _scenarios() -> str:
+    from sim.catalogue import entries, scenario_comment
+
+    parts = ["# Scenarios\n\nThose that are shipped, each with what it shows.\n"]
+    for name, title in entries("scenarios"):
+        parts.append(f"\n## {name}\n\n{title}\n\n```text\n{scenario_comment(name).strip()}\n```\n")
+    return "".join(parts)
+
+
+def _traces() -> str:
+    from sim.catalogue import entries
+
+    body = [(f"`{name}`", f"`{file}`") for name, file in entries("traces")]
+    return f"\n## Traces\n\n{markdown(('name', 'file'), body)}\n"
 
 
 def _metrics() -> str:
@@ -107,28 +141,9 @@ def _command(command: click.Command, name: str, parent: click.Context) -> str:
     return text
 
 
-def _default(one: Any) -> str:
-    if one.is_required():
-        return "required"
-    value = one.get_default(call_default_factory=True)
-    return f"`{value}`" if value is not None else "none"
-
-
-def _type(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if not isinstance(annotation, str) and "[" in str(annotation):
-        text = str(annotation)
-    text = re.sub(r"\b(typing|sim|policies|workloads|collections\.abc)(\.\w+)*\.", "", text)
-    return f"`{text}`" if len(text) <= 80 else "see the schema"
-
-
-def _table(rows: Any) -> str:
-    cells = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
+def _table(found: list[Row]) -> str:
+    cells = [tuple(cell.replace("|", "\\|") for cell in row) for row in found]
     return markdown(("field", "type", "default", "what to give"), cells)
-
-
-def _first(thing: type) -> str:
-    return _doc(thing).split("\n\n")[0]
 
 
 def _doc(thing: type) -> str:

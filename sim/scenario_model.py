@@ -195,6 +195,9 @@ class Scenario(Strict):
     shadow: tuple[Policy, ...] = Field(
         default=(), description="give policies that watch every run without acting, e.g. [rate-limit]"
     )
+    scored: tuple[str, ...] = Field(
+        default=(), description="give the tenants whose worst SLO attainment a tournament scores, e.g. [chat]"
+    )
     vary: Annotated[Any, Varied()] = Field(
         default={}, description="give values for a dotted path, e.g. {seed: [1, 2, 3]}"
     )
@@ -234,6 +237,8 @@ class Scenario(Strict):
             check_unique(field, [one.name for one in getattr(self, field)])
             for index, policy in enumerate(getattr(self, field)):
                 self._check_policy(f"{field}[{index}]", policy, entitlements)
+        for index, tenant in enumerate(self.scored):
+            check_known(f"scored[{index}]", "tenant", tenant, dict.fromkeys(e.tenant for e in self.pool.entitlements))
         if self.shadow and self.pool.gateways > 1:
             raise MisfitError("shadow", f"given beside {self.pool.gateways} gateways", "give 1 gateway, or no shadow")
         for index, event in enumerate(self.events):

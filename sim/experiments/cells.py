@@ -167,4 +167,5 @@ def _hash_of(named: str, data: str | None) -> str | None:
 def _alone(cell: Cell) -> Cell:
     """Return the cell without what its records do not depend on."""
     bare: dict[str, Any] = {"replications": 1, "title": None, "description": None, "phases": (), "vary": {}}
+    bare["scored"] = ()
     return replace(cell, index=0, scenario=cell.scenario.model_copy(update=bare))

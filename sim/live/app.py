@@ -50,6 +50,7 @@ class Application:
     ----------
     routes : pages beside the API; add to it before the first request.
     draining : set when the gateway was told to stop: readyz says so.
+    waits_for : says what else keeps the gateway from being ready; empty for nothing.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Application:
         self.desk = desk
         self.upstreams = upstreams
         self.draining = False
+        self.waits_for: Callable[[], str] = str
         self.routes: list[BaseRoute] = [
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
         ]  # fmt: skip
@@ -95,6 +97,8 @@ class Application:
     async def _readyz(self, request: Request) -> Response:  # noqa: ARG002
         if self.draining:
             return PlainTextResponse("draining\n", 503)
+        if missing := self.waits_for():
+            return PlainTextResponse(f"{missing}\n", 503)
         ready, known = len(self.upstreams.ready()), len(self.upstreams.replicas)
         return PlainTextResponse(f"{ready} of {known} replicas ready\n", 200 if ready else 503)
 

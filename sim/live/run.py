@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -18,6 +19,13 @@ from sim.live.service import Service
 from sim.live.settings import Settings
 from sim.live.tables import Tables
 
+if TYPE_CHECKING:
+    from sim.live.shared import SharedLog
+
+LOG = logging.getLogger("tokenpools.serve")
+
+_JOIN_S = 5.0
+
 
 def serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, and return once what was in flight has ended.
@@ -25,6 +33,10 @@ def serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None
     Parameters
     ----------
     about : pool, policy and seed as plain values, for the head of a recording.
+
+    Raises
+    ------
+    RunError : other gateways that share the state have another configuration.
     """
     set_up(style=settings.logs.style, level=settings.logs.level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -33,8 +45,11 @@ def serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None
 
 async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]) -> None:
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
-    service = await Service.open(settings, core, recorders=[] if recording is None else [recording])
+    log = _shared_log(settings)
+    service = await Service.open(settings, core, log=log, recorders=[] if recording is None else [recording])
     try:
+        if log is not None:
+            await _join(log, service)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(Lookout(service))
             if settings.records is not None:
@@ -42,5 +57,30 @@ async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]
                 service.desk.observers.append(await stack.enter_async_context(tables))
             await service.run()
     finally:
+        if log is not None:
+            await log.close()
         if recording is not None:
             recording.close()
+
+
+def _shared_log(settings: Settings) -> SharedLog | None:
+    """Return the log of the shared state; redis-py is imported only where there is one."""
+    if settings.state is None:
+        return None
+    from sim.live.shared import SharedLog
+
+    return SharedLog(settings.state, loop=asyncio.get_running_loop(), config=settings.state_config)
+
+
+async def _join(log: SharedLog, service: Service) -> None:
+    """Begin with the shared state if it is there. If not, the gateway serves nobody and is not ready until it is.
+
+    Raises
+    ------
+    RunError : other gateways have another configuration.
+    """
+    service.app.waits_for = lambda: "" if log.has_joined else "the shared state was not reached yet"
+    service.about = lambda: {"state": log.status()._asdict()}
+    await log.joined(_JOIN_S)
+    if not log.has_joined:
+        LOG.warning("the shared state was not reached within %g s: %s", _JOIN_S, log.status().why)

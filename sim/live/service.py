@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Service:
     Attributes
     ----------
     recorders : told of every event, with its time and what the core said.
+    about : further facts for the admin page.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class Service:
     upstreams: Upstreams
     app: Application
     recorders: list[Recorder]
+    about: Callable[[], Mapping[str, Any]] = dict
 
     @classmethod
     async def open(

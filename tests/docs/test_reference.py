@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import click
 import pytest
@@ -12,8 +14,14 @@ import pytest
 import sim.cli_experiments  # registers its commands
 from policies.registry import POLICIES
 from sim.cli import app
+from sim.params import OneOf
+from sim.profiles import shipped_profiles
 from sim.reference import pages
+from sim.reference_types import in_words
+from sim.scenario import shipped_scenarios
+from sim.scenario_model import Scenario
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
+from workloads.trace import TRACES
 
 assert sim.cli_experiments
 
@@ -27,9 +35,47 @@ def test_every_registered_kind_and_field_is_in_it(found: dict[str, str]) -> None
     policies: dict[str, Any] = {kind: entry.params for kind, entry in POLICIES.items()}
     for page, kinds in (("policies.md", policies), ("workloads.md", {**ARRIVALS, **LENGTHS, **CLIENTS})):
         for kind, params in kinds.items():
-            assert f"\n## {kind}\n" in found[page]
+            assert f"\n### {kind}\n" in found[page]
             for field in dataclasses.fields(params):
                 assert field.name == "kind" or f"| `{field.name}`" in found[page], (kind, field.name)
+
+
+def test_all_that_a_scenario_may_hold_has_a_section(found: dict[str, str]) -> None:
+    """Whatever is added to the schema, at any depth, is in the reference without an edit there."""
+    text = "".join(found.values())
+    for key, definition in Scenario.model_json_schema()["$defs"].items():
+        if "properties" not in definition:
+            continue  # an enumeration
+        fields = definition["properties"]
+        title = fields.get("kind", {}).get("const") or key.rpartition("__")[2]
+        assert re.search(rf"\n###? {re.escape(title)}\n", text), title
+        for name in fields:
+            assert name == "kind" or f"| `{name}`" in text, (title, name)
+
+
+def test_what_is_shipped_has_a_line(found: dict[str, str]) -> None:
+    for name in shipped_profiles():
+        assert f"| `{name}`" in found["profiles.md"]
+    for name in shipped_scenarios():
+        assert f"\n## {name}\n" in found["scenarios.md"]
+    for name in TRACES:
+        assert f"| `{name}`" in found["workloads.md"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        (float, "number"),
+        (int | None, "whole number or null"),
+        (tuple[str, ...], "list of text"),
+        (tuple[float, float], "[number, number]"),
+        (Mapping[str, float], "mapping of text to number"),
+        (Literal["a", "b"], "`a`, `b`"),
+        (Annotated[Any, OneOf({"x": int, "y": int})], "`x`, `y`"),
+    ],
+)
+def test_types_are_said_in_words(annotation: Any, said: str) -> None:
+    assert in_words(annotation) == said
 
 
 def test_every_command_is_in_it(found: dict[str, str]) -> None:
