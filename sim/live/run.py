@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from sim.live.recording import Recording
 from sim.live.scaling import Scaling, Wanted, fleet_of
 from sim.live.service import Service
 from sim.live.settings import Settings
+from sim.live.tables import Tables
 
 if TYPE_CHECKING:
     from sim.live.shared import SharedLog
@@ -52,7 +55,11 @@ async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]
     try:
         if log is not None:
             await _join(log, service)
-        async with Lookout(service):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(Lookout(service))
+            if settings.records is not None:
+                tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
+                service.desk.observers.append(await stack.enter_async_context(tables))
             await service.run()
     finally:
         if wanted is not None:
