@@ -156,7 +156,7 @@ class ServeConfig(Strict):
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
     scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
-        default=None, description="give log, {kind: kubernetes, name: vllm}, {kind: command, ...} or {kind: processes, ...}"
+        default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
     )
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
