@@ -99,7 +99,7 @@ class Service:
         config = uvicorn.Config(
             self.app, host=settings.host, port=settings.port, http=protocol(settings.limits, settings.timeouts),
             ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, backlog=2048,
-            timeout_keep_alive=int(max(1, settings.timeouts.keep_alive_s)),
+            proxy_headers=False, timeout_keep_alive=int(max(1, settings.timeouts.keep_alive_s)),
             timeout_graceful_shutdown=int(settings.timeouts.drain_s + _FORCE_S) + 1,
         )
         return HttpServer(config, on_stop=self.drain, notice_s=settings.timeouts.drain_notice_s)
