@@ -243,8 +243,8 @@ def _care(found: Comparison) -> Iterator[str]:
 
 
 def verdict(metric: str, found: Difference) -> str:
-    """Return "better", "worse", "changed" or nothing where the interval includes no change."""
-    if not found.clear:
+    """Return "better", "worse", "changed" or nothing where an interval, absolute or relative, includes no change."""
+    if not found.clear or found.relative.low <= 0 <= found.relative.high:
         return ""
     if metric in ("offered", "refused", "refused_share", "admitted"):
         return "changed"
