@@ -10,7 +10,11 @@ import click
 @click.command()
 @click.argument("config")
 @click.option("--check", is_flag=True, help="Check CONFIG and stop.")
-def serve(config: str, check: bool) -> None:
+@click.option(
+    "--state", metavar="URL", envvar="TOKENPOOLS_STATE",
+    help="Share the pool's state with other gateways, e.g. redis://127.0.0.1:6379/0; over state.url in CONFIG.",
+)
+def serve(config: str, check: bool, state: str | None) -> None:
     """Serve the OpenAI API in front of the upstreams that CONFIG names, under its policy.
 
     SIGTERM lets what is in flight finish.
@@ -18,7 +22,7 @@ def serve(config: str, check: bool) -> None:
     from sim.live.run import serve as run_server
     from sim.serve_config import load_config, make_core, make_settings, recorded_head
 
-    loaded = load_config(config)
+    loaded = load_config(config, state_url=state)
     settings, core = make_settings(loaded, config), make_core(loaded)
     if check:
         click.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")

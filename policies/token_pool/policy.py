@@ -346,12 +346,15 @@ class TokenPoolPolicy:
                     yield Gauge("pool", "pool", f"promised_{unit}", promise)
                     yield Gauge("pool", "pool", f"provisioned_{unit}", has)
         for name, account in self._accounts.items():
+            yield Gauge("entitlement", name, "bound", float(account.bound))
             yield Gauge("entitlement", name, "debt", account.debt)
             yield Gauge("entitlement", name, "burst", account.burst)
             yield Gauge("entitlement", name, "weight", account.weight)
             yield Gauge("entitlement", name, "metered_tokens_per_s", account.tokens_per_s)
             if math.isfinite(account.limit_slots):
                 yield Gauge("entitlement", name, "limit_slots", account.limit_slots)
+            if self._kv_check and math.isfinite(account.limit_kv_bytes):
+                yield Gauge("entitlement", name, "limit_kv_bytes", account.limit_kv_bytes)
             if account.bucket is not None:
                 yield Gauge("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s)
 

@@ -81,7 +81,8 @@ class LoadGenerator:
         self._loop = asyncio.get_running_loop()
         self._origin_s = origin_s
         self._done = self._loop.create_future()
-        self._prepare()
+        for _ in range(_AHEAD):
+            self._prepare_one()
         self._next()
         end = None if math.isinf(self._horizon_s) else self._at(self._horizon_s, self._finish)
         self._check()
@@ -105,16 +106,22 @@ class LoadGenerator:
 
     # ----------------------------------------------------------------------------------------------- first attempts
 
-    def _prepare(self) -> None:
-        """Make the next requests ready, while nothing is due soon."""
-        for attempt in self._rows:
+    def _prepare_one(self) -> bool:
+        """Make the next request ready; returns whether there was one."""
+        attempt = next(self._rows, None)
+        if attempt is not None:
             self._ready.append((attempt, self._prompts.body(attempt)))
-            if len(self._ready) >= _AHEAD or self._ready[0][0].arrival_s - self.now_s() < _IDLE_S:
-                return
+        return attempt is not None
+
+    def _prepare(self) -> None:
+        """Make further requests ready while nothing is due soon, one a turn of the loop: making one takes time too."""
+        soon = bool(self._ready) and self._ready[0][0].arrival_s - self.now_s() < _IDLE_S
+        if not self._closed and not soon and len(self._ready) < _AHEAD and self._prepare_one():
+            self._loop.call_soon(self._prepare)
 
     def _next(self) -> None:
         if self._left and not self._ready:
-            self._prepare()
+            self._prepare_one()
         if self._ready:
             self._at(self._ready[0][0].arrival_s, self._arrive)
 

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from policies.core import GatewayCore
 from sim.live.admin import Pages
 from sim.live.logs import RequestLogger
 from sim.live.metrics import Metrics
@@ -44,9 +45,13 @@ class Lookout:
         self._server: _QuietServer | None = None
         self._task: asyncio.Task[None] | None = None
         self.port: int | None = None
-        core, now_s = service.gateway.core, service.gateway.now_s
-        self.metrics = Metrics(core, now_s)
-        self.state = State(core, now_s, about=self._about, replica_names=self._names)
+        gateway = service.gateway
+
+        def core() -> GatewayCore:
+            return gateway.core
+
+        self.metrics = Metrics(core, gateway.now_s)
+        self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
         service.desk.observers += [self.metrics, self.state, RequestLogger()]
 
     async def __aenter__(self) -> Lookout:
@@ -88,7 +93,10 @@ class Lookout:
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings
         models = settings.models or sorted(self._service.upstreams.models())
-        return {"policy": settings.policy, "models": list(models), "draining": self._service.app.draining}
+        return {
+            "policy": settings.policy, "models": list(models), "draining": self._service.app.draining,
+            **self._service.about(),
+        }
 
     def _names(self) -> Mapping[int, str]:
         return {number: one.address.name for number, one in self._service.upstreams.replicas.items()}

@@ -15,6 +15,7 @@ are brought together: ends that the books have not heard of are told, requests t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,6 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -51,8 +51,9 @@ from policies.api import (
 )
 from policies.wire import WireError, event_from, to_plain
 from sim.errors import RunError
-from sim.live.away import RETRY_S, AwayRules, WhenAway
+from sim.live.away import RETRY_S, AwayRules
 from sim.live.gateway import AsyncGateway
+from sim.live.settings import SharedState, WhenAway
 
 LOG = logging.getLogger("tokenpools.state")
 
@@ -72,25 +73,6 @@ def gateway_name() -> str:
     """Return a name that no other process has."""
     host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
     return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedState:
-    """Where the shared state is, and how long to wait for it.
-
-    Attributes
-    ----------
-    url : as redis-py reads it, e.g. ``redis://127.0.0.1:6379/0`` or ``unix:///run/redis.sock``.
-    ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
-    timeout_s : how long a request waits for the shared state before `when_away` decides.
-    snapshot_every : events between two snapshots; at most twice as many stay in the log.
-    """
-
-    url: str = field(repr=False, metadata={"min_length": 1, "description": "give redis://HOST:PORT/DB"})
-    ttl_s: float = field(default=5.0, metadata={"gt": 0, "description": "give seconds until a silent gateway is lost"})
-    timeout_s: float = field(default=0.25, metadata={"gt": 0, "description": "give the seconds a request waits"})
-    snapshot_every: int = field(default=20_000, metadata={"gt": 0, "description": "give events, e.g. 20000"})
-    when_away: WhenAway = field(default_factory=WhenAway)
 
 
 class Status(NamedTuple):
@@ -121,7 +103,6 @@ class SharedLog:
 
     Parameters
     ----------
-    pool : the pool's name, which begins all keys.
     config : a digest of all that makes the core what it is; gateways of one pool must agree on it.
     name : this gateway's; `gateway_name` makes one.
     """
@@ -129,14 +110,13 @@ class SharedLog:
     lead_s = 0.03
 
     def __init__(
-        self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, pool: str, config: str,
-        name: str | None = None,
+        self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, config: str, name: str | None = None,
     ) -> None:
         self._settings = settings
         self._loop = loop
         self._config = config
         self.name = gateway_name() if name is None else name
-        prefix = f"tokenpools:{{{pool}}}:"
+        prefix = f"tokenpools:{{{settings.pool}}}:"
         self._events_key = prefix + "events"
         self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
         self._keys.append(f"{prefix}sender:{self.name}")
@@ -185,18 +165,21 @@ class SharedLog:
         )
         self._task = self._loop.create_task(self._run())
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether the log was joined once."""
+        return self._joined.is_set() and bool(self._epoch)
+
     async def joined(self, timeout_s: float) -> None:
-        """Wait until the log was joined.
+        """Wait until the log was joined, for a while; it goes on trying after that.
 
         Raises
         ------
-        RunError : it could not be, or other gateways of the pool have another configuration.
+        RunError : other gateways of the pool have another configuration.
         """
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._joined.wait()
-        except TimeoutError:
-            raise RunError(f"the shared state was not reached within {timeout_s:g} s: {self._why}") from None
         if self._fatal is not None:
             raise self._fatal
 
