@@ -225,7 +225,8 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     pool, upstreams = found.get("pool"), found.get("upstreams")
-    if isinstance(pool, dict) and "replicas" not in pool and isinstance(upstreams, list) and upstreams:
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}
