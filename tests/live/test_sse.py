@@ -86,6 +86,17 @@ def test_usage_is_read_as_far_as_it_can_be_trusted(answer: Any, expected: Usage 
     assert usage_of(answer) == expected
 
 
+def test_usage_of_other_apis_is_found_where_they_put_it() -> None:
+    reader = StreamReader(True)
+    began = event({"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}})
+    ended = event({"type": "message_delta", "usage": {"output_tokens": 5}})
+    assert reader.read(began + ended) == began + ended
+    assert reader.usage == Usage(9, 5, 0)
+    reader = StreamReader(True)
+    reader.read(event({"type": "response.completed", "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}}))
+    assert reader.usage == Usage(3, 4, 0)
+
+
 def test_a_stream_is_ended_in_its_own_form() -> None:
     ended = json.loads(cut_event(chunk("a", model="tiny", created=1), "preempted")[6:])
     assert ended == {
