@@ -156,6 +156,9 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
     scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
         default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
     )
@@ -335,7 +338,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        scaling=config.scaling, state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 
