@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
+from policies.api import EntitlementSpec
 from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
@@ -155,6 +156,9 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
     scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
         default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
     )
@@ -250,14 +254,14 @@ def make_core(config: ServeConfig) -> GatewayCore:
     return core_of(config.pool, config.policy, config.seed)
 
 
-def core_of(pool: Pool, chosen: Policy, seed: int) -> GatewayCore:
-    """Return the core of a gateway of this pool and policy.
+def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy; ``leaving`` are entitlements that expire.
 
     Raises
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    specs = [one.spec() for one in pool.entitlements]
+    specs = [*(one.spec() for one in pool.entitlements), *leaving]
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
@@ -293,7 +297,7 @@ def agreed(config: ServeConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
+def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
     """Return the core that a recording was made with.
 
     Raises
@@ -312,7 +316,7 @@ def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
             raise explain(error, kind, mapping, file) from None
-    return core_of(found[0], found[1], int(head.get("seed", 0)))
+    return core_of(found[0], found[1], int(head.get("seed", 0)), leaving)
 
 
 def make_settings(config: ServeConfig, file: str = "") -> Settings:
@@ -334,7 +338,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        scaling=config.scaling, state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 
