@@ -243,6 +243,12 @@ class Upstreams:
             self._told = ready, self._slots
             self._emit(CapacityChanged(_with_slots(self._capacity_of(len(ready)), self._slots), ready))
 
+    def recount(self, capacity_of: Callable[[int], PoolCapacity]) -> None:
+        """Take so many ready replicas to provide something else, and tell the core."""
+        self._capacity_of = capacity_of
+        self._told = None
+        self._tell()
+
     def set_slots(self, slots: int | None) -> None:
         """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
         self._slots = slots
