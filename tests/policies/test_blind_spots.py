@@ -8,7 +8,7 @@ from parity.by_hand import A, B, C, Hand, P, promised
 from parity.tiny_world import Ask, TinyWorld, make_core
 
 from policies.adaptive import Adaptive
-from policies.api import EntitlementSpec, Evict, Refuse, Resources
+from policies.api import EntitlementSpec, Evict, Finished, Refuse, Resources
 from policies.api import ServiceClass as Class
 from policies.bands import Bands
 from policies.cap import Cap
@@ -474,3 +474,15 @@ def test_over_its_limit_a_request_may_be_demoted_or_spilled_uncharged() -> None:
 def test_nothing_is_evicted_or_refused_by_who_does_neither() -> None:
     one = world(NoControl(), noisy() + quiet())
     assert not any(isinstance(step, Evict | Refuse) for _, _, said in one.log for step in said)
+
+
+def test_prompts_that_the_upstream_counts_otherwise_leave_nothing_behind() -> None:
+    for params in (SloFeasible(), Bands(saturation=PredictedTtft()), Vtc(), Las()):
+        hand = Hand(params, TWO, slots=100)
+        for k in range(20):
+            hand.ask(k, f"a{k}", 100)
+            hand.core.handle(Finished(f"a{k}", 10, 0, 250), k + 0.5)  # in one piece: no first token of its own
+        clock = getattr(hand.policy, "_clock", None) or getattr(getattr(hand.policy, "_signal", None), "_clock", None)
+        assert clock is None or clock.outstanding_tokens == 0
+        used = {one.name: one.value for one in hand.policy.gauges(hand.core.pool, 30.0) if one.metric == "charged"}
+        assert used.get("a", 20 * 270) == 20 * 270
