@@ -159,8 +159,10 @@ RULES: Mapping[str, Callable[[Numbers], dict[str, Any]]] = {
 }
 """What is set of each policy that needs something set; the others run with their defaults."""
 
-LEFT_OUT = frozenset({"fair-queue"})
-"""Kinds that are parts to make policies of, and no policy of the field."""
+LEFT_OUT = frozenset(
+    {"fair-queue"} | {kind for kind, entry in POLICIES.items() if entry.params.__module__.startswith("policies.presets")}
+)
+"""Kinds that do not take part: parts to make policies of, and products, which are such policies set in another way."""
 
 
 def entrants(scenario: Scenario, kinds: tuple[str, ...] = ()) -> tuple[Policy, ...]:
