@@ -22,6 +22,7 @@ from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
 from sim.errors import ScenarioError
+from sim.live.scaling import SCALING
 from sim.live.settings import (
     LOOPBACK,
     PROMPT_TOKENS,
@@ -154,6 +155,12 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
+    scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
+        default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
+    )
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
     )
@@ -229,6 +236,8 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}
+    if isinstance(found.get("scaling"), str):
+        found["scaling"] = {"kind": found["scaling"]}
     if isinstance(found.get("prompt_tokens"), str):
         found["prompt_tokens"] = {"kind": found["prompt_tokens"]}
     return found
@@ -328,7 +337,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 

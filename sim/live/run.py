@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -15,6 +16,7 @@ from policies.core import GatewayCore
 from sim.live.logs import set_up
 from sim.live.lookout import Lookout
 from sim.live.recording import Recording
+from sim.live.scaling import Scaling, Wanted, fleet_of
 from sim.live.service import Service
 from sim.live.settings import Settings
 from sim.live.tables import Tables
@@ -46,7 +48,10 @@ def serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None
 async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]) -> None:
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
     log = _shared_log(settings)
-    service = await Service.open(settings, core, log=log, recorders=[] if recording is None else [recording])
+    wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
+    service = await Service.open(
+        settings, core, log=log, scale=wanted, recorders=[] if recording is None else [recording]
+    )
     try:
         if log is not None:
             await _join(log, service)
@@ -57,10 +62,20 @@ async def _serve(settings: Settings, core: GatewayCore, about: Mapping[str, Any]
                 service.desk.observers.append(await stack.enter_async_context(tables))
             await service.run()
     finally:
+        if wanted is not None:
+            await wanted.close()
         if log is not None:
             await log.close()
         if recording is not None:
             recording.close()
+
+
+def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:
+    """Return who is told how many replicas there should be, and tell it how many there should be at first."""
+    wanted = Wanted(fleet_of(scaling, [urlsplit(one.base_url).port or 80 for one in settings.upstreams]))
+    if settings.state is None:  # where the state is shared, the leader says it
+        wanted(core.replicas_wanted)
+    return wanted
 
 
 def _shared_log(settings: Settings) -> SharedLog | None:
