@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from regenerate import IMAGES, shrink, write
+
 from sim.experiments.executors import Executor
 from sim.experiments.hardware_check import check, table, tenant_table
 from sim.experiments.tournament import tournament

@@ -93,6 +93,7 @@ def run_tournament(
     """Do what `tokenpools run tournament` asks for."""
     from policies.registry import POLICIES
     from sim.complaints import suggestion
+    from sim.experiments.entrants import VARIANTS
     from sim.experiments.executors import Executor
     from sim.experiments.sweep import Count
     from sim.experiments.tournament import REPLICATIONS, tournament
@@ -100,8 +101,8 @@ def run_tournament(
     if overrides or seed is not None:
         raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")
     for name in policies:
-        if name not in POLICIES:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, list(POLICIES)))
+        if name not in POLICIES and name not in VARIANTS:
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*POLICIES, *VARIANTS]))
     shown = sys.stderr.isatty() if progress is None else progress
 
     def hear(name: str, count: Count) -> None:
