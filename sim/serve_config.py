@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
+from policies.api import EntitlementSpec
 from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
@@ -232,7 +233,8 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     pool, upstreams = found.get("pool"), found.get("upstreams")
-    if isinstance(pool, dict) and "replicas" not in pool and isinstance(upstreams, list) and upstreams:
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}
@@ -253,14 +255,14 @@ def make_core(config: ServeConfig) -> GatewayCore:
     return core_of(config.pool, config.policy, config.seed)
 
 
-def core_of(pool: Pool, chosen: Policy, seed: int) -> GatewayCore:
-    """Return the core of a gateway of this pool and policy.
+def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy; ``leaving`` are entitlements that expire.
 
     Raises
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    specs = [one.spec() for one in pool.entitlements]
+    specs = [*(one.spec() for one in pool.entitlements), *leaving]
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
@@ -296,7 +298,7 @@ def agreed(config: ServeConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
+def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
     """Return the core that a recording was made with.
 
     Raises
@@ -315,7 +317,7 @@ def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
             raise explain(error, kind, mapping, file) from None
-    return core_of(found[0], found[1], int(head.get("seed", 0)))
+    return core_of(found[0], found[1], int(head.get("seed", 0)), leaving)
 
 
 def make_settings(config: ServeConfig, file: str = "") -> Settings:
