@@ -47,11 +47,15 @@ def metrics(
 def explain(result: Path, request_id: str, policy: str | None, replication: int | None, attempt: int | None) -> None:
     """Say why REQUEST_ID of RESULT was let in, held or turned away, and what would have let it in.
 
-    The run is repeated up to that instant, and the gateway's books are read there.
+    The run is repeated up to that instant, and the gateway's books are read there. RESULT may also be the file of
+    events that a live gateway recorded.
     """
     from sim.experiments.explain import explain as run_again
-    from sim.experiments.explain import in_words
+    from sim.experiments.explain import explain_recording, in_words
 
+    if result.is_file():
+        click.echo(in_words(explain_recording(result, request_id, attempt=attempt)))
+        return
     click.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
 
 
