@@ -25,6 +25,7 @@ from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
 from sim.live.hooks import Command, LiveEvent, SlotsFile, apply, environment
 from sim.live.keys import load_keys
+from sim.live.upstreams import read_gauges
 from sim.records import Outcome
 from sim.scenario import Scenario, parse_scenario
 
@@ -227,6 +228,18 @@ def test_keys_come_from_a_file_or_the_environment_and_stay_out_of_errors(tmp_pat
         with pytest.raises(InputError) as caught:
             load_keys(file, ["chat"], {})
         assert "sk-secret" not in str(caught.value)
+
+
+def test_vllms_metrics_are_summed_over_its_engines() -> None:
+    page = (
+        "# HELP vllm:num_requests_running x\n"
+        'vllm:num_requests_running{engine="0",model_name="m"} 3.0\n'
+        'vllm:num_requests_running{engine="1",model_name="m"} 4.0\n'
+        'vllm:num_requests_waiting_by_reason{engine="0"} 9.0\n'
+        'vllm:kv_cache_usage_perc{engine="0",model_name="a b"} 0.5\n'
+    )
+    assert read_gauges(page) == (7.0, 0.0, 0.5)
+    assert read_gauges("another_metric 3\n") is None
 
 
 @pytest.mark.parametrize(
