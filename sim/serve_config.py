@@ -233,9 +233,8 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     pool, upstreams = found.get("pool"), found.get("upstreams")
-    given = raw.get("pool")
-    left_out = isinstance(given, dict) and "replicas" not in given  # minReplicas of a manifest does not count here
-    if isinstance(pool, dict) and left_out and isinstance(upstreams, list) and upstreams:
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}

@@ -173,14 +173,17 @@ async def streams(args: argparse.Namespace) -> dict[str, Any]:
 
 async def idle(args: argparse.Namespace) -> dict[str, Any]:
     """Open streams that say one word and then nothing for long."""
-    connections = await connect(args.port, args.connections)
     asked = request(args.port, args.key, tokens=2, gap_ms=3_600_000, stream=True)
     started: set[Connection] = set()
-    for number, connection in enumerate(connections):
-        connection.on_data = lambda one, _: started.add(one)
-        connection.ask(asked)
-        if number % 20 == 19:
-            await asyncio.sleep(0.05)
+    connections: list[Connection] = []
+    while len(connections) < args.connections:  # as fast as they are taken, and no faster
+        some = await connect(args.port, min(50, args.connections - len(connections)))
+        connections += some
+        for connection in some:
+            connection.on_data = lambda one, _: started.add(one)
+            connection.ask(asked)
+        while len(started) < len(connections) - 200:
+            await asyncio.sleep(0.005)
     for _ in range(600):
         if len(started) == len(connections):
             break

@@ -144,7 +144,11 @@ class LoadGenerator:
 
         for at_s, w, n, prompt, output, asked in heapq.merge(*(of(w, demand) for w, demand in enumerate(demands))):
             workload = self._workloads[w]
-            yield LiveAttempt(f"{workload.name}-{n}", 1, w, workload.priority, at_s, at_s, prompt, output, asked)
+            prefixes = demands[w].prefixes
+            yield LiveAttempt(
+                f"{workload.name}-{n}", 1, w, workload.priority, at_s, at_s, prompt, output, asked,
+                prefix=None if prefixes is None else prefixes.of(n),
+            )  # fmt: skip
 
     # -------------------------------------------------------------------------------------------------- an attempt
 
@@ -188,7 +192,7 @@ class LoadGenerator:
         self._coming_again[attempt.request_id] = attempt
         again = LiveAttempt(
             attempt.request_id, attempt.number + 1, workload, attempt.priority, again_s, attempt.first_arrival_s,
-            attempt.prompt_tokens, attempt.output_tokens, attempt.asked_tokens,
+            attempt.prompt_tokens, attempt.output_tokens, attempt.asked_tokens, prefix=attempt.prefix,
         )  # fmt: skip
         self._later(again)
         return True
@@ -228,7 +232,7 @@ class LoadGenerator:
             at_s = now_s + one.delay_s
             self._later(LiveAttempt(
                 f"{name}-{chain}.{one.step}", 1, attempt.workload, attempt.priority, at_s, at_s,
-                one.prompt_tokens, one.output_tokens, one.max_output_tokens,
+                one.prompt_tokens, one.output_tokens, one.max_output_tokens, prefix=one.prefix,
             ))  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ the end

@@ -28,6 +28,8 @@ from sim.live.tokens import counter
 from sim.live.upstreams import Upstreams
 
 _FORCE_S = 5.0
+_COLLECT = (20_000, 20, 20)
+"""Requests leave few cycles behind, so that looking for them rarely is enough and costs fewer pauses."""
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +121,7 @@ class Service:
         server = self.server()
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again and again
+        gc.set_threshold(*_COLLECT)
         if on_started is not None:
             on_started(server)
         try:
