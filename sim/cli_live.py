@@ -17,10 +17,16 @@ import click
 def serve(config: str, check: bool, state: str | None) -> None:
     """Serve the OpenAI API in front of the upstreams that CONFIG names, under its policy.
 
-    SIGTERM lets what is in flight finish.
+    SIGTERM lets what is in flight finish. SIGHUP reads CONFIG again: entitlements, keys and policy change at once.
     """
+    from sim.live.reload import Loaded
     from sim.live.run import serve as run_server
-    from sim.serve_config import load_config, make_core, make_settings, recorded_head
+    from sim.serve_config import core_of_head, load_config, make_core, make_settings, recorded_head
+
+    def load() -> Loaded:
+        again = load_config(config, state_url=state)
+        make_core(again)  # a policy that does not fit the pool is refused here
+        return Loaded(make_settings(again, config), recorded_head(again))
 
     loaded = load_config(config, state_url=state)
     settings, core = make_settings(loaded, config), make_core(loaded)
@@ -28,7 +34,10 @@ def serve(config: str, check: bool, state: str | None) -> None:
         click.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
         return
     gc.enable()
-    run_server(settings, core, recorded_head(loaded))
+    run_server(
+        settings, core, recorded_head(loaded), load=load,
+        core_of=lambda head, leaving: core_of_head(head, config, leaving),
+    )
 
 
 @click.command()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -18,10 +18,12 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
+from policies.api import EntitlementSpec
 from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
 from sim.errors import ScenarioError
+from sim.live.scaling import SCALING
 from sim.live.settings import (
     LOOPBACK,
     PROMPT_TOKENS,
@@ -154,6 +156,12 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
+    scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
+        default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
+    )
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
     )
@@ -225,10 +233,13 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     pool, upstreams = found.get("pool"), found.get("upstreams")
-    if isinstance(pool, dict) and "replicas" not in pool and isinstance(upstreams, list) and upstreams:
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}
+    if isinstance(found.get("scaling"), str):
+        found["scaling"] = {"kind": found["scaling"]}
     if isinstance(found.get("prompt_tokens"), str):
         found["prompt_tokens"] = {"kind": found["prompt_tokens"]}
     return found
@@ -244,14 +255,14 @@ def make_core(config: ServeConfig) -> GatewayCore:
     return core_of(config.pool, config.policy, config.seed)
 
 
-def core_of(pool: Pool, chosen: Policy, seed: int) -> GatewayCore:
-    """Return the core of a gateway of this pool and policy.
+def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy; ``leaving`` are entitlements that expire.
 
     Raises
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    specs = [one.spec() for one in pool.entitlements]
+    specs = [*(one.spec() for one in pool.entitlements), *leaving]
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
@@ -287,7 +298,7 @@ def agreed(config: ServeConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
+def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
     """Return the core that a recording was made with.
 
     Raises
@@ -306,7 +317,7 @@ def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
             raise explain(error, kind, mapping, file) from None
-    return core_of(found[0], found[1], int(head.get("seed", 0)))
+    return core_of(found[0], found[1], int(head.get("seed", 0)), leaving)
 
 
 def make_settings(config: ServeConfig, file: str = "") -> Settings:
@@ -328,7 +339,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from policies.api import (
     ADMIT,
+    AdmissionPolicy,
     Admit,
     Allowance,
     Chance,
@@ -306,6 +307,18 @@ class TokenPoolPolicy:
             slots_over -= 1
             tokens_over -= flight.reserved_tokens
         return victims
+
+    def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:
+        """Go on with the debts, bursts and buckets of entitlements of the same name."""
+        if not isinstance(earlier, TokenPoolPolicy):
+            return
+        for name, account in self._accounts.items():
+            before = earlier._accounts.get(name)
+            if before is not None:
+                account.debt, account.burst, account.gap = before.debt, before.burst, before.gap
+                if account.bucket is not None and before.bucket is not None:
+                    account.bucket.inherit(before.bucket, now_s)
+        self._weigh(pool)
 
     def _weigh(self, pool: PoolLedger) -> None:
         mean_slo_s = self._mean_slo_s()

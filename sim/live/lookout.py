@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from policies.core import GatewayCore
+from sim.errors import RunError
 from sim.live.admin import Pages
 from sim.live.logs import RequestLogger
 from sim.live.metrics import Metrics
@@ -53,6 +54,15 @@ class Lookout:
         self.metrics = Metrics(core, gateway.now_s)
         self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
         service.desk.observers += [self.metrics, self.state, RequestLogger()]
+        self._end_telemetry: Callable[[], None] | None = None
+        if service.settings.telemetry == "otlp":
+            try:
+                from sim.live.telemetry import exported
+            except ImportError as error:
+                raise RunError(f"telemetry: otlp needs the extra otel ({error}); install tokenpools[otel]") from None
+
+            telemetry, self._end_telemetry = exported()
+            service.desk.observers.append(telemetry)
 
     async def __aenter__(self) -> Lookout:
         """Show the pages, if there are to be any."""
@@ -83,6 +93,9 @@ class Lookout:
             self._server.should_exit = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._task, _CLOSE_S)
+        if self._end_telemetry is not None:  # it sends what is left, and waits for that
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._end_telemetry), _CLOSE_S)
 
     async def _serve(self, server: _QuietServer) -> None:
         try:

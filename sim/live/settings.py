@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from policies.api import EntitlementSpec, PoolCapacity, ServiceClass
+from sim.live.scaling import Scaling
 
 
 def _seconds(default: float, what: str) -> Any:
@@ -228,6 +229,8 @@ class Settings:
     records : folder for the tables of requests; None for none.
     admin : who may see the pages; None: nobody, there are none.
     recording : file for every event and instruction of the core; None for none.
+    telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
+    scaling : what makes the replicas that the autoscaler wants; None: nothing, and nobody is told.
     state : where the state is that several processes share; None: this process has the pool for itself.
     state_config : a digest of what the processes must agree on.
     """
@@ -250,6 +253,8 @@ class Settings:
     admin: Admin | None = None
     logs: Logs = Logs()
     recording: str | None = None
+    telemetry: Literal["none", "otlp"] = "none"
+    scaling: Scaling | None = None
     state: SharedState | None = None
     state_config: str = ""
     class_header: str = "x-tokenpools-class"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from live.gate import config, secret
+from live.gate import ENTITLEMENTS, config, secret
 from live.redis_server import BINARY, RedisServer
 from live.stand_in import StandIn, running
 
@@ -31,14 +31,30 @@ class Serve:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        written = config([stand_in], policy="token-pool", **changed) | {"listen": {"port": self.port}}
-        file = folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(written))
+        self.file, self._stand_in = folder / f"{name}.yaml", stand_in
+        self.write(**changed)
         self.errors = folder / f"{name}.err"
         with self.errors.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sim", "serve", str(file), "--state", url], stderr=err, stdout=err
+                [sys.executable, "-m", "sim", "serve", str(self.file), *(["--state", url] if url else [])],
+                stderr=err, stdout=err,
             )
+
+    def write(self, **changed: Any) -> None:
+        written = config([self._stand_in], policy="token-pool", **changed) | {"listen": {"port": self.port}}
+        self.file.write_text(yaml.safe_dump(written))
+
+    def reload(self) -> None:
+        said = self._outcomes()
+        self.process.send_signal(signal.SIGHUP)
+        deadline_s = time.monotonic() + 10
+        while self._outcomes() == said:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+
+    def _outcomes(self) -> int:
+        text = self.errors.read_text()
+        return text.count("changed over: ") + text.count("stays as it was")
 
     def ask(self, key: str, max_tokens: int, *, path: str = "/v1/completions", **fields: Any) -> tuple[int, Any]:
         body = json.dumps({"model": "tiny", "prompt": "a b c", "max_tokens": max_tokens, **fields})
@@ -167,3 +183,47 @@ def test_gateways_that_were_told_different_things_do_not_share(
     finally:
         serve.stop()
         other.stop()
+
+
+FRESH = (
+    *(one for one in ENTITLEMENTS if one["name"] != "batch"),
+    {"name": "fresh", "tenant": "new", "service_class": "spot", "limit": {"slots": 1}},
+)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_a_new_configuration_drops_no_request(
+    tmp_path: Path, server: RedisServer, stand_in: StandIn, shared: bool
+) -> None:
+    state = {"state": {"url": server.url, "timeout_s": 3.0}} if shared else {}
+    serves = [Serve(tmp_path, name, stand_in, "", **state).until_ready() for name in ("one", "two")[: 1 + shared]]
+    try:
+        found: list[int] = []
+        running = [in_background(serve, "batch", 40, found) for serve in serves]  # 2 s each
+        time.sleep(0.4)
+        assert serves[0].ask("fresh", 2)[0] == 401
+
+        serves[0].file.write_text("version: 1\npool: {entitlements: 7}\n")
+        serves[0].reload()
+        assert "the configuration stays as it was" in serves[0].errors.read_text()
+        assert serves[0].ask("chat", 2)[0] == 200
+
+        for serve in serves:
+            serve.write(entitlements=FRESH, **state)
+            serve.reload()
+            assert serve.ask("fresh", 2)[0] == 200
+            assert serve.ask("batch", 2)[0] == 401
+            assert serve.ask("chat", 2)[0] == 200
+        held = in_background(serves[0], "fresh", 20, [])
+        time.sleep(0.3)
+        assert serves[-1].ask("fresh", 2)[0] == 429  # one slot in the whole pool
+        for thread in (*running, held):
+            thread.join(10)
+        assert found == [200] * len(serves)
+        for serve in serves:
+            serve.stop()
+            assert serve.process.returncode == 0
+            assert "Traceback" not in serve.errors.read_text()
+    finally:
+        for serve in serves:
+            serve.stop()
