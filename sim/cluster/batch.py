@@ -19,6 +19,7 @@ from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING,
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.prefix_cache import PrefixCache
 from sim.cluster.speculation import Speculation
+from sim.cluster.step_time import StepTime
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -33,6 +34,7 @@ class Batch(Generic[R]):
     def __init__(
         self,
         *,
+        step_time: StepTime,
         discipline: Discipline,
         max_num_seqs: int,
         kv_blocks: int,
@@ -54,6 +56,7 @@ class Batch(Generic[R]):
         self.preemptions = 0
         self._ticket = count()
         self._places = count()
+        self._skew: float = getattr(step_time, "skew", 0.0)
         self._clear()
 
     def _clear(self) -> None:
@@ -62,6 +65,7 @@ class Batch(Generic[R]):
         self._running: dict[R, None] = {}
         self._partial: R | None = None
         self._ends: list[tuple[int, int, R]] = []
+        self._longest: list[tuple[int, int, R]] = []  # those that decode, by how much the clock is ahead of them
         self._decoding = 0
         self._context_tokens = 0
         # The iteration, or run of iterations, now under way.
@@ -142,6 +146,22 @@ class Batch(Generic[R]):
             kv.used_blocks -= cache.let_go(request, blocks + more_blocks, computed_tokens, comes_back=comes_back)
         self._leaving.clear()
 
+    def _reads(self, decoding: int) -> float:
+        """Return the KV entries that the decodes of an iteration read."""
+        context_tokens: float = self._context_tokens + decoding
+        pending = 0.0
+        if self._speculation is not None:
+            # With the part of a token that each has beyond its whole ones, so that contexts grow evenly.
+            pending = self._speculation.pending(self._iteration)
+            context_tokens += decoding * pending
+        if self._skew and decoding:
+            longest = self._longest
+            while longest[0][2].ticket != longest[0][1] or longest[0][2].state != DECODE:
+                heappop(longest)
+            # A batch of uneven contexts takes longer than an even one: as if all were somewhat nearer to the longest.
+            context_tokens += self._skew * (decoding * (self.clock + 1 + pending - longest[0][0]) - context_tokens)
+        return context_tokens
+
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
         clock = self.clock
@@ -152,6 +172,8 @@ class Batch(Generic[R]):
         self._decoding += 1
         self._context_tokens += target_tokens
         self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
+        if self._skew:
+            heappush(self._longest, (clock - target_tokens, ticket, request))
         heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:

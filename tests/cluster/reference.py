@@ -308,8 +308,11 @@ class ReferenceReplica:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
-        if self.drafts:
-            context += decodes * float(self.gain * self.iteration % 1)
+        pending = float(self.gain * self.iteration % 1)
+        context += decodes * pending
+        if decodes:
+            longest = max(job.tokens for job in self.decoding) + pending
+            context += getattr(self.step, "skew", 0.0) * (decodes * longest - context)
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
