@@ -1,6 +1,6 @@
 """Run what docs/token-pools.md reports, and bring its tables and pictures up to date.
 
-From the repository: ``python docs/regenerate_token_pools.py``; about four minutes on one core. The prose is written by
+From the repository: ``python docs/regenerate_token_pools.py``; about six minutes on one core. The prose is written by
 hand: read it again when a number has moved.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from regenerate import IMAGES, save, write
 
+from sim.experiments import pools_closing as closing
 from sim.experiments import pools_figures as figures
+from sim.experiments import pools_robust as robust
 from sim.experiments import pools_study as study
 
 
@@ -33,12 +35,19 @@ def main() -> None:
     save(figures.gateways_figure(gateways), "token-pools-gateways.png")
     save(figures.convergence_figure(), "token-pools-convergence.png")
     write("token-pools.md", {
+        "closing": closing.closing(
+            bursts, classes, day, failures["fail", 0.05], gateways, closing.unfairness()
+        ),
+        "fields": robust.by_field(),
         "bursts": study.bursts(bursts),
+        "tighter": study.tighter(),
         "day": study.day(day),
+        "surge": study.surge(),
         "classes": study.classes(classes),
         "failures": study.failures(failures),
         "gateways": study.gateways_table(gateways),
         "convergence": study.convergence_table(study.convergence()),
+        "equalised": robust.equalised(),
     })  # fmt: skip
 
 

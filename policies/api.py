@@ -557,6 +557,15 @@ class Reclaiming(Protocol):
         ...
 
 
+@runtime_checkable
+class Inheriting(Protocol):
+    """A policy that goes on from the memory of another one, of an earlier configuration; others begin afresh."""
+
+    def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:
+        """Take over what still means something here; what is in flight was admitted here already."""
+        ...
+
+
 class Scaler(Protocol):
     """How many replicas the pool should have. It sees what the gateway sees.
 

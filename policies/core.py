@@ -181,6 +181,11 @@ class GatewayCore:
         return self._handlers[type(event)](event, now_s)
 
     @property
+    def policy(self) -> AdmissionPolicy:
+        """The policy."""
+        return self._policy
+
+    @property
     def held(self) -> Mapping[str, RequestView]:
         """The requests that are held."""
         return MappingProxyType(self._held)

@@ -58,6 +58,11 @@ class ContinuousBucket:
         self.rate_per_s = rate_per_s
         self.depth = depth
 
+    def inherit(self, earlier: ContinuousBucket, now_s: float) -> None:
+        """Hold what an earlier bucket holds, as far as this one can."""
+        self._level = min(self.depth, earlier.available(now_s))
+        self._at_s = now_s
+
     def reserve(self, amount: float, now_s: float) -> None:
         """Take ``amount``."""
         self._level = self.available(now_s) - amount

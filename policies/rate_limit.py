@@ -13,6 +13,7 @@ from typing import Literal
 
 from policies.api import (
     ADMIT,
+    AdmissionPolicy,
     Allowance,
     Deny,
     EntitlementSpec,
@@ -144,6 +145,15 @@ class RateLimitPolicy:
             tokens.settle(flight.reserved_tokens, used_tokens, now_s)
         else:
             tokens.settle(self._charges.pop(flight.request.request_id), used_tokens, now_s)
+
+    def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Go on with the buckets of entitlements of the same name; sliding windows begin anew."""
+        if isinstance(earlier, RateLimitPolicy):
+            for mine, theirs in ((self._requests, earlier._requests), (self._tokens, earlier._tokens)):
+                for name, meter in mine.items():
+                    before = theirs.get(name)
+                    if isinstance(meter, ContinuousBucket) and isinstance(before, ContinuousBucket):
+                        meter.inherit(before, now_s)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Nothing is metered by the clock."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from policies.adaptive import Adaptive, AdaptivePolicy
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
@@ -20,6 +20,8 @@ from policies.no_control import NoControl, NoControlPolicy
 from policies.parts.estimates import ESTIMATES
 from policies.parts.orders import ORDERS
 from policies.parts.saturation import SATURATIONS
+from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
+from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
 from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
@@ -88,6 +90,19 @@ def _token_pool(
     return TokenPoolPolicy(params, entitlements, kv_bytes_per_token=kv_bytes_per_token, chance=chance)
 
 
+class Preset(Protocol):
+    """A name that stands for another policy's parameters."""
+
+    def expand(self) -> Any:
+        """Return those parameters."""
+        ...
+
+
+def _preset(params: Preset, **setting: Any) -> AdmissionPolicy:
+    expanded = params.expand()
+    return POLICIES[expanded.kind].build(expanded, **setting)
+
+
 def _round_robin(params: RoundRobin) -> Router:  # noqa: ARG001
     return RoundRobinRouter()
 
@@ -142,12 +157,23 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "slo-feasible": Entry(SloFeasible, SloFeasiblePolicy),
     "adaptive": Entry(Adaptive, AdaptivePolicy),
     "dagor": Entry(Dagor, DagorPolicy),
-    "dedicated": Entry(Dedicated, DedicatedPolicy),
+    "dedicated": Entry(Dedicated, DedicatedPolicy, Traits(keeps_floors=True)),
     "fair-queue": Entry(FairQueue, FairQueuePolicy, _CONSERVES),
     "vtc": Entry(Vtc, FairQueuePolicy, _CONSERVES),
     "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
     "las": Entry(Las, FairQueuePolicy, _CONSERVES),
-    "token-pool": Entry(TokenPool, _token_pool),
+    "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True)),
+    "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
+    "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
+    "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),
+    "llm-d": Entry(LlmD, _preset),
+    "smg": Entry(Smg, _preset),
+    "smg-tenants": Entry(SmgTenants, _preset, Traits(refuses_oversize=False)),
+    "azure-ptu": Entry(AzurePtu, _preset, Traits(refuses_oversize=False)),
+    "bedrock": Entry(Bedrock, _preset),
+    "dynamo": Entry(Dynamo, _preset, _CONSERVES),
+    "kthena": Entry(Kthena, _preset, _CONSERVES),
+    "k8s-apf": Entry(K8sApf, _preset),
 })
 """Who is let in."""
 

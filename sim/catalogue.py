@@ -29,5 +29,5 @@ def scenario_comment(name: str) -> str:
 
 
 def _first_sentence(doc: str | None) -> str:
-    text = " ".join((doc or "").split())
+    text = " ".join((doc or "").replace("``", "").split())
     return text.split(". ")[0].rstrip(".")

@@ -10,21 +10,34 @@ import click
 @click.command()
 @click.argument("config")
 @click.option("--check", is_flag=True, help="Check CONFIG and stop.")
-def serve(config: str, check: bool) -> None:
+@click.option(
+    "--state", metavar="URL", envvar="TOKENPOOLS_STATE",
+    help="Share the pool's state with other gateways, e.g. redis://127.0.0.1:6379/0; over state.url in CONFIG.",
+)
+def serve(config: str, check: bool, state: str | None) -> None:
     """Serve the OpenAI API in front of the upstreams that CONFIG names, under its policy.
 
-    SIGTERM lets what is in flight finish.
+    SIGTERM lets what is in flight finish. SIGHUP reads CONFIG again: entitlements, keys and policy change at once.
     """
+    from sim.live.reload import Loaded
     from sim.live.run import serve as run_server
-    from sim.serve_config import load_config, make_core, make_settings, recorded_head
+    from sim.serve_config import core_of_head, load_config, make_core, make_settings, recorded_head
 
-    loaded = load_config(config)
+    def load() -> Loaded:
+        again = load_config(config, state_url=state)
+        make_core(again)  # a policy that does not fit the pool is refused here
+        return Loaded(make_settings(again, config), recorded_head(again))
+
+    loaded = load_config(config, state_url=state)
     settings, core = make_settings(loaded, config), make_core(loaded)
     if check:
         click.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
         return
     gc.enable()
-    run_server(settings, core, recorded_head(loaded))
+    run_server(
+        settings, core, recorded_head(loaded), load=load,
+        core_of=lambda head, leaving: core_of_head(head, config, leaving),
+    )
 
 
 @click.command()

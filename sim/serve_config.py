@@ -6,9 +6,11 @@ finding and fix (`sim.complaints`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -16,13 +18,27 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
+from policies.api import EntitlementSpec
 from policies.core import GatewayCore
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim.complaints import explain
 from sim.errors import ScenarioError
-from sim.live.settings import LOOPBACK, PROMPT_TOKENS, Admin, Key, Limits, Logs, Settings, Timeouts, UpstreamAddress
+from sim.live.scaling import SCALING
+from sim.live.settings import (
+    LOOPBACK,
+    PROMPT_TOKENS,
+    Admin,
+    Key,
+    Limits,
+    Logs,
+    Settings,
+    SharedState,
+    Timeouts,
+    UpstreamAddress,
+)
 from sim.params import MisfitError, OneOf, Strict, named
 from sim.pool_model import Name, Pool, check_known, check_unique
+from sim.provenance import versions
 from sim.scenario_file import as_json, one_line, plain, read_mapping
 from sim.scenario_model import Policy
 from sim.shorthand import canonical
@@ -140,6 +156,15 @@ class ServeConfig(Strict):
     recording: str | None = Field(
         default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
     )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
+    scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
+        default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
+    )
+    state: SharedState | None = Field(
+        default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
+    )
     seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
 
     @model_validator(mode="after")
@@ -169,15 +194,19 @@ class ServeConfig(Strict):
         return self
 
 
-def load_config(path: str | Path) -> ServeConfig:
-    """Return the configuration in a file.
+def load_config(path: str | Path, state_url: str | None = None) -> ServeConfig:
+    """Return the configuration in a file; ``state_url`` is in the place of its ``state.url``.
 
     Raises
     ------
     ScenarioError : it cannot be read, or not served as it is.
     """
     file = one_line(str(path))
-    return parse_config(read_mapping(Path(path), file), file)
+    mapping = read_mapping(Path(path), file)
+    if state_url is not None:
+        given = mapping.get("state")
+        mapping = {**mapping, "state": {**(given if isinstance(given, Mapping) else {}), "url": state_url}}
+    return parse_config(mapping, file)
 
 
 def parse_config(mapping: Mapping[str, Any], file: str) -> ServeConfig:
@@ -204,8 +233,13 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     pool, upstreams = found.get("pool"), found.get("upstreams")
-    if isinstance(pool, dict) and "replicas" not in pool and isinstance(upstreams, list) and upstreams:
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
         found["pool"] = {**pool, "replicas": len(upstreams)}
+    if isinstance(found.get("state"), str):
+        found["state"] = {"url": found["state"]}
+    if isinstance(found.get("scaling"), str):
+        found["scaling"] = {"kind": found["scaling"]}
     if isinstance(found.get("prompt_tokens"), str):
         found["prompt_tokens"] = {"kind": found["prompt_tokens"]}
     return found
@@ -221,14 +255,14 @@ def make_core(config: ServeConfig) -> GatewayCore:
     return core_of(config.pool, config.policy, config.seed)
 
 
-def core_of(pool: Pool, chosen: Policy, seed: int) -> GatewayCore:
-    """Return the core of a gateway of this pool and policy.
+def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy; ``leaving`` are entitlements that expire.
 
     Raises
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    specs = [one.spec() for one in pool.entitlements]
+    specs = [*(one.spec() for one in pool.entitlements), *leaving]
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
@@ -258,7 +292,13 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
+def agreed(config: ServeConfig) -> str:
+    """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
+    parts = [recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
     """Return the core that a recording was made with.
 
     Raises
@@ -277,7 +317,7 @@ def core_of_head(head: Mapping[str, Any], file: str) -> GatewayCore:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
             raise explain(error, kind, mapping, file) from None
-    return core_of(found[0], found[1], int(head.get("seed", 0)))
+    return core_of(found[0], found[1], int(head.get("seed", 0)), leaving)
 
 
 def make_settings(config: ServeConfig, file: str = "") -> Settings:
@@ -299,6 +339,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 
@@ -308,6 +349,6 @@ def json_schema() -> dict[str, Any]:
 
 
 __all__ = [
-    "ServeConfig", "core_of", "core_of_head", "json_schema", "load_config", "make_core", "make_settings",
+    "ServeConfig", "agreed", "core_of", "core_of_head", "json_schema", "load_config", "make_core", "make_settings",
     "parse_config", "recorded_head",
 ]  # fmt: skip

@@ -7,11 +7,12 @@ its content; a name left out is taken from what it names. Anything of another sh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from policies.registry import PARTS
+from policies.registry import PARTS, POLICIES
 from sim.errors import ScenarioError
 from sim.manifests import pool_from_manifests
 from sim.profiles import load_profile
@@ -108,8 +109,10 @@ def _policy(raw: object) -> object:
     if not isinstance(raw, dict):
         return raw
     params = {key: value for key, value in raw.items() if key not in ("name", "autoscaler")}
-    for part in PARTS:
-        _bare_name(params, part)
+    kind = params.get("kind")
+    known = POLICIES.get(kind) if isinstance(kind, str) else None
+    for part in [each.name for each in fields(known.params) if "discriminator" in each.metadata] if known else PARTS:
+        _bare_name(params, part)  # other policies may have plain words under the same name, as token pools' order
     name = raw.get("name")
     policy = {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
     if raw.get("autoscaler") is not None:

@@ -55,9 +55,10 @@ def whole_slots(claims: Sequence[Claim], grants: Sequence[Grant], capacity: floa
     """Return each limit of slots as a whole number [choice].
 
     Half a slot lets nobody in, and all halves rounded up are more than there is: whoever comes first would then have
-    the last slots. So the slots that rounding down leaves over go, one each, to those with a part of one: by class,
-    inside the baseline before bursts, and by weight. Nobody who may have a part of a slot has none, and what is
-    promised to dedicated and guaranteed is rounded up in any case: the pool as a whole is guarded by check 5.
+    the last slots. So those who are short of slots share what the others leave of them in whole numbers: what rounding
+    down leaves over goes, one each, to those with a part of one, by class, inside the baseline before bursts, and by
+    weight. Nobody who may have a part of a slot has none, and all other limits are rounded up: the pool as a whole is
+    guarded by check 5.
     """
     held = [
         max(grant.granted[2], claim.baseline[2])
@@ -65,18 +66,24 @@ def whole_slots(claims: Sequence[Claim], grants: Sequence[Grant], capacity: floa
         else grant.granted[2]
         for claim, grant in zip(claims, grants, strict=True)
     ]
-    over = capacity - sum(math.floor(amount + _ROUNDING) for amount in held) + _ROUNDING
-    parts = [i for i, amount in enumerate(held) if amount - math.floor(amount + _ROUNDING) > _ROUNDING]
+    short = [
+        i
+        for i, (claim, grant) in enumerate(zip(claims, grants, strict=True))
+        if grant.limit[2] <= grant.granted[2] * (1 + _ROUNDING) and claim.service_class not in _PROTECTED
+    ]
+    slots = [math.ceil(g.limit[2] - _ROUNDING) if math.isfinite(g.limit[2]) else g.limit[2] for g in grants]
+    if not short or not math.isfinite(capacity):
+        return slots
+    left = math.floor(capacity - math.fsum(held) + math.fsum(held[i] for i in short) + _ROUNDING)
+    for i in short:
+        whole = math.floor(held[i] + _ROUNDING)
+        slots[i] = max(whole, min(1, slots[i]))
+        left -= whole
+    parts = [i for i in short if held[i] - slots[i] > _ROUNDING]
     ranks = [CLASS_RANK[claim.service_class] for claim in claims]
     parts.sort(key=lambda i: (-ranks[i], held[i] > claims[i].baseline[2], -claims[i].weight, i))
-    up = set(parts[: max(0, math.floor(over))]) if math.isfinite(over) else set(parts)
-    slots: list[float] = []
-    for i, (claim, grant) in enumerate(zip(claims, grants, strict=True)):
-        most = grant.limit[2]
-        if math.isfinite(most):
-            upwards = i in up or claim.service_class in _PROTECTED
-            most = math.ceil(most - _ROUNDING) if upwards or most < 1 else math.floor(most + _ROUNDING)
-        slots.append(most)
+    for i in parts[: max(0, left)]:
+        slots[i] += 1
     return slots
 
 

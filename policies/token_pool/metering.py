@@ -175,15 +175,16 @@ def equalise(accounts: Iterable[Account], rules: Rules) -> None:
     """Raise the weights of those whose gap is above the mean of all that run debts, and lower the others' [choice].
 
     A debt shifts weights in proportion to itself, so a difference has to remain for it to act. Adding up differences
-    goes on until the gaps are equal; what was added up fades, so that it is gone some time after the shortage.
+    goes on until the gaps are equal; what was added up fades, so that it is gone some time after the shortage. Whoever
+    gets more than was promised has a gap of nothing: a surplus is no reason to be put behind once there is a shortage.
     """
     indebted = [account for account in accounts if account.bound and account.spec.baseline.tokens_per_s]
     indebted = [account for account in indebted if account.spec.service_class is ServiceClass.ELASTIC]
     if len(indebted) < 2:
         return
-    mean = math.fsum(account.gap for account in indebted) / len(indebted)
+    mean = math.fsum(max(0.0, account.gap) for account in indebted) / len(indebted)
     for account in indebted:
-        lift = _LIFT_KEPT * account.lift + rules.equalise * (account.gap - mean)
+        lift = _LIFT_KEPT * account.lift + rules.equalise * (max(0.0, account.gap) - mean)
         account.lift = max(-_MOST_LIFT, min(_MOST_LIFT, lift))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from policies.api import (
     ADMIT,
+    AdmissionPolicy,
     Admit,
     Allowance,
     Chance,
@@ -307,6 +308,18 @@ class TokenPoolPolicy:
             tokens_over -= flight.reserved_tokens
         return victims
 
+    def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:
+        """Go on with the debts, bursts and buckets of entitlements of the same name."""
+        if not isinstance(earlier, TokenPoolPolicy):
+            return
+        for name, account in self._accounts.items():
+            before = earlier._accounts.get(name)
+            if before is not None:
+                account.debt, account.burst, account.gap = before.debt, before.burst, before.gap
+                if account.bucket is not None and before.bucket is not None:
+                    account.bucket.inherit(before.bucket, now_s)
+        self._weigh(pool)
+
     def _weigh(self, pool: PoolLedger) -> None:
         mean_slo_s = self._mean_slo_s()
         for account in self._accounts.values():
@@ -346,12 +359,15 @@ class TokenPoolPolicy:
                     yield Gauge("pool", "pool", f"promised_{unit}", promise)
                     yield Gauge("pool", "pool", f"provisioned_{unit}", has)
         for name, account in self._accounts.items():
+            yield Gauge("entitlement", name, "bound", float(account.bound))
             yield Gauge("entitlement", name, "debt", account.debt)
             yield Gauge("entitlement", name, "burst", account.burst)
             yield Gauge("entitlement", name, "weight", account.weight)
             yield Gauge("entitlement", name, "metered_tokens_per_s", account.tokens_per_s)
             if math.isfinite(account.limit_slots):
                 yield Gauge("entitlement", name, "limit_slots", account.limit_slots)
+            if self._kv_check and math.isfinite(account.limit_kv_bytes):
+                yield Gauge("entitlement", name, "limit_kv_bytes", account.limit_kv_bytes)
             if account.bucket is not None:
                 yield Gauge("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s)
 

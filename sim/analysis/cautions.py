@@ -17,7 +17,9 @@ from sim.errors import InputError
 ENOUGH_BEYOND = 10
 """Requests that should lie beyond a percentile in each replication: the 1,000th part of 10,000, the 100th of 1,000."""
 
-_UNEQUAL = 0.01
+UNEQUAL = 0.01
+"""Share of requests by which two refusals differ for their latencies to be of different requests."""
+
 _FEW_REPLICATIONS = 5
 _SHORT = 0.05
 _MOST_RUNS_READ = 24
@@ -36,7 +38,7 @@ def cautions(study: Study) -> list[str]:
     if not len(study.replications):
         return found
     return [
-        *found, *_unequal_refusals(study), *_unfinished(study), *_few_requests(study), *_few_replications(study),
+        *found, *_unequal_refusals(study), *_unfinished(study), *few_requests(study), *_few_replications(study),
         *_warm_up(study), *_oracle(study),
     ]  # fmt: skip
 
@@ -48,7 +50,7 @@ def _unequal_refusals(study: Study) -> Iterator[str]:
         for tenant in study.tenants:
             mine, other = (study.interval(one, tenant, "refused_share").estimate for one in (case, base))
             gap = abs(mine - other)
-            if gap > max(_UNEQUAL, worst.get(case.policy, (0.0, ""))[0]):
+            if gap > max(UNEQUAL, worst.get(case.policy, (0.0, ""))[0]):
                 text = (
                     f"{case} refused {mine:.1%} of {_whose(tenant)} requests and {base} {other:.1%}: "
                     "their latencies are of different requests. "
@@ -61,14 +63,14 @@ def _unequal_refusals(study: Study) -> Iterator[str]:
 def _unfinished(study: Study) -> Iterator[str]:
     shares = [(study.interval(case, "all", "unfinished_share").estimate, case) for case in study.cases]
     worst = max(shares, key=lambda one: -1.0 if math.isnan(one[0]) else one[0])
-    if worst[0] > _UNEQUAL:
+    if worst[0] > UNEQUAL:
         yield (
             f"{worst[0]:.1%} of the requests under {worst[1]} had not finished at the horizon; their latencies, the "
             "longest of all, are not in the percentiles."
         )
 
 
-def _few_requests(study: Study) -> Iterator[str]:
+def few_requests(study: Study) -> Iterator[str]:
     """Of n requests n(1 - q) lie beyond the quantile q; a P99 of fewer than a hundred is the maximum."""
     frame = study.replications
     some = frame[frame["tenant"].isin(study.tenants)]

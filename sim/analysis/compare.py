@@ -10,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from sim.analysis.cautions import UNEQUAL, few_requests
 from sim.analysis.statistics import Difference, paired_difference, unpaired_difference
 from sim.analysis.study import METRICS, MORE_IS_BETTER, Case, Study, difference_columns
+from sim.analysis.summary import LATENCIES
 from sim.complaints import suggestion
 from sim.errors import InputError
 
@@ -218,12 +220,31 @@ def in_words(found: Comparison) -> str:
     for row in (heads, *body):
         cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    care = list(_care(found))
+    return "\n".join([*lines, *([""] if care else []), *(f"read with care: {text}" for text in care)])
+
+
+def _care(found: Comparison) -> Iterator[str]:
+    """Say where latencies compare different requests, and where a P99 rests on few."""
+    metrics = {metric for _, _, metric in found.differences}
+    if not any(metric.startswith(LATENCIES) for metric in metrics):
+        return
+    worst: tuple[float, str] = (UNEQUAL, "")
+    for case, tenant in dict.fromkeys((case, tenant) for case, tenant, _ in found.differences):
+        one, other = (study.interval(case, tenant, "refused_share").estimate for study in (found.before, found.after))
+        if abs(one - other) > worst[0]:
+            text = f"{case} refused {one:.1%} of {tenant} requests before and {other:.1%} after"
+            worst = abs(one - other), f"{text}: their latencies are of different requests; compare slo_attainment"
+    if worst[1]:
+        yield worst[1]
+    if any(metric.endswith("_p99_s") for metric in metrics):
+        for study, name in ((found.before, "before"), (found.after, "after")):
+            yield from (f"{name}: {text}" for text in few_requests(study))
 
 
 def verdict(metric: str, found: Difference) -> str:
-    """Return "better", "worse", "changed" or nothing where the interval includes no change."""
-    if not found.clear:
+    """Return "better", "worse", "changed" or nothing where an interval, absolute or relative, includes no change."""
+    if not found.clear or found.relative.low <= 0 <= found.relative.high:
         return ""
     if metric in ("offered", "refused", "refused_share", "admitted"):
         return "changed"

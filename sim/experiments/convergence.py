@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from policies.api import ServiceClass
@@ -63,12 +64,18 @@ def measure(
     return balance(run_scenario(scenario), scenario, changed_s, until_s)
 
 
+def fairness(result: ScenarioResult, scenario: Scenario, policy: str, changed_s: float, until_s: float) -> float:
+    """Return largest less smallest share of their promises that elastic entitlements got, in the steady state."""
+    promised = _promised(scenario)
+    t_s, served = _series(result, "tokens_per_s", list(promised), policy)
+    steady = (t_s > (changed_s + until_s) / 2) & (t_s <= until_s)
+    shares = served[:, steady].mean(axis=1) / np.asarray(list(promised.values()))
+    return float(shares.max() - shares.min())
+
+
 def balance(result: ScenarioResult, scenario: Scenario, changed_s: float, until_s: float) -> Balance:
     """Look at how the elastic entitlements of a run came to a balance after ``changed_s``."""
-    specs = [one.spec() for one in scenario.pool.entitlements]
-    promised = {
-        spec.name: spec.baseline.tokens_per_s or 0.0 for spec in specs if spec.service_class is ServiceClass.ELASTIC
-    }
+    promised = _promised(scenario)
     t_s, served = _series(result, "tokens_per_s", list(promised))
     _, weights = _series(result, "weight", list(promised))
     parts = weights / weights.sum(axis=0)
@@ -96,9 +103,19 @@ def balance(result: ScenarioResult, scenario: Scenario, changed_s: float, until_
     )
 
 
-def _series(result: ScenarioResult, metric: str, names: Sequence[str]) -> tuple[Floats, Floats]:
+def _promised(scenario: Scenario) -> dict[str, float]:
+    specs = [one.spec() for one in scenario.pool.entitlements]
+    elastic = [spec for spec in specs if spec.service_class is ServiceClass.ELASTIC]
+    return {spec.name: spec.baseline.tokens_per_s or 0.0 for spec in elastic}
+
+
+def _series(
+    result: ScenarioResult, metric: str, names: Sequence[str], policy: str | None = None
+) -> tuple[Floats, Floats]:
     """Return the times, and one row for each entitlement, of a metric of the timeline."""
     table = result.timeline
+    if policy is not None:
+        table = table.filter(pc.equal(table["policy"].cast("string"), policy))
     metrics, known_metrics = codes_of(table, "metric")
     scopes, known_scopes = codes_of(table, "scope")
     of, known = codes_of(table, "name")

@@ -222,7 +222,9 @@ def _ray(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Executo
             else:
                 ray.init(address=executor.address, log_to_driver=False, logging_level=40)
         except (OSError, ValueError) as error:
-            raise InputError(str(executor.address), f"no Ray cluster answers ({error})", "check --address") from None
+            # To an address that is named Ray gives a token only where the user has said so.
+            fix = "check --address, and set RAY_AUTH_MODE=token if the cluster asks for its token"
+            raise InputError(str(executor.address), f"no Ray cluster answers ({error})", fix) from None
     try:
         remote = ray.remote(num_cpus=1, max_retries=_TRIES)(function)
         ahead = max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD

@@ -129,7 +129,7 @@ def _timeline(policy: str, live: pd.DataFrame, simulated: pd.DataFrame) -> Itera
     held, theirs = (_wide(_of(rows, "in_flight"), "name") for rows in (live, simulated))
     for tenant in held.columns:
         p, q = _share(held[tenant], one["capacity_slots"]), _share(theirs[tenant], other["capacity_slots"])
-        yield Compared(policy, tenant, "slots held, mean", 100 * p, 100 * q, "%")
+        yield Compared(policy, tenant, "in flight of the slots, mean", 100 * p, 100 * q, "%")
     debt, theirs = (_wide(_of(rows, "debt"), "name") for rows in (live, simulated))
     for tenant in debt.columns:
         x, y = debt[tenant], theirs[tenant]

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from sim.analysis import style
 from sim.analysis.plots_over_time import capacity_share
-from sim.experiments.pools_study import BURSTS, CHANGED_S, DAY, UNTIL_S, Run, play
+from sim.experiments.pools_study import BURSTS, CHANGED_S, DAY, LIMITED, UNTIL_S, Run, play
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 _LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 1.5)), (0, (3, 1, 1, 1)))
 _MARKERS = "os^DvP"
-_HATCHES = ("", "///", "...")
+_HATCHES = ("", "///", "\\\\\\", "xx", "...")
 
 
 @style.styled
@@ -27,9 +27,10 @@ def bursts_figure(runs: Mapping[str, Run]) -> Figure:
     figure = Figure(figsize=(style.WIDTH_IN, 3.2), layout="constrained")
     figure.suptitle("A neighbour's burst, and what chat feels of it (objective 1 s)")
     late, met = figure.subplots(1, 2)
-    for i, policy in enumerate(("token-pool", "rate-limit", "none")):
-        places = np.arange(len(runs)) + 0.27 * (i - 1)
-        look = {"color": _COLOURS[i], "hatch": _HATCHES[i], "edgecolor": "white", "width": 0.25, "label": policy}
+    for i, policy in enumerate(LIMITED):
+        places = np.arange(len(runs)) + 0.17 * (i - 2)
+        label = "rate-limit (both)" if policy == "rate-limit" else policy
+        look = {"color": _COLOURS[i], "hatch": _HATCHES[i], "edgecolor": "white", "width": 0.16, "label": label}
         late.bar(places, [float(run.row(policy, "chat")["ttft_p99_s"]) for run in runs.values()], **look)
         met.bar(places, [100 * float(run.row(policy, "chat")["slo_attainment"]) for run in runs.values()], **look)
     late.axhline(1.0, color=style.LIMIT, linewidth=1)

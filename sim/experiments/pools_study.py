@@ -15,6 +15,7 @@ from sim.experiments.run import ScenarioResult, run_scenario
 from sim.experiments.tables import markdown
 from sim.scenario import load_scenario
 
+LIMITED = ("token-pool", "rate-limit", "requests-per-min", "tokens-per-min", "none")
 BURSTS = {"burst-prompts": "KV cache", "burst-outputs": "tokens/s", "burst-sessions": "slots", "burst-requests": "rate"}
 EXCHANGES_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
@@ -59,12 +60,48 @@ def bursts(runs: Mapping[str, Run]) -> str:
     heads = ("burst in", "policy", "chat: SLO met", "P99 TTFT", "violation", "refused", "docs refused", "preemptions")
     rows = []
     for name, run in runs.items():
-        for policy in ("token-pool", "rate-limit", "none"):
+        for policy in LIMITED:
             chat, docs, cell = run.row(policy, "chat"), run.row(policy, "docs"), run.cell(policy)
             rows.append((
-                f"{BURSTS[name]} (`{name}`)" if policy == "token-pool" else "", policy,
+                f"{BURSTS[name]} (`{name}`)" if policy == "token-pool" else "",
+                "rate-limit (both)" if policy == "rate-limit" else policy,
                 f"{100 * chat['slo_attainment']:.1f} %", f"{chat['ttft_p99_s']:.2f} s",
                 f"{100 * cell['violation']['chat']:.1f} %", _share(chat), _share(docs), f"{cell['preemptions']}",
+            ))  # fmt: skip
+    return markdown(heads, rows)
+
+
+TIGHTER = ((1.0, 60), (1.0, 10), (1.0, 2), (0.5, 10))
+CALM_S = (90.0, 170.0)
+
+
+def tighter() -> str:
+    """Return what a limiter with a shallower bucket or a lower limit for docs does in each burst, as a table."""
+    heads = (
+        "burst in", "docs is limited to", "bucket", "chat: SLO met", "P99 TTFT", "docs finished", "refused while calm"
+    )  # fmt: skip
+    rows = []
+    for name, what in BURSTS.items():
+        policies = ["token-pool"]
+        for share, bucket_s in TIGHTER:
+            docs = f"requests_per_min: {240 * share:g}, tokens_per_min: {90_000 * share:g}, burst_s: {bucket_s}"
+            chat = "requests_per_min: 480, tokens_per_min: 120000"
+            policies.append(
+                f"{{kind: rate-limit, name: x{share:g}-{bucket_s}, per_entitlement: {{chat: {{{chat}}}, "
+                f"docs: {{{docs}}}}}}}"
+            )
+        run = play(name, "timeline_interval_s=null", f"policies=[{', '.join(policies)}]")
+        table = run.result.requests.to_pandas()
+        calm = (table["tenant"] == "docs") & ~table["arrival_s"].between(*CALM_S)
+        looks = [("token-pool", what, "(token pools)", "")]
+        for share, bucket_s in TIGHTER:
+            limit = "its baseline" if share == 1 else f"{share:g} of it"
+            looks.append((f"x{share:g}-{bucket_s}", "", limit, f"{bucket_s} s"))
+        for policy, *labels in looks:
+            chat_row, own = run.row(policy, "chat"), table[calm & (table["policy"] == policy)]
+            rows.append((
+                *labels, f"{100 * chat_row['slo_attainment']:.1f} %", f"{chat_row['ttft_p99_s']:.2f} s",
+                f"{run.row(policy, 'docs')['finished']}", f"{100 * float((own['outcome'] == 'refused').mean()):.0f} %",
             ))  # fmt: skip
     return markdown(heads, rows)
 
@@ -72,6 +109,7 @@ def bursts(runs: Mapping[str, Run]) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # A day with a peak
 
+SURGE_PER_S = 20
 DAY = ("pool+capacity", "limit+utilisation", "none+utilisation", "none+saturation", "none+sla")
 
 
@@ -82,14 +120,31 @@ def day(run: Run) -> str:
         "output tokens per GPU-s",
     )  # fmt: skip
     rows = []
-    for policy in (*DAY[:2], "limit+saturation", *DAY[2:], "none+fixed"):
+    others = ("pool+utilisation", "limit+utilisation", "limit+saturation")
+    for policy in (DAY[0], *others, *DAY[2:], "none+fixed"):
         every, cell = run.row(policy, "all"), run.cell(policy)
         gpu_s = float(cell.get("gpu_s", 2 * 7200))
         rows.append((
             policy, _share(every), f"{100 * every['slo_attainment']:.1f} %",
-            f"{run.row(policy, 'chat')['ttft_p99_s']:.2f} s", f"{run.row(policy, 'agents')['ttft_p99_s']:.2f} s",
+            _seconds(run.row(policy, "chat")["ttft_p99_s"]), _seconds(run.row(policy, "agents")["ttft_p99_s"]),
             f"{gpu_s / 3600:.1f}", f"{every['output_tokens_per_s'] * 7200 / gpu_s:.0f}",
         ))  # fmt: skip
+    return markdown(heads, rows)
+
+
+def surge() -> str:
+    """Return the same day with so much spot work that the pool cannot hold all of it, as a table."""
+    heads = ("admission + autoscaler", "tenant", "refused", "SLO met", "violation", "P99 TTFT", "GPU-hours")
+    run = play("day-with-a-peak", "timeline_interval_s=null", f"workload.batch.arrivals.rate_per_s={SURGE_PER_S}")
+    rows = []
+    for policy in ("pool+capacity", "none+utilisation", "none+sla"):
+        for tenant in ("chat", "agents", "batch"):
+            one, violated = run.row(policy, tenant), run.cell(policy)["violation"].get(tenant)
+            rows.append((
+                policy if tenant == "chat" else "", tenant, _share(one), f"{100 * one['slo_attainment']:.1f} %",
+                "" if violated is None else f"{100 * violated:.1f} %", _seconds(one["ttft_p99_s"]),
+                f"{float(run.cell(policy)['gpu_s']) / 3600:.1f}" if tenant == "chat" else "",
+            ))  # fmt: skip
     return markdown(heads, rows)
 
 
@@ -226,3 +281,7 @@ def convergence_table(found: Sequence[tuple[Mapping[str, Any], Balance]]) -> str
 
 def _share(row: Mapping[str, Any]) -> str:
     return f"{100 * float(row['refused']) / max(1, int(row['offered'])):.1f} %"
+
+
+def _seconds(value: Any) -> str:
+    return "-" if np.isnan(float(value)) else f"{float(value):.2f} s"

@@ -104,6 +104,9 @@ REFUSALS: Mapping[Reason, Rule] = {
     Reason.SLO: Rule("overloaded", "server_error", "The answer would come later than was promised."),
     Reason.NO_CAPACITY: Rule("no_capacity", "server_error", "No replica is ready."),
     Reason.PREEMPTED: Rule("preempted", "server_error", "The request made room for one of a higher class."),
+    Reason.STATE_UNAVAILABLE: Rule(
+        "state_unavailable", "server_error", "The state that the gateways share is out of reach."
+    ),
     Reason.REPLICA_FAILED: Rule("upstream_failed", "server_error", "The model server broke off."),
 }
 _OTHER = Rule("refused", "server_error", "The request was refused.")

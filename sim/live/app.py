@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from policies.api import Arrived, RequestView
@@ -25,6 +25,7 @@ from sim.live.gateway import AsyncGateway
 from sim.live.headers import client_id
 from sim.live.identity import Identity
 from sim.live.observe import Ended
+from sim.live.openapi import description
 from sim.live.relay import Outgoing, Relay, Send
 from sim.live.settings import Settings
 from sim.live.tokens import PromptCounter
@@ -49,6 +50,7 @@ class Application:
     ----------
     routes : pages beside the API; add to it before the first request.
     draining : set when the gateway was told to stop: readyz says so.
+    waits_for : says what else keeps the gateway from being ready; empty for nothing.
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Application:
         self.desk = desk
         self.upstreams = upstreams
         self.draining = False
-        self.routes: list[BaseRoute] = [Route("/healthz", self._healthz), Route("/readyz", self._readyz)]
+        self.waits_for: Callable[[], str] = str
+        self.routes: list[BaseRoute] = [
+            Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
+        ]  # fmt: skip
         self._relay = relay
         self._counter = counter
         self._pages: Starlette | None = None
@@ -92,8 +97,14 @@ class Application:
     async def _readyz(self, request: Request) -> Response:  # noqa: ARG002
         if self.draining:
             return PlainTextResponse("draining\n", 503)
+        if missing := self.waits_for():
+            return PlainTextResponse(f"{missing}\n", 503)
         ready, known = len(self.upstreams.ready()), len(self.upstreams.replicas)
         return PlainTextResponse(f"{ready} of {known} replicas ready\n", 200 if ready else 503)
+
+    async def _openapi(self, request: Request) -> Response:  # noqa: ARG002
+        models = self.settings.models or sorted(self.upstreams.models())
+        return JSONResponse(description(self.settings.class_header, models))
 
     # ----------------------------------------------------------------------------------------------------------------
 

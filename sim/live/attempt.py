@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sim.live.observe import NEVER_S
 from sim.records import Outcome
+from workloads.requests import Prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,7 @@ class LiveAttempt:
     forwarded_s : when it was due, for those that were let in: a client cannot see more.
     lag_s : how long after ``arrival_s`` the request was written, less the time that a new connection took.
     connect_s : that time; 0 where a connection was open.
+    prefix : the lines of text that its prompt runs through, where something is known of it.
     token_s : when each event with output came, where somebody wants to know.
     """
 
@@ -46,4 +48,5 @@ class LiveAttempt:
     lag_s: float = NEVER_S
     connect_s: float = 0.0
     error: str = ""
+    prefix: Prefix | None = None
     token_s: list[float] | None = None

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Iterable
 
 from policies.api import (
     EntitlementSpec,
@@ -22,37 +19,11 @@ from policies.api import (
     Reason,
     Refuse,
     RequestView,
-    ServiceClass,
 )
-
-Mode = Literal["open", "closed"]
+from sim.live.settings import WhenAway
 
 RETRY_S = 1.0
 """Retry-After while the state is out of reach. [choice]"""
-
-_OPEN: Mode = "open"
-_CLOSED: Mode = "closed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WhenAway:
-    """Open or closed, for each class of service."""
-
-    dedicated: Mode = field(default=_OPEN, metadata={"description": "give open or closed"})
-    guaranteed: Mode = field(default=_OPEN, metadata={"description": "give open or closed"})
-    elastic: Mode = field(default=_CLOSED, metadata={"description": "give open or closed"})
-    spot: Mode = field(default=_CLOSED, metadata={"description": "give open or closed"})
-    preemptible: Mode = field(default=_CLOSED, metadata={"description": "give open or closed"})
-
-    def of(self, service_class: ServiceClass) -> Mode:
-        """Return what holds for a class."""
-        modes: Mapping[ServiceClass, Mode] = MappingProxyType({
-            ServiceClass.DEDICATED: self.dedicated, ServiceClass.GUARANTEED: self.guaranteed,
-            ServiceClass.ELASTIC: self.elastic, ServiceClass.SPOT: self.spot,
-            ServiceClass.PREEMPTIBLE: self.preemptible,
-        })  # fmt: skip
-        return modes[service_class]
-
 
 def share_of(spec: EntitlementSpec, gateways: int) -> int:
     """Return how many requests of an entitlement one of ``gateways`` may have in flight by itself.
@@ -97,7 +68,7 @@ class AwayRules:
         if ledger is None or ledger.state is not EntitlementState.BOUND or not ready:
             return Refuse(request.request_id, Reason.STATE_UNAVAILABLE, 503, RETRY_S, 1, 0)
         spec, in_flight = ledger.spec, self._in_flight[request.entitlement]
-        share = share_of(spec, self._gateways) if self._when.of(spec.service_class) == _OPEN else 0
+        share = share_of(spec, self._gateways) if self._when.of(spec.service_class) == "open" else 0
         if in_flight >= share:
             return Refuse(request.request_id, Reason.STATE_UNAVAILABLE, 503, RETRY_S, in_flight + 1, share)
         asked = request.max_output_tokens

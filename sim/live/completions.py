@@ -24,9 +24,10 @@ _TURNED_AWAY = (503, 529)  # of the 5xx, those that say "not now" instead of "I 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptKind:
-    """What prompts are made of: token ids drawn from [``first_id``, ``last_id``], fresh for every request.
+    """What prompts are made of: token ids drawn from [``first_id``, ``last_id``].
 
-    ``first_id`` is also what an output is ended with where ``max_tokens`` must not do it.
+    They are fresh for every request, but for what it has in common with others: a line of text that several run through
+    has the same tokens in all of them. ``first_id`` also ends an output where ``max_tokens`` must not.
     """
 
     model: str
@@ -34,16 +35,29 @@ class PromptKind:
     last_id: int = 999
     seed: int = 0
 
+    def tokens(self, attempt: LiveAttempt) -> list[int]:
+        """Return the prompt of an attempt."""
+        found: list[int] = []
+        for line, end in attempt.prefix or ():
+            until = min(end, attempt.prompt_tokens)
+            found += self._draw(line, until)[len(found) :]
+        own = zlib.crc32(attempt.request_id.encode())
+        return found + self._draw(own, attempt.prompt_tokens)[len(found) :]
+
+    def _draw(self, name: int, count: int) -> list[int]:
+        rng = np.random.default_rng([self.seed, abs(name), name < 0])
+        drawn: list[int] = rng.integers(self.first_id + 1, self.last_id + 1, count).tolist()
+        return drawn
+
     def body(self, attempt: LiveAttempt) -> bytes:
         """Return the request of an attempt. A retry asks the same thing again.
 
         Where the client asks for more than it gets, or names no limit, the output is ended by a token that the server
         is kept from choosing (``min_tokens``) until it is due, and made to choose then (``logit_bias``).
         """
-        rng = np.random.default_rng([self.seed, zlib.crc32(attempt.request_id.encode())])
         asked: dict[str, Any] = {
             "model": self.model,
-            "prompt": rng.integers(self.first_id + 1, self.last_id + 1, attempt.prompt_tokens).tolist(),
+            "prompt": self.tokens(attempt),
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,

@@ -8,6 +8,7 @@ measured by the loop's clock, which is monotonic: a clock that is set does not m
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import count
@@ -25,6 +26,8 @@ from policies.api import (
     ServiceClass,
 )
 from sim.live.observe import NEVER_S, Ended, Observer, RequestLog
+
+LOG = logging.getLogger("tokenpools.desk")
 
 _SWEEP_S = 0.1
 _NO_DEADLINE_S = float("inf")
@@ -178,7 +181,10 @@ class Desk:
         if self._exchanges.pop(exchange.request_id, None) is not None and self.observers:
             log = exchange.log(self._now_s())
             for observer in self.observers:
-                observer.ended(log)
+                try:
+                    observer.ended(log)
+                except Exception:  # whoever looks on must not break what is looked at
+                    LOG.exception("an observer failed")
 
     # ----------------------------------------------------------------------------------------------------------------
     # What the gateway calls

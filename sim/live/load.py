@@ -81,7 +81,8 @@ class LoadGenerator:
         self._loop = asyncio.get_running_loop()
         self._origin_s = origin_s
         self._done = self._loop.create_future()
-        self._prepare()
+        for _ in range(_AHEAD):
+            self._prepare_one()
         self._next()
         end = None if math.isinf(self._horizon_s) else self._at(self._horizon_s, self._finish)
         self._check()
@@ -105,16 +106,22 @@ class LoadGenerator:
 
     # ----------------------------------------------------------------------------------------------- first attempts
 
-    def _prepare(self) -> None:
-        """Make the next requests ready, while nothing is due soon."""
-        for attempt in self._rows:
+    def _prepare_one(self) -> bool:
+        """Make the next request ready; returns whether there was one."""
+        attempt = next(self._rows, None)
+        if attempt is not None:
             self._ready.append((attempt, self._prompts.body(attempt)))
-            if len(self._ready) >= _AHEAD or self._ready[0][0].arrival_s - self.now_s() < _IDLE_S:
-                return
+        return attempt is not None
+
+    def _prepare(self) -> None:
+        """Make further requests ready while nothing is due soon, one a turn of the loop: making one takes time too."""
+        soon = bool(self._ready) and self._ready[0][0].arrival_s - self.now_s() < _IDLE_S
+        if not self._closed and not soon and len(self._ready) < _AHEAD and self._prepare_one():
+            self._loop.call_soon(self._prepare)
 
     def _next(self) -> None:
         if self._left and not self._ready:
-            self._prepare()
+            self._prepare_one()
         if self._ready:
             self._at(self._ready[0][0].arrival_s, self._arrive)
 
@@ -137,7 +144,11 @@ class LoadGenerator:
 
         for at_s, w, n, prompt, output, asked in heapq.merge(*(of(w, demand) for w, demand in enumerate(demands))):
             workload = self._workloads[w]
-            yield LiveAttempt(f"{workload.name}-{n}", 1, w, workload.priority, at_s, at_s, prompt, output, asked)
+            prefixes = demands[w].prefixes
+            yield LiveAttempt(
+                f"{workload.name}-{n}", 1, w, workload.priority, at_s, at_s, prompt, output, asked,
+                prefix=None if prefixes is None else prefixes.of(n),
+            )  # fmt: skip
 
     # -------------------------------------------------------------------------------------------------- an attempt
 
@@ -181,7 +192,7 @@ class LoadGenerator:
         self._coming_again[attempt.request_id] = attempt
         again = LiveAttempt(
             attempt.request_id, attempt.number + 1, workload, attempt.priority, again_s, attempt.first_arrival_s,
-            attempt.prompt_tokens, attempt.output_tokens, attempt.asked_tokens,
+            attempt.prompt_tokens, attempt.output_tokens, attempt.asked_tokens, prefix=attempt.prefix,
         )  # fmt: skip
         self._later(again)
         return True
@@ -221,7 +232,7 @@ class LoadGenerator:
             at_s = now_s + one.delay_s
             self._later(LiveAttempt(
                 f"{name}-{chain}.{one.step}", 1, attempt.workload, attempt.priority, at_s, at_s,
-                one.prompt_tokens, one.output_tokens, one.max_output_tokens,
+                one.prompt_tokens, one.output_tokens, one.max_output_tokens, prefix=one.prefix,
             ))  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ the end

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
+from policies.core import GatewayCore
+from sim.errors import RunError
 from sim.live.admin import Pages
 from sim.live.logs import RequestLogger
 from sim.live.metrics import Metrics
@@ -44,10 +46,23 @@ class Lookout:
         self._server: _QuietServer | None = None
         self._task: asyncio.Task[None] | None = None
         self.port: int | None = None
-        core, now_s = service.gateway.core, service.gateway.now_s
-        self.metrics = Metrics(core, now_s)
-        self.state = State(core, now_s, about=self._about, replica_names=self._names)
+        gateway = service.gateway
+
+        def core() -> GatewayCore:
+            return gateway.core
+
+        self.metrics = Metrics(core, gateway.now_s)
+        self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
         service.desk.observers += [self.metrics, self.state, RequestLogger()]
+        self._end_telemetry: Callable[[], None] | None = None
+        if service.settings.telemetry == "otlp":
+            try:
+                from sim.live.telemetry import exported
+            except ImportError as error:
+                raise RunError(f"telemetry: otlp needs the extra otel ({error}); install tokenpools[otel]") from None
+
+            telemetry, self._end_telemetry = exported()
+            service.desk.observers.append(telemetry)
 
     async def __aenter__(self) -> Lookout:
         """Show the pages, if there are to be any."""
@@ -78,6 +93,9 @@ class Lookout:
             self._server.should_exit = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._task, _CLOSE_S)
+        if self._end_telemetry is not None:  # it sends what is left, and waits for that
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._end_telemetry), _CLOSE_S)
 
     async def _serve(self, server: _QuietServer) -> None:
         try:
@@ -88,7 +106,10 @@ class Lookout:
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings
         models = settings.models or sorted(self._service.upstreams.models())
-        return {"policy": settings.policy, "models": list(models), "draining": self._service.app.draining}
+        return {
+            "policy": settings.policy, "models": list(models), "draining": self._service.app.draining,
+            **self._service.about(),
+        }
 
     def _names(self) -> Mapping[int, str]:
         return {number: one.address.name for number, one in self._service.upstreams.replicas.items()}

@@ -57,7 +57,9 @@ class Metrics:
     registry : of this gateway alone.
     """
 
-    def __init__(self, core: GatewayCore, now_s: Callable[[], float], *, most_labels: int = MOST_LABELS) -> None:
+    def __init__(
+        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *, most_labels: int = MOST_LABELS
+    ) -> None:
         self.registry = CollectorRegistry()
         self._tenants, self._models = Labels(most_labels), Labels(most_labels)
 
@@ -139,10 +141,14 @@ class Labels:
 class _Books(Collector):
     """The books of the core, read when somebody asks."""
 
-    def __init__(self, core: GatewayCore, now_s: Callable[[], float], tenants: Labels) -> None:
-        self._core = core
+    def __init__(self, core: Callable[[], GatewayCore], now_s: Callable[[], float], tenants: Labels) -> None:
+        self._read_core = core
         self._now_s = now_s
         self._tenants = tenants
+
+    @property
+    def _core(self) -> GatewayCore:
+        return self._read_core()
 
     def collect(self) -> Iterator[Metric]:
         """Return every gauge."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from sim.live.tokens import counter
 from sim.live.upstreams import Upstreams
 
 _FORCE_S = 5.0
+_COLLECT = (20_000, 20, 20)
+"""Requests leave few cycles behind, so that looking for them rarely is enough and costs fewer pauses."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +39,7 @@ class Service:
     Attributes
     ----------
     recorders : told of every event, with its time and what the core said.
+    about : further facts for the admin page.
     """
 
     settings: Settings
@@ -45,6 +48,7 @@ class Service:
     upstreams: Upstreams
     app: Application
     recorders: list[Recorder]
+    about: Callable[[], Mapping[str, Any]] = dict
 
     @classmethod
     async def open(
@@ -97,7 +101,7 @@ class Service:
         config = uvicorn.Config(
             self.app, host=settings.host, port=settings.port, http=protocol(settings.limits, settings.timeouts),
             ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, backlog=2048,
-            timeout_keep_alive=int(max(1, settings.timeouts.keep_alive_s)),
+            proxy_headers=False, timeout_keep_alive=int(max(1, settings.timeouts.keep_alive_s)),
             timeout_graceful_shutdown=int(settings.timeouts.drain_s + _FORCE_S) + 1,
         )
         return HttpServer(config, on_stop=self.drain, notice_s=settings.timeouts.drain_notice_s)
@@ -117,6 +121,7 @@ class Service:
         server = self.server()
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again and again
+        gc.set_threshold(*_COLLECT)
         if on_started is not None:
             on_started(server)
         try:

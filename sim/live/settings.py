@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from policies.api import EntitlementSpec, PoolCapacity
+from policies.api import EntitlementSpec, PoolCapacity, ServiceClass
+from sim.live.scaling import Scaling
 
 
 def _seconds(default: float, what: str) -> Any:
@@ -159,6 +160,60 @@ class Logs:
     )
 
 
+Mode = Literal["open", "closed"]
+
+
+_MODE = {"description": "give open or closed"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhenAway:
+    """What a gateway does by itself while the shared state is out of reach, for each class of service.
+
+    Open lets in what fits in this gateway's part of the entitlement's baseline, closed nothing; see `sim.live.away`.
+    """
+
+    dedicated: Mode = field(default="open", metadata=_MODE)
+    guaranteed: Mode = field(default="open", metadata=_MODE)
+    elastic: Mode = field(default="closed", metadata=_MODE)
+    spot: Mode = field(default="closed", metadata=_MODE)
+    preemptible: Mode = field(default="closed", metadata=_MODE)
+
+    def of(self, service_class: ServiceClass) -> Mode:
+        """Return what holds for a class."""
+        mode: Mode = getattr(self, service_class.value)
+        return mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedState:
+    """Where the state is that several gateways of one pool share, and how long to wait for it.
+
+    Attributes
+    ----------
+    url : as redis-py reads it, e.g. ``redis://127.0.0.1:6379/0`` or ``unix:///run/redis.sock``.
+    pool : the name under which the state is kept: gateways of one name share it.
+    ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
+    timeout_s : how long a request waits for the shared state before ``when_away`` decides.
+    snapshot_every : events between two snapshots; about twice as many stay in the log.
+    """
+
+    url: str = field(
+        repr=False,
+        metadata={"pattern": r"^(rediss?|unix)://", "description": "give e.g. redis://127.0.0.1:6379/0"},
+    )
+    pool: str = field(
+        default="default",
+        metadata={"pattern": r"^[A-Za-z0-9._-]{1,100}$", "description": "give the pool a name of letters and digits"},
+    )
+    ttl_s: float = _seconds(5.0, "the time after which a silent gateway is lost")
+    timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
+    snapshot_every: int = _count(20_000, "the events between two snapshots")
+    when_away: WhenAway = field(
+        default_factory=WhenAway, metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"}
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that a gateway is told, but for its core.
@@ -174,6 +229,10 @@ class Settings:
     records : folder for the tables of requests; None for none.
     admin : who may see the pages; None: nobody, there are none.
     recording : file for every event and instruction of the core; None for none.
+    telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
+    scaling : what makes the replicas that the autoscaler wants; None: nothing, and nobody is told.
+    state : where the state is that several processes share; None: this process has the pool for itself.
+    state_config : a digest of what the processes must agree on.
     """
 
     host: str
@@ -194,4 +253,8 @@ class Settings:
     admin: Admin | None = None
     logs: Logs = Logs()
     recording: str | None = None
+    telemetry: Literal["none", "otlp"] = "none"
+    scaling: Scaling | None = None
+    state: SharedState | None = None
+    state_config: str = ""
     class_header: str = "x-tokenpools-class"

@@ -6,7 +6,7 @@
 --       3 alive: a sorted set of gateways, by the time in us until which each is taken to live
 --       4 snapshot: a hash, seq and data
 --       5 sender: a hash, number of this gateway's last event in the log, session counted by its joins
--- ARGV  1 command: join, append, save or leave   2 gateway   3 ttl_us   then as each command says
+-- ARGV  1 command: join, append, save, configure or leave   2 gateway   3 ttl_us   then as each command says
 --
 -- Times are microseconds since the log began. They never decrease: where Redis's clock goes back, the origin goes with
 -- it. All numbers stay below 2^53, so Lua's doubles hold them.
@@ -111,6 +111,17 @@ if command == 'leave' then
 end
 
 if epoch ~= ARGV[4] then return {'stale'} end
+
+-- configure: 4 epoch   5 config   6 entry
+if command == 'configure' then
+  if state[6] ~= ARGV[5] then
+    begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+    redis.call('HSET', meta, 'config', ARGV[5])
+    append(me, ARGV[6])
+    close()
+  end
+  return {'configured'}
+end
 
 -- save: 4 epoch   5 seq   6 data   7 how many entries before it stay
 if command == 'save' then

@@ -15,6 +15,7 @@ are brought together: ends that the books have not heard of are told, requests t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -22,8 +23,7 @@ import random
 import secrets
 import socket
 from collections import deque
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -51,14 +51,17 @@ from policies.api import (
 )
 from policies.wire import WireError, event_from, to_plain
 from sim.errors import RunError
-from sim.live.away import RETRY_S, AwayRules, WhenAway
+from sim.live.away import RETRY_S, AwayRules
 from sim.live.gateway import AsyncGateway
+from sim.live.reload import CoreOf, changeover
+from sim.live.settings import SharedState, WhenAway
 
 LOG = logging.getLogger("tokenpools.state")
 
 _SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
 _TICK = json.dumps(to_plain(Tick()))
 _LOST = ["gateway_lost"]
+_CONFIGURED = "configured"
 _BATCH = 256
 _ENTRIES = 1000
 _BLOCK_S = 1.0
@@ -72,25 +75,6 @@ def gateway_name() -> str:
     """Return a name that no other process has."""
     host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
     return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedState:
-    """Where the shared state is, and how long to wait for it.
-
-    Attributes
-    ----------
-    url : as redis-py reads it, e.g. ``redis://127.0.0.1:6379/0`` or ``unix:///run/redis.sock``.
-    ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
-    timeout_s : how long a request waits for the shared state before `when_away` decides.
-    snapshot_every : events between two snapshots; at most twice as many stay in the log.
-    """
-
-    url: str = field(repr=False, metadata={"min_length": 1, "description": "give redis://HOST:PORT/DB"})
-    ttl_s: float = field(default=5.0, metadata={"gt": 0, "description": "give seconds until a silent gateway is lost"})
-    timeout_s: float = field(default=0.25, metadata={"gt": 0, "description": "give the seconds a request waits"})
-    snapshot_every: int = field(default=20_000, metadata={"gt": 0, "description": "give events, e.g. 20000"})
-    when_away: WhenAway = field(default_factory=WhenAway)
 
 
 class Status(NamedTuple):
@@ -121,22 +105,23 @@ class SharedLog:
 
     Parameters
     ----------
-    pool : the pool's name, which begins all keys.
     config : a digest of all that makes the core what it is; gateways of one pool must agree on it.
+    core_of : makes the core of another pool and policy, when a gateway has brought one (`configure`).
     name : this gateway's; `gateway_name` makes one.
     """
 
     lead_s = 0.03
 
     def __init__(
-        self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, pool: str, config: str,
-        name: str | None = None,
+        self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, config: str, name: str | None = None,
+        core_of: CoreOf | None = None,
     ) -> None:
         self._settings = settings
         self._loop = loop
         self._config = config
+        self._core_of = core_of
         self.name = gateway_name() if name is None else name
-        prefix = f"tokenpools:{{{pool}}}:"
+        prefix = f"tokenpools:{{{settings.pool}}}:"
         self._events_key = prefix + "events"
         self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
         self._keys.append(f"{prefix}sender:{self.name}")
@@ -185,18 +170,21 @@ class SharedLog:
         )
         self._task = self._loop.create_task(self._run())
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether the log was joined once."""
+        return self._joined.is_set() and bool(self._epoch)
+
     async def joined(self, timeout_s: float) -> None:
-        """Wait until the log was joined.
+        """Wait until the log was joined, for a while; it goes on trying after that.
 
         Raises
         ------
-        RunError : it could not be, or other gateways of the pool have another configuration.
+        RunError : other gateways of the pool have another configuration.
         """
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._joined.wait()
-        except TimeoutError:
-            raise RunError(f"the shared state was not reached within {timeout_s:g} s: {self._why}") from None
         if self._fatal is not None:
             raise self._fatal
 
@@ -215,6 +203,25 @@ class SharedLog:
             LOG.warning("left without saying so (%s); what was in flight returns after %g s", error,
                         self._settings.ttl_s)
         await self._client.aclose()
+
+    async def configure(self, config: str, head: Mapping[str, Any]) -> None:
+        """Give all gateways another pool and policy, at one place of the log; nothing where they have it already.
+
+        Raises
+        ------
+        RunError : the log is out of reach.
+        """
+        if self._rules is not None:
+            raise RunError(f"the shared state is out of reach: {self._why}")
+        entry = json.dumps([_CONFIGURED, config, head], separators=(",", ":"))
+        try:
+            async with asyncio.timeout(_SLOW_S):
+                answer = await self._call("configure", self._epoch, config, entry)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise RunError(f"the shared state is out of reach: {_reason(error)}") from None
+        if answer[0] != "configured":
+            raise RunError("the shared state has begun anew meanwhile; send the signal again")
+        self._config = config
 
     def status(self) -> Status:
         """Return how the shared state is."""
@@ -532,6 +539,8 @@ class SharedLog:
             data = json.loads(text)
             if data == _LOST:
                 self._lose(origin, now_s)
+            elif isinstance(data, list) and data[:1] == [_CONFIGURED]:
+                self._change_over(data[1], data[2], now_s)
             else:
                 self._deliver(event_from(data), now_s, origin)
         except (WireError, json.JSONDecodeError) as error:
@@ -543,6 +552,17 @@ class SharedLog:
             if flight is not None and lost == self.name:  # of this gateway, which still runs it
                 self._begun[request_id] = (flight.forwarded_s, flight.prompt_credited, flight.output_tokens)
             self._deliver(Cancelled(request_id, 0 if flight is None else flight.output_tokens), now_s, lost)
+
+    def _change_over(self, config: str, head: Mapping[str, Any], now_s: float) -> None:
+        gateway = self._at()
+        self._config = config
+        assert self._core_of is not None, "SharedLog has no core_of"
+        gateway.core, said = changeover(self._core_of, head, gateway.core, now_s)
+        gateway.carry_out(said, lead=self._leads)
+        core = gateway.core
+        for request_id in [each for each in self._owners if each not in core.pool.in_flight and each not in core.held]:
+            del self._owners[request_id]
+        LOG.info("changed over to the pool and policy that a gateway has brought")
 
     def _deliver(self, event: Event, now_s: float, origin: str) -> None:
         gateway, mine = self._at(), origin == self.name

@@ -103,14 +103,23 @@ class StreamReader:
             error = value["error"]
             self.error = error if isinstance(error, dict) else {"message": error}
             return b""
-        usage = usage_of(value)
+        usage = usage_of(value) or usage_of(value.get("response")) or usage_of(value.get("message"))
         if usage is not None:
-            self.usage = usage
+            self.usage = usage if self.usage is None else _later(self.usage, usage)
             if value.get("choices") == [] and self.hide_usage:
                 return b""
         if value.get("choices") != []:
             self.events += 1
         return event
+
+
+def _later(known: Usage, new: Usage) -> Usage:
+    """Return what is known after a second usage, which need not tell everything: Anthropic's has the output alone."""
+    return Usage(
+        known.prompt_tokens if new.prompt_tokens is None else new.prompt_tokens,
+        known.output_tokens if new.output_tokens is None else new.output_tokens,
+        max(known.cached_tokens, new.cached_tokens),
+    )
 
 
 def split(data: bytes) -> list[bytes]:

@@ -20,20 +20,25 @@ class State:
 
     Parameters
     ----------
+    core : returns the core that is in force: a new configuration or shared state may bring another.
     about : further facts, read at each look: name of the policy, whether the gateway drains.
     replica_names : by id.
     """
 
     def __init__(
-        self, core: GatewayCore, now_s: Callable[[], float], *,
+        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *,
         about: Callable[[], Mapping[str, Any]] = dict, replica_names: Callable[[], Mapping[int, str]] = dict,
     ) -> None:
-        self._core = core
+        self._read_core = core
         self._now_s = now_s
         self._about = about
         self._replica_names = replica_names
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
         self._ended: Counter[tuple[str, Ended]] = Counter()
+
+    @property
+    def _core(self) -> GatewayCore:
+        return self._read_core()
 
     def ended(self, log: RequestLog) -> None:
         """See `sim.live.observe.Observer`."""

@@ -23,6 +23,9 @@ LOG = logging.getLogger("tokenpools.upstreams")
 
 _FAILURES_TO_LEAVE = 2
 _SCRAPE_S = 5.0
+_KEEP_S = 4.0
+"""An idle connection is closed here before the server does it: uvicorn, and so vLLM, waits 5 s. A request that is sent
+while the server closes is lost."""
 _MOST_METRICS_BYTES = 8 * 2**20
 _GAUGES = {
     "vllm:num_requests_running": 0, "vllm:num_requests_waiting": 1,
@@ -93,7 +96,7 @@ class Upstreams:
     async def open(self) -> None:
         """Look at every replica once, and from then on in the background."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=10),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S, ttl_dns_cache=10),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
             auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=2**16,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -239,6 +242,12 @@ class Upstreams:
         if (ready, self._slots) != self._told:
             self._told = ready, self._slots
             self._emit(CapacityChanged(_with_slots(self._capacity_of(len(ready)), self._slots), ready))
+
+    def recount(self, capacity_of: Callable[[int], PoolCapacity]) -> None:
+        """Take so many ready replicas to provide something else, and tell the core."""
+        self._capacity_of = capacity_of
+        self._told = None
+        self._tell()
 
     def set_slots(self, slots: int | None) -> None:
         """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""

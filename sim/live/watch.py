@@ -13,33 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import RunError
+from sim.live.upstreams import read_gauges
 from sim.records import TimelineBlock
 
 Floats = NDArray[np.float64]
 
-_GAUGES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_used_fraction",
-    "vllm:num_preemptions_total": "preemptions",
-}
+_METRICS = ("running", "waiting", "kv_used_fraction")
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-
-
-def engine_metrics(text: str) -> dict[str, float]:
-    """Return what a page of vLLM's metrics says, summed over its engines, by the names of the timeline.
-
-    Only the lines of interest are looked at: a page has hundreds, and parsing them all would make requests late.
-    """
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line.startswith("vllm:"):
-            continue
-        name, _, rest = line.partition("{")
-        metric = _GAUGES.get(name)
-        if metric is not None:
-            found[metric] = found.get(metric, 0.0) + float(rest.rpartition(" ")[2])
-    return found
 
 
 @dataclass(slots=True, eq=False)
@@ -111,11 +91,11 @@ class Watch:
         try:
             async with session.get(url) as answer:
                 answer.raise_for_status()
-                found = engine_metrics(await answer.text())
+                found = read_gauges(await answer.text())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             self.missed += 1
             return
-        for metric, value in found.items():
+        for metric, value in zip(_METRICS, found or (), strict=False):  # a page that is no vLLM's has none
             self.samples.add(due_s, "replica", str(replica), metric, value)
 
     async def _gateway(self, session: aiohttp.ClientSession, url: str, due_s: float) -> None:
@@ -171,7 +151,7 @@ def timeline(
     nothing = np.full(len(t_s), math.nan)
     rows = {
         metric: [samples.on(t_s, ("replica", name, metric)) for name in replicas]
-        for metric in ("running", "waiting", "kv_used_fraction")
+        for metric in _METRICS
     }
     found = {metric: [row for row in each if row is not None] for metric, each in rows.items()}
     pool: dict[str, Floats] = {

@@ -155,3 +155,16 @@ def test_one_policy_over_variants_is_said_by_its_ends(tmp_path: Path) -> None:
     assert [text.split("'")[0] for text in found] == ["All tenants", "chat", "batch"]
     refused = found[2].partition("refused ")[2]
     assert re.match(r"\S+% \[.*\] at rate_per_s=2 to \S+% \[.*\] at rate_per_s=12\.$", refused), refused
+
+
+def test_a_comparison_says_where_latencies_are_of_different_requests(tmp_path: Path) -> None:
+    changes = {"before": {"policies": ["token-pool"]}, "after": {"policies": [{"kind": "none", "name": "token-pool"}]}}
+    for name, change in changes.items():
+        sweep(scenario(replications=3, **change), tmp_path / name)
+    before, after = Study(tmp_path / "before"), Study(tmp_path / "after")
+    care = [one for one in in_words(compare(before, after, ["ttft_p99_s"])).splitlines() if "care" in one]
+    assert "of different requests; compare slo_attainment" in care[0]
+    assert [one.split(": ")[1] for one in care[1:]] == ["before", "after"]
+    assert "P99 rests on few requests" in care[1]
+    assert "care" not in in_words(compare(before, after, ["slo_attainment"]))
+    assert "different requests" not in in_words(compare(before, before, ["ttft_p99_s"]))

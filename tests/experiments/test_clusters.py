@@ -6,6 +6,7 @@ The clusters are started as a user starts them, by their own commands, and reach
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 CHANGES: dict[str, Any] = {"replications": 25, "vary": {RATE: [5, 7]}, "horizon_s": 120}
 CELLS = 100
 START_WITHIN_S = 60
+TOKEN = secrets.token_hex(32)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's and Ray's own
 
@@ -47,9 +49,10 @@ def listening(port: int) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Workers import the checkout's code, wherever they start."""
+    """Workers import the checkout's code, wherever they start; Ray's cluster and driver share a token of this run."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    return os.environ | {"PYTHONPATH": path, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} | token
 
 
 @contextmanager

@@ -145,6 +145,6 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch: pytest.MonkeyPa
 @quiet
 def test_a_ray_address_where_nobody_listens_is_refused_at_once() -> None:
     started_s = time.monotonic()
-    with pytest.raises(InputError, match=r"127.0.0.1:1: no Ray cluster answers .*; check --address"):
+    with pytest.raises(InputError, match=r"127.0.0.1:1: no Ray cluster answers .*; check --address, and set RAY_AUTH"):
         dict(Executor(kind="ray", address="127.0.0.1:1").map(slow_square, [1]))
     assert time.monotonic() - started_s < 30  # most of it the import of ray

@@ -47,7 +47,8 @@ from policies.token_pool.params import TokenPool
 from policies.wire import to_plain
 from sim.errors import RunError
 from sim.live.gateway import AsyncGateway
-from sim.live.shared import SharedLog, SharedState
+from sim.live.settings import SharedState
+from sim.live.shared import SharedLog
 
 SLOTS = 12
 SPECS = [
@@ -116,9 +117,9 @@ async def work(url: str, name: str, policy: str, options: dict[str, Any]) -> Non
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, where)
     log = SharedLog(
-        SharedState(url=url, ttl_s=options.get("ttl_s", 1.0), timeout_s=options.get("timeout_s", 0.3),
+        SharedState(url=url, pool="test", ttl_s=options.get("ttl_s", 1.0), timeout_s=options.get("timeout_s", 0.3),
                     snapshot_every=options.get("snapshot_every", 10**6)),
-        loop=loop, pool="test", config=options.get("config", "same"), name=name,
+        loop=loop, config=options.get("config", "same"), name=name,
     )  # fmt: skip
 
     def answer(end: Refuse | Evict | Failed) -> None:
@@ -128,6 +129,7 @@ async def work(url: str, name: str, policy: str, options: dict[str, Any]) -> Non
     gateway.start()
     try:
         await log.joined(10)
+        assert log.has_joined, "not joined within 10 s"
     except RunError as error:
         say(what="refused", why=str(error))
         await log.close()

@@ -62,7 +62,7 @@ def test_a_simulation_of_what_was_run_agrees_with_it_in_everything(profile: Path
             assert math.isnan(row.live) == math.isnan(row.simulated)
             assert math.isnan(row.live) or row.error == pytest.approx(0, abs=1e-12)
     quantities = {row.quantity for row in proof.compared[SECOND]}
-    assert quantities >= {"refused", "TTFT P50", "TTFT P99", "slots held, mean", "debt, peak"}
+    assert quantities >= {"refused", "TTFT P50", "TTFT P99", "in flight of the slots, mean", "debt, peak"}
     assert any(row.quantity.startswith("queue") for row in proof.compared[FIRST])
     assert "exp. 1, no control: peak queue" in proof.acceptance
     assert "exp. 2: successes of synth" in proof.acceptance

@@ -192,6 +192,23 @@ def test_sessions_wait_for_their_answers() -> None:
         assert attempt.arrival_s > ended[before]
 
 
+def test_a_turn_of_a_session_repeats_the_text_before_it() -> None:
+    arrivals = {"kind": "sessions", "rate_per_s": 0.5, "mean_turns": 3, "mean_think_s": 1.0, "system_tokens": 30}
+    load, server = played(scenario(arrivals=arrivals, horizon_s=60))
+    prompts = {name: body["prompt"] for name, _, _, body in server.seen if name.startswith("a-")}
+    lengths = {a.request_id: a.prompt_tokens for a in load.attempts}
+    assert all(len(prompts[name]) == lengths[name] for name in prompts)
+    turns = [name for name in prompts if "." in name]
+    assert turns
+    for name in turns:
+        stem, _, step = name.partition(".")
+        before = prompts[stem if step == "2" else f"{stem}.{int(step) - 1}"]
+        assert prompts[name][: len(before)] == before
+    firsts = [prompt for name, prompt in prompts.items() if "." not in name]
+    assert len({tuple(prompt[:30]) for prompt in firsts}) == 1  # the system prompt is everybody's
+    assert len({tuple(prompt) for prompt in firsts}) == len(firsts)
+
+
 @pytest.mark.parametrize(
     ("error", "headers", "reason"),
     [

@@ -25,7 +25,7 @@ from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
 from sim.live.hooks import Command, LiveEvent, SlotsFile, apply, environment
 from sim.live.keys import load_keys
-from sim.live.watch import engine_metrics
+from sim.live.upstreams import read_gauges
 from sim.records import Outcome
 from sim.scenario import Scenario, parse_scenario
 
@@ -238,7 +238,8 @@ def test_vllms_metrics_are_summed_over_its_engines() -> None:
         'vllm:num_requests_waiting_by_reason{engine="0"} 9.0\n'
         'vllm:kv_cache_usage_perc{engine="0",model_name="a b"} 0.5\n'
     )
-    assert engine_metrics(page) == {"running": 7.0, "kv_used_fraction": 0.5}
+    assert read_gauges(page) == (7.0, 0.0, 0.5)
+    assert read_gauges("another_metric 3\n") is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from policies.no_control import NoControl
 from policies.parts.estimates import Flat, Quantile, TenantMean
 from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
 from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
+from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
+from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
 from policies.prio_reserve import PrioReserve
 from policies.ptu import Ptu
 from policies.rate_limit import Limits, RateLimit
@@ -65,6 +67,19 @@ EXAMPLES: dict[str, Any] = {
     "adaptive, aimd": Adaptive(limit="aimd", initial=6, least=5, most=9, slow_s=0.5, weights={"spot": 2.0}),
     "adaptive, vegas": Adaptive(limit="vegas", initial=6, least=5, most=9),
     "dagor": Dagor(threshold_s=0.2, rotate_s=7.0),
+    "litellm": LiteLlm(tokens_per_min=3000, weights={"spot": 0.3}),
+    "envoy-ai-gateway": EnvoyAiGateway(tokens=3000, output_weight=1.5),
+    "kuadrant": Kuadrant(tokens=3000, amount=200, ttl_s=5.0),
+    "kuadrant, check-report": Kuadrant(tokens=3000, mode="check-report"),
+    "llm-d": LlmD(),
+    "llm-d, concurrency": LlmD(detector="concurrency", ceilings="holdback", evict=True),
+    "smg": Smg(),
+    "smg-tenants": SmgTenants(tokens_per_min=3000),
+    "azure-ptu": AzurePtu(units=1.0, per_entitlement={"spot": 2.0}),
+    "bedrock": Bedrock(tokens_per_min=3000),
+    "dynamo": Dynamo(quantum=64, weights={"spot": 2.0}),
+    "kthena": Kthena(window_s=10.0),
+    "k8s-apf": K8sApf(),
     "dedicated": Dedicated(max_in_flight_per_replica=2),
     "dedicated, named": Dedicated(replicas={"spot": 1}),
     "rate-limit": RateLimit(requests_per_min=30, tokens_per_min=2000, per_entitlement={"spot": Limits()}),

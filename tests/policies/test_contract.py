@@ -215,7 +215,10 @@ def test_books_balance_on_every_path_and_close_at_nothing(params: Any, steps: li
     for which, spec in enumerate(SPECS):
         if spec.until_s > auditor.now_s:
             auditor.step("arrive", which, 10)
-            assert isinstance(auditor.said[-1], Forward), spec.name
+            if params.kind == "smg":  # its reserves are larger than this pool: the lower classes wait until they starve
+                auditor.step("wait", 0, 125 * 20)
+            last = next(each for each in reversed(auditor.said) if not isinstance(each, CallMeAt))
+            assert isinstance(last, Forward), spec.name
 
 
 @every_policy
@@ -309,6 +312,7 @@ def test_who_honours_retry_after_gets_in_where_nobody_else_comes(params: Any) ->
             break
         core.handle(Finished(f"r{number}", 50), now_s)
         number += 1
+        now_s += 0.002
     for attempt in range(2, 30):
         if isinstance(answer, Forward):
             break

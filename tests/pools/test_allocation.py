@@ -331,6 +331,13 @@ def test_a_part_of_a_slot_goes_to_the_class_then_the_baseline_then_the_weight() 
     assert whole_slots(pool[:1], [Grant(0.1, slots(0.4), slots(0.4))], 0.0) == [1]
 
 
+def test_many_small_parts_leave_what_they_leave_together() -> None:
+    pool = [Claim(E, 1.0, held(1), UNLIMITED, slots(0.3)) for _ in range(10)]
+    pool.append(Claim(S, 1.0, ZERO, UNLIMITED, slots(9)))
+    grants = allocate(pool, (math.inf, math.inf, 10.0))
+    assert whole_slots(pool, grants, 10.0)[-1] == 7  # of 10, when ten tenants use 3 on average; not 0
+
+
 def test_resources_as_numbers() -> None:
     assert baseline_vector(Resources()) == ZERO
     assert baseline_vector(Resources(None, None, 3)) == (math.inf, math.inf, 3)

@@ -23,6 +23,7 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 from policies.token_pool.params import MODES, TokenPool
+from sim.scenario import load_scenario
 
 D, G, E, S, P = ServiceClass
 
@@ -57,6 +58,12 @@ def test_robust_is_the_default_and_every_difference_is_one_field() -> None:
     assert differ == {"full_pool", "debt_gap", "mean_slo", "order", "kv_check", "limits", "binding"}
     back = TokenPool(**{name: MODES["paper"][name] for name in differ})  # type: ignore[arg-type]
     assert back.resolved() == paper
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, MODES["robust"][name]) for name in MODES["robust"]])
+def test_every_field_can_be_set_in_a_scenario(name: str, value: object) -> None:
+    text = str(value).lower() if isinstance(value, bool) else value
+    load_scenario("paper-exp2", overrides=[f"policies=[{{kind: token-pool, mode: paper, {name}: {text}}}]"])
 
 
 def test_limits_follow_demand_at_the_tick() -> None:
@@ -172,6 +179,20 @@ def test_debt_shifts_who_is_served(alpha_debt: float) -> None:
         assert served > 0.5
     else:
         assert served < 0.45
+
+
+def test_a_surplus_is_no_reason_to_be_put_behind() -> None:
+    specs = [spec("a", E, rate=100.0), spec("b", E, rate=10.0)]
+    gate = Gate(*specs, slots=50, tokens_per_s=1000.0, params=TokenPool(equalise=0.3, alpha_debt=0, alpha_burst=0))
+    for second in range(60):  # both are served in full, and b far beyond its promise
+        gate.fill("abb", float(second))
+        for number in range(gate.sent - 2, gate.sent + 1):
+            name = "a" if number % 3 == 1 else "b"
+            gate.core.handle(Finished(f"{name}{number}", 20), float(second))
+        if second % 5 == 4:
+            gate.core.handle(Tick(), float(second) + 1)
+    weights = {each.name: each.value for each in gate.core.gauges(60.0) if each.metric == "weight"}
+    assert weights["a"] == pytest.approx(weights["b"])
 
 
 def test_a_margin_keeps_places_for_who_is_let_in_by_chance() -> None:

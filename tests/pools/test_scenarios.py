@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sim.experiments.convergence import measure
+from sim.experiments.pools_robust import by_field
 from sim.experiments.run import ScenarioResult, run_scenario
 from sim.scenario import load_scenario
 
@@ -30,13 +31,30 @@ def stats(result: ScenarioResult, policy: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["burst-prompts", "burst-outputs", "burst-sessions", "burst-requests"])
 def test_a_burst_hurts_the_neighbour_under_a_rate_limit_and_not_under_token_pools(name: str) -> None:
     result = run(name, "timeline_interval_s=null")
-    pools, limit = row(result, "token-pool", "chat"), row(result, "rate-limit", "chat")
+    pools = row(result, "token-pool", "chat")
     assert pools["slo_attainment"] > 0.94
-    assert limit["slo_attainment"] < pools["slo_attainment"] - 0.03
-    assert limit["ttft_p99_s"] > 4 * pools["ttft_p99_s"]
+    for policy in ("rate-limit", "requests-per-min", "tokens-per-min"):
+        limit = row(result, policy, "chat")
+        assert limit["slo_attainment"] < pools["slo_attainment"] - 0.03, policy
+        assert limit["ttft_p99_s"] > 4 * pools["ttft_p99_s"], policy
     assert pools["refused"] <= 0.01 * pools["offered"]
     violated = [stats(result, policy)["violation"]["chat"] for policy in ("token-pool", "rate-limit", "none")]
     assert violated[0] < 0.02 < violated[1] < violated[2] + 0.001
+
+
+def test_experiment_2_in_robust_mode_field_by_field() -> None:
+    refused = {
+        cells[0]: [float(share) for share in cells[1].removesuffix("%").split("/")]
+        for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in by_field(2).splitlines()[2:])
+    }  # before, in and after the outage, and with reports
+    assert len(refused) == 2 + 2 * 7
+    # Free places only, and no limits that follow demand: the last places go to whoever comes first, whatever it weighs.
+    assert min(refused["`robust`, but `limits: static`"][1], refused["`paper`, but `full_pool: free-or-evict`"][1]) > 50
+    # With those limits copilot has its 5 slots, and evenly spaced arrivals that need 5.2 lose one in six.
+    assert 10 < refused["`robust`"][1] < 20
+    assert refused["`robust`"][2] < 2
+    assert refused["`robust`"][3] < 8
+    assert max(refused["`paper`"]) < 3
 
 
 def test_each_class_gets_what_it_was_promised() -> None:
