@@ -44,5 +44,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $(PYTHON) is older than 3.11; give a newer one, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,dask,docs,kubernetes,live,notebooks,otel,plan,ray]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,dask,docs,kubernetes,live,notebooks,otel,plan,ray,tokenizer]"
 	touch $@

@@ -223,7 +223,9 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
         cost = 0.0
         if self._charges_output:
             cost = params.output_weight * (flight.output_tokens - charged_tokens)
-        if not self._prompt_at_start and flight.prompt_credited:
+        if self._prompt_at_start:  # the upstream may have counted another number than was estimated
+            cost += params.input_weight * (request.prompt_tokens - flight.reserved_tokens + flight.max_output_tokens)
+        elif flight.prompt_credited:
             cost += params.input_weight * request.prompt_tokens
         if flight.cached_tokens and params.cached_weight is not None:
             cost -= (params.input_weight - params.cached_weight) * flight.cached_tokens

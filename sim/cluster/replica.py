@@ -166,11 +166,11 @@ class Replica(Scheduler[R]):
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""
         inbox = [arg for _, kind, arg in self._inbox if kind == _SUBMIT]
         lost = [r for r in [*self._running, *self._waiting, *inbox] if r.state != ENDED and not r.aborted]
+        done = self._run_done(now_s)
         for request in lost:
             request.outputs = self.outputs_at(request, now_s)
         for request in lost:
             request.state = ENDED
-        done = self._run_done(now_s)
         self.clock += self._gained(done)
         self._iteration += done
         self.kv.clear()

@@ -57,6 +57,7 @@ class Scheduler(Batch[R]):
         self.slowdown = 1.0
         self.wake_s = NEVER_S
         super().__init__(
+            step_time=step_time,
             discipline=discipline,
             max_num_seqs=max_num_seqs,
             kv_blocks=kv_blocks,
@@ -88,7 +89,7 @@ class Scheduler(Batch[R]):
             used_blocks += kv.growth(self.clock + 1, gained - 1) if gained > 1 else 0
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
-            context_tokens = self._context_tokens + decoding
+            context_tokens = self._reads(decoding)
             budget_tokens = self._batcher.prefill_tokens(budget_tokens, decoding, context_tokens, now_s)
         if partial is not None and budget_tokens > 0:
             tokens = min(partial.target_tokens - partial.computed_tokens, budget_tokens)
@@ -201,13 +202,6 @@ class Scheduler(Batch[R]):
         self._run = run
         self._cut = run == 1
         self._begin(now_s, self._step.decode_run_s(decoding, self._reads(decoding), run))
-
-    def _reads(self, decoding: int) -> float:
-        """Return the KV entries that the decodes of an iteration read."""
-        if self._speculation is None:
-            return self._context_tokens + decoding
-        # With the part of a token that each sequence has beyond its whole ones, so that contexts grow evenly.
-        return self._context_tokens + decoding * (1 + self._speculation.pending(self._iteration))
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True

@@ -102,6 +102,16 @@ class GatewayProtocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """Wait for the next request where this one was answered before it was all there."""
+        super().on_message_complete()
+        if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
+            self._disarm()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or has too large a head, and close."""
         if not self._too_large:

@@ -189,6 +189,30 @@ def test_a_slow_second_request_on_a_connection_is_given_up_too(gate: Gate) -> No
         assert b"408" in answer
 
 
+def test_a_connection_goes_on_after_an_answer_that_came_before_the_body(gate: Gate) -> None:
+    body = plain()
+    length = f"content-length: {len(body)}"
+    with gate.connect() as connection:
+        connection.sendall(head(length, key="nobody"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        connection.sendall(body)
+        time.sleep(0.7)  # longer than a head may take
+        connection.sendall(head(length) + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_goes_on_after_its_answer_is_cut(gate: Gate) -> None:
+    with gate.connect() as connection:
+        connection.sendall(head("content-length: 1000000", key="nobody"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        began_s = time.monotonic()
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):  # noqa: PT012
+            while time.monotonic() < began_s + 5:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        assert time.monotonic() - began_s < 2
+
+
 def test_a_slow_body_is_given_up(gate: Gate) -> None:
     answer = raw(gate, head("content-length: 500") + b'{"model"')
     assert answer.startswith(b"HTTP/1.1 408 ")
