@@ -236,7 +236,7 @@ def test_a_recording_of_shared_state_is_refused() -> None:
     shared["upstreams"] = [{"name": "a", "base_url": "http://127.0.0.1:1"}]
     with pytest.raises(ScenarioError, match="recording: is of one core"):
         parse_config(shared, "test.yaml")
-    with pytest.raises(ScenarioError, match="give e.g. redis://127"):
+    with pytest.raises(ScenarioError, match=r"give e\.g\. redis://127"):
         parse_config({**shared, "recording": None, "state": "http://127.0.0.1"}, "test.yaml")
     read = make_settings(parse_config({**shared, "recording": None}, "test.yaml"))
     assert read.state is not None
