@@ -63,6 +63,8 @@ class Batch(Generic[R]):
         self._ticket = count()
         self._places = count()
         self._skew: float = getattr(step_time, "skew", 0.0)
+        # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
+        self._even = not self._skew and speculation is None
         self._clear()
 
     def _clear(self) -> None:
