@@ -59,6 +59,11 @@ class Replica(Scheduler[R]):
     batcher : limits the prompt tokens of an iteration; None: the token budget alone does.
     """
 
+    __slots__ = (
+        "_listener",
+        "_order",
+    )
+
     def __init__(
         self,
         *,

@@ -34,6 +34,19 @@ R = TypeVar("R", bound=EngineRequest)
 class Scheduler(Batch[R]):
     """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
 
+    __slots__ = (
+        "_arm",
+        "_batcher",
+        "_cut",
+        "_inbox",
+        "_max_batched_tokens",
+        "_overtakes",
+        "_run_start_s",
+        "_step",
+        "slowdown",
+        "wake_s",
+    )
+
     def __init__(
         self,
         *,
