@@ -20,6 +20,8 @@ import yaml
 from live.gate import ENTITLEMENTS, config, secret
 from live.redis_server import BINARY, RedisServer
 from live.stand_in import StandIn, running
+from sim.errors import ScenarioError
+from sim.serve_config import make_settings, parse_config
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs redis-server")
 
@@ -227,3 +229,16 @@ def test_a_new_configuration_drops_no_request(
     finally:
         for serve in serves:
             serve.stop()
+
+
+def test_a_recording_of_shared_state_is_refused() -> None:
+    shared = config([], policy="none", state="redis://127.0.0.1/0", recording="events.jsonl")
+    shared["upstreams"] = [{"name": "a", "base_url": "http://127.0.0.1:1"}]
+    with pytest.raises(ScenarioError, match="recording: is of one core"):
+        parse_config(shared, "test.yaml")
+    with pytest.raises(ScenarioError, match=r"give e\.g\. redis://127"):
+        parse_config({**shared, "recording": None, "state": "http://127.0.0.1"}, "test.yaml")
+    read = make_settings(parse_config({**shared, "recording": None}, "test.yaml"))
+    assert read.state is not None
+    assert (read.state.when_away.guaranteed, read.state.when_away.spot) == ("open", "closed")
+    assert "redis://" not in repr(read)

@@ -331,6 +331,16 @@ def test_strict_class_and_debt_and_drf_say_who_is_next() -> None:
     assert debt.end(5.5, "a0") == "b1:in"
 
 
+def test_a_full_queue_can_turn_away_the_last_of_the_longest_line_instead_of_who_comes() -> None:
+    hand = Hand(Drr(queue_requests=3, when_full="displace"), TWO, slots=1)
+    assert [hand.ask(0, f"a{k}") for k in range(4)] == ["a0:in", "a1:held", "a2:held", "a3:held"]
+    assert hand.ask(1, "b1") == "b1:held a3:queue_full/429/1"
+    assert hand.ask(2, "a4") == "a4:held a4:queue_full/429/1"
+    strict = Hand(Drr(queue_requests=3), TWO, slots=1)
+    assert [strict.ask(0, f"a{k}") for k in range(4)][-1] == "a3:held"
+    assert strict.ask(1, "b1") == "b1:queue_full/429/1"
+
+
 # cohort
 
 
