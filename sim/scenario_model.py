@@ -6,6 +6,7 @@ The models know the canonical form only; `sim.shorthand` brings what a person ma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from random import Random
 from typing import Annotated, Any, Literal
 
@@ -251,8 +252,9 @@ class Scenario(Strict):
     def _check_policy(self, path: str, policy: Policy, entitlements: list[str]) -> None:
         """Refuse parameters that do not fit the pool: what building the policy refuses, a run would refuse."""
         for one in _BY_ENTITLEMENT:
-            for name in getattr(policy.params, one, None) or ():
-                if getattr(policy.params, "flow", "entitlement") == "entitlement":
+            held = getattr(policy.params, one, None)
+            if isinstance(held, Mapping) and getattr(policy.params, "flow", "entitlement") == "entitlement":
+                for name in held:
                     check_known(f"{path}.{one}", "entitlement", name, entitlements)
         scaler = self.autoscaler_of(policy)
         check_scaler(f"{path}.autoscaler", scaler, self.pool.replicas)

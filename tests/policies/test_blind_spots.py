@@ -367,6 +367,19 @@ def test_slo_feasible_serves_the_nearest_deadline_and_refuses_what_is_too_late()
     assert hand.ask(0, "a1", 100) == "a1:slo/429/13"  # 1.2 * (1000 + 100) / 100 = 13.2 s, objective 1 s
 
 
+def test_slo_feasible_counts_only_what_is_ahead_by_its_deadline() -> None:
+    hand = Hand(SloFeasible(first_tokens_per_s=1000.0), (A, B, C), slots=1)
+    hand.ask(0, "c0", 10)
+    hand.first(0.01, "c0")
+    for k in range(20):
+        hand.ask(0.1, f"c{k + 1}", 1000)  # no objective: behind whoever has one
+    assert hand.ask(0.2, "b1", 5000) == "b1:held"  # 1.2 * 5 s of 10
+    assert hand.ask(0.2, "a1", 500) == "a1:held"  # 1.2 * 0.5 s of 1
+    assert hand.ask(0.2, "a2", 400) == "a2:slo/429/1"  # 1.2 * (0.5 + 0.4) s
+    assert hand.ask(0.2, "b2", 4000) == "b2:slo/429/2"  # 1.2 * (5 + 0.5 + 4) = 11.4 s of 10
+    assert hand.end(0.4, "c0") == "a1:in"
+
+
 def test_slo_feasible_is_unfair_to_long_prompts() -> None:
     hand = Hand(SloFeasible(first_tokens_per_s=100.0), (A, B), slots=4)
     assert hand.ask(0, "a0", 10) == "a0:in"

@@ -37,6 +37,11 @@ def test_a_bare_name_stands_for_a_part() -> None:
     assert params.estimate == Quantile(q=0.5)
 
 
+def test_four_shares_of_classes_are_no_shares_of_entitlements() -> None:
+    assert scenario({"kind": "class-slots", "shares": [0.0, 0.5, 0.1, 0.0]}).policies[0].params.shares[1] == 0.5
+    assert scenario({"kind": "vtc", "flow": "tenant", "weights": {"chat": 2.0}}).policies[0].params.weights
+
+
 @pytest.mark.parametrize(("policy", "message"), [
     ("fair-que", "policies[0]: unknown kind 'fair-que'; did you mean fair-queue?"),
     ({"kind": "vtc", "estimate": "tenant-men"}, "unknown kind 'tenant-men'; did you mean tenant-mean?"),
