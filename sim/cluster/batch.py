@@ -37,6 +37,40 @@ class Batch(Generic[R]):
     iteration ends; they inherit these books, because a replica is asked for them several times an event.
     """
 
+    # More than 30 attributes in a dict are slower to read (CPython's limit for shared keys).
+    __slots__ = (
+        "_async",
+        "_block_tokens",
+        "_busy",
+        "_cache",
+        "_chunks",
+        "_context_tokens",
+        "_decoding",
+        "_discipline",
+        "_ends",
+        "_even",
+        "_iteration",
+        "_leaving",
+        "_lingering",
+        "_lingering_blocks",
+        "_lingering_slots",
+        "_partial",
+        "_paused",
+        "_places",
+        "_run",
+        "_running",
+        "_skew",
+        "_speculation",
+        "_squares",
+        "_ticket",
+        "_waiting",
+        "clock",
+        "kv",
+        "max_num_seqs",
+        "preemptions",
+        "waiting_count",
+    )
+
     def __init__(
         self,
         *,
@@ -63,6 +97,8 @@ class Batch(Generic[R]):
         self._ticket = count()
         self._places = count()
         self._skew: float = getattr(step_time, "skew", 0.0)
+        # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
+        self._even = not self._skew and speculation is None
         self._clear()
 
     def _clear(self) -> None:

@@ -34,6 +34,19 @@ R = TypeVar("R", bound=EngineRequest)
 class Scheduler(Batch[R]):
     """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
 
+    __slots__ = (
+        "_arm",
+        "_batcher",
+        "_cut",
+        "_inbox",
+        "_max_batched_tokens",
+        "_overtakes",
+        "_run_start_s",
+        "_step",
+        "slowdown",
+        "wake_s",
+    )
+
     def __init__(
         self,
         *,
@@ -168,7 +181,8 @@ class Scheduler(Batch[R]):
             prefill_tokens += tokens
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
-        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._reads(decoding))
+        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, context_tokens)
         self._chunks = chunks
         self._run = 1
         self._cut = True
@@ -180,28 +194,30 @@ class Scheduler(Batch[R]):
         while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
             heappop(ends)
         decoding = self._decoding
-        # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
-        soon = self._inbox or (self._lingering_slots and self.waiting_count)
         speculation = self._speculation
-        if soon:
+        if (
+            self._inbox
+            # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
+            or (self._lingering_slots and self.waiting_count)
+            # A batcher may take prompts on any time.
+            or (self._batcher is not None and (self.waiting_count or self._partial is not None))
+        ):
             run = 1
         elif speculation is None:
             run = ends[0][0] - self.clock
+            if run > 1:
+                run = self.kv.run_that_fits(self.clock, run, decoding)
         else:
             run = speculation.until(self._iteration, ends[0][0] - self.clock)
-        if self._batcher is not None and (self.waiting_count or self._partial is not None):
-            run = 1  # it may take prompts on any time
-        if run > 1 and speculation is None:
-            run = self.kv.run_that_fits(self.clock, run, decoding)
-        elif run > 1 and speculation is not None:
             gained = speculation.gained(self._iteration, run)
             fits = self.kv.run_that_fits(self.clock, gained, decoding)
-            if fits < gained:
+            if fits < gained and run > 1:
                 run = speculation.within(self._iteration, fits)
         self._chunks = None
         self._run = run
         self._cut = run == 1
-        self._begin(now_s, self._step.decode_run_s(decoding, self._reads(decoding), run))
+        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        self._begin(now_s, self._step.decode_run_s(decoding, context_tokens, run))
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True

@@ -331,6 +331,16 @@ def test_strict_class_and_debt_and_drf_say_who_is_next() -> None:
     assert debt.end(5.5, "a0") == "b1:in"
 
 
+def test_a_full_queue_can_turn_away_the_last_of_the_longest_line_instead_of_who_comes() -> None:
+    hand = Hand(Drr(queue_requests=3, when_full="displace"), TWO, slots=1)
+    assert [hand.ask(0, f"a{k}") for k in range(4)] == ["a0:in", "a1:held", "a2:held", "a3:held"]
+    assert hand.ask(1, "b1") == "b1:held a3:queue_full/429/1"
+    assert hand.ask(2, "a4") == "a4:held a4:queue_full/429/1"
+    strict = Hand(Drr(queue_requests=3), TWO, slots=1)
+    assert [strict.ask(0, f"a{k}") for k in range(4)][-1] == "a3:held"
+    assert strict.ask(1, "b1") == "b1:queue_full/429/1"
+
+
 # cohort
 
 
@@ -355,6 +365,19 @@ def test_slo_feasible_serves_the_nearest_deadline_and_refuses_what_is_too_late()
     hand = Hand(SloFeasible(first_tokens_per_s=100.0), (A, C), slots=4)
     assert hand.ask(0, "c1", 1000) == "c1:in"
     assert hand.ask(0, "a1", 100) == "a1:slo/429/13"  # 1.2 * (1000 + 100) / 100 = 13.2 s, objective 1 s
+
+
+def test_slo_feasible_counts_only_what_is_ahead_by_its_deadline() -> None:
+    hand = Hand(SloFeasible(first_tokens_per_s=1000.0), (A, B, C), slots=1)
+    hand.ask(0, "c0", 10)
+    hand.first(0.01, "c0")
+    for k in range(20):
+        hand.ask(0.1, f"c{k + 1}", 1000)  # no objective: behind whoever has one
+    assert hand.ask(0.2, "b1", 5000) == "b1:held"  # 1.2 * 5 s of 10
+    assert hand.ask(0.2, "a1", 500) == "a1:held"  # 1.2 * 0.5 s of 1
+    assert hand.ask(0.2, "a2", 400) == "a2:slo/429/1"  # 1.2 * (0.5 + 0.4) s
+    assert hand.ask(0.2, "b2", 4000) == "b2:slo/429/2"  # 1.2 * (5 + 0.5 + 4) = 11.4 s of 10
+    assert hand.end(0.4, "c0") == "a1:in"
 
 
 def test_slo_feasible_is_unfair_to_long_prompts() -> None:
