@@ -84,7 +84,7 @@ def _read_text(source: Path | Traversable, file: str) -> str:
     try:
         if not source.is_file():
             found = "is a folder" if source.is_dir() else "is not a file" if _exists(source) else "no such file"
-            raise ScenarioError(file, "", found, "give the path of a YAML file or the name of a shipped one")
+            raise ScenarioError(file, "", found, "give the path of a YAML file")
         with source.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
