@@ -3,7 +3,8 @@
 Every request has a priority, its class first and then a hash of its user, and comes in if that is at most the level.
 Each period the level moves by the histogram of what came: down until a share alpha less than last time would come in
 where the pool is overloaded, else up until a share beta more would. Overloaded is a mean time to first token above
-``threshold_s``: DAGOR's 20 ms of queueing are below one iteration of a large model.
+``threshold_s``, or, in a period without any, one that waits longer: DAGOR's 20 ms of queueing are below one iteration
+of a large model.
 
 A gateway sees keys, not users: all requests of an entitlement have one hash, renewed every hour. With few entitlements
 the level moves in large steps. DAGOR also closes a period after 2000 requests; here only time does.
@@ -63,6 +64,7 @@ class DagorPolicy(NoControlPolicy):
         self._came = dict.fromkeys(self._classes, 0)
         self._waited_s = 0.0
         self._firsts = 0
+        self._unstarted: dict[str, float] = {}
 
     def _rotate(self, now_s: float) -> None:
         turn = int(now_s // self._params.rotate_s)
@@ -83,8 +85,18 @@ class DagorPolicy(NoControlPolicy):
             return ADMIT
         return Deny(Reason.OVERLOADED, key, self._level, self._params.period_s)
 
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Wait for its first token."""
+        if not flight.prompt_credited:
+            self._unstarted[flight.request.request_id] = now_s
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Wait for it no longer."""
+        self._unstarted.pop(flight.request.request_id, None)
+
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Take a sample."""
+        self._unstarted.pop(flight.request.request_id, None)
         self._waited_s += now_s - flight.forwarded_s
         self._firsts += 1
 
@@ -99,11 +111,18 @@ class DagorPolicy(NoControlPolicy):
             self._came[name] = total
         histogram.sort()
         within = sum(count for key, count in histogram if key <= self._level)
-        if self._firsts and self._waited_s / self._firsts > self._params.threshold_s:
+        if self._overloaded(now_s):
             self._level = self._lowered(histogram, within)
         else:
             self._level = self._raised(histogram, within)
         self._waited_s, self._firsts = 0.0, 0
+
+    def _overloaded(self, now_s: float) -> bool:
+        """Whether first tokens took too long; in a period without any, whether the oldest that waits has."""
+        if self._firsts:
+            return self._waited_s / self._firsts > self._params.threshold_s
+        oldest_s = next(iter(self._unstarted.values()), now_s)
+        return now_s - oldest_s > self._params.threshold_s
 
     def _lowered(self, histogram: list[tuple[int, int]], within: int) -> int:
         """Shut out priorities, the least important first, until few enough are left; the most important stays."""

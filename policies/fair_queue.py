@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
 from policies.parts.estimates import ESTIMATE, Estimate, Foresight, MaxTokens, estimator
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.orders import (
@@ -35,6 +35,9 @@ _CHARGE = {
 }
 _WITHIN = {"description": "fcfs: the first come; edf: the nearest TTFT objective; shortest: the smallest request"}
 _FLOW = {"description": "entitlement: a queue for each; tenant: one for all entitlements of a tenant"}
+_WHEN_FULL = {
+    "description": "refuse: 429 to who comes to a full queue; displace: to the last of the flow that has most waiting"
+}
 _WEIGHTS = {"description": "give shares by entitlement (or tenant, where flow says so), e.g. {chat: 2}; others have 1"}
 
 
@@ -46,6 +49,7 @@ class Fair(Waits):
     within: Within = field(default="fcfs", metadata=_WITHIN)
     weights: Mapping[str, float] = field(default_factory=dict, metadata=_WEIGHTS)
     charge: Charge = field(default="settled", metadata=_CHARGE)
+    when_full: Literal["refuse", "displace"] = field(default="refuse", metadata=_WHEN_FULL)
     estimate: Estimate = field(default=MaxTokens(), metadata=ESTIMATE)
     input_weight: float = field(default=1.0, metadata=_INPUT)
     cached_weight: float | None = field(default=None, metadata=_CACHED)
@@ -165,6 +169,16 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
             cost += params.output_weight * self.estimate.output_tokens(request, max_output_tokens)
         return cost / self._weights[self._flows[request.entitlement]]
 
+    def refusal(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Deny | None:
+        """Return why it may not wait; where others can be displaced, only what is too much in tokens."""
+        refusal = super().refusal(request, max_output_tokens, pool, now_s)
+        over_tokens = self._most_tokens is not None and self._waiting_tokens >= self._most_tokens
+        return None if self._params.when_full == "displace" and not over_tokens else refusal
+
+    def displaced(self) -> Waiting | None:
+        """Return the last of the longest line."""
+        return max(self._lines.items(), key=lambda one: (one[1].length, one[0]))[1].last()
+
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`."""
         line = self._lines[item.flow]
@@ -223,7 +237,9 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
         cost = 0.0
         if self._charges_output:
             cost = params.output_weight * (flight.output_tokens - charged_tokens)
-        if not self._prompt_at_start and flight.prompt_credited:
+        if self._prompt_at_start:  # the upstream may have counted another number than was estimated
+            cost += params.input_weight * (request.prompt_tokens - flight.reserved_tokens + flight.max_output_tokens)
+        elif flight.prompt_credited:
             cost += params.input_weight * request.prompt_tokens
         if flight.cached_tokens and params.cached_weight is not None:
             cost -= (params.input_weight - params.cached_weight) * flight.cached_tokens

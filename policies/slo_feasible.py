@@ -83,6 +83,8 @@ class SloFeasiblePolicy(QueueingPolicy):
         self._line, self._late = Line(), Line()
         self._decoding = _Trend(params.smoothing)
         self._first_token_s: dict[str, float] = {}
+        # Prompt tokens that wait, by their objective: those of a nearer or the same one are ahead of who comes now.
+        self._tokens_ahead = dict.fromkeys(sorted(each for each in self._slo_s.values() if each is not None), 0)
 
     # ---------------------------------------------------------------------------------------------------- predictions
 
@@ -106,7 +108,8 @@ class SloFeasiblePolicy(QueueingPolicy):
         slo_s = self._slo_s[request.entitlement]
         if slo_s is None or isinstance(verdict, Deny) or self._params.infeasible == "relegate":
             return verdict
-        ttft_s = self._ttft_s(request, self._waiting_tokens, 0.0, pool)
+        ahead_tokens = sum(tokens for other_s, tokens in self._tokens_ahead.items() if other_s <= slo_s)
+        ttft_s = self._ttft_s(request, ahead_tokens, 0.0, pool)
         if ttft_s > slo_s and (self._waiting or pool.in_flight):  # an idle pool serves whom it can serve no faster
             return self._refusal_of(ttft_s, slo_s)
         return verdict
@@ -127,10 +130,18 @@ class SloFeasiblePolicy(QueueingPolicy):
     def joined(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""
         self._line.push(item)
+        self._count(item, 1)
 
     def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""
         (self._late if item.late else self._line).drop(item)
+        if not item.late:
+            self._count(item, -1)
+
+    def _count(self, item: Waiting, sign: int) -> None:
+        slo_s = self._slo_s[item.request.entitlement]
+        if slo_s is not None:
+            self._tokens_ahead[slo_s] += sign * item.request.prompt_tokens
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return the nearest deadline that can be met, then what is late; what is to be refused goes first."""
@@ -140,6 +151,7 @@ class SloFeasiblePolicy(QueueingPolicy):
             if slo_s is None or self._ttft_s(item.request, 0, now_s - item.since_s, pool) <= slo_s:
                 break
             self._late.push(self._line.pop())
+            self._count(item, -1)
             item.late = True
             if self._params.infeasible == "refuse":
                 return item

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -25,9 +26,21 @@ def app() -> None:
     """Decide who gets how much of the GPUs in multi-tenant LLM inference, and who is turned away."""
 
 
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Show what is for the user as this command shows errors, and the rest as Python does."""
+    if issubclass(category, UserWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
 def main() -> None:
     """Run the command: results on stdout, all else on stderr; exit code 0 done, 1 failed run, 2 bad input."""
     _start_light()
+    warnings.showwarning = _warn
     try:
         app.main(standalone_mode=False)
     except click.exceptions.Abort:

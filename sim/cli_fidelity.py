@@ -58,12 +58,13 @@ def _write(profile: Profile, out: Path | None) -> None:
 @calibrate.command()
 @click.argument("folder", type=_PATH)
 @click.option("--layers", type=click.IntRange(min=1), required=True, help="Layers of the model.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that share the model.")
 @_engine_options
-def kernels(folder: Path, layers: int, out: Path | None, **engine: Any) -> None:
+def kernels(folder: Path, layers: int, gpus: int, out: Path | None, **engine: Any) -> None:
     """From a FOLDER of kernel times (dense.csv, attention.csv, per_sequence.csv, moe.csv)."""
     from sim.experiments.calibrate_kernels import calibrate_kernels
 
-    _write(calibrate_kernels(folder, layers=layers, **engine), out)
+    _write(calibrate_kernels(folder, layers=layers, gpus=gpus, **engine), out)
 
 
 @calibrate.command()

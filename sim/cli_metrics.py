@@ -47,11 +47,15 @@ def metrics(
 def explain(result: Path, request_id: str, policy: str | None, replication: int | None, attempt: int | None) -> None:
     """Say why REQUEST_ID of RESULT was let in, held or turned away, and what would have let it in.
 
-    The run is repeated up to that instant, and the gateway's books are read there.
+    The run is repeated up to that instant, and the gateway's books are read there. RESULT may also be the file of
+    events that a live gateway recorded.
     """
     from sim.experiments.explain import explain as run_again
-    from sim.experiments.explain import in_words
+    from sim.experiments.explain import explain_recording, in_words
 
+    if result.is_file():
+        click.echo(in_words(explain_recording(result, request_id, attempt=attempt)))
+        return
     click.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
 
 
@@ -93,6 +97,7 @@ def run_tournament(
     """Do what `tokenpools run tournament` asks for."""
     from policies.registry import POLICIES
     from sim.complaints import suggestion
+    from sim.experiments.entrants import VARIANTS
     from sim.experiments.executors import Executor
     from sim.experiments.sweep import Count
     from sim.experiments.tournament import REPLICATIONS, tournament
@@ -100,8 +105,8 @@ def run_tournament(
     if overrides or seed is not None:
         raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")
     for name in policies:
-        if name not in POLICIES:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, list(POLICIES)))
+        if name not in POLICIES and name not in VARIANTS:
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*POLICIES, *VARIANTS]))
     shown = sys.stderr.isatty() if progress is None else progress
 
     def hear(name: str, count: Count) -> None:

@@ -6,6 +6,7 @@ The models know the canonical form only; `sim.shorthand` brings what a person ma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from random import Random
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,9 @@ from workloads.generate import Recorded, WorkloadSpec
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
 
 POLICY_PARAMS = {kind: entry.params for kind, entry in POLICIES.items()}
+
+_BY_ENTITLEMENT = ("per_entitlement", "weights", "shares", "priorities", "classes", "replicas")
+"""Fields of policies that hold something for each of some entitlements."""
 
 _MOST_TIMES = 1_000_000
 
@@ -247,8 +251,11 @@ class Scenario(Strict):
 
     def _check_policy(self, path: str, policy: Policy, entitlements: list[str]) -> None:
         """Refuse parameters that do not fit the pool: what building the policy refuses, a run would refuse."""
-        for name in getattr(policy.params, "per_entitlement", None) or ():
-            check_known(f"{path}.per_entitlement", "entitlement", name, entitlements)
+        for one in _BY_ENTITLEMENT:
+            held = getattr(policy.params, one, None)
+            if isinstance(held, Mapping) and getattr(policy.params, "flow", "entitlement") == "entitlement":
+                for name in held:
+                    check_known(f"{path}.{one}", "entitlement", name, entitlements)
         scaler = self.autoscaler_of(policy)
         check_scaler(f"{path}.autoscaler", scaler, self.pool.replicas)
         if scaler.kind != "none" and any(event.capacity is not None for event in self.events):

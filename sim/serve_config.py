@@ -189,6 +189,10 @@ class ServeConfig(Strict):
                 "pool.replicas", f"{self.pool.replicas}, but there are {len(self.upstreams)} upstreams",
                 "leave it out, or give as many",
             )
+        if self.state is not None and self.recording is not None:
+            raise MisfitError(
+                "recording", "is of one core from its start, which shared state may replace", "leave it or state out"
+            )
         if self.pool.gateways > 1:
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self

@@ -174,8 +174,16 @@ class _Oracle:
 
 def _normal(name: str) -> float:
     """Return a standard normal number that hangs on the name alone (Box-Muller)."""
-    first, second = (((zlib.crc32(f"{salt}{name}".encode()) + 1) / (2**32 + 1)) for salt in ("a", "b"))
+    key = zlib.crc32(name.encode())
+    first, second = (_mixed(key), _mixed(key ^ 0x9E3779B9))
     return math.sqrt(-2 * math.log(first)) * math.cos(_TAU * second)
+
+
+def _mixed(key: int) -> float:
+    """Return a number in (0, 1) in which neighbouring keys are far apart: a CRC alone is linear."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        key = ((key ^ (key >> shift)) * factor) & 0xFFFFFFFF
+    return ((key ^ (key >> 16)) + 1) / (2**32 + 1)
 
 
 def estimator(params: Estimate) -> Estimator:

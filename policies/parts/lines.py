@@ -56,6 +56,10 @@ class Line:
             heapq.heappop(heap)
         return heap[0][2]
 
+    def last(self) -> Waiting:
+        """Return who is last, of equals the last come; there must be one. Looks at all."""
+        return max((entry for entry in self._heap if not entry[2].gone), key=_place)[2]
+
     def pop(self) -> Waiting:
         """Take the head out and return it; it may go into another line."""
         item = self.head()
@@ -72,6 +76,10 @@ class Line:
             heapq.heapify(self._heap)
         elif not self.length:
             self._heap.clear()
+
+
+def _place(entry: tuple[float, int, Waiting]) -> tuple[float, int]:
+    return entry[:2]
 
 
 def place(within: Within, request: RequestView, max_output_tokens: int, slo_s: float | None, now_s: float) -> float:

@@ -87,7 +87,10 @@ class DominantResource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Debt:
-    """Who got least of its promised rate of late."""
+    """Who got least of its promised rate of late.
+
+    Promises are in plain tokens, so give ``output_weight: 1``, or an answer counts twice against them.
+    """
 
     kind: Literal["debt"] = "debt"
     smoothing: float = field(

@@ -24,7 +24,7 @@ class PrefillClock:
         self.outstanding_tokens = 0
         self._fresh_share = fresh_share
         self._outstanding: dict[int, int] = {}
-        self._ahead: dict[str, tuple[int, int]] = {}
+        self._ahead: dict[str, tuple[int, int, int]] = {}
 
     def wait_s(self, prompt_tokens: float, ahead_tokens: float, ready_replicas: int) -> float:
         """Return the time to a first token, with so much ahead of it at the gateway, spread evenly over replicas."""
@@ -39,7 +39,7 @@ class PrefillClock:
         ahead = self._outstanding.get(replica_id, 0) + prompt_tokens
         self._outstanding[replica_id] = ahead
         self.outstanding_tokens += prompt_tokens
-        self._ahead[flight.request.request_id] = ahead, replica_id
+        self._ahead[flight.request.request_id] = ahead, replica_id, prompt_tokens
 
     def first_token(self, flight: InFlight, now_s: float) -> None:
         """Learn from a first token."""
@@ -53,5 +53,6 @@ class PrefillClock:
         """Forget a prompt that no longer waits."""
         found = self._ahead.pop(flight.request.request_id, None)
         if found is not None:
-            self._outstanding[found[1]] -= flight.request.prompt_tokens
-            self.outstanding_tokens -= flight.request.prompt_tokens
+            _, replica_id, prompt_tokens = found  # not the request's: the upstream may have counted another number
+            self._outstanding[replica_id] -= prompt_tokens
+            self.outstanding_tokens -= prompt_tokens

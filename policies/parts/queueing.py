@@ -101,6 +101,10 @@ class QueueingPolicy(NoControlPolicy):
             return Deny(Reason.QUEUE_FULL, needed, self._most_tokens, self.retry_s())
         return None
 
+    def displaced(self) -> Waiting | None:
+        """Return who has to leave the queue for one that was let into it although it is full; None: nobody."""
+        return None
+
     def joined(self, item: Waiting, now_s: float) -> None:
         """Put one who begins to wait into its queue."""
         raise NotImplementedError
@@ -160,6 +164,10 @@ class QueueingPolicy(NoControlPolicy):
                 needed_s = max(waited_s, math.nextafter(limit_s, math.inf))  # rounding may hide by how little
                 verdict = Deny(Reason.QUEUE_TIMEOUT, needed_s, limit_s, self.retry_s(), self._timeout_status)
                 yield item.request.request_id, verdict
+        while len(self._waiting) > self._most_requests and (victim := self.displaced()) is not None:
+            waiting = len(self._waiting)
+            self._remove(victim, now_s)
+            yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
         while self._waiting and self.room.slots_free(pool) >= 1 and pool.capacity.ready_replicas:
             chosen = self.next(pool, now_s)
             if chosen is None:

@@ -29,12 +29,12 @@ def heat_map(scores: Sequence[Score], *, replications: int) -> Figure:
     axis.set_xticks(range(len(policies)), policies, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(scenarios)), [name.replace("-", " ") for name in scenarios])
     axis.grid(False)
-    axis.tick_params(length=0)
     for edge in axis.spines.values():
         edge.set_visible(False)
     axis.set_xticks(np.arange(1, len(policies)) - 0.5, minor=True)
     axis.set_yticks(np.arange(1, len(scenarios)) - 0.5, minor=True)
     axis.grid(True, which="minor", color="white", linewidth=1.2)
+    axis.tick_params(which="both", length=0)
     for y, scenario in enumerate(scenarios):
         for x, policy in enumerate(policies):
             one = cells.get((scenario, policy))
@@ -53,7 +53,7 @@ def heat_map(scores: Sequence[Score], *, replications: int) -> Figure:
     style.note_below(
         figure,
         f"SLO attainment of offered requests, mean of {replications} replications on common random numbers. Bold: not "
-        "distinguishable from the best of its row (95 %, paired). *: load shedding in disguise (quicker than no "
+        "distinguishable from the best of its row (95\u00a0%, paired). *: load shedding in disguise (quicker than no "
         "control for those let in, yet fewer of all requests in time). Leftmost: best mean rank.",
     )
     return figure

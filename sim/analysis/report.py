@@ -26,6 +26,7 @@ from sim.analysis.cautions import cautions
 from sim.analysis.findings import findings
 from sim.analysis.report_data import SHOWN, plot_data
 from sim.analysis.study import Study
+from sim.analysis.summary import ALL
 from sim.analysis.warm_up import in_words
 from sim.errors import RunError
 
@@ -75,6 +76,7 @@ def report_html(study: Study, *, baseline: str | None = None) -> str:
         "cautions": _cautions(cautions(study)),
         "differences": _differences(study, baseline),
         "summary": _summary(study),
+        "metrics": _metrics(study),
         "errors": _errors(study),
         "provenance": _provenance(study),
         "reproduce": _reproduce(study),
@@ -154,6 +156,31 @@ def _summary(study: Study) -> str:
     columns = [*frame.columns[: list(frame.columns).index("tenant") + 1], *_SUMMARY]
     shown = [name for name in columns if name in frame and not (name == "violation" and frame[name].isna().all())]
     return table(frame[shown], "summary")
+
+
+_FAIRNESS = ("jain", "gini", "min_max_ratio", "service_difference_avg", "utilisation", "work_conservation",
+             "wasted_tokens", "retry_amplification", "gpu_s_per_good_1000_tokens")  # fmt: skip
+_BY_TENANT = ("offered", "refused", "slo_attainment", "service_of_fair", "violation", "isolation_ttft_mean",
+              "isolation_e2e_mean", "isolation_n", "false_reject_share", "free_reject_share", "refusals_judged",
+              "late_rejects")  # fmt: skip
+
+
+def _metrics(study: Study) -> str:
+    """Return the tables of ``metrics.csv``, if the result has one."""
+    path = study.folder / "metrics.csv"
+    if not path.exists():
+        return ""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    labels = list(frame.columns[: list(frame.columns).index("tenant") + 1])
+    frame[labels] = frame[labels].astype(str)
+    every = frame["tenant"] == ALL
+    parts = []
+    for name, rows, columns in (("fairness", frame[every], _FAIRNESS), ("by tenant", frame[~every], _BY_TENANT)):
+        kept = [column for column in columns if column in rows and rows[column].notna().any()]
+        if len(rows) and kept:
+            parts.append(table(rows[[*labels, *kept]], f"metrics {name}"))
+    note = "As <code>tokenpools metrics</code> left them in metrics.csv; docs/metrics.md defines each."
+    return f"<section><h2>Fairness, refusals, cost</h2><p>{note}</p>{''.join(parts)}</section>"
 
 
 def _errors(study: Study) -> str:

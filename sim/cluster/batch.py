@@ -10,6 +10,7 @@ The clock counts the tokens of a sequence that decoded all along: one an iterati
 
 from __future__ import annotations
 
+import math
 from heapq import heappop, heappush
 from itertools import count
 from typing import Generic, TypeVar
@@ -19,6 +20,12 @@ from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING,
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.prefix_cache import PrefixCache
 from sim.cluster.speculation import Speculation
+from sim.cluster.step_time import StepTime
+
+LONG_DEVIATIONS = 2.0
+"""How many standard deviations the longest contexts of a batch lie above its mean: the longest sixteenth of a normal
+law does so by 1.97. A sixteenth is the least share of long contexts for which the profiler of LLMServingSim measures
+what they cost."""
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -30,9 +37,44 @@ class Batch(Generic[R]):
     iteration ends; they inherit these books, because a replica is asked for them several times an event.
     """
 
+    # More than 30 attributes in a dict are slower to read (CPython's limit for shared keys).
+    __slots__ = (
+        "_async",
+        "_block_tokens",
+        "_busy",
+        "_cache",
+        "_chunks",
+        "_context_tokens",
+        "_decoding",
+        "_discipline",
+        "_ends",
+        "_even",
+        "_iteration",
+        "_leaving",
+        "_lingering",
+        "_lingering_blocks",
+        "_lingering_slots",
+        "_partial",
+        "_paused",
+        "_places",
+        "_run",
+        "_running",
+        "_skew",
+        "_speculation",
+        "_squares",
+        "_ticket",
+        "_waiting",
+        "clock",
+        "kv",
+        "max_num_seqs",
+        "preemptions",
+        "waiting_count",
+    )
+
     def __init__(
         self,
         *,
+        step_time: StepTime,
         discipline: Discipline,
         max_num_seqs: int,
         kv_blocks: int,
@@ -54,6 +96,9 @@ class Batch(Generic[R]):
         self.preemptions = 0
         self._ticket = count()
         self._places = count()
+        self._skew: float = getattr(step_time, "skew", 0.0)
+        # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
+        self._even = not self._skew and speculation is None
         self._clear()
 
     def _clear(self) -> None:
@@ -62,6 +107,7 @@ class Batch(Generic[R]):
         self._running: dict[R, None] = {}
         self._partial: R | None = None
         self._ends: list[tuple[int, int, R]] = []
+        self._squares = 0  # of how far the clock is ahead of each that decodes, where uneven contexts matter
         self._decoding = 0
         self._context_tokens = 0
         # The iteration, or run of iterations, now under way.
@@ -118,6 +164,8 @@ class Batch(Generic[R]):
         self._decoding -= 1
         self._context_tokens -= computed_tokens
         self.kv.growing[phase % self._block_tokens] -= 1
+        if self._skew:
+            self._squares -= phase * phase
         if self._cache is None:
             self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
         else:
@@ -142,6 +190,19 @@ class Batch(Generic[R]):
             kv.used_blocks -= cache.let_go(request, blocks + more_blocks, computed_tokens, comes_back=comes_back)
         self._leaving.clear()
 
+    def _reads(self, decoding: int) -> float:
+        """Return the KV entries that the decodes of an iteration read."""
+        context_tokens: float = self._context_tokens + decoding
+        if self._speculation is not None:
+            # With the part of a token that each has beyond its whole ones, so that contexts grow evenly.
+            context_tokens += decoding * self._speculation.pending(self._iteration)
+        if self._skew and decoding:
+            # A batch of uneven contexts takes longer than an even one: as if all were somewhat nearer to the longest.
+            ahead = decoding * self.clock - self._context_tokens
+            spread = math.sqrt(max(0, decoding * self._squares - ahead * ahead))  # sequences times the deviation
+            context_tokens += self._skew * LONG_DEVIATIONS * spread
+        return context_tokens
+
     def _decode_from_here(self, request: R) -> None:
         """Enter a request into the decoding batch with ``target_tokens`` computed and ``outputs`` made."""
         clock = self.clock
@@ -152,6 +213,8 @@ class Batch(Generic[R]):
         self._decoding += 1
         self._context_tokens += target_tokens
         self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
+        if self._skew:
+            self._squares += (clock - target_tokens) ** 2
         heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:

@@ -61,30 +61,29 @@ class DecodeCurve:
 
     def until(self, context_tokens: float, elapsed_s: float) -> int:
         """Return the least k >= 1 for which `run_s` of k iterations exceeds ``elapsed_s``."""
-        starts, sequences = self._starts, self._sequences
+        starts, step = self._starts, self._sequences
         last = len(starts) - 1
         i = max(0, bisect_right(starts, context_tokens) - 1)
-        done, left_s, context = 0, elapsed_s, context_tokens
+        done, total_s = 0, 0.0
         while True:
-            slope = self._slopes[i]
-            first_s = self._first_s[i] + slope * (context - starts[i])
-            k = iterations_for(first_s, slope * sequences, left_s)
+            growth_s = self._slopes[i] * step
+            first_s = self._first_s[i] + self._slopes[i] * (context_tokens - starts[i])
+            k = iterations_for(first_s, growth_s, elapsed_s - total_s)
+            # The sums are those of `run_s`, so that rounding tells the two nothing different.
+            while k > 1 and total_s + (k - 1) * (first_s + growth_s * (k - 2) / 2) > elapsed_s:
+                k -= 1
+            while total_s + k * (first_s + growth_s * (k - 1) / 2) <= elapsed_s:
+                k += 1
             if i == last:
-                break
-            inside = math.ceil((starts[i + 1] - context) / sequences)
+                return done + k
+            inside = math.ceil((starts[i + 1] - context_tokens) / step)
             if k <= inside:
-                break
-            left_s -= inside * (first_s + slope * sequences * (inside - 1) / 2)
+                return done + k
+            total_s += inside * (first_s + growth_s * (inside - 1) / 2)
             done += inside
-            context += inside * sequences
-            while i < last and starts[i + 1] <= context:
+            context_tokens += inside * step
+            while i < last and starts[i + 1] <= context_tokens:
                 i += 1
-        k += done
-        while k > 1 and self.run_s(context_tokens, k - 1) > elapsed_s:
-            k -= 1
-        while self.run_s(context_tokens, k) <= elapsed_s:
-            k += 1
-        return k
 
 
 def iterations_for(first_s: float, growth_s: float, elapsed_s: float) -> int:

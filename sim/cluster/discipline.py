@@ -63,7 +63,7 @@ class Discipline(Protocol):
 class Batcher(Protocol):
     """How many prompt tokens an iteration takes on, where that is less than the token budget leaves."""
 
-    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: int, now_s: float) -> int:
+    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: float, now_s: float) -> int:
         """Return the prompt tokens of the iteration that begins at ``now_s``, at most ``budget_tokens``.
 
         At least 1 where nothing decodes, or the engine would stand still. Asked only while prompts wait or are under

@@ -27,7 +27,7 @@ class FairBatcher:
         """Go by the deadlines of this batch."""
         self._batch = batch
 
-    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: int, now_s: float) -> int:
+    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: float, now_s: float) -> int:
         """See `sim.cluster.discipline.Batcher.prefill_tokens`."""
         batch = self._batch
         if not decoding or batch is None:

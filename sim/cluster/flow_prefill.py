@@ -197,7 +197,7 @@ class FlowReplica(Replica[R]):
         tokens = sum(n for _, n in chunks)
         pairs = sum(n * (r.computed_tokens + (n + 1) / 2) for r, n in chunks)
         decoding = self._decoding
-        return self._step.iteration_s(tokens, pairs, decoding, self._context_tokens + decoding) * self.slowdown
+        return self._step.iteration_s(tokens, pairs, decoding, self._reads(decoding)) * self.slowdown
 
     def _admit(self, request: R) -> None:
         self._slack.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
 
 
 def place(knots: Sequence[float], x: float) -> tuple[int, float]:
@@ -34,11 +33,8 @@ def on_line(values: Sequence[float], at: tuple[int, float]) -> float:
     return values[i] + along * (values[i + 1] - values[i])
 
 
-def on_grid(values: Sequence[Any], at: Sequence[tuple[int, float]]) -> float:
-    """Return the value at a point of a nested table, one `place` for each level of nesting."""
-    i, along = at[0]
-    if len(at) == 1:
-        return on_line(values, at[0])
-    rest = at[1:]
-    low = on_grid(values[i], rest)
-    return low if not along else low + along * (on_grid(values[i + 1], rest) - low)
+def on_square(values: Sequence[Sequence[float]], i: int, along_i: float, j: int, along_j: float) -> float:
+    """Return the value at a point of a table of two axes, the `place` on each given as two numbers."""
+    low, high = values[i], values[i + 1]
+    at_low = low[j] + along_j * (low[j + 1] - low[j])
+    return at_low + along_i * (high[j] + along_j * (high[j + 1] - high[j]) - at_low)

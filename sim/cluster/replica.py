@@ -59,6 +59,11 @@ class Replica(Scheduler[R]):
     batcher : limits the prompt tokens of an iteration; None: the token budget alone does.
     """
 
+    __slots__ = (
+        "_listener",
+        "_order",
+    )
+
     def __init__(
         self,
         *,
@@ -166,11 +171,11 @@ class Replica(Scheduler[R]):
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""
         inbox = [arg for _, kind, arg in self._inbox if kind == _SUBMIT]
         lost = [r for r in [*self._running, *self._waiting, *inbox] if r.state != ENDED and not r.aborted]
+        done = self._run_done(now_s)
         for request in lost:
             request.outputs = self.outputs_at(request, now_s)
         for request in lost:
             request.state = ENDED
-        done = self._run_done(now_s)
         self.clock += self._gained(done)
         self._iteration += done
         self.kv.clear()
@@ -203,7 +208,7 @@ class Replica(Scheduler[R]):
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
-        context_tokens = self._reads(decoding)
+        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
         run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True

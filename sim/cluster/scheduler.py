@@ -34,6 +34,19 @@ R = TypeVar("R", bound=EngineRequest)
 class Scheduler(Batch[R]):
     """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
 
+    __slots__ = (
+        "_arm",
+        "_batcher",
+        "_cut",
+        "_inbox",
+        "_max_batched_tokens",
+        "_overtakes",
+        "_run_start_s",
+        "_step",
+        "slowdown",
+        "wake_s",
+    )
+
     def __init__(
         self,
         *,
@@ -57,6 +70,7 @@ class Scheduler(Batch[R]):
         self.slowdown = 1.0
         self.wake_s = NEVER_S
         super().__init__(
+            step_time=step_time,
             discipline=discipline,
             max_num_seqs=max_num_seqs,
             kv_blocks=kv_blocks,
@@ -88,7 +102,7 @@ class Scheduler(Batch[R]):
             used_blocks += kv.growth(self.clock + 1, gained - 1) if gained > 1 else 0
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
-            context_tokens = self._context_tokens + decoding
+            context_tokens = self._reads(decoding)
             budget_tokens = self._batcher.prefill_tokens(budget_tokens, decoding, context_tokens, now_s)
         if partial is not None and budget_tokens > 0:
             tokens = min(partial.target_tokens - partial.computed_tokens, budget_tokens)
@@ -167,7 +181,8 @@ class Scheduler(Batch[R]):
             prefill_tokens += tokens
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
-        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, self._reads(decoding))
+        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, context_tokens)
         self._chunks = chunks
         self._run = 1
         self._cut = True
@@ -179,35 +194,30 @@ class Scheduler(Batch[R]):
         while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
             heappop(ends)
         decoding = self._decoding
-        # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
-        soon = self._inbox or (self._lingering_slots and self.waiting_count)
         speculation = self._speculation
-        if soon:
+        if (
+            self._inbox
+            # Whoever waits may get what lingers, so the next plan must be made right after this iteration.
+            or (self._lingering_slots and self.waiting_count)
+            # A batcher may take prompts on any time.
+            or (self._batcher is not None and (self.waiting_count or self._partial is not None))
+        ):
             run = 1
         elif speculation is None:
             run = ends[0][0] - self.clock
+            if run > 1:
+                run = self.kv.run_that_fits(self.clock, run, decoding)
         else:
             run = speculation.until(self._iteration, ends[0][0] - self.clock)
-        if self._batcher is not None and (self.waiting_count or self._partial is not None):
-            run = 1  # it may take prompts on any time
-        if run > 1 and speculation is None:
-            run = self.kv.run_that_fits(self.clock, run, decoding)
-        elif run > 1 and speculation is not None:
             gained = speculation.gained(self._iteration, run)
             fits = self.kv.run_that_fits(self.clock, gained, decoding)
-            if fits < gained:
+            if fits < gained and run > 1:
                 run = speculation.within(self._iteration, fits)
         self._chunks = None
         self._run = run
         self._cut = run == 1
-        self._begin(now_s, self._step.decode_run_s(decoding, self._reads(decoding), run))
-
-    def _reads(self, decoding: int) -> float:
-        """Return the KV entries that the decodes of an iteration read."""
-        if self._speculation is None:
-            return self._context_tokens + decoding
-        # With the part of a token that each sequence has beyond its whole ones, so that contexts grow evenly.
-        return self._context_tokens + decoding * (1 + self._speculation.pending(self._iteration))
+        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        self._begin(now_s, self._step.decode_run_s(decoding, context_tokens, run))
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True

@@ -78,6 +78,7 @@ class SpeculativeStepTime:
         self._plain = plain
         self._speculation = speculation
         self._gain = float(speculation.gain)
+        self.skew: float = getattr(plain, "skew", 0.0)
 
     def iteration_s(
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from sim.cluster.decode_curve import DecodeCurve
-from sim.cluster.interpolation import clamped, on_grid, on_line, place
+from sim.cluster.interpolation import clamped, on_line, on_square, place
 
 Knots = tuple[float, ...]
 Row = tuple[float, ...]
@@ -78,9 +78,15 @@ class TableStepTime:
     per_prefill_iteration_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds to add where prompts are computed, e.g. 0.004"}
     )
-    scale: float = field(
-        default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"}
+    skew: float = field(
+        default=0.0,
+        metadata={
+            "ge": 0,
+            "le": 1,
+            "description": "give how far attention of uneven contexts goes from the mean to the longest, e.g. 0.05",
+        },
     )
+    scale: float = field(default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"})
 
     def __post_init__(self) -> None:
         for name, axes in _AXES:
@@ -107,8 +113,14 @@ class TableStepTime:
         attention_s = self._prefill_s(prefill_tokens, before)
         if decode_sequences:
             attention_s = self._mixed_s(attention_s, prefill_tokens, before, decode_sequences, context_tokens)
-        kernels_s = self._dense_s(prefill_tokens + decode_sequences) + self._sequence_s(decode_sequences + 1)
-        return self.base_s + self.per_prefill_iteration_s + self.scale * (kernels_s + attention_s)
+        tokens, sequences = prefill_tokens + decode_sequences, decode_sequences + 1
+        dense_s = self._dense.get(tokens)
+        if dense_s is None:
+            dense_s = self._dense[tokens] = self._dense_s(tokens)
+        sequence_s = self._sequence.get(sequences)
+        if sequence_s is None:
+            sequence_s = self._sequence[sequences] = self._sequence_s(sequences)
+        return self.base_s + self.per_prefill_iteration_s + self.scale * (dense_s + sequence_s + attention_s)
 
     def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`."""
@@ -167,27 +179,40 @@ class TableStepTime:
         Several short prompts have fewer query-key pairs than one of as many tokens: ``before`` is then negative, and
         the time falls by as much for each missing key as it grows for each present one.
         """
-        i, along = clamped(self.prefill_tokens, tokens)
-        low, high = self.prefill_s[i], self.prefill_s[i + 1]
+        known = self._prompts.get(tokens)
+        row, fall_s, _, _ = known if known is not None else self._prompt(tokens)
         if before > 0:
             if before > self.prefill_context[-1]:
                 self._check("prefill_context", before)
-            at = place(self.prefill_context, before)
-            low_s = on_line(low, at)
-            return low_s + along * (on_line(high, at) - low_s)
-        at_none_s = low[0] + along * (high[0] - low[0])
+            return on_line(row, place(self.prefill_context, before))
         if before == 0:
-            return at_none_s
-        far, at_far = self._far
-        low_s = on_line(low, at_far)
-        at_far_s = low_s + along * (on_line(high, at_far) - low_s)
-        return max(_LEAST_SHARE * at_none_s, at_none_s + (at_far_s - at_none_s) / far * before)
+            return row[0]
+        return max(_LEAST_SHARE * row[0], row[0] + fall_s * before)
+
+    def _prompt(self, tokens: int) -> tuple[Row, float, int, float]:
+        """Return, for a number of prompt tokens, what does not depend on the rest of the iteration.
+
+        That is its attention by context, the seconds it grows with each key, and its place in the ratios.
+        """
+        i, along = clamped(self.prefill_tokens, tokens)
+        pairs = zip(self.prefill_s[i], self.prefill_s[i + 1], strict=True)
+        row = tuple(low + along * (high - low) for low, high in pairs)
+        far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
+        fall_s = (on_line(row, place(self.prefill_context, far)) - row[0]) / far
+        known = self._prompts[tokens] = row, fall_s, *clamped(self._log_axes[0], math.log2(tokens))
+        return known
 
     @cached_property
-    def _far(self) -> tuple[float, tuple[int, float]]:
-        """Return the context up to which the growth of a prompt's attention is taken, and its place."""
-        far = min(self.prefill_context[-1], max(self.prefill_context[1], self.prefill_tokens[-1] / 2))
-        return far, place(self.prefill_context, far)
+    def _prompts(self) -> dict[int, tuple[Row, float, int, float]]:
+        return {}
+
+    @cached_property
+    def _dense(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def _sequence(self) -> dict[int, float]:
+        return {}
 
     def _mixed_s(self, prefill_s: float, tokens: int, before: float, sequences: int, context_tokens: float) -> float:
         """Return the attention of an iteration in which prompts and decodes share a kernel."""
@@ -196,11 +221,12 @@ class TableStepTime:
             self._check("beside_context", context)
         beside, ratio = self._beside(sequences)
         axes = self._log_axes
-        i, along_tokens = clamped(axes[0], math.log2(tokens))
-        at = clamped(axes[1], math.log2(max(0.0, before) + 16.0)), clamped(axes[3], math.log2(context))
-        share = on_grid(ratio[i], at)
-        if along_tokens:
-            share += along_tokens * (on_grid(ratio[i + 1], at) - share)
+        _, _, i, along = self._prompts[tokens]
+        j, along_before = clamped(axes[1], math.log2(before + 16.0)) if before > 0 else (0, 0.0)
+        k, along_context = clamped(axes[3], math.log2(context))
+        share = on_square(ratio[i], j, along_before, k, along_context)
+        if along:
+            share += along * (on_square(ratio[i + 1], j, along_before, k, along_context) - share)
         return (prefill_s + on_line(beside, place(self.beside_context, context))) * share
 
     def _beside(self, sequences: int) -> tuple[Row, list[Grid]]:
@@ -246,4 +272,3 @@ def _shape(table: Any) -> tuple[int, ...]:
 
 def _flat(table: Any) -> list[float]:
     return [x for row in table for x in _flat(row)] if isinstance(table, tuple) else [table]
-

@@ -18,6 +18,7 @@ def calibrate_kernels(
     kv_blocks: int,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
+    gpus: int = 1,
     async_scheduling: bool = True,
     prefix_caching: bool = True,
     kv_bytes_per_token: float | None = None,
@@ -33,7 +34,7 @@ def calibrate_kernels(
     InputError : the folder does not hold what it should.
     """
     tables = read_kernel_tables(folder, layers=layers)
-    step_time = step_from_tables(tables)
+    step_time = step_from_tables(tables, gpus)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
         grid = grid_errors(step_time, tables)

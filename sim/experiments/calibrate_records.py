@@ -77,6 +77,8 @@ def calibrate_records(
     step_time = start.step_time
     if terms is None:
         terms = RECORD_TERMS.get(type(step_time), ())
+        if getattr(step_time, "skew", 0.0):  # the tables' is a mean over many kinds of batches
+            terms = (*terms, Term("skew", 0.03, "batches of very different contexts", most=1.0))
     if not terms:
         raise InputError("terms", "nothing to fit", f"name coefficients of a {step_time.kind} step time")
     used = np.arange(len(run.requests)) < share * len(run.requests)

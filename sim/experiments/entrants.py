@@ -159,19 +159,34 @@ RULES: Mapping[str, Callable[[Numbers], dict[str, Any]]] = {
 }
 """What is set of each policy that needs something set; the others run with their defaults."""
 
-LEFT_OUT = frozenset({"fair-queue"})
-"""Kinds that are parts to make policies of, and no policy of the field."""
+_PRODUCTS = {kind for kind, entry in POLICIES.items() if entry.params.__module__.startswith("policies.presets")}
+LEFT_OUT = frozenset({"fair-queue"} | _PRODUCTS)
+"""Kinds that do not take part: parts to make policies of, and products, which are such policies set in another way."""
 
 
-def entrants(scenario: Scenario, kinds: tuple[str, ...] = ()) -> tuple[Policy, ...]:
-    """Return the policies of a tournament, set for a scenario; all that are registered unless ``kinds`` says which.
+VARIANTS: Mapping[str, dict[str, Any]] = {"token-pool-paper": {"kind": "token-pool", "mode": "paper"}}
+"""Further entrants: a kind with another setting."""
+
+
+def names() -> list[str]:
+    """Return the names of all entrants."""
+    return [*(kind for kind in POLICIES if kind not in LEFT_OUT), *VARIANTS]
+
+
+def entrants(scenario: Scenario, chosen: tuple[str, ...] = ()) -> tuple[Policy, ...]:
+    """Return the policies of a tournament, set for a scenario; all `names` unless some are chosen.
+
+    Any registered kind may be chosen, also one that does not take part by itself.
 
     Raises
     ------
     ScenarioError : a policy does not fit the scenario.
     """
     found = numbers(scenario)
-    chosen = kinds or tuple(kind for kind in POLICIES if kind not in LEFT_OUT)
-    policies = [{"kind": kind, **(RULES[kind](found) if kind in RULES else {})} for kind in chosen]
+    policies = []
+    for name in chosen or names():
+        own = VARIANTS.get(name, {"kind": name})
+        rule = RULES.get(own["kind"])
+        policies.append({"name": name, **own, **(rule(found) if rule else {})})
     tree = resolved(scenario) | {"policies": policies, "vary": {}}
     return parse_scenario(tree, scenario.title or "tournament").policies

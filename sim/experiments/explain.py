@@ -29,6 +29,7 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 from policies.snapshot import SnapshotError, restore, take
+from policies.wire import INSTRUCTIONS
 from sim.errors import InputError, RunError
 from sim.experiments.result_runs import ResultRuns, find_cells, result_runs
 
@@ -252,7 +253,7 @@ def _by_ends(copy: object, request: RequestView, now_s: float) -> Iterator[str]:
                 high = middle
             else:
                 low = middle
-        yield f"with the {high} longest running {whose} ended"
+        yield f"with the {f'{high} ' if high > 1 else ''}longest running {whose} ended"
 
 
 def _let_in_after(copy: object, request: RequestView, running: Sequence[Any], ends: int, now_s: float) -> bool:
@@ -326,8 +327,11 @@ def _entry_of(
     import pyarrow.compute as pc
 
     first: tuple[Mapping[str, Any], list[dict[str, Any]]] | None = None
+    example = ""
     for entry in find_cells(found, policy, replication):
         table = found.requests(entry)
+        if not example and table.num_rows:
+            example = f", e.g. {table.column('request_id')[0]}"
         rows = table.filter(pc.equal(table.column("request_id"), request_id)).to_pylist()
         rows.sort(key=lambda row: int(row["attempt"]))
         if any(row["outcome"] in ("refused", "evicted") for row in rows):
@@ -335,7 +339,8 @@ def _entry_of(
         if rows and first is None:
             first = entry, rows
     if first is None:
-        raise InputError(request_id, "no such request in this result", "take a request_id of its requests.parquet")
+        raise InputError(request_id, "no such request in this result",
+                         f"take a request_id of its requests.parquet{example}")  # fmt: skip
     return first
 
 
@@ -376,6 +381,56 @@ def _agrees(explanation: Explanation, row: Mapping[str, Any]) -> bool:
     if isinstance(explanation.last, Refuse):
         return bool(row["outcome"] == "refused" and row["reason"] == explanation.last.reason.value)
     return bool(row["outcome"] != "refused")
+
+
+def explain_recording(file: Path, request_id: str, *, attempt: int | None = None) -> Found:
+    """Return what a request met at a live gateway, from the events that it recorded.
+
+    Raises
+    ------
+    InputError : it is no recording, or has no such request.
+    RunError : the core no longer decides as it did.
+    """
+    from sim.experiments.parity import read_recording
+    from sim.serve_config import core_of_head
+
+    head, rows = read_recording(file)
+    events = list(rows)
+    arrived = [event.request for _, _, event, _ in events if type(event) is Arrived]
+    tries = [request.attempt for request in arrived if request.request_id == request_id]
+    if not tries:
+        raise InputError(request_id, "no such request in this recording", "take the x-request-id of an answer")
+    wanted = attempt if attempt is not None else _last_turned_away(events, request_id) or tries[-1]
+    if wanted not in tries:
+        raise InputError(request_id, f"has no attempt {wanted}", f"give one of {tries}")
+    said: list[Explanation] = []
+    core = WatchedCore(core_of_head(head, str(file)), request_id, wanted, said.append)
+    core.start(float(head["started_s"]))
+    for number, at_s, event, recorded in events:
+        told = [step[0] for step in recorded if step[1:2] == [request_id]]
+        answers = core.handle(event, at_s)
+        ours = [_WIRE[type(step)] for step in answers if getattr(step, "request_id", None) == request_id]
+        if told != ours:
+            problem = f"{file}: line {number}: recorded {told}, now {ours}"
+            raise RunError(f"{problem}; explain it with the code that recorded it")
+        if said and isinstance(said[-1].last, Refuse | Evict):
+            break
+    policy = head["policy"].get("name") or head["policy"].get("kind")
+    return Found(str(policy), {}, 0, len(tries), {}, core.found)
+
+
+def _last_turned_away(events: Sequence[Any], request_id: str) -> int | None:
+    """Return the attempt that was last refused or evicted, if one was."""
+    current, found = None, None
+    for _, _, event, recorded in events:
+        if type(event) is Arrived and event.request.request_id == request_id:
+            current = event.request.attempt
+        if any(step[0] in ("refuse", "evict") and step[1] == request_id for step in recorded):
+            found = current
+    return found
+
+
+_WIRE = {kind: name for name, kind in INSTRUCTIONS.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -87,9 +87,14 @@ def fit(
     for size in _FIRST_STEPS:
         x = search.better(x, size, everything)
     half = _curvature(scaled, x, bounds)
-    for i, term in enumerate(terms):
-        if half[i] > 10 * max(abs(x[i]), 1.0):
-            raise InputError(place, f"does not identify {term.name}", f"leave it out, or add {term.measure}")
+    open_ = [term for i, term in enumerate(terms) if half[i] > 10 * max(abs(x[i]), 1.0)]
+    if open_:
+        names = " and ".join(term.name for term in open_)
+        measures = ", ".join(dict.fromkeys(term.measure for term in open_))
+        if len(open_) == 1:
+            raise InputError(place, f"does not identify {names}", f"leave it out, or add {measures}")
+        problem = f"does not identify {names}, which it cannot tell apart"
+        raise InputError(place, problem, f"leave all but one out, or add {measures}")
     parts = np.arange(count) * _FOLDS // count if folds is None else folds
     without = np.array([search.better(x, 0.1, parts != part) for part in np.unique(parts)])
     deviation = np.sqrt((_FOLDS - 1) / _FOLDS * np.sum((without - without.mean(axis=0)) ** 2, axis=0))

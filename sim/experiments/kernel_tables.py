@@ -80,8 +80,22 @@ def read_kernel_tables(folder: Path, *, layers: int, experts_per_token: int = 8,
     return KernelTables(dense_s, sequence_s, attention, meta)
 
 
-def step_from_tables(tables: KernelTables) -> TableStepTime:
-    """Return the step time that the tables make: few enough numbers for a file, close enough to the tables."""
+def _skew(meta: dict[str, Any], gpus: int) -> float:
+    """Return what the profiler found for attention of uneven contexts, 0 where it did not look.
+
+    It measures batches in which some sequences have longer contexts, and gives the share ``alpha_default`` of the way
+    from the time at the mean context to the time at the longest.
+    """
+    fit = meta.get("skew_fit") or {}
+    found = (fit.get("per_tp") or {}).get(gpus) or {}
+    return float(found.get("alpha_default", 0.0)) if fit.get("enabled") else 0.0
+
+
+def step_from_tables(tables: KernelTables, gpus: int = 1) -> TableStepTime:
+    """Return the step time that the tables make: few enough numbers for a file, close enough to the tables.
+
+    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number.
+    """
     times = tables.attention.set_index(["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]).s
     alone = _grid(times.xs((0, 0), level=("prefill_chunk", "kv_prefill")))
     prompts = _grid(times.xs((0, 0), level=("n_decode", "kv_decode")))
@@ -110,6 +124,7 @@ def step_from_tables(tables: KernelTables) -> TableStepTime:
         decode_batch=_knots(alone.index), decode_context=_knots(alone.columns), decode_s=_rows(alone),
         prefill_tokens=_knots(prompts.index), prefill_context=_knots(prompts.columns), prefill_s=_rows(prompts),
         beside_batch=_knots(beside.index), beside_context=_knots(beside.columns), beside_s=_rows(beside),
+        skew=_skew(tables.meta, gpus),
         mixed_tokens=tuple(map(float, axes[0])), mixed_before=tuple(map(float, axes[1])),
         mixed_batch=tuple(map(float, axes[2])), mixed_context=tuple(map(float, axes[3])),
         mixed_ratio=_tuples(ratio),

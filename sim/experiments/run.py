@@ -127,11 +127,18 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
         "lost_tokens": lost_tokens(outcomes.columns),
         "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
         "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
+        **({"oracle": True} if _knows_lengths(scenario) else {}),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
     }
     return CellResult(cell.index, requests, timeline, decisions, shadows, outcomes.end_s, stats)
+
+
+def _knows_lengths(scenario: Scenario) -> bool:
+    """Whether the policy estimates output lengths by an oracle, which no gateway has: every such result says so."""
+    estimate = getattr(scenario.policies[0].params, "estimate", None)
+    return getattr(estimate, "kind", None) == "oracle"
 
 
 def demands(scenario: Scenario, replication: int) -> list[Demand]:

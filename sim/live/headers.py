@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from multidict import CIMultiDict
@@ -17,6 +18,7 @@ _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
 }  # fmt: skip
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"set-cookie"}
 _LONGEST_ID = 128
+_ORIGIN = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 
 
 def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: bytes, read: bool) -> CIMultiDict[str]:
@@ -41,12 +43,15 @@ def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: 
 
 
 def to_client(raw: Iterable[tuple[bytes, bytes]], request_id: str, more: Headers, *, length: bool) -> Headers:
-    """Return the headers of an answer as the client gets them; ``length`` keeps the upstream's content-length."""
+    """Return the headers of an answer as the client gets them; ``length`` keeps the upstream's content-length.
+
+    Where it sends the client elsewhere, the way leads through the gateway again.
+    """
     found = []
     for name, value in raw:
         lower = name.lower()
         if lower not in _NOT_TO_CLIENT and (length or lower != b"content-length"):
-            found.append((lower, value))
+            found.append((lower, _ORIGIN.sub(b"", value) if lower == b"location" else value))
     found.append((b"x-request-id", request_id.encode()))
     found += more
     return found

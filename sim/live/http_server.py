@@ -49,11 +49,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self._clients: list[Client] = []
         self._raw_bytes = self._head_bytes = self._body_bytes = 0
         self._too_large = False
-        self._head_timer: asyncio.TimerHandle | None = None
+        # A connection that was opened ahead of its first request is as good as one between two requests.
+        self._unused = True
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
+            self.timeouts.keep_alive_s, self.timeout_keep_alive_handler
+        )
         if len(self.connections) > self.limits.connections:
             transport.abort()
-        else:
-            self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection."""
@@ -65,6 +67,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as it is in proportion."""
+        if self._unused:
+            self._unused = False
+            self._disarm()
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         self._raw_bytes += len(data)
@@ -101,6 +106,16 @@ class GatewayProtocol(HttpToolsProtocol):
         """Count the body."""
         self._body_bytes += len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait for the next request where this one was answered before it was all there."""
+        super().on_message_complete()
+        if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
+            self._disarm()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or has too large a head, and close."""

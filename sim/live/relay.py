@@ -183,6 +183,8 @@ class Relay:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._request(exchange, forward, outgoing, replica)
+            if not 200 <= response.status < 600:
+                raise ValueError(f"status {response.status} is none")
             if response.status >= 400:
                 await self._pass_error(exchange, response, send)
             elif response.content_type == "text/event-stream":

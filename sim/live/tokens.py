@@ -137,4 +137,10 @@ def _local(file: str) -> Callable[[str], int]:
         tokenizer = library.Tokenizer.from_file(file)
     except Exception as error:  # the library raises bare exceptions
         raise InputError(f"prompt_tokens.file: {file}", f"no tokenizer: {error}", "give a tokenizer.json") from None
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+    def count(text: str) -> int:
+        """Count text; half a character, which JSON may hold, is none that a tokenizer takes."""
+        return len(tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=False).ids)
+
+    return count

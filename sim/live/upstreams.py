@@ -21,7 +21,8 @@ from sim.live.settings import Timeouts, UpstreamAddress
 
 LOG = logging.getLogger("tokenpools.upstreams")
 
-_FAILURES_TO_LEAVE = 2
+_FAILURES_TO_LEAVE = 3
+"""A server with much to do may miss one or two looks; one that refuses connections is out at once. [choice]"""
 _SCRAPE_S = 5.0
 _KEEP_S = 4.0
 """An idle connection is closed here before the server does it: uvicorn, and so vLLM, waits 5 s. A request that is sent
@@ -182,7 +183,7 @@ class Upstreams:
                 LOG.exception("looking at upstream %s failed", replica.address.name)
 
     async def _look(self, replica: Replica) -> None:
-        """Ask for its health; two failures in a row take it out, one success takes it in."""
+        """Ask for its health; three failures in a row take it out, one success takes it in."""
         answer = await self._fetch(replica, "/health", self._timeouts.health_s)
         if answer is None:
             replica.failures += 1

@@ -219,3 +219,15 @@ def test_two_hundred_cells_are_reported_in_seconds(study: Study, tmp_path: Path)
     page = write_report(Study(tmp_path / "s"), tmp_path / "report.html")
     assert time.perf_counter() - started_s < 10
     assert page.stat().st_size < 5_000_000
+
+
+def test_metrics_are_in_the_report_where_there_are_some(study: Study, tmp_path: Path) -> None:
+    from sim.experiments.judge import judge
+
+    assert "Fairness, refusals, cost" not in report_html(study)
+    folder = tmp_path / "r"
+    run_scenario(scenario(), folder)
+    judge(folder)
+    text = report_html(Study(folder))
+    assert "Fairness, refusals, cost" in text
+    assert text.count("<th scope=col", text.index("Fairness, refusals, cost")) > 10

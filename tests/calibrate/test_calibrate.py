@@ -242,9 +242,16 @@ def test_the_table_step_is_within_two_percent_of_its_own_grid(name: str) -> None
 
 
 @needs_data
-def test_the_rtx_4090_run_is_predicted_from_kernel_tables_alone() -> None:
-    run = read_run(Path(str(DATA)) / "vllm-0.19-sharegpt" / "RTX4090_Llama-3.1-8B" / "requests.jsonl")
-    table = errors(run.requests, run.latencies, replay(load_profile("rtx-4090-llama-3.1-8b"), run.requests))
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        ("rtx-4090-llama-3.1-8b", "RTX4090_Llama-3.1-8B"),
+        ("rtx-pro-6000-llama-3.1-8b", "RTXPRO6000_Llama-3.1-8B"),
+    ],
+)
+def test_the_published_runs_are_predicted_from_kernel_tables_alone(profile: str, name: str) -> None:
+    run = read_run(Path(str(DATA)) / "vllm-0.19-sharegpt" / name / "requests.jsonl")
+    table = errors(run.requests, run.latencies, replay(load_profile(profile), run.requests))
     error = table.set_index(["metric", "statistic"]).error.abs()
     assert error["ttft", "mean"] < 0.05
     assert error["ttft", "p99"] < 0.05

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cluster.worlds import Row, Run
-from policies.api import Arrived, Evict, Forward, Refuse, ServiceClass
+from policies.api import Arrived, Evict, Forward, Hold, Refuse, ServiceClass
+from policies.class_slots import ClassSlotsPolicy
 from sim.records import Outcome
 from workloads.clients import Retry
 
@@ -74,9 +75,21 @@ def check_times(run: Run) -> None:
             assert decode_s * ROUNDING >= step.decode_run_s(1, p + 1, row.output_tokens - 1)
 
 
+def held_of(run: Run) -> set[tuple[str, int]]:
+    """Return the attempts that the gateway held for a while: their verdict came later."""
+    held: set[tuple[str, int]] = set()
+    attempt: dict[str, int] = {}
+    for _, event, steps in run.outcomes.decisions:
+        if isinstance(event, Arrived):
+            attempt[event.request.request_id] = event.request.attempt
+        held |= {(step.request_id, attempt[step.request_id]) for step in steps if isinstance(step, Hold)}
+    return held
+
+
 def check_outcomes(run: Run) -> None:
     """An attempt's columns say one thing."""
     world = run.world
+    held = held_of(run)
     for row in run.rows:
         demand = world.demands[row.workload]
         wanted, asked = int(demand.output_tokens[row.number]), int(demand.max_output_tokens[row.number])
@@ -92,17 +105,20 @@ def check_outcomes(run: Run) -> None:
             assert (row.output_tokens, row.http_status, row.reason) == (wanted, 200, "")
         elif row.outcome is Outcome.REFUSED:
             assert not sent
-            assert row.finish_s == row.arrival_s
-            assert row.http_status in (400, 403, 429, 503)
+            assert row.finish_s == row.arrival_s or (row.request_id, row.attempt) in held
+            assert row.http_status in (400, 403, 408, 429, 503, 504, 529)
             assert row.reason
         else:
             assert row.output_tokens <= wanted
-            assert sent
+            at_gateway = row.outcome in (Outcome.WAITING, Outcome.CANCELLED) and (row.request_id, row.attempt) in held
+            assert sent or at_gateway
             status = {Outcome.EVICTED: (503, "preempted"), Outcome.FAILED: (502, "replica_failed")}
             assert (row.http_status, row.reason) == status.get(row.outcome, (0, ""))
         if row.outcome is Outcome.EVICTED:
             spec = next(e for e in world.entitlements if e.name == row.entitlement)
-            assert spec.service_class is ServiceClass.PREEMPTIBLE
+            classes = list(ServiceClass)
+            allowed = classes[1:] if isinstance(world.policy, ClassSlotsPolicy) else [ServiceClass.PREEMPTIBLE]
+            assert spec.service_class in allowed
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -113,10 +129,12 @@ def check_books(run: Run) -> None:
     """The core's books say what the records say."""
     (core,) = run.watch.cores
     assert core.late_events == 0
-    flying = {row.request_id: row for row in run.rows if row.outcome in OPEN}
-    assert core.pool.in_flight.keys() == flying.keys()
+    still = {row.request_id: row for row in run.rows if row.outcome in OPEN}
+    flying = {request_id for request_id, row in still.items() if row.replica >= 0}
+    assert core.pool.in_flight.keys() == flying
+    assert core._held.keys() == still.keys() - flying
     for name, ledger in core.pool.entitlements.items():
-        assert ledger.in_flight == run.of(name, lambda row: row.outcome in OPEN)
+        assert ledger.in_flight == run.of(name, lambda row: row.outcome in OPEN and row.replica >= 0)
         assert ledger.admitted == run.of(name, lambda row: row.replica >= 0)
         assert ledger.refused == run.of(name, lambda row: row.outcome is Outcome.REFUSED)
         mine = [flight for flight in core.pool.in_flight.values() if flight.ledger is ledger]
@@ -176,7 +194,8 @@ def check_timeline(run: Run, most_slots: int) -> None:
 
 
 def check_decisions(run: Run) -> None:
-    """Each attempt was judged once, at the moment it came; every verdict is in the records and the other way round."""
+    """Each attempt was judged once, at the moment it came or after it was held; every verdict is in the records."""
+    held = held_of(run)
     attempts = {(row.request_id, row.attempt): row for row in run.rows}
     asked: dict[str, int] = {}
     judged, ended = set(), set()
@@ -200,8 +219,8 @@ def check_decisions(run: Run) -> None:
                 assert (row.outcome, row.reason, row.finish_s) == (Outcome.EVICTED, step.reason, now_s)
                 ended.add(key)
                 continue
-            assert isinstance(event, Arrived)
-            assert key == (event.request.request_id, event.request.attempt)
+            assert key in held or isinstance(event, Arrived)
+            assert key in held or key == (event.request.request_id, event.request.attempt)
             assert key not in judged
             judged.add(key)
             if isinstance(step, Forward):
@@ -209,7 +228,8 @@ def check_decisions(run: Run) -> None:
             else:
                 assert (row.outcome, row.reason, row.http_status) == (Outcome.REFUSED, step.reason, step.status)
                 assert step.retry_after_s == (None if math.isnan(row.retry_after_s) else row.retry_after_s)
-    assert judged == attempts.keys()
+    never = {key for key in held if attempts[key].outcome in (Outcome.WAITING, Outcome.CANCELLED)}
+    assert attempts.keys() - never <= judged <= attempts.keys()
     assert ended == {key for key, row in attempts.items() if row.outcome is Outcome.EVICTED}
 
 

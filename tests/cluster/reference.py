@@ -6,6 +6,7 @@ Slow on purpose. It shares no code with the replica it checks but the step time 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -308,8 +309,10 @@ class ReferenceReplica:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
-        if self.drafts:
-            context += decodes * float(self.gain * self.iteration % 1)
+        context += decodes * float(self.gain * self.iteration % 1)
+        if decodes:
+            deviation = statistics.pstdev(job.tokens for job in self.decoding)
+            context += decodes * getattr(self.step, "skew", 0.0) * 2 * deviation
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration

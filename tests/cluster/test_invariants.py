@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity.examples import EXAMPLES, renamed
 
 from cluster.busy_day import busy
 from cluster.checks import check_all
@@ -66,6 +68,16 @@ def test_a_busy_day_adds_up(policy: str, horizon_s: float | None) -> None:
     kinds = {type(event) for _, event, _ in run.outcomes.decisions}
     assert kinds >= {Arrived, Finished, Failed, CapacityChanged}
     assert (Progress in kinds) == (policy in ("paper", "robust"))  # those who meter work
+
+
+@pytest.mark.parametrize("horizon_s", [40.0, None], ids=["to the horizon", "to the last request"])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if not name.startswith(("none", "rate-limit", "token"))])
+def test_a_busy_day_adds_up_under_every_other_policy(name: str, horizon_s: float | None) -> None:
+    params = renamed(EXAMPLES[name], {"spot": "t4", "elastic": "t2"})
+    scenario = busy("none", horizon_s) | {"policies": [{"name": name, **asdict(params)}]}
+    run = play(scenario)
+    check_all(run, total_slots(scenario))
+    assert {row.outcome for row in run.rows} >= {Outcome.FINISHED, Outcome.REFUSED}
 
 
 ITERATION_S = 0.125

@@ -88,6 +88,12 @@ def prefix_of(prompt: int, root: int, branch: int, length: int, answers: bool, o
     return ((root, root_tokens), (100 + 10 * root + branch, end))
 
 
+class Uneven(LinearStepTime):
+    """Takes longer for contexts of different lengths."""
+
+    skew = 0.3
+
+
 @st.composite
 def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     slots = draw(st.integers(1, 8))
@@ -96,7 +102,7 @@ def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[
     longest = 90
     kv = draw(st.integers(math.ceil(longest / block) + 1, 4 * math.ceil(longest / block)))
     setting = {
-        "step_time": LinearStepTime(
+        "step_time": draw(st.sampled_from([LinearStepTime, LinearStepTime, Uneven]))(
             base_s=draw(st.sampled_from([0.0, 0.013, 0.1])),
             per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
             per_prefill_token_s=draw(st.sampled_from([0.0, 0.0007])),

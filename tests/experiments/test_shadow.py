@@ -17,10 +17,11 @@ from sim.analysis.shadows import agreement, by_tenant
 from sim.cli import app
 from sim.cluster.world import Outcomes, simulate
 from sim.errors import ScenarioError
+from sim.experiments.entrants import entrants, names
 from sim.experiments.run import run_scenario, world_of
 from sim.experiments.sweep import sweep
 from sim.results import read_manifest, read_records
-from sim.scenario import parse_scenario
+from sim.scenario import expand, load_scenario, parse_scenario, resolved
 
 BUCKET = {"kind": "rate-limit", "name": "bucket", "requests_per_min": 60, "tokens_per_min": 2000}
 
@@ -116,3 +117,21 @@ def test_no_shadows_to_show(tmp_path: Path) -> None:
     run_scenario(scenario(), tmp_path / "r")
     shown = CliRunner().invoke(app, ["shadow", str(tmp_path / "r")], standalone_mode=False)
     assert "watched by no policy" in str(shown.exception)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_policy_agrees_with_itself_and_is_not_disturbed_by_all_others(name: str) -> None:
+    tree = resolved(load_scenario("tournament-noisy-neighbour")) | {"horizon_s": 25.0, "warmup_s": 0.0}
+    for one in tree["workload"]:
+        one["from_s"], one["until_s"] = 0.0, None
+    base = parse_scenario(tree | {"events": [{"at_s": 10, "fail": 1}, {"at_s": 15, "restore": 1}]}, "x")
+    every = {policy.name: policy for policy in entrants(base)}
+    acting = every.pop(name)
+    watching = (*every.values(), acting.model_copy(update={"name": "same"}))
+    alone = simulate(world_of(expand(base.model_copy(update={"policies": (acting,)}))[0]))
+    watched = simulate(world_of(expand(base.model_copy(update={"policies": (acting,), "shadow": watching}))[0]))
+    for field in ("outcome", "forwarded_s", "first_token_s", "finish_s", "retry_after_s", "output_tokens"):
+        np.testing.assert_array_equal(getattr(alone.columns, field), getattr(watched.columns, field), err_msg=field)
+    same = [one for one in watched.opinions if one.shadow == "same"]
+    assert len(same) == len(alone.columns.request_id)
+    assert [one for one in same if (one.verdict, one.reason) != (one.acting, one.acting_reason)] == []

@@ -15,7 +15,7 @@ from sim.analysis.ranking import Score, judge, standing
 from sim.analysis.summary import Row
 from sim.cli import app
 from sim.errors import ScenarioError
-from sim.experiments.entrants import HEADROOM, LEFT_OUT, RULES, entrants, numbers
+from sim.experiments.entrants import HEADROOM, LEFT_OUT, RULES, entrants, names, numbers
 from sim.experiments.tournament import PREFIX, scenarios_of, tournament
 from sim.scenario import load_scenario, parse_scenario, resolved, shipped_scenarios
 
@@ -82,15 +82,16 @@ def test_every_scenario_is_scored_and_takes_every_policy(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.scored
     assert scenario.title
-    kinds = [policy.params.kind for policy in entrants(scenario)]
-    assert set(kinds) == set(POLICIES) - LEFT_OUT
+    policies = entrants(scenario)
+    assert [policy.name for policy in policies] == names()
+    assert {policy.params.kind for policy in policies} == set(POLICIES) - LEFT_OUT
     # Whoever is scored asks for no more than it was promised: a policy may not be blamed for what nobody promised.
     promised = {one.tenant for one in scenario.pool.entitlements if one.spec().baseline.tokens_per_s}
     assert set(scenario.scored) <= promised or name in ("tournament-many-keys", "tournament-starvation")
 
 
 def test_a_small_tournament(tmp_path: Path) -> None:
-    names = []
+    files = []
     for name, more in (("noisy-neighbour", {}), ("retry-storm", {})):
         tree: dict[str, Any] = resolved(load_scenario(f"{PREFIX}{name}")) | {"horizon_s": 40.0, "warmup_s": 5.0} | more
         for one in tree["workload"]:
@@ -98,9 +99,9 @@ def test_a_small_tournament(tmp_path: Path) -> None:
             one["until_s"] = None if one["until_s"] is None else one["until_s"] / 10
         path = tmp_path / f"{name}-short.yaml"
         path.write_text(yaml.safe_dump(tree))
-        names.append(str(path))
+        files.append(str(path))
     kinds = ["none", "cap", "token-pool"]
-    first = tournament(tmp_path / "t", scenarios=names, policies=kinds, replications=2)
+    first = tournament(tmp_path / "t", scenarios=files, policies=kinds, replications=2)
     assert [(one.scenario, one.policy) for one in first.scores] == [
         (f"{name}-short", kind) for name in ("noisy-neighbour", "retry-storm") for kind in kinds
     ]
@@ -111,7 +112,7 @@ def test_a_small_tournament(tmp_path: Path) -> None:
         assert (tmp_path / "t" / file).stat().st_size > 100
     # Run again, everything is kept.
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*.parquet")}
-    again = tournament(tmp_path / "t", scenarios=names, policies=kinds, replications=2)
+    again = tournament(tmp_path / "t", scenarios=files, policies=kinds, replications=2)
     assert again.scores == first.scores
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*.parquet")}
 

@@ -23,7 +23,8 @@ def stand_in():  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def gate(stand_in: StandIn):  # type: ignore[no-untyped-def]
-    with gateway(stand_in, limits=LIMITS, timeouts={"header_s": 0.5, "body_s": 0.6}, policy="token-pool") as one:
+    timeouts = {"header_s": 0.5, "body_s": 0.6, "keep_alive_s": 1.0}
+    with gateway(stand_in, limits=LIMITS, timeouts=timeouts, policy="token-pool") as one:
         yield one
 
 
@@ -169,11 +170,17 @@ def test_endless_chunk_framing_is_refused(gate: Gate) -> None:
 
 
 def test_slow_headers_are_given_up(gate: Gate) -> None:
-    for begun in (b"", b"POST /v1/comp", head()[:-2]):
+    for begun in (b"P", b"POST /v1/comp", head()[:-2]):
         began_s = time.monotonic()
         answer = raw(gate, begun)
         assert 0.3 < time.monotonic() - began_s < 2.0
         assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_unused_connection_is_closed_like_one_between_two_requests(gate: Gate) -> None:
+    began_s = time.monotonic()
+    assert raw(gate, b"") == b""
+    assert 0.8 < time.monotonic() - began_s < 3.0
 
 
 def test_a_slow_second_request_on_a_connection_is_given_up_too(gate: Gate) -> None:
@@ -187,6 +194,30 @@ def test_a_slow_second_request_on_a_connection_is_given_up_too(gate: Gate) -> No
         while part := connection.recv(65536):
             answer += part
         assert b"408" in answer
+
+
+def test_a_connection_goes_on_after_an_answer_that_came_before_the_body(gate: Gate) -> None:
+    body = plain()
+    length = f"content-length: {len(body)}"
+    with gate.connect() as connection:
+        connection.sendall(head(length, key="nobody"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        connection.sendall(body)
+        time.sleep(0.7)  # longer than a head may take
+        connection.sendall(head(length) + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_goes_on_after_its_answer_is_cut(gate: Gate) -> None:
+    with gate.connect() as connection:
+        connection.sendall(head("content-length: 1000000", key="nobody"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        began_s = time.monotonic()
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):  # noqa: PT012
+            while time.monotonic() < began_s + 5:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        assert time.monotonic() - began_s < 2
 
 
 def test_a_slow_body_is_given_up(gate: Gate) -> None:

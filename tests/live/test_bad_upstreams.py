@@ -114,6 +114,11 @@ def test_an_upstreams_own_error_comes_through_with_a_time_to_come_back(gate: Gat
     assert gate.ask(stand_in={"status": 503, "retry_after": "7"}).headers["retry-after"] == "7"
 
 
+def test_a_status_that_is_none_is_a_broken_upstream(gate: Gate) -> None:
+    answer = gate.ask(stand_in={"status": 999})
+    assert (answer.status, answer.code) == (503, "upstream_failed")
+
+
 def test_garbage_instead_of_json_is_passed_on(gate: Gate) -> None:
     answer = gate.ask(stand_in={"garbage": "json"})
     assert (answer.status, answer.body[:6]) == (200, b"<html>")

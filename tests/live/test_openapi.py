@@ -41,7 +41,7 @@ def test_answers_are_as_described(gate: Gate, path: str, method: str, mode: Gene
         return  # there is nothing in it that could be wrong
 
     @settings(
-        max_examples=100 if method == "POST" else 3, deadline=None, suppress_health_check=list(HealthCheck),
+        max_examples=60 if method == "POST" else 3, deadline=None, suppress_health_check=list(HealthCheck),
         database=None,
     )
     @given(case=operation.as_strategy(generation_mode=mode))

@@ -138,3 +138,18 @@ def _ask_with(gate: Gate, recording: Recording) -> None:
     for _ in range(3):
         assert gate.ask().status == 200
     gate.balanced()
+
+
+def test_a_refusal_by_a_live_gateway_is_explained(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "events.jsonl", policy={"kind": "rate-limit", "requests_per_min": 60, "burst_s": 5})
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    refused = next(step for _, _, steps in lines for step in steps if step[0] == "refuse")
+    done = CliRunner().invoke(app, ["explain", str(path), refused[1]])
+    assert done.exit_code == 0, done.exception
+    assert "refused" in done.output
+    assert refused[2] in done.output
+    assert "what would have let it in" in done.output
+    let_in = next(step for _, _, steps in lines for step in steps if step[0] == "forward")
+    assert "let in" in CliRunner().invoke(app, ["explain", str(path), let_in[1]]).output
+    nobody = CliRunner().invoke(app, ["explain", str(path), "nobody"], standalone_mode=False)
+    assert "no such request in this recording" in str(nobody.exception)

@@ -47,7 +47,7 @@ EXAMPLES: dict[str, Any] = {
     "fair-queue, first come": FairQueue(order=FirstCome(), occupancy=1.5),
     "vtc": Vtc(),
     "vtc, predicted": Vtc(charge="predicted", estimate=TenantMean(), half_life_s=10.0, weights={"elastic": 3.0}),
-    "drr": Drr(quantum=64),
+    "drr": Drr(quantum=64, queue_requests=4, when_full="displace"),
     "drr, tenants": Drr(flow="tenant", charge="prompt"),
     "las": Las(half_life_s=5.0),
     "prio-reserve": PrioReserve(requests_per_min=60, tokens_per_min=3000, weights={"spot": 0.3}, cache_s=5.0),

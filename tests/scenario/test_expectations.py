@@ -16,10 +16,10 @@ from sim.scenario import load_scenario
 # What is said, of whom, which share or seconds, and the value as it is rounded there.
 CLAIMS: dict[str, list[tuple[str, str, str, str, float]]] = {
     "azure-two-services": [
-        ("47 % of conv's first tokens come within 1 s", "none", "conv", "slo_attainment", 0.47),
-        ("19 % of code's", "none", "code", "slo_attainment", 0.19),
+        ("45 % of conv's first tokens come within 1 s", "none", "conv", "slo_attainment", 0.45),
+        ("18 % of code's", "none", "code", "slo_attainment", 0.18),
         ("40 % of code refused", "rate-limit", "code", "refused", 0.40),
-        ("conv meets its objective in 97.7 %", "rate-limit", "conv", "slo_attainment", 0.977),
+        ("conv meets its objective in 97.5 %", "rate-limit", "conv", "slo_attainment", 0.975),
         ("54 % of code refused", "token-pool", "code", "refused", 0.54),
         ("conv meets its objective in 98.4 %", "token-pool", "conv", "slo_attainment", 0.984),
     ],
