@@ -6,7 +6,7 @@ PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo test lint bench live clean
+.PHONY: demo test lint bench bench-gateway live clean
 
 demo: $(VENV)/.ready
 	rm -rf results/demo
@@ -23,6 +23,10 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
+
+# What the live gateway costs, with LiteLLM's proxy beside it; about 3 minutes on a quiet machine.
+bench-gateway: $(VENV)/.ready
+	$(BIN)/python benchmarks/gateway.py --install build/litellm
 
 # The proof of live mode: a paced vLLM on this machine's CPU, about 13 minutes (docs/live.md). Not part of make test.
 # Where the CPU build of torch is in an index of its own: make live PIP_LIVE="--extra-index-url URL"

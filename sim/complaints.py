@@ -26,6 +26,7 @@ _UNITS = (
     ("_bytes", "in bytes"),
     ("_gib", "in GiB"),
 )
+_NAMED_PLACES = 12  # of further problems
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\d\s].*)?", re.DOTALL)
 
@@ -34,7 +35,7 @@ def explain(error: ValidationError, model: type[BaseModel], raw: object, file: s
     """Return the error to raise for what ``model`` refused.
 
     A misspelt key comes before everything else and speaks for the key that it leaves missing; the rest keep the order
-    of the model's fields. How many others there are is said in the fix.
+    of the model's fields. How many others there are, and where, is said in the fix.
 
     Parameters
     ----------
@@ -49,7 +50,10 @@ def explain(error: ValidationError, model: type[BaseModel], raw: object, file: s
     ]
     first, *others = [*unknown, *rest]
     path, problem, fix = _complaint(first, schema, raw)
-    more = f" (and {len(others)} more)" if others else ""
+    places = list(dict.fromkeys(place for place, _, _ in (_complaint(one, schema, raw) for one in others)))
+    named = ", ".join(one_line(place) for place in places[:_NAMED_PLACES])
+    named += ", ..." if len(places) > _NAMED_PLACES else ""
+    more = f" (and {len(others)} more: {named})" if others else ""
     return ScenarioError(file, path, one_line(problem), one_line(fix) + more)
 
 

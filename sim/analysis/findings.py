@@ -78,7 +78,10 @@ def _pair(study: Study, base: Case, case: Case) -> list[str]:
         if math.isnan(mine.estimate) or math.isnan(other.estimate):
             texts.append(f"{_name(tenant)} requests: none finished under one of {case.policy} and {base.policy}.")
             continue
-        moved = f"{_relative(change.relative)}" if change.clear else "no clear difference"
+        if change.clear:
+            moved = _relative(change.relative)
+        else:  # one replication has no interval, and nothing can be said of what is clear
+            moved = "no interval" if math.isnan(change.absolute.low) else "no clear difference"
         texts.append(
             f"{_name(tenant)} P99 time to first token: {_seconds(mine)} under {case.policy}, {_seconds(other)} under "
             f"{base.policy} ({moved}). Refused: {refused[0]:.1%} and {refused[1]:.1%}."

@@ -253,7 +253,7 @@ def _by_ends(copy: object, request: RequestView, now_s: float) -> Iterator[str]:
                 high = middle
             else:
                 low = middle
-        yield f"with the {high} longest running {whose} ended"
+        yield f"with the {f'{high} ' if high > 1 else ''}longest running {whose} ended"
 
 
 def _let_in_after(copy: object, request: RequestView, running: Sequence[Any], ends: int, now_s: float) -> bool:
@@ -327,8 +327,11 @@ def _entry_of(
     import pyarrow.compute as pc
 
     first: tuple[Mapping[str, Any], list[dict[str, Any]]] | None = None
+    example = ""
     for entry in find_cells(found, policy, replication):
         table = found.requests(entry)
+        if not example and table.num_rows:
+            example = f", e.g. {table.column('request_id')[0]}"
         rows = table.filter(pc.equal(table.column("request_id"), request_id)).to_pylist()
         rows.sort(key=lambda row: int(row["attempt"]))
         if any(row["outcome"] in ("refused", "evicted") for row in rows):
@@ -336,7 +339,8 @@ def _entry_of(
         if rows and first is None:
             first = entry, rows
     if first is None:
-        raise InputError(request_id, "no such request in this result", "take a request_id of its requests.parquet")
+        raise InputError(request_id, "no such request in this result",
+                         f"take a request_id of its requests.parquet{example}")  # fmt: skip
     return first
 
 

@@ -179,7 +179,10 @@ def find_cells(found: ResultRuns, policy: str | None, replication: int | None) -
         if (policy is None or one["policy"] == policy) and (replication is None or one["replication"] == replication)
     ]  # fmt: skip
     if not cells:
+        asked = [f"policy {policy}"] if policy is not None else []
+        asked += [f"replication {replication}"] if replication is not None else []
         names = ", ".join(dict.fromkeys(str(one["policy"]) for one in found.cells))
-        raise InputError(str(found.folder), f"holds no run of policy {policy}, replication {replication}",
-                         f"its policies are {names}")  # fmt: skip
+        last = max((int(one["replication"]) for one in found.cells), default=0)
+        raise InputError(str(found.folder), f"holds no run of {', '.join(asked)}",
+                         f"its policies are {names}, its replications {f'0 to {last}' if last else '0'}")  # fmt: skip
     return cells

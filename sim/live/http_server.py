@@ -49,11 +49,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self._clients: list[Client] = []
         self._raw_bytes = self._head_bytes = self._body_bytes = 0
         self._too_large = False
-        self._head_timer: asyncio.TimerHandle | None = None
+        # A connection that was opened ahead of its first request is as good as one between two requests.
+        self._unused = True
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
+            self.timeouts.keep_alive_s, self.timeout_keep_alive_handler
+        )
         if len(self.connections) > self.limits.connections:
             transport.abort()
-        else:
-            self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection."""
@@ -65,6 +67,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as it is in proportion."""
+        if self._unused:
+            self._unused = False
+            self._disarm()
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         self._raw_bytes += len(data)

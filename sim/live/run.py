@@ -68,7 +68,11 @@ async def _serve(
             reloader = Reloader(service, load, Loaded(settings, about), core_of, log)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(Lookout(service))
+            lookout = await stack.enter_async_context(Lookout(service))
+            if log is not None:
+                from sim.live.shared_metrics import SharedMetrics
+
+                lookout.metrics.registry.register(SharedMetrics(log.status))
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
                 service.desk.observers.append(await stack.enter_async_context(tables))

@@ -466,7 +466,8 @@ class SharedLog:
             await self._send()
             _unless_cancelled()
             if self._leads and self._seq - self._saved >= self._settings.snapshot_every and self._saving is None:
-                self._saving = self._loop.create_task(self._save())
+                # Written here, between two calls: it takes its time, and a call that waits meanwhile would seem late.
+                self._saving = self._loop.create_task(self._save(self._seq, self._written_down(self._seq, self._entry)))
 
     async def _send(self) -> None:
         self._wake.clear()
@@ -492,7 +493,7 @@ class SharedLog:
     async def _read(self) -> None:
         """Hear of what others append."""
         while True:
-            async with asyncio.timeout(_BLOCK_S + self._settings.timeout_s):
+            async with asyncio.timeout(_BLOCK_S + max(1.0, self._settings.timeout_s)):
                 found: Any = await self._client.xread(
                     {self._events_key: f"{self._seq}-0"}, count=_ENTRIES, block=int(_BLOCK_S * 1000)
                 )
@@ -502,17 +503,15 @@ class SharedLog:
                     self._apply(_seq_of(number), fields["e"])
             await asyncio.sleep(_READ_PAUSE_S)  # what comes at once is read at once
 
-    async def _save(self) -> None:
+    async def _save(self, seq: int, written: str) -> None:
         """Leave a snapshot for newcomers, so that the log can be cut."""
-        seq = self._seq
         try:
             async with asyncio.timeout(_SLOW_S):
-                written = self._written_down(seq, self._entry)
                 await self._call("save", self._epoch, seq, written, self._settings.snapshot_every)
-            self._saved = seq
-        except (RedisError, OSError, TimeoutError, snapshot.SnapshotError) as error:
+        except (RedisError, OSError, TimeoutError) as error:
             LOG.warning("no snapshot was left: %s", error)
         finally:
+            self._saved = seq  # after a failure too: the next one is as far off
             self._saving = None
 
     def _set_leads(self, leads: bool) -> None:

@@ -23,7 +23,8 @@ def stand_in():  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def gate(stand_in: StandIn):  # type: ignore[no-untyped-def]
-    with gateway(stand_in, limits=LIMITS, timeouts={"header_s": 0.5, "body_s": 0.6}, policy="token-pool") as one:
+    timeouts = {"header_s": 0.5, "body_s": 0.6, "keep_alive_s": 1.0}
+    with gateway(stand_in, limits=LIMITS, timeouts=timeouts, policy="token-pool") as one:
         yield one
 
 
@@ -169,11 +170,17 @@ def test_endless_chunk_framing_is_refused(gate: Gate) -> None:
 
 
 def test_slow_headers_are_given_up(gate: Gate) -> None:
-    for begun in (b"", b"POST /v1/comp", head()[:-2]):
+    for begun in (b"P", b"POST /v1/comp", head()[:-2]):
         began_s = time.monotonic()
         answer = raw(gate, begun)
         assert 0.3 < time.monotonic() - began_s < 2.0
         assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_unused_connection_is_closed_like_one_between_two_requests(gate: Gate) -> None:
+    began_s = time.monotonic()
+    assert raw(gate, b"") == b""
+    assert 0.8 < time.monotonic() - began_s < 3.0
 
 
 def test_a_slow_second_request_on_a_connection_is_given_up_too(gate: Gate) -> None:

@@ -21,6 +21,7 @@ from live.gate import ENTITLEMENTS, config, secret
 from live.redis_server import BINARY, RedisServer
 from live.stand_in import StandIn, running
 from sim.errors import ScenarioError
+from sim.live.identity import hashed
 from sim.serve_config import make_settings, parse_config
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs redis-server")
@@ -68,10 +69,10 @@ class Serve:
         finally:
             connection.close()
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, token: str = "") -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"authorization": f"Bearer {token}"} if token else {})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except OSError:
@@ -126,11 +127,18 @@ def test_a_limit_holds_over_two_processes_and_a_killed_one_gives_its_slots_back(
     tmp_path: Path, server: RedisServer, stand_in: StandIn
 ) -> None:
     state = {"ttl_s": 1.0, "timeout_s": 3.0}
-    serves = [Serve(tmp_path, name, stand_in, server.url, state=state).until_ready() for name in ("one", "two")]
+    admin = {"token_sha256": hashed("look").hex()}
+    serves = [
+        Serve(tmp_path, name, stand_in, server.url, state=state, admin=admin).until_ready() for name in ("one", "two")
+    ]
     try:
         found: list[list[int]] = [[], []]
         threads = [in_background(serves[0], "batch", 200, found[0]), in_background(serves[1], "batch", 30, found[1])]
         time.sleep(0.5)
+        seen = [serve.get("/metrics", token="look")[1] for serve in serves]
+        assert sorted("tokenpools_state_leader 1.0" in text for text in seen) == [False, True]
+        assert all("tokenpools_state_gateways 2.0" in text for text in seen)
+        assert all("tokenpools_state_reachable 1.0" in text for text in seen)
         for serve in serves:  # batch may have two requests in flight in the whole pool
             status, body = serve.ask("batch", 2)
             assert (status, body["error"]["reason"]) == (429, "concurrency")

@@ -241,7 +241,7 @@ def test_a_newcomer_begins_with_a_snapshot_where_the_log_was_cut(
 def test_redis_killed_and_begun_again_leaves_nothing_behind(
     begin: Callable[..., Worker], server: RedisServer
 ) -> None:
-    workers = [begin(name).joined() for name in ("g1", "g2")]
+    workers = [begin(name, timeout_s=1.0).joined() for name in ("g1", "g2")]
     time.sleep(1.0)
     gone_s = time.monotonic()
     server.kill()
@@ -337,3 +337,29 @@ def test_gateways_of_another_configuration_are_turned_away(begin: Callable[..., 
     assert first.end()["away"] == 0
 
 
+
+
+def test_whatever_befalls_redis_nothing_is_left_behind(begin: Callable[..., Worker], server: RedisServer) -> None:
+    workers = [begin(name, ttl_s=0.8, timeout_s=0.2).joined() for name in ("g1", "g2", "g3")]
+    rng = random.Random(4)
+    for _ in range(5):
+        time.sleep(rng.uniform(0.2, 0.6))
+        if rng.random() < 0.5:
+            server.kill()
+            time.sleep(rng.uniform(0.0, 0.6))
+            server.start()
+        else:
+            server.pause()
+            time.sleep(rng.uniform(0.0, 1.0))
+            server.resume()
+    time.sleep(2.0)
+    states = [worker.end() for worker in workers]
+    one = OneCore(server.url).run(states)
+    for worker, state in zip(workers, states, strict=True):
+        assert (state["requests"], state["running"], state["reachable"]) == (0, 0, True)
+        assert one.digests[state["seq"]] == state["digest"]
+        assert not {line["id"] for line in worker.said("start")} ^ {line["id"] for line in worker.said("end")}
+    assert not one.core.pool.in_flight
+    assert not one.core.held
+    for book in one.core.pool.entitlements.values():
+        assert (book.in_flight, book.reserved_tokens) == (0, 0)

@@ -299,14 +299,14 @@ def test_the_line_is_the_one_of_the_style_guide():
     )
 
 
-def test_other_problems_are_counted():
+def test_other_problems_are_counted_and_named():
     tree = changed(["horizon_s"], -5)
     tree["seed"] = -1
     tree["pool"]["replicas"] = 0
     assert refusal(tree)[1:] == (
         "seed",
         "input should be greater than or equal to 0, got -1",
-        "give a whole number, e.g. 7 (and 2 more)",
+        "give a whole number, e.g. 7 (and 2 more: horizon_s, pool.replicas)",
     )
 
 
