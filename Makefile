@@ -28,7 +28,7 @@ bench: $(VENV)/.ready
 bench-gateway: $(VENV)/.ready
 	$(BIN)/python benchmarks/gateway.py --install build/litellm
 
-# The proof of live mode: a paced vLLM on this machine's CPU, about 13 minutes (docs/live.md). Not part of make test.
+# The proof of live mode: a paced vLLM on this machine's CPU, about 15 minutes (docs/live.md). Not part of make test.
 # Where the CPU build of torch is in an index of its own: make live PIP_LIVE="--extra-index-url URL"
 live: $(VENV)/.ready $(LIVE)/.ready
 	rm -rf results/live

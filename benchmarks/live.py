@@ -35,7 +35,6 @@ SLOTS, BATCHED_TOKENS, LONGEST, BLOCK, BLOCKS = 16, 512, 512, 32, 512
 KV_BYTES_PER_TOKEN = 2048  # of the tiny model
 BEGIN_AT_S = 15.0  # on the gateway's clock: a tick of the policy, and late enough for a slow machine
 START_S, STOP_S = 180, 30
-RUNS = ((FIRST, "none"), (FIRST, "token-pool"), (SECOND, "token-pool"))
 QUIET = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -47,6 +46,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="Python of the environment that has vLLM.")
     parser.add_argument("--out", type=Path, default=Path("results/live"), help="Folder to write, new or empty.")
+    parser.add_argument(
+        "--draws", type=int, default=2, help="Replications of experiment 1 under token-pool: its P99 hangs on the draw."
+    )
     parser.add_argument("--quick", action="store_true", help="Experiment 1 under token-pool only, coarse calibration.")
     args = parser.parse_args()
     out: Path = args.out.absolute()
@@ -54,7 +56,8 @@ def main() -> int:
         print(f"error: {out} is not empty; remove it, or name another with --out", file=sys.stderr)
         return 2
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    runs = [(FIRST, "token-pool")] if args.quick else RUNS
+    draws = [(FIRST, "token-pool", draw) for draw in range(args.draws)]
+    runs = draws[:1] if args.quick else [(FIRST, "none", 0), *draws, (SECOND, "token-pool", 0)]
     started_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         vllm = stack.enter_context(vllm_server(args.python.absolute(), out))
@@ -67,11 +70,11 @@ def main() -> int:
         )  # fmt: skip
         live: dict[str, list[Path]] = {}
         recordings: dict[str, Path] = {}
-        for scenario, policy in runs:
-            name = f"{scenario}-{policy}"
-            say(f"{scenario} under {policy}")
+        for scenario, policy, draw in runs:
+            name = f"{scenario}-{policy}-{draw}"
+            say(f"{scenario} under {policy}, draw {draw}")
             live.setdefault(scenario, []).append(out / name)
-            recordings[name] = replay(vllm, scenario, policy, out)
+            recordings[name] = replay(vllm, scenario, policy, draw, name, out)
     say("simulating the same requests and telling the recordings again")
     proof = prove(live, profile, out, recordings)
     (out / "proof.md").write_text(proof.words + "\n", encoding="utf-8")
@@ -80,9 +83,8 @@ def main() -> int:
     return 0 if proof.passed else 1
 
 
-def replay(vllm: str, scenario: str, policy: str, out: Path) -> Path:
-    """Serve one scenario under one policy, send it its requests, and return what the gateway recorded."""
-    name = f"{scenario}-{policy}"
+def replay(vllm: str, scenario: str, policy: str, draw: int, name: str, out: Path) -> Path:
+    """Serve one scenario under one policy, send it one draw of its requests, and return what the gateway recorded."""
     port, admin = free_port(), free_port()
     config, keys, events = (out / f"{name}{suffix}" for suffix in (".serve.yaml", ".keys.yaml", ".events.jsonl"))
     secrets = write_config(config, scenario, policy, vllm, port, admin, events)
@@ -92,7 +94,7 @@ def replay(vllm: str, scenario: str, policy: str, out: Path) -> Path:
     command = [sys.executable, "-m", "sim", "serve", str(config)]
     with process(command, out / "logs" / f"{name}.gateway.log", {}, f"{pages}/readyz"):
         tokenpools(
-            "replay", scenario, "--policy", policy, "--base-url", base_url, "--admin-url", pages,
+            "replay", scenario, "--policy", policy, "--replication", draw, "--base-url", base_url, "--admin-url", pages,
             "--metrics-url", f"{vllm}/metrics", "--keys", keys, "--slots-file", out / "slots",
             "--begin-at-s", BEGIN_AT_S, "--out", out / name,
             log=out / "logs" / f"{name}.replay.log", accepted=(0, 1),

@@ -110,6 +110,12 @@ class BandsPolicy(QueueingPolicy):
             self._rank |= dict.fromkeys(members, len(self._bands))
             order = order_of(params.order, members, dict.fromkeys(members, 1.0), kv_bytes_per_token)
             self._bands.append(_Band(priority, order))
+        last, most = len(self._bands) - 1, params.max_ceiling
+        self._fixed: list[float] | None = None
+        if params.ceilings == "static" or last == 0:
+            self._fixed = [most] * (last + 1)
+        elif params.ceilings == "holdback":
+            self._fixed = [most - rank * (most - params.min_ceiling) / last for rank in range(last + 1)]
         self._lines = {name: Line() for name in names}
         self._signal = signal_of(params.saturation, kv_bytes_per_token)
         self.wants_reports = self._signal.wants_reports
@@ -123,19 +129,18 @@ class BandsPolicy(QueueingPolicy):
 
     # ------------------------------------------------------------------------------------------------------- the gate
 
-    def _ceiling(self, rank: int, saturation: float) -> float:
-        params, last = self._params, len(self._bands) - 1
-        if params.ceilings == "static" or last == 0:
-            return params.max_ceiling
-        if params.ceilings == "holdback":
-            return params.max_ceiling - rank * (params.max_ceiling - params.min_ceiling) / last
+    def _ceilings(self, saturation: float) -> list[float]:
+        """Return the ceiling of each band, the highest band's first."""
+        if self._fixed is not None:
+            return self._fixed
+        last = len(self._bands) - 1
         if saturation < 1 and self._ticks % max(1, round(saturation / (1 - saturation))) == 0:
-            return 1.0
-        return 1 - rank * saturation / last
+            return [1.0] * (last + 1)
+        return [1 - rank * saturation / last for rank in range(last + 1)]
 
     def _open(self, rank: int, pool: PoolLedger, now_s: float) -> bool:
         saturation = self._signal.value(pool, now_s)
-        return saturation < self._ceiling(rank, saturation)
+        return saturation < self._ceilings(saturation)[rank]
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and the gate is open; in legacy mode, refuse what is sheddable if it is not."""
@@ -158,8 +163,8 @@ class BandsPolicy(QueueingPolicy):
         if self._cycles.wait_s(1, now_s) != 0:
             return None
         saturation = self._signal.value(pool, now_s)
-        for rank, band in enumerate(self._bands):
-            if saturation >= self._ceiling(rank, saturation):
+        for band, ceiling in zip(self._bands, self._ceilings(saturation), strict=True):
+            if saturation >= ceiling:
                 return None
             if band.waiting:
                 return self._lines[band.order.pick(self._lines, now_s)].head()
@@ -249,7 +254,7 @@ class BandsPolicy(QueueingPolicy):
         if rank is None:
             return ()
         saturation = self._signal.value(pool, now_s)
-        excess = saturation - self._ceiling(rank, saturation)
+        excess = saturation - self._ceilings(saturation)[rank]
         if excess < 0:
             return ()
         self._evicted_s = now_s

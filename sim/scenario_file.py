@@ -165,8 +165,8 @@ def join(path: str, step: str | int) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as errors show it: on one line, and short."""
-    text = repr(value)
+    """Return a value as errors show it: on one line, short, and without the password that a URL may hold."""
+    text = re.sub(r"(:/.*:)[^@]+@", r"\1***@", repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

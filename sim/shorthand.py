@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sim.manifests import pool_from_manifests
 from sim.profiles import load_profile
 from sim.scenario_file import describe, one_line
 from sim.vary import with_profiles
+from workloads.catalogue import TRACES
 
 _LENGTHS = ("prompt_tokens", "output_tokens", "max_output_tokens")
 
@@ -32,7 +34,7 @@ def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
     scenario = dict(raw)
     if isinstance(scenario.get("pool"), dict):
         scenario["pool"] = _pool(scenario["pool"], file)
-    _each(scenario, "workload", _workload)
+    _each(scenario, "workload", partial(_workload, folder=Path(file).parent))
     if isinstance(scenario.get("workload"), list):
         _name_workloads([one for one in scenario["workload"] if isinstance(one, dict)])
     _each(scenario, "events", _event)
@@ -79,13 +81,24 @@ def _entitlement(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "tenant": raw["name"]} if "name" in raw and raw.get("tenant") is None else raw
 
 
-def _workload(raw: dict[str, Any]) -> dict[str, Any]:
+def _workload(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     workload = dict(raw)
     for name in _LENGTHS:
         if _is_number(workload.get(name)):
             workload[name] = {"kind": "constant", "value": workload[name]}
     _bare_name(workload, "client")
+    if isinstance(workload.get("arrivals"), dict):
+        workload["arrivals"] = _beside(workload["arrivals"], folder)
     return workload
+
+
+def _beside(arrivals: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Name a trace that lies beside the scenario by its path from here, as profiles are found too."""
+    ref = arrivals.get("file")
+    if not isinstance(ref, str) or "\0" in ref or ref in TRACES or folder == Path() or Path(ref).is_absolute():
+        return arrivals
+    found = folder / ref
+    return {**arrivals, "file": str(found)} if found.exists() else arrivals
 
 
 def _name_workloads(workloads: list[dict[str, Any]]) -> None:

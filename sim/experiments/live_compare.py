@@ -53,7 +53,7 @@ class Tables:
 
 
 def compare_runs(live: Tables, simulated: Tables) -> list[Compared]:
-    """Return, for each policy that both have, tenants' latencies, refusals, slots and debts, and the pool's queue.
+    """Return, for each policy and draw that both have, tenants' latencies, refusals, slots, debts and the queue.
 
     Requests count by their last attempt. Slots are those in flight, as a share of the capacity at that moment, over the
     time that both timelines cover.
@@ -102,7 +102,8 @@ class _Read:
 
 
 def _by_policy(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(policy): own for policy, own in frame.groupby("policy", observed=True, sort=False)}
+    groups = frame.groupby(["policy", "replication"], observed=True, sort=False)
+    return {f"{policy}, draw {draw}" if draw else str(policy): own for (policy, draw), own in groups}
 
 
 def _requests(policy: str, live: pd.DataFrame, simulated: pd.DataFrame) -> Iterator[Compared]:

@@ -54,7 +54,7 @@ def prove(
 
     Parameters
     ----------
-    live : result folders by scenario, one a policy.
+    live : result folders by scenario, one a policy and replication.
     profile : calibrated from the server that they ran on; the simulations go to ``out``, one folder a scenario.
     recordings : the events of each gateway, by what to call it.
 
@@ -68,8 +68,9 @@ def prove(
     rows = acceptance.rows(one, two, load_scenario(SECOND))
     compared = {}
     for name, folders in live.items():
-        policies = [str(read_result(folder).manifest["cells"][0]["policy"]) for folder in folders]
-        scenario = simulated_scenario(name, policies, profile)
+        cells = [read_result(folder).manifest["cells"][0] for folder in folders]
+        replications = 1 + max(int(cell["replication"]) for cell in cells)
+        scenario = simulated_scenario(name, [str(cell["policy"]) for cell in cells], profile, replications)
         result = run_scenario(scenario, out / f"{name}-simulated")
         compared[name] = compare_runs(joined[name], Tables(result.requests, result.timeline))
     return Proof(
@@ -81,9 +82,10 @@ def prove(
     )
 
 
-def simulated_scenario(name: str, policies: Sequence[str], profile: Path) -> Scenario:
-    """Return the shipped scenario as it was run live: these policies, one replication, and the server's profile."""
-    scenario = load_scenario(name, overrides=["replications=1", f"pool.profile={profile.absolute()}"])
+def simulated_scenario(name: str, policies: Sequence[str], profile: Path, replications: int = 1) -> Scenario:
+    """Return the shipped scenario as it was run live: these policies, so many replications, the server's profile."""
+    overrides = [f"replications={replications}", f"pool.profile={profile.absolute()}"]
+    scenario = load_scenario(name, overrides=overrides)
     return with_policies(scenario, policies)
 
 

@@ -21,7 +21,8 @@ from sim.live.attempt import LiveAttempt
 from sim.live.completions import Completions, PromptKind
 from sim.records import Outcome
 
-_GAPS = 12  # decode iterations to watch, of which the median counts
+_GAPS = 16  # decode iterations to watch
+_SPAN = 4  # of which so many are timed at once, since a token that is shown late makes one gap long and the next short
 _SETTLE = 3  # tokens of the background stream before a prompt is sent beside it
 
 
@@ -168,13 +169,13 @@ class Probe:
         await asyncio.gather(*(self._ask(one) for one in batch))
         from_s, until_s = max(a.first_token_s for a in batch), min(a.finish_s for a in batch)
         gaps: list[float] = []
-        contexts: list[int] = []
+        contexts: list[float] = []
         for attempt in batch:
             times = attempt.token_s or []
-            for i in range(1, len(times)):
-                if times[i - 1] >= from_s and times[i] <= until_s:
-                    gaps.append(times[i] - times[i - 1])
-                    contexts.append(context_tokens + i)
+            for i in range(_SPAN, len(times)):
+                if times[i - _SPAN] >= from_s and times[i] <= until_s:
+                    gaps.append((times[i] - times[i - _SPAN]) / _SPAN)
+                    contexts.append(context_tokens + i - (_SPAN - 1) / 2)
         if len(gaps) < 3 * sequences:
             return None
         return DecodeSeen(sequences, round(sequences * sum(contexts) / len(contexts)), median(gaps))

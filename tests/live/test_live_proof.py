@@ -80,6 +80,13 @@ def test_late_requests_and_other_verdicts_are_no_proof(profile: Path, tmp_path: 
     assert "exp. 2" not in proof.acceptance
 
 
+def test_draws_are_compared_one_by_one(profile: Path) -> None:
+    two = run_scenario(simulated_scenario(FIRST, ["token-pool"], profile, 2))
+    rows = compare_runs(Tables(two.requests, two.timeline), Tables(two.requests, two.timeline))
+    assert {row.policy for row in rows} == {"token-pool", "token-pool, draw 1"}
+    assert not [row for row in rows if row.error and not math.isnan(row.error)]
+
+
 def test_errors_are_relative_for_times_and_in_points_for_shares() -> None:
     assert Compared("p", "t", "TTFT P99", 2.0, 1.5, "s").error_words == "-25.0 %"
     assert Compared("p", "t", "refused", 40.0, 43.5, "%").error_words == "+3.5 points"

@@ -29,6 +29,21 @@ from workloads.trace import Trace
 GIB = 2**30
 
 
+def test_a_trace_may_be_a_file_beside_the_scenario(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.csv").write_text("time_s,prompt_tokens,output_tokens\n0,5,6\n1,7,8\n")
+    (tmp_path / "here" / "mine.yaml").write_text(
+        "version: 1\npool: {profile: dgx-spark-qwen3-8b-nvfp4, entitlements: [{name: a, service_class: spot}]}\n"
+        "workload: [{entitlement: a, arrivals: {kind: trace, file: mine.csv,\n"
+        "            columns: {time: time_s, prompt: prompt_tokens, output: output_tokens}}}]\npolicies: [none]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    scenario = load_scenario("here/mine.yaml")
+    assert scenario.workload[0].arrivals.file == "here/mine.csv"
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_scenario("mine.yaml").workload[0].arrivals.file == "mine.csv"
+
+
 @pytest.mark.parametrize("text", [SHIPPED_PROFILE, INLINE_PROFILE, EVERYTHING])
 def test_a_resolved_scenario_loads_again_to_an_equal_one(text):
     scenario = parse_scenario(mapping(text), "x.yaml")
