@@ -130,6 +130,7 @@ def tokenpools(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_makes_keys_checks_configurations_and_serves_until_it_is_told(tmp_path: Path) -> None:
     made = tokenpools("key", "mobile", "--entitlement", "chat")
     key, line = made.stdout.splitlines()
+    assert tokenpools("key", " ").stderr == "error: NAME: is empty; give the client's name, e.g. chat-production\n"
     bad = tmp_path / "bad.yaml"
     bad.write_text("version: 1\n")
     refused = tokenpools("serve", str(bad), "--check")
