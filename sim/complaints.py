@@ -47,7 +47,8 @@ def explain(error: ValidationError, model: type[BaseModel], raw: object, file: s
     meant = {(*one["loc"][:-1], _nearest(str(one["loc"][-1]), _siblings(schema, one["loc"]))) for one in unknown}
     rest = [
         one for one in found if one["type"] not in _UNKNOWN and not (one["type"] == "missing" and one["loc"] in meant)
-    ]
+        and not (one["type"] == "too_short" and _holds_others(one, found))
+    ]  # fmt: skip
     first, *others = [*unknown, *rest]
     path, problem, fix = _complaint(first, schema, raw)
     places = list(dict.fromkeys(place for place, _, _ in (_complaint(one, schema, raw) for one in others)))
@@ -55,6 +56,12 @@ def explain(error: ValidationError, model: type[BaseModel], raw: object, file: s
     named += ", ..." if len(places) > _NAMED_PLACES else ""
     more = f" (and {len(others)} more: {named})" if others else ""
     return ScenarioError(file, path, one_line(problem), one_line(fix) + more)
+
+
+def _holds_others(short: Any, found: Sequence[Any]) -> bool:
+    """Return whether a list is short only because elements of it were refused."""
+    depth = len(short["loc"])
+    return any(len(one["loc"]) > depth and one["loc"][:depth] == short["loc"] for one in found)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -310,6 +310,13 @@ def test_other_problems_are_counted_and_named():
     )
 
 
+def test_a_list_whose_only_element_is_refused_is_not_short_too():
+    tree = changed(["policies"], [{"kind": "ptu"}])
+    assert "more" not in refusal(tree)[3]
+    tree["policies"] = []
+    assert refusal(tree)[1:3] == ("policies", "has 0 elements, at least 1 needed")
+
+
 @pytest.mark.parametrize("field", ["version", "pool", "workload", "policies"])
 def test_a_missing_field_is_named(field):
     tree = mapping()
