@@ -179,7 +179,7 @@ def schema() -> None:
 @click.argument("result", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the figures; without it RESULT/plots.")
 def plot(result: Path, out: Path | None) -> None:
-    """Draw the figures of RESULT as PNG and SVG."""
+    """Draw the figures of RESULT as PNG and SVG, and print their paths."""
     from sim.analysis.plots import plot_result
     from sim.results import read_result
 

@@ -63,7 +63,8 @@ def sweep(
     """Run every cell of SCENARIO that the result folder does not hold yet.
 
     A cell is one policy, one replication and one combination of what the scenario varies. Each is kept when it is
-    finished: after a kill the same command goes on. Exit code 1 if a cell failed or --until was not reached.
+    finished: after a kill the same command goes on. Prints the summary, means over replications. Exit code 1 if a
+    cell failed or --until was not reached.
     """
     from sim.analysis.summary import format_table
     from sim.experiments.executors import Executor
@@ -198,7 +199,10 @@ def compare(before: Path, after: Path, metrics: tuple[str, ...], limits: tuple[s
 @click.option("--out", type=click.Path(path_type=Path), help="The file; without it RESULT/report.html.")
 @click.option("--baseline", metavar="POLICY", help="What others are compared with; without it none, or the first.")
 def report(result: Path, out: Path | None, baseline: str | None) -> None:
-    """Write one self-contained HTML file about RESULT: findings, plots, tables, provenance."""
+    """Write one self-contained HTML file about RESULT: findings, plots, tables, provenance.
+
+    Prints its path. A metrics.csv that `tokenpools metrics` left in RESULT is shown too.
+    """
     from sim.analysis.report import write_report
     from sim.analysis.study import Study
     from sim.errors import InputError

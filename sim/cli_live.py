@@ -47,7 +47,11 @@ def key(name: str, entitlement: str | None) -> None:
     """Make an API key: the key itself, shown this once, and the line of CONFIG that lets it in."""
     import json
 
+    from sim.errors import InputError
     from sim.live.identity import hashed, new_key
+
+    if not name.strip():
+        raise InputError("NAME", "is empty", "give the client's name, e.g. chat-production")
 
     secret = new_key()
     click.echo(secret)

@@ -27,7 +27,8 @@ def metrics(
 ) -> None:
     """Write RESULT/metrics.csv: fairness, service, isolation, refusals, waste and cost; docs/metrics.md defines each.
 
-    What the metrics read is the records alone; --alone and --refusals simulate again, on the same draws.
+    Prints a table of everybody by policy and one by tenant. The metrics read the records alone; --alone and --refusals
+    simulate again, on the same draws.
     """
     from sim.experiments.judge import judge
 
@@ -35,6 +36,9 @@ def metrics(
         result, alone=alone, refusals=refusals, window_s=window_s, convergence=convergence, jobs=jobs
     )
     click.echo(found.csv() if as_csv else found.text(), nl=not as_csv)
+    if convergence and not found.changes:
+        click.echo("--convergence: nothing changed; no event, and no workload or entitlement that begins or ends",
+                   err=True)  # fmt: skip
     click.echo(f"wrote {found.path}", err=True)
 
 
@@ -80,7 +84,10 @@ def shadow(result: Path, as_csv: bool) -> None:
 @click.option("--fit", is_flag=True, help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
 @click.option("--tenants", is_flag=True, help="Also print every tenant.")
 def hardware_check(data: Path | None, fit: bool, tenants: bool) -> None:
-    """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did."""
+    """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did.
+
+    Prints refusals and times to first token, measured and simulated, by policy.
+    """
     from sim.experiments.hardware_check import check, table, tenant_table
 
     found = check(data, fit=fit)

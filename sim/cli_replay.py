@@ -24,7 +24,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--policy", metavar="NAME", help="The policy in front of the server, if the scenario has several.")
 @click.option("--replication", type=click.IntRange(min=0), default=0, show_default=True, help="Which draws.")
 @click.option("--model", help="Model to ask for; without it the first that the server lists.")
-@click.option("--keys", type=_PATH, help="File of API keys by entitlement; without it TOKENPOOLS_KEY_<ENTITLEMENT>.")
+@click.option("--keys", type=_PATH,
+              help="File of API keys by entitlement; else TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY.")  # fmt: skip
 @click.option("--metrics-url", "metrics", multiple=True, metavar="URL", help="vLLM's metrics page, one a replica.")
 @click.option("--admin-url", metavar="URL", help="Root of the gateway's admin pages; without it BASE-URL is tried.")
 @click.option("--admin-token", envvar="TOKENPOOLS_ADMIN_TOKEN", show_envvar=True, help="Token for them.")

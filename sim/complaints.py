@@ -119,7 +119,7 @@ def _wanted(kind: str, message: str, path: str, value: object) -> tuple[str, str
     if kind == "string_type":
         bare = value is not None and not isinstance(value, dict | list)
         return "text", f"put it in quotes: {shown(str(value))}" if bare else ""
-    wanted = message.removeprefix("Input should be ")
+    wanted = message.removeprefix("Input should be ").replace("String should match pattern", "text that matches")
     return wanted[0].lower() + wanted[1:], ""
 
 

@@ -84,7 +84,7 @@ def _read_text(source: Path | Traversable, file: str) -> str:
     try:
         if not source.is_file():
             found = "is a folder" if source.is_dir() else "is not a file" if _exists(source) else "no such file"
-            raise ScenarioError(file, "", found, "give the path of a YAML file or the name of a shipped one")
+            raise ScenarioError(file, "", found, "give the path of a YAML file")
         with source.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -165,8 +165,8 @@ def join(path: str, step: str | int) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as errors show it: on one line, and short."""
-    text = repr(value)
+    """Return a value as errors show it: on one line, short, and without the password that a URL may hold."""
+    text = re.sub(r"(:/.*:)[^@]+@", r"\1***@", repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -31,4 +31,9 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
     if result.summary:
         figures["tail-latency"] = tail_latency(result.summary, looks=fixed)
         figures["refusals"] = refusals(result.summary)
+    if result.manifest.get("kind") == "live":  # nothing of it was simulated
+        for figure in figures.values():
+            for axis in figure.axes:
+                if axis.get_xlabel() == style.TIME_LABEL:
+                    axis.set_xlabel(style.LIVE_TIME_LABEL)
     return [path for name, figure in figures.items() for path in style.save(figure, folder, name)]

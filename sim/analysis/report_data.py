@@ -55,6 +55,7 @@ def plot_data(study: Study) -> dict[str, Any]:
         "outcomes": outcomes,
         "outcomeNames": OUTCOMES,
         "overTime": _over_time(study),
+        "timeLabel": style.LIVE_TIME_LABEL if study.manifest.get("kind") == "live" else style.TIME_LABEL,
         "phases": [[p["from_s"], p["until_s"], p["label"]] for p in study.scenario.get("phases", ())],
         "looks": {name: look.colour for name, look in style.looks(tenants).items()},
     }

@@ -26,6 +26,8 @@ WIDTH_IN = 9.0
 PNG_DPI = 150
 LOG_FROM = 30.0
 MAX_COLUMNS = 3
+TIME_LABEL = "simulated time (s)"
+LIVE_TIME_LABEL = "time (s)"
 
 LIMIT = "#8c510a"
 INK = "#222222"
@@ -134,7 +136,7 @@ def panels(titles: Sequence[str], *, height_in: float, title: str, y_label: str)
         if i % columns == 0:
             axis.set_ylabel(y_label)
         if i + columns >= len(titles):  # nothing below
-            axis.set_xlabel("simulated time (s)")
+            axis.set_xlabel(TIME_LABEL)
             axis.tick_params(labelbottom=True)
     return figure, axes
 

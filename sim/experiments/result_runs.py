@@ -37,6 +37,12 @@ class ResultRuns:
         """The manifest's entries of the runs that finished."""
         return [cell for cell in self.manifest["cells"] if not cell.get("error")]
 
+    def check_simulated(self) -> None:
+        """Raise InputError for what a real server answered: no simulation repeats that."""
+        if self.manifest.get("kind") == "live":
+            raise InputError(str(self.folder), "was measured on a real server, which a simulation does not repeat",
+                             "name a simulated result; tokenpools explain reads a gateway's recording too")  # fmt: skip
+
     def planned(self) -> dict[tuple[str, tuple[tuple[str, str], ...], int], Cell]:
         """Return what ran, by policy, variant and replication, as it would run again."""
         if self.scenario is None:
@@ -48,8 +54,9 @@ class ResultRuns:
 
         Raises
         ------
-        InputError : the manifest's scenario is not one of this version.
+        InputError : the manifest's scenario is not one of this version, or the run was no simulation.
         """
+        self.check_simulated()
         found = self.planned().get(_key(entry["policy"], entry["variant"], entry["replication"]))
         if found is None:
             raise InputError(str(self.folder), "holds a run that its scenario does not ask for", "run it again")
@@ -123,6 +130,7 @@ def alone_runs(
     """
     if found.scenario is None:
         raise InputError(str(found.folder), "holds no scenario that can run again", "give a simulated result")
+    found.check_simulated()
     first: dict[tuple[Any, ...], Cell] = {}
     for (_, *rest), cell in found.planned().items():
         first.setdefault(tuple(rest), cell)

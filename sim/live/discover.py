@@ -81,7 +81,8 @@ async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str |
     try:
         async with session.get(url, headers=headers) as answer:
             if answer.status in (401, 403):
-                raise InputError(url, f"answers {answer.status}", "give a key with --keys or OPENAI_API_KEY")
+                raise InputError(url, f"answers {answer.status}",
+                                 "give keys with --keys, TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY")  # fmt: skip
             answer.raise_for_status()
             cards = (await answer.json())["data"]
             card = cards[0]

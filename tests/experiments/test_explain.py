@@ -192,5 +192,6 @@ def test_metrics_command(small: Path) -> None:
     shown = CliRunner().invoke(app, ["metrics", str(small), "--convergence"])
     assert shown.exit_code == 0, shown.output
     assert "Jain" in shown.output
+    assert "--convergence: nothing changed" in shown.stderr
     as_csv = CliRunner().invoke(app, ["metrics", str(small), "--csv"])
     assert "gini_ci_low" in as_csv.output.splitlines()[0]

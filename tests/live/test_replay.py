@@ -146,6 +146,9 @@ def test_a_run_has_the_records_of_a_simulated_one(tmp_path: Path) -> None:
     assert manifest["valid"] == (cell["send_lag"]["p99_s"] <= MOST_LAG_S)
     assert done.exit_code == (0 if manifest["valid"] else 1)
     assert cell["wrong_lengths"] == 0
+    for command in (["explain", str(out), "chat-0"], ["metrics", str(out), "--alone"]):
+        with pytest.raises(InputError, match="a simulation does not repeat"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
     for command in (["plot", str(out)], ["report", str(out)], ["compare", str(tmp_path / "simulated"), str(out)]):
         assert CliRunner().invoke(app, command).exit_code == 0
     assert not compare(Study(tmp_path / "simulated"), Study(out)).paired

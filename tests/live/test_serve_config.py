@@ -88,6 +88,8 @@ UPSTREAM = {"name": "a", "base_url": "http://127.0.0.1:1"}
     ({"timeouts": {"idle_s": 0}}, "timeouts.idle_s: input should be greater than 0"),
     ({"passthrough": ["/"]}, "passthrough[0]: '/' is no beginning of a path"),
     ({"pool": {"replicas": 3}}, "pool.replicas: 3, but there are 1 upstreams"),
+    ({"state": "rediss:/user:hunter2@host"},
+     "state: input should be text that matches '^(rediss?|unix)://', got 'rediss:/user:***@host'"),
     ({"version": 2}, "version"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_refusal_says_where_what_and_how_to_mend_it(changed: dict[str, Any], said: str) -> None:
@@ -128,6 +130,7 @@ def tokenpools(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_makes_keys_checks_configurations_and_serves_until_it_is_told(tmp_path: Path) -> None:
     made = tokenpools("key", "mobile", "--entitlement", "chat")
     key, line = made.stdout.splitlines()
+    assert tokenpools("key", " ").stderr == "error: NAME: is empty; give the client's name, e.g. chat-production\n"
     bad = tmp_path / "bad.yaml"
     bad.write_text("version: 1\n")
     refused = tokenpools("serve", str(bad), "--check")

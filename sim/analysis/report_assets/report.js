@@ -123,7 +123,7 @@
       return found;
     });
     const most = Math.max(1, ...Object.values(run.tenants).flatMap((one) => one.refused || []));
-    const at = axis("simulated time (s)");
+    const at = axis(data.timeLabel);
     draw("plot-latency", traces, { height: 420, margin: { l: narrow() ? 45 : 60, r: narrow() ? 35 : 60, t: 32, b: 50 }, xaxis: at, yaxis: axis(narrow() ? "" : "time to first token (s)", { rangemode: "tozero" }), yaxis2: { overlaying: "y", side: "right", title: { text: narrow() ? "" : `refused per ${run.windowS} s` }, rangemode: "tozero", showgrid: false, dtick: Math.max(1, Math.ceil(most / 4)) }, barmode: "stack", ...shading() });
     const names = [["waiting", "#5d636b", "tozeroy"], ["running", "#1d1f23", "none"], ["capacity_slots", "#8c510a", "none"]].filter(([name]) => name in run.pool);
     const queue = names.map(([name, color, fill]) => ({ type: "scatter", mode: "lines", name: name.replace("_", " "), x: run.pool.t, y: run.pool[name], fill, fillcolor: "rgba(93, 99, 107, 0.2)", line: { color, width: 1.6, shape: name === "capacity_slots" ? "hv" : "linear", dash: name === "capacity_slots" ? "dot" : "solid" } }));
