@@ -25,7 +25,7 @@ LOG = logging.getLogger("tokenpools.reload")
 
 _FIXED = (
     "host", "port", "upstreams", "prompt_tokens", "limits", "timeouts", "passthrough", "scrape_interval_s", "records",
-    "admin", "logs", "recording", "scaling", "state", "class_header",
+    "admin", "logs", "recording", "telemetry", "scaling", "state", "class_header",
 )  # fmt: skip
 
 CoreOf = Callable[[Mapping[str, Any], Sequence[EntitlementSpec]], GatewayCore]
