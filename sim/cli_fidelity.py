@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,7 @@ def _start(ref: str | None, engine: dict[str, Any]) -> Profile:
 
     begin: Any = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
     if ref is not None:
-        begin = load_profile(ref).step_time
+        begin = load_profile(ref, file="--profile").step_time
     return Profile(step_time=begin, **engine)
 
 
@@ -153,14 +154,17 @@ def _start(ref: str | None, engine: dict[str, Any]) -> Profile:
 @click.option("--plots", type=_PATH, help="Folder for a plot of every request.")
 @click.option("--at-most", type=float, help="Exit with 1 where a mean is off by more than this many percent.")
 def validate_profile(profile: str, run: Path, plots: Path | None, at_most: float | None) -> None:
-    """Simulate a measured RUN with PROFILE (a name or a path) and print the errors."""
+    """Simulate a measured RUN with PROFILE (a name or a path) and print the errors.
+
+    RUN is a file of a request's times a row, as `tokenpools calibrate records` takes it.
+    """
     from sim.experiments.measured import read_run
     from sim.experiments.validate_profile import error_table, plot_validation, save_plot
     from sim.experiments.validate_profile import validate_profile as compare
     from sim.profiles import load_profile
 
     measured = read_run(run)
-    loaded = load_profile(profile)
+    loaded = load_profile(profile, file="PROFILE")
     table, simulated = compare(loaded, measured)
     click.echo(error_table(table))
     if plots is not None:
@@ -168,7 +172,7 @@ def validate_profile(profile: str, run: Path, plots: Path | None, at_most: float
         click.echo(save_plot(figure, plots, f"{measured.name}"), err=True)
     worst = float(table[table.statistic == "mean"].error.abs().max())
     if at_most is not None and not 100 * worst <= at_most:  # also where no mean could be taken
-        raise click.exceptions.Exit(1)
+        sys.exit(1)
 
 
 def register(app: click.Group) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -225,6 +227,10 @@ def test_the_commands_write_a_profile_and_judge_it(tmp_path: Path) -> None:
     assert (tmp_path / "p" / "run.png").stat().st_size > 10_000
     strict = CliRunner().invoke(validate_profile, [str(out), str(file), "--at-most", "0.0000001"])
     assert strict.exit_code == 1
+    for name, code, said in ((str(out), 1, ""), ("nothing", 2, "error: PROFILE: unknown profile 'nothing'")):
+        words = ["validate-profile", name, str(file), "--at-most", "0.0000001"]  # as from a shell
+        done = subprocess.run([sys.executable, "-m", "sim", *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------ real data
