@@ -107,12 +107,13 @@ def _question(study: Study) -> str:
 def _facts(study: Study) -> str:
     scenario, cells = study.scenario, study.manifest["cells"]
     horizon = scenario.get("horizon_s")
+    lasted = "measured" if study.manifest.get("kind") == "live" else "simulated"
     facts = {
         "policies": ", ".join(study.policies) or "none finished",
         "replications": str(len(study.replications["replication"].unique()) if len(study.replications) else 0),
         "runs": str(len(cells)),
         "varied": ", ".join(study.varied) or "nothing",
-        "simulated": "to the last request" if horizon is None else f"{horizon:g} s",
+        lasted: "to the last request" if horizon is None else f"{horizon:g} s",
         "warm-up cut": in_words(study.manifest),
         "seed": str(study.manifest.get("seed")),
     }
@@ -250,13 +251,15 @@ def _provenance(study: Study) -> str:
 
 def _reproduce(study: Study) -> str:
     text = yaml.safe_dump(study.scenario, sort_keys=False, allow_unicode=True, width=100)
-    verb = "sweep" if study.manifest.get("kind") == "sweep" else "run"
+    kind = study.manifest.get("kind")
+    verb = kind if kind == "sweep" else "replay" if kind == "live" else "run"
+    server = " --base-url URL" if kind == "live" else ""
     name = f"{study.folder.name}.yaml"
     packed = base64.b64encode(text.encode()).decode()
     return (
         f"<p>Save the scenario below as <code>{html.escape(name)}</code> "
         f"(<a download='{html.escape(name)}' href='data:application/yaml;base64,{packed}'>download</a>), install the "
-        f"commit above, and run:</p><pre>tokenpools {verb} {html.escape(name)} --out again\n"
+        f"commit above, and run:</p><pre>tokenpools {verb} {html.escape(name)}{server} --out again\n"
         f"tokenpools compare {html.escape(study.folder.name)} again</pre>"
         f"<details><summary>The resolved scenario</summary><pre>{html.escape(text)}</pre></details>"
     )

@@ -29,7 +29,7 @@ def with_policies(scenario: Scenario, names: Sequence[str]) -> Scenario:
             tree = resolved(scenario) | {"policies": [name], "vary": {}}
             chosen.append(parse_scenario(tree, f"--policy {name}").policies[0])
         else:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*known, *POLICIES]))
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, dict.fromkeys([*known, *POLICIES])))
     return scenario.model_copy(update={"policies": tuple(chosen)})
 
 

@@ -151,6 +151,9 @@ def test_a_run_has_the_records_of_a_simulated_one(tmp_path: Path) -> None:
             CliRunner().invoke(app, command, catch_exceptions=False)
     for command in (["plot", str(out)], ["report", str(out)], ["compare", str(tmp_path / "simulated"), str(out)]):
         assert CliRunner().invoke(app, command).exit_code == 0
+    page = (out / "report.html").read_text()
+    assert "<dt>measured</dt>" in page
+    assert "tokenpools replay live.yaml --base-url URL --out again" in page
     assert not compare(Study(tmp_path / "simulated"), Study(out)).paired
 
 
