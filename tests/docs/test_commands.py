@@ -25,7 +25,8 @@ NOT_RUN = {
     "reproduce": "tests/experiments/test_reproduce.py",
     "serve": "does not end by itself; tests/live",
     "replay": "needs a server; tests/live/test_replay.py",
-    "calibrate live": "needs a server; tests/calibrate",
+    "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/live/test_calibrate_endpoint.py",
+    "parity": "needs a recording; tests/docs/test_live_document.py",
 }
 # Shorter than shown: a minute of the documentation's time is not worth a minute of every test run.
 SHORTER = {"run", "sweep", "plan"}
