@@ -57,6 +57,8 @@ def parse(arguments: list[str]) -> None:
     command: click.Command = app
     words = list(arguments)
     while isinstance(command, click.Group) and words:
+        if words[0].startswith("-") and "endpoint" in command.commands:  # tokenpools calibrate --base-url URL
+            words.insert(0, "endpoint")
         name = words.pop(0)
         if name not in command.commands:
             raise click.UsageError(f"no command {name}: {' '.join(arguments)}")
