@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,21 @@ def _loky(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Execut
                 else:
                     yield i, Lost(f"its worker died {_TRIES} times, perhaps for want of memory")
     except BaseException:
-        _loky_pool(executor.jobs).shutdown(wait=False, kill_workers=True)
+        pool = _loky_pool(executor.jobs)
+        _leave_unsaid("ExecutorManagerThread")
+        pool.shutdown(wait=False, kill_workers=True)
         raise
+
+
+def _leave_unsaid(thread_name: str) -> None:
+    """Let errors of a thread pass in silence: loky's own may still look for a task when the pool is taken from it."""
+    say = threading.excepthook
+
+    def said(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or not args.thread.name.startswith(thread_name):
+            say(args)
+
+    threading.excepthook = said
 
 
 def _loky_until_a_death(

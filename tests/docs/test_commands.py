@@ -21,6 +21,8 @@ assert sim.cli_experiments
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
+    "run tournament --jobs": "minutes; tests/experiments/test_tournament.py runs a small one",
+    "run tournament --policy": "takes no --set to make it shorter",
     "trace fetch": "needs a network; tests/trace/test_fetch.py has a server of its own",
     "reproduce": "tests/experiments/test_reproduce.py",
     "serve": "does not end by itself; tests/live",

@@ -20,6 +20,8 @@ from schemathesis.specs.openapi.checks import (
 from live.gate import Gate, gateway, secret
 from live.stand_in import running
 
+pytestmark = pytest.mark.xdist_group("openapi")  # the last test looks at what all others left behind
+
 
 @pytest.fixture(scope="module")
 def gate():  # type: ignore[no-untyped-def]
