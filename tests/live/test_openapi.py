@@ -34,7 +34,9 @@ OPERATIONS = [("/v1/completions", "POST"), ("/v1/chat/completions", "POST"), ("/
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_answers_are_as_described_and_the_books_balance(gate: Gate, path: str, method: str, mode: GenerationMode) -> None:
+def test_answers_are_as_described_and_the_books_balance(
+    gate: Gate, path: str, method: str, mode: GenerationMode
+) -> None:
     api = schemathesis.openapi.from_url(f"{gate.base_url}/openapi.json")
     operation = api[path][method]
     if method == "GET" and mode is GenerationMode.NEGATIVE:
