@@ -16,6 +16,7 @@ import aiohttp
 
 from sim.errors import RunError
 from sim.live.command import run_command
+from sim.live.headers import bearer
 
 COMMAND_TIMEOUT_S = 30.0
 
@@ -99,7 +100,7 @@ class GatewayCapacity:
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url
-        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._headers = bearer(token)
 
     async def happen(self, event: LiveEvent) -> None:
         """See `Hook`."""
