@@ -60,10 +60,27 @@ class Discipline(Protocol):
         ...
 
 
+class Pressed(Protocol):
+    """What a `Batcher` may ask of the batch: how pressed it is, and how fast."""
+
+    slowdown: float
+
+    @property
+    def prompt_under_way_tokens(self) -> int:
+        """How many tokens are computed of the prompt that is not yet complete."""
+        ...
+
+    def token_due_s(self, tpot_slo_s: float) -> float:
+        """Return when the next token of the most pressed decoding request is due."""
+        ...
+
+
 class Batcher(Protocol):
     """How many prompt tokens an iteration takes on, where that is less than the token budget leaves."""
 
-    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: float, now_s: float) -> int:
+    def prefill_tokens(
+        self, batch: Pressed, budget_tokens: int, decoding: int, context_tokens: float, now_s: float
+    ) -> int:
         """Return the prompt tokens of the iteration that begins at ``now_s``, at most ``budget_tokens``.
 
         At least 1 where nothing decodes, or the engine would stand still. Asked only while prompts wait or are under
@@ -71,6 +88,7 @@ class Batcher(Protocol):
 
         Parameters
         ----------
+        batch : the batch that the iteration goes on with.
         budget_tokens : what ``max_num_batched_tokens`` leaves beside the decodes.
         decoding, context_tokens : sequences that decode in it, and the KV entries that they read.
         """

@@ -35,10 +35,7 @@ def replica_of(
     if profile.scheduling == "flow-prefill":
         return FlowReplica(operator_s=profile.operator_s, **settings)
     if profile.scheduling == "fair-batching":
-        batcher = FairBatcher(step_time, profile.tpot_slo_s or NEVER_S)
-        replica: Replica[R] = Replica(batcher=batcher, **settings)
-        batcher.watch(replica)
-        return replica
+        return Replica(batcher=FairBatcher(step_time, profile.tpot_slo_s or NEVER_S), **settings)
     return Replica(scheduling=profile.scheduling, **settings)
 
 

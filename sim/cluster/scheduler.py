@@ -103,7 +103,7 @@ class Scheduler(Batch[R]):
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
             context_tokens = self._reads(decoding)
-            budget_tokens = self._batcher.prefill_tokens(budget_tokens, decoding, context_tokens, now_s)
+            budget_tokens = self._batcher.prefill_tokens(self, budget_tokens, decoding, context_tokens, now_s)
         if partial is not None and budget_tokens > 0:
             tokens = min(partial.target_tokens - partial.computed_tokens, budget_tokens)
             used_blocks += self._chunk_blocks(partial, tokens)

@@ -49,10 +49,7 @@ def flow(**settings: Any) -> FlowReplica[Any]:
 
 def fair(tpot_slo_s: float) -> Any:
     def make(**settings: Any) -> Replica[Any]:
-        batcher = FairBatcher(settings["step_time"], tpot_slo_s)
-        replica: Replica[Any] = Replica(batcher=batcher, **settings)
-        batcher.watch(replica)
-        return replica
+        return Replica(batcher=FairBatcher(settings["step_time"], tpot_slo_s), **settings)
 
     return make
 
