@@ -21,7 +21,7 @@ from sim.analysis.warm_up import warmup_of
 from sim.columns import flags, floats
 from sim.errors import RunError
 from sim.experiments.executors import Executor, Lost
-from sim.experiments.result_runs import ResultRuns
+from sim.experiments.result_runs import ResultRuns, RunKey, run_key
 from sim.records import Outcome, RequestColumns
 from sim.scenario import Cell
 
@@ -47,9 +47,7 @@ class _Job:
     met_before: int
 
 
-def judge_refusals(
-    found: ResultRuns, most: int, executor: Executor | None = None
-) -> dict[tuple[Any, ...], dict[str, Row]]:
+def judge_refusals(found: ResultRuns, most: int, executor: Executor | None = None) -> dict[RunKey, dict[str, Row]]:
     """Return, for each run, the columns of each tenant and of all: how many refusals were judged, and how.
 
     Final refusals by a policy, of requests with an objective, count; of more than ``most`` as many are taken, evenly
@@ -61,11 +59,11 @@ def judge_refusals(
     RunError : a run broke.
     """
     jobs: list[_Job] = []
-    owner: list[tuple[Any, ...]] = []
-    counts: dict[tuple[Any, ...], dict[str, Row]] = {}
+    owner: list[RunKey] = []
+    counts: dict[RunKey, dict[str, Row]] = {}
     for entry in found.cells:
         cell = found.cell(entry)
-        key = (entry["policy"], tuple(sorted(entry["variant"].items())), entry["replication"])
+        key = run_key(entry)
         table = found.requests(entry)
         outcomes, reasons = (table.column(name).to_pylist() for name in ("outcome", "reason"))
         final, has_slo = flags(table, "final"), ~np.isnan(floats(table, "ttft_slo_s"))

@@ -13,7 +13,7 @@ from sim.analysis.metric_rows import WINDOW_S, average, convergence_rows, measur
 from sim.analysis.summary import ALL, Row
 from sim.experiments.counterfactual import judge_refusals
 from sim.experiments.executors import Executor
-from sim.experiments.result_runs import alone_runs, result_runs
+from sim.experiments.result_runs import alone_runs, result_runs, run_key
 from sim.experiments.tables import markdown
 from sim.results import replace_file
 
@@ -63,7 +63,7 @@ def judge(
     judged = judge_refusals(found, refusals, Executor(jobs=jobs)) if refusals else {}
     for run, entry in zip(found.runs(beside), found.cells, strict=True):
         measured = measure(run, window_s=window_s)
-        extra = judged.get((entry["policy"], tuple(sorted(entry["variant"].items())), entry["replication"]), {})
+        extra = judged.get(run_key(entry), {})
         rows += [row | extra.get(str(row["tenant"]), {}) for row in measured]
         if convergence:
             changes += convergence_rows(run)

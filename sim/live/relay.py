@@ -168,9 +168,7 @@ class Relay:
         if isinstance(answer, ApiError):
             raise answer
         exchange.error = "upstream_error"
-        exchange.http_status = answer.status
-        exchange.started = True
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await self._start(exchange, answer.status, answer.headers, send)
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _ask(self, exchange: Exchange, forward: Forward, outgoing: Outgoing, send: Send) -> None:
@@ -257,12 +255,10 @@ class Relay:
             # Nobody says how much it was: as many tokens as its text has, at most what was asked for.
             guess = min(forward.max_output_tokens, len(body) // _BYTES_PER_TOKEN)
             self._settle(exchange, usage, guess)
-            headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
-            await self._start(exchange, response.status, headers, send)
+            await self._pass_head(exchange, response, send, length=True)
             await self._finish(exchange, body, send)
             return
-        headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
-        await self._start(exchange, response.status, headers, send)
+        await self._pass_head(exchange, response, send, length=True)
         while body:
             exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
             await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -311,9 +307,7 @@ class Relay:
                 raise asyncio.CancelledError
             if out:
                 if not exchange.started:
-                    more = self._allowance(exchange)
-                    headers = to_client(response.raw_headers, exchange.request_id, more, length=False)
-                    await self._start(exchange, response.status, headers, send)
+                    await self._pass_head(exchange, response, send, length=False)
                 exchange.wait(loop.time() + timeouts.client_stall_s, Cut.CLIENT_STALLED)
                 await send({"type": "http.response.body", "body": out, "more_body": True})
             exchange.wait(loop.time() + timeouts.idle_s, Cut.UPSTREAM_SILENT)
@@ -321,8 +315,7 @@ class Relay:
             raise BrokenStreamError("the stream ends within an event")
         self._settle(exchange, reader.usage, reader.events)
         if not exchange.started:
-            headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=False)
-            await self._start(exchange, response.status, headers, send)
+            await self._pass_head(exchange, response, send, length=False)
         await self._finish(exchange, b"", send)
 
     async def _refused_stream(self, exchange: Exchange, reader: StreamReader, out: bytes, send: Send) -> None:
@@ -404,14 +397,18 @@ class Relay:
         exchange.http_status = status
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def _pass_head(
+        self, exchange: Exchange, response: aiohttp.ClientResponse, send: Send, *, length: bool
+    ) -> None:
+        """Begin an answer as the replica did, with what the entitlement may still ask for."""
+        allowance = self._gateway.core.allowance(exchange.entitlement, self._gateway.now_s())
+        headers = to_client(response.raw_headers, exchange.request_id, allowance_headers(allowance), length=length)
+        await self._start(exchange, response.status, headers, send)
+
     async def _finish(self, exchange: Exchange, body: bytes, send: Send) -> None:
         exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
         await send({"type": "http.response.body", "body": body})
         exchange.answered = True
-
-    def _allowance(self, exchange: Exchange) -> Headers:
-        allowance = self._gateway.core.allowance(exchange.entitlement, self._gateway.now_s())
-        return allowance_headers(allowance)
 
 
 def _json(body: bytes) -> Json | None:
