@@ -146,9 +146,9 @@ class BandsPolicy(QueueingPolicy):
         """Let it in if nobody waits and the gate is open; in legacy mode, refuse what is sheddable if it is not."""
         if not self._params.legacy:
             return super().decide(request, max_output_tokens, pool, now_s)
-        need_tokens, largest = request.prompt_tokens + max_output_tokens, self.room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        too_large = self.room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         saturation = self._signal.value(pool, now_s)
         if saturation >= 1 and self._bands[self._rank[request.entitlement]].priority < 0:
             return Deny(Reason.OVERLOADED, math.nextafter(saturation, math.inf), 1.0, self.retry_s())
