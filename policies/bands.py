@@ -30,6 +30,7 @@ from policies.api import (
 )
 from policies.meters import ContinuousBucket
 from policies.parts.lines import Line, Waiting, Within, place
+from policies.parts.names import check_names
 from policies.parts.order import Order
 from policies.parts.orders import OrderParams, RoundRobin, order_of
 from policies.parts.queueing import TIMEOUT_STATUS, QueueingPolicy, Waits
@@ -95,9 +96,7 @@ class BandsPolicy(QueueingPolicy):
         super().__init__(params, kv_bytes_per_token, _EVERYTHING)
         specs = sorted(entitlements, key=lambda spec: spec.name)
         names = [spec.name for spec in specs]
-        for name in params.priorities:
-            if name not in names:
-                raise ValueError(f"priorities names {name!r}, which is no entitlement; give one of {names}")
+        check_names("priorities", params.priorities, names)
         self._params = params
         self._objectives = {spec.name: spec.ttft_slo_s for spec in specs}
         priority_of = {

@@ -26,6 +26,7 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import Charge, ContinuousBucket, SlidingWindow
+from policies.parts.names import check_names
 
 _WINDOW_S = 60.0
 _REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
@@ -95,9 +96,7 @@ class RateLimitPolicy:
 
     def __init__(self, params: RateLimit, entitlements: Sequence[EntitlementSpec]) -> None:
         names = sorted(spec.name for spec in entitlements)
-        for name in params.per_entitlement:
-            if name not in names:
-                raise ValueError(f"per_entitlement names {name!r}, which is no entitlement; give one of {names}")
+        check_names("per_entitlement", params.per_entitlement, names)
         self._requests: dict[str, Meter | None] = {}
         self._tokens: dict[str, Meter | None] = {}
         self._charges: dict[str, Charge] = {}
