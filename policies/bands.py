@@ -188,24 +188,15 @@ class BandsPolicy(QueueingPolicy):
 
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`."""
-        band, line = self._bands[self._rank[item.flow]], self._lines[item.flow]
+        band = self._bands[self._rank[item.flow]]
         band.waiting += 1
-        line.push(item)
-        if line.length == 1:
-            band.order.joined(item.flow, item, now_s)
-        elif line.head() is item:
-            band.order.advanced(item.flow, item)
+        band.order.enter(self._lines[item.flow], item, now_s)
 
     def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""
-        band, line = self._bands[self._rank[item.flow]], self._lines[item.flow]
+        band = self._bands[self._rank[item.flow]]
         band.waiting -= 1
-        was_head = line.head() is item
-        line.drop(item)
-        if not line.length:
-            band.order.left(item.flow)
-        elif was_head:
-            band.order.advanced(item.flow, line.head())
+        band.order.leave(self._lines[item.flow], item)
 
     # ---------------------------------------------------------------------------------------------------------- books
 

@@ -125,10 +125,10 @@ class QueueingPolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and it fits; else let it wait if it may."""
+        too_large = self.room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         need_tokens = request.prompt_tokens + max_output_tokens
-        largest = self.room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
         if not self._waiting and self.may_start(request, need_tokens, pool, now_s):
             return ADMIT
         refusal = self.refusal(request, max_output_tokens, pool, now_s)
