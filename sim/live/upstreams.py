@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
+from sim.live.headers import bearer
 from sim.live.settings import Timeouts, UpstreamAddress
 
 LOG = logging.getLogger("tokenpools.upstreams")
@@ -217,8 +218,7 @@ class Upstreams:
         self, replica: Replica, path: str, timeout_s: float, body: dict[str, Any] | None = None
     ) -> bytes | None:
         """Return the body of an answer below 500 (health: below 400), None for anything else."""
-        key = replica.address.api_key
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        headers = bearer(replica.address.api_key)
         data = None if body is None else json.dumps(body).encode()
         if data is not None:
             headers["content-type"] = "application/json"
