@@ -234,12 +234,17 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 def write_summary(rows: Sequence[Mapping[str, Cell]], folder: Path) -> None:
     """Write ``summary.csv``."""
+    replace_file(folder / "summary.csv", rows_csv(rows))
+
+
+def rows_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Return rows as CSV with every column that any of them has; empty where one has none, or NaN."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
-    replace_file(folder / "summary.csv", text.getvalue())
+    return text.getvalue()
 
 
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:

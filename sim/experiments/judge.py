@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from sim.experiments.counterfactual import judge_refusals
 from sim.experiments.executors import Executor
 from sim.experiments.result_runs import alone_runs, result_runs, run_key
 from sim.experiments.tables import markdown
-from sim.results import replace_file
+from sim.results import replace_file, rows_csv
 
 FILE = "metrics.csv"
 
@@ -71,17 +69,6 @@ def judge(
     path = folder / FILE
     replace_file(path, rows_csv(averaged))
     return Judged(averaged, _first_of(changes), path)
-
-
-def rows_csv(rows: Sequence[Row]) -> str:
-    """Return rows as CSV with every column that any of them has."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if isinstance(value, float) and math.isnan(value) else value
-                      for key, value in row.items()} for row in rows)  # fmt: skip
-    return text.getvalue()
 
 
 def _first_of(changes: Sequence[Row]) -> list[Row]:
