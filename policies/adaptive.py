@@ -143,9 +143,9 @@ class AdaptivePolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Let it in below the limit, or while its entitlement has less than its part of it."""
-        need_tokens, largest = request.prompt_tokens + max_output_tokens, self._room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        too_large = self._room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         in_flight, limit = len(pool.in_flight) + pool.others_in_flight, math.floor(self._limit.value)
         if in_flight < limit:
             return ADMIT

@@ -77,9 +77,9 @@ class DagorPolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Let it in if its priority is at most the level."""
-        need_tokens, largest = request.prompt_tokens + max_output_tokens, self._room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        too_large = self._room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         key = self._keys[request.entitlement]
         if key <= self._level:
             return ADMIT

@@ -70,9 +70,9 @@ class DedicatedPolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Send it to a replica of its own."""
-        need_tokens, largest = request.prompt_tokens + max_output_tokens, self._room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        too_large = self._room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         own = self._own[request.entitlement]
         books = [book for book in pool.replicas if book.replica_id in own and book.ready]
         if not books:

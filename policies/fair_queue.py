@@ -181,22 +181,11 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
 
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`."""
-        line = self._lines[item.flow]
-        line.push(item)
-        if line.length == 1:
-            self._order.joined(item.flow, item, now_s)
-        elif line.head() is item:
-            self._order.advanced(item.flow, item)
+        self._order.enter(self._lines[item.flow], item, now_s)
 
     def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""
-        line = self._lines[item.flow]
-        was_head = line.head() is item
-        line.drop(item)
-        if not line.length:
-            self._order.left(item.flow)
-        elif was_head:
-            self._order.advanced(item.flow, line.head())
+        self._order.leave(self._lines[item.flow], item)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return the head of the flow whose turn it is, if it fits."""

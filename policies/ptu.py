@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView
 from policies.meters import LeakyUtilisation
-from policies.no_control import NoControlPolicy
 from policies.parts.estimates import ESTIMATE, Estimate, Foresight, MaxTokens, estimator
-from policies.parts.rates import OUTPUT_WEIGHT, Metered, Overflow, whole_s
+from policies.parts.rates import OUTPUT_WEIGHT, Metered, MeteredPolicy, whole_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +32,16 @@ class Ptu(Metered):
     estimate: Estimate = field(default=MaxTokens(), metadata=ESTIMATE)
 
 
-class PtuPolicy(Foresight, NoControlPolicy):
+class PtuPolicy(Foresight, MeteredPolicy):
     """See `policies.api.AdmissionPolicy`. A request per minute costs as the rate says; tokens are the usual meter."""
 
     def __init__(
         self, params: Ptu, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,  # noqa: ARG002
         chance: Chance,  # noqa: ARG002
     ) -> None:
+        super().__init__(params)
         self.estimate = estimator(params.estimate)
         self._params = params
-        self._overflow = Overflow(params)
         self._tokens: dict[str, LeakyUtilisation | None] = {}
         self._requests: dict[str, LeakyUtilisation | None] = {}
         for name, rates in params.rates_of(entitlements).items():
@@ -55,16 +54,7 @@ class PtuPolicy(Foresight, NoControlPolicy):
             return None
         return LeakyUtilisation(rate_per_s=per_min / 60, horizon_s=self._params.horizon_s)
 
-    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
-        """Let it in if its limits allow it; else refuse it, or what ``over`` says."""
-        denied = self._denial(request, max_output_tokens, now_s)
-        return self._overflow.within() if denied is None else self._overflow.beyond(denied)
-
-    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Take note of which replicas there are."""
-        self._overflow.on_capacity(pool)
-
-    def _denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:  # noqa: ARG002
+    def denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:  # noqa: ARG002
         """Return which utilisation is above 1; None where none is, however much the request adds."""
         name = request.entitlement
         for meter, reason in ((self._requests[name], Reason.REQUESTS), (self._tokens[name], Reason.TOKENS)):
@@ -74,12 +64,8 @@ class PtuPolicy(Foresight, NoControlPolicy):
                     return Deny(reason, meter.utilisation(now_s), 1.0, whole_s(wait_s))
         return None
 
-    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+    def charge(self, flight: InFlight, now_s: float) -> None:
         """Add what it is taken to cost."""
-        if self._overflow.acts:
-            verdict = self.decide(flight.request, flight.max_output_tokens, pool, now_s)
-            if self._overflow.is_free(flight, verdict):
-                return
         request = flight.request
         tokens, requests = self._tokens[request.entitlement], self._requests[request.entitlement]
         if requests is not None:
@@ -90,11 +76,13 @@ class PtuPolicy(Foresight, NoControlPolicy):
             self._charged[request.request_id] = cost
             tokens.add(cost, now_s)
 
-    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Correct it to what it did cost."""
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Learn from its answer, charged or not."""
         self.estimate.learn(flight)
-        if self._overflow.acts and self._overflow.was_free(flight):
-            return
+        super().on_ended(flight, pool, now_s)
+
+    def settle(self, flight: InFlight, now_s: float) -> None:
+        """Correct it to what it did cost."""
         tokens = self._tokens[flight.request.entitlement]
         if tokens is not None:
             tokens.add(self._params.used(flight) - self._charged.pop(flight.request.request_id), now_s)

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView
 from policies.meters import Charge, ContinuousBucket, FixedWindow, SlidingWindow
-from policies.no_control import NoControlPolicy
 from policies.parts.estimates import ESTIMATE, DefaultCap, Estimate, Foresight, estimator
-from policies.parts.rates import Metered, Overflow, whole_s
+from policies.parts.rates import Metered, MeteredPolicy, whole_s
 
 Meter = ContinuousBucket | FixedWindow | SlidingWindow
 
@@ -50,7 +49,7 @@ class Reserve(Metered):
     )
 
 
-class ReservePolicy(Foresight, NoControlPolicy):
+class ReservePolicy(Foresight, MeteredPolicy):
     """See `policies.api.AdmissionPolicy`. Retry-After is the longest wait of the two meters.
 
     Attributes
@@ -62,11 +61,11 @@ class ReservePolicy(Foresight, NoControlPolicy):
         self, params: Reserve, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,  # noqa: ARG002
         chance: Chance,  # noqa: ARG002
     ) -> None:
+        super().__init__(params)
         self.tick_s: float | None = None if params.ttl_s is None else min(1.0, params.ttl_s)
         self.estimate = estimator(params.estimate)
         self.leaked = 0
         self._params = params
-        self._overflow = Overflow(params)
         self._settle_weight = params.output_weight
         if params.settle_output_weight is not None:
             self._settle_weight = params.settle_output_weight
@@ -93,16 +92,7 @@ class ReservePolicy(Foresight, NoControlPolicy):
         output_tokens = self.estimate.output_tokens(request, max_output_tokens)
         return params.input_weight * request.prompt_tokens + params.output_weight * output_tokens
 
-    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
-        """Let it in if its limits allow it; else refuse it, or what ``over`` says."""
-        denied = self._denial(request, max_output_tokens, now_s)
-        return self._overflow.within() if denied is None else self._overflow.beyond(denied)
-
-    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Take note of which replicas there are."""
-        self._overflow.on_capacity(pool)
-
-    def _denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:
+    def denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:
         """Return which meter has no room, of the two the one that is short for longest; None where both have."""
         requests, tokens = self._requests[request.entitlement], self._tokens[request.entitlement]
         denied: Deny | None = None
@@ -119,12 +109,8 @@ class ReservePolicy(Foresight, NoControlPolicy):
                 denied = Deny(Reason.TOKENS, need, tokens.available(now_s), whole_s(wait_s))
         return denied
 
-    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+    def charge(self, flight: InFlight, now_s: float) -> None:
         """Charge one request, and reserve its tokens."""
-        if self._overflow.acts:
-            verdict = self.decide(flight.request, flight.max_output_tokens, pool, now_s)
-            if self._overflow.is_free(flight, verdict):
-                return
         request = flight.request
         requests, tokens = self._requests[request.entitlement], self._tokens[request.entitlement]
         if requests is not None:
@@ -135,11 +121,13 @@ class ReservePolicy(Foresight, NoControlPolicy):
             if self._params.ttl_s is not None:
                 self._expiring.append((now_s + self._params.ttl_s, flight))
 
-    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Settle: charge what was used in place of what was reserved."""
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Learn from its answer, charged or not."""
         self.estimate.learn(flight)
-        if self._overflow.acts and self._overflow.was_free(flight):
-            return
+        super().on_ended(flight, pool, now_s)
+
+    def settle(self, flight: InFlight, now_s: float) -> None:
+        """Settle: charge what was used in place of what was reserved."""
         tokens = self._tokens[flight.request.entitlement]
         if tokens is None:
             return

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView
 from policies.meters import FixedWindow
-from policies.no_control import NoControlPolicy
-from policies.parts.rates import Metered, Overflow, whole_s
+from policies.parts.rates import Metered, MeteredPolicy, whole_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +44,15 @@ class Window(Metered):
     )
 
 
-class WindowPolicy(NoControlPolicy):
+class WindowPolicy(MeteredPolicy):
     """See `policies.api.AdmissionPolicy`. Requests count when they are let in, tokens when they are known."""
 
     def __init__(
         self, params: Window, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,  # noqa: ARG002
         chance: Chance,  # noqa: ARG002
     ) -> None:
+        super().__init__(params)
         self._params = params
-        self._overflow = Overflow(params)
         self._at_limit = params.refuse_at == "limit"
         share, by_clock = params.window_s / 60, params.starts == "by-clock"
         self._requests: dict[str, FixedWindow | None] = {}
@@ -70,16 +69,7 @@ class WindowPolicy(NoControlPolicy):
                 limit = rates.requests_per_min * share
                 self._requests[name] = FixedWindow(limit=limit, window_s=params.window_s, by_clock=by_clock)
 
-    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
-        """Let it in if its limits allow it; else refuse it, or what ``over`` says."""
-        denied = self._denial(request, max_output_tokens, now_s)
-        return self._overflow.within() if denied is None else self._overflow.beyond(denied)
-
-    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Take note of which replicas there are."""
-        self._overflow.on_capacity(pool)
-
-    def _denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:  # noqa: ARG002
+    def denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:  # noqa: ARG002
         """Return which window is used up, of several the one that takes longest; None where none is."""
         requests = self._requests[request.entitlement]
         if requests is not None and requests.available(now_s) < 1:
@@ -93,20 +83,14 @@ class WindowPolicy(NoControlPolicy):
                     denied = Deny(Reason.TOKENS, 1, left, retry_s)
         return denied
 
-    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+    def charge(self, flight: InFlight, now_s: float) -> None:
         """Count the request."""
-        if self._overflow.acts:
-            verdict = self.decide(flight.request, flight.max_output_tokens, pool, now_s)
-            if self._overflow.is_free(flight, verdict):
-                return
         requests = self._requests[flight.request.entitlement]
         if requests is not None:
             requests.reserve(1, now_s)
 
-    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+    def settle(self, flight: InFlight, now_s: float) -> None:
         """Count its tokens."""
-        if self._overflow.acts and self._overflow.was_free(flight):
-            return
         cost = self._params.used(flight)
         for window in self._tokens[flight.request.entitlement]:
             window.reserve(cost, now_s)

@@ -69,8 +69,7 @@ def explain(result: Path, request_id: str, policy: str | None, replication: int 
 def shadow(result: Path, as_csv: bool) -> None:
     """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant."""
     from sim.analysis.shadows import agreement, by_tenant, in_words
-    from sim.experiments.judge import rows_csv
-    from sim.results import read_manifest, read_records
+    from sim.results import read_manifest, read_records, rows_csv
 
     manifest = read_manifest(result)
     if not manifest["scenario"].get("shadow"):

@@ -151,6 +151,15 @@ class TimelineBlock:
     metrics: Mapping[str, ArrayLike]
 
 
+def objectives(columns: RequestColumns) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the TTFT objective of each attempt, NaN for none, and whether it was met (`metrics.slo_met`)."""
+    arrived, first_token = _floats(columns.first_arrival_s), _floats(columns.first_token_s)
+    slos = [math.nan if e.ttft_slo_s is None else e.ttft_slo_s for e in columns.entitlements]
+    slo = np.asarray(slos, dtype=np.float64)[np.asarray(columns.entitlement, dtype=np.int32)]
+    cut_off = np.isin(np.asarray(columns.outcome, dtype=np.int32), CUT_OFF)
+    return slo, metrics.slo_met(metrics.ttft_s(first_token, arrived), slo, cut_off)
+
+
 def requests_table(
     columns: RequestColumns, *, run_id: str, policy: str, variant: Mapping[str, str], replication: int
 ) -> pa.Table:
@@ -161,10 +170,7 @@ def requests_table(
     n = len(columns.request_id)
     entitlement = np.asarray(columns.entitlement, dtype=np.int32)
     outcome = np.asarray(columns.outcome, dtype=np.int32)
-    arrived, first_token = _floats(columns.first_arrival_s), _floats(columns.first_token_s)
-    slos = [math.nan if e.ttft_slo_s is None else e.ttft_slo_s for e in columns.entitlements]
-    slo = np.asarray(slos, dtype=np.float64)[entitlement]
-    met = metrics.slo_met(metrics.ttft_s(first_token, arrived), slo, np.isin(outcome, CUT_OFF))
+    slo, met = objectives(columns)
 
     def label(names: Sequence[str]) -> pa.Array:
         """Label each attempt by its entitlement."""

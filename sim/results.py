@@ -162,21 +162,26 @@ def read_measures(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]
 
 def _measured(requests: pa.Table, manifest: Mapping[str, Any], cell: Mapping[str, Any]) -> list[SummaryRow]:
     """Return what one run of a joined table measured: rows as the run itself had them."""
-    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
-
     from sim.analysis.summary import summarise, with_violations
     from sim.analysis.warm_up import warmup_of
 
-    mine = pc.equal(requests.column("replication"), cell["replication"])
-    for name, label in {"policy": cell["policy"], **cell["variant"]}.items():
-        mine = pc.and_(mine, pc.equal(requests.column(name).cast(pa.string()), label))
     scenario = manifest["scenario"]
     end_s = scenario.get("horizon_s") or cell.get("end_s") or horizon_s(manifest)
     named = {one["name"]: one.get("tenant", one["name"]) for one in scenario["pool"]["entitlements"]}
     tenants = [named[one["entitlement"]] for one in scenario["workload"]]
-    part = requests.filter(mine)
+    part = part_of(requests, cell)
     rows = summarise(part, horizon_s=float(end_s), warmup_s=warmup_of(manifest, cell), tenants=tenants)
     return with_violations(rows, [cell])
+
+
+def part_of(table: pa.Table, cell: Mapping[str, Any]) -> pa.Table:
+    """Return the rows of one run, an element of the manifest's cells, of a table that holds several."""
+    import pyarrow.compute as pc  # here, because a plain run must not pay for importing it
+
+    mine = pc.equal(table.column("replication"), cell["replication"])
+    for name, label in {"policy": cell["policy"], **cell["variant"]}.items():
+        mine = pc.and_(mine, pc.equal(table.column(name).cast(pa.string()), label))
+    return table.filter(mine)
 
 
 def horizon_s(manifest: Mapping[str, Any]) -> float:
@@ -229,12 +234,17 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 def write_summary(rows: Sequence[Mapping[str, Cell]], folder: Path) -> None:
     """Write ``summary.csv``."""
+    replace_file(folder / "summary.csv", rows_csv(rows))
+
+
+def rows_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Return rows as CSV with every column that any of them has; empty where one has none, or NaN."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
-    replace_file(folder / "summary.csv", text.getvalue())
+    return text.getvalue()
 
 
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:

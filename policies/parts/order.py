@@ -11,6 +11,23 @@ from policies.parts.lines import Line, Waiting
 class Order:
     """Whose turn it is. What a kind need not know, it does not hear: the methods do nothing here."""
 
+    def enter(self, line: Line, item: Waiting, now_s: float) -> None:
+        """Put one into its flow's line, and hear of it where that matters."""
+        line.push(item)
+        if line.length == 1:
+            self.joined(item.flow, item, now_s)
+        elif line.head() is item:
+            self.advanced(item.flow, item)
+
+    def leave(self, line: Line, item: Waiting) -> None:
+        """Take one out of its flow's line, and hear of it where that matters."""
+        was_head = line.head() is item
+        line.drop(item)
+        if not line.length:
+            self.left(item.flow)
+        elif was_head:
+            self.advanced(item.flow, line.head())
+
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:
         """Hear that a flow begins to wait."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ from typing import Literal
 from policies.api import ADMIT, Deny, Gauge, InFlight, PoolLedger, Queue, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
 from policies.parts.lines import Waiting
+from policies.parts.rates import whole_s
 from policies.parts.room import Room
 
 _FRESH_SHARE = 0.1
@@ -125,10 +126,10 @@ class QueueingPolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and it fits; else let it wait if it may."""
+        too_large = self.room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         need_tokens = request.prompt_tokens + max_output_tokens
-        largest = self.room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
         if not self._waiting and self.may_start(request, need_tokens, pool, now_s):
             return ADMIT
         refusal = self.refusal(request, max_output_tokens, pool, now_s)
@@ -206,7 +207,7 @@ class QueueingPolicy(NoControlPolicy):
     def retry_s(self) -> float:
         """Return the moving mean of waits, in whole seconds."""
         mean_s = _FIRST_WAIT_S if self._mean_wait_s is None else self._mean_wait_s
-        return max(1.0, float(math.ceil(mean_s)))
+        return whole_s(mean_s)
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return how much waits."""

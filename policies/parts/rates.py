@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import ADMIT, Admit, Deny, EntitlementSpec, InFlight, PoolLedger, Verdict
+from policies.api import ADMIT, Admit, Deny, EntitlementSpec, InFlight, PoolLedger, RequestView, Verdict
+from policies.no_control import NoControlPolicy
+from policies.parts.names import check_names
 
 REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
 TOKENS = {"gt": 0, "description": "give weighted tokens per minute, e.g. 6000, or leave it out for no limit"}
@@ -60,9 +62,7 @@ class Metered:
         ValueError : rates are given for an entitlement that there is not.
         """
         names = sorted(spec.name for spec in entitlements)
-        for name in self.per_entitlement:
-            if name not in names:
-                raise ValueError(f"per_entitlement names {name!r}, which is no entitlement; give one of {names}")
+        check_names("per_entitlement", self.per_entitlement, names)
         general = Rates(requests_per_min=self.requests_per_min, tokens_per_min=self.tokens_per_min)
         return {name: self.per_entitlement.get(name, general) for name in names}
 
@@ -128,6 +128,48 @@ class Overflow:
         main = replica_ids[: len(replica_ids) - kept]
         self._main = Admit(replicas=tuple(main))
         self._spill = Admit(replicas=tuple(replica_ids[len(main) :] or main))
+
+
+class MeteredPolicy(NoControlPolicy):
+    """See `policies.api.AdmissionPolicy`; a subclass says what its meters deny, and charges them."""
+
+    def __init__(self, params: Metered) -> None:
+        self._overflow = Overflow(params)
+
+    def denial(self, request: RequestView, max_output_tokens: int, now_s: float) -> Deny | None:
+        """Return why a request is over its limits, None where it is not. No side effect."""
+        raise NotImplementedError
+
+    def charge(self, flight: InFlight, now_s: float) -> None:
+        """Charge what was let in inside its limits."""
+        raise NotImplementedError
+
+    def settle(self, flight: InFlight, now_s: float) -> None:
+        """Settle what was charged and has ended."""
+        raise NotImplementedError
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
+        """Let it in if its limits allow it; else refuse it, or what ``over`` says."""
+        denied = self.denial(request, max_output_tokens, now_s)
+        return self._overflow.within() if denied is None else self._overflow.beyond(denied)
+
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Charge it, unless it is free of charge."""
+        if self._overflow.acts:
+            verdict = self.decide(flight.request, flight.max_output_tokens, pool, now_s)
+            if self._overflow.is_free(flight, verdict):
+                return
+        self.charge(flight, now_s)
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Settle it, unless it was free of charge."""
+        if self._overflow.acts and self._overflow.was_free(flight):
+            return
+        self.settle(flight, now_s)
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Take note of which replicas there are."""
+        self._overflow.on_capacity(pool)
 
 
 def whole_s(wait_s: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from policies.api import PoolLedger
+from policies.api import Deny, PoolLedger, Reason, RequestView
 
 
 class Room:
@@ -52,6 +52,11 @@ class Room:
         A pool that lost replicas or KV cache may get them back, so the largest seen counts.
         """
         return self._largest_tokens or self._measured(pool)
+
+    def too_large(self, request: RequestView, max_output_tokens: int, pool: PoolLedger) -> Deny | None:
+        """Return the refusal of a request that no replica could ever take; None for any other."""
+        need_tokens, largest = request.prompt_tokens + max_output_tokens, self.largest_tokens(pool)
+        return Deny(Reason.TOO_LARGE, need_tokens, largest, None) if need_tokens > largest else None
 
     def learn(self, pool: PoolLedger) -> None:
         """Take note of the pool's capacity."""

@@ -15,12 +15,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Generic, TypeVar
 
-from sim.cluster.discipline import Discipline
+from sim.cluster.discipline import DISCIPLINES
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.prefix_cache import PrefixCache
-from sim.cluster.speculation import Speculation
-from sim.cluster.step_time import StepTime
 
 LONG_DEVIATIONS = 2.0
 """How many standard deviations the longest contexts of a batch lie above its mean: the longest sixteenth of a normal
@@ -71,34 +70,23 @@ class Batch(Generic[R]):
         "waiting_count",
     )
 
-    def __init__(
-        self,
-        *,
-        step_time: StepTime,
-        discipline: Discipline,
-        max_num_seqs: int,
-        kv_blocks: int,
-        block_tokens: int,
-        async_scheduling: bool,
-        prefix_caching: bool,
-        speculation: Speculation | None,
-    ) -> None:
-        self._discipline = discipline
-        self._block_tokens = block_tokens
-        self.max_num_seqs = max_num_seqs
-        self.kv = KvCache(kv_blocks, block_tokens)
-        self._async = async_scheduling
-        self._cache = PrefixCache(kv_blocks, block_tokens) if prefix_caching else None
-        self._speculation = speculation
+    def __init__(self, settings: EngineSettings) -> None:
+        self._discipline = DISCIPLINES[settings.scheduling]
+        self._block_tokens = settings.block_tokens
+        self.max_num_seqs = settings.max_num_seqs
+        self.kv = KvCache(settings.kv_blocks, settings.block_tokens)
+        self._async = settings.async_scheduling
+        self._cache = PrefixCache(settings.kv_blocks, settings.block_tokens) if settings.prefix_caching else None
+        self._speculation = settings.speculation
         self.clock = 0
         self._iteration = 0
         self.waiting_count = 0
         self.preemptions = 0
         self._ticket = count()
         self._places = count()
-        self._skew: float = getattr(step_time, "skew", 0.0)
+        self._skew: float = getattr(settings.step_time, "skew", 0.0)
         # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
-        self._even = not self._skew and speculation is None
+        self._even = not self._skew and settings.speculation is None
         self._clear()
 
     def _clear(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from sim.cluster.engine_request import EngineRequest
-from sim.cluster.waiting import FcfsQueue, PriorityQueue, ShortestQueue
+from sim.cluster.waiting import FcfsQueue, HeapQueue
 
 
 class WaitingQueue(Protocol):
@@ -60,10 +61,27 @@ class Discipline(Protocol):
         ...
 
 
+class Pressed(Protocol):
+    """What a `Batcher` may ask of the batch: how pressed it is, and how fast."""
+
+    slowdown: float
+
+    @property
+    def prompt_under_way_tokens(self) -> int:
+        """How many tokens are computed of the prompt that is not yet complete."""
+        ...
+
+    def token_due_s(self, tpot_slo_s: float) -> float:
+        """Return when the next token of the most pressed decoding request is due."""
+        ...
+
+
 class Batcher(Protocol):
     """How many prompt tokens an iteration takes on, where that is less than the token budget leaves."""
 
-    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: float, now_s: float) -> int:
+    def prefill_tokens(
+        self, batch: Pressed, budget_tokens: int, decoding: int, context_tokens: float, now_s: float
+    ) -> int:
         """Return the prompt tokens of the iteration that begins at ``now_s``, at most ``budget_tokens``.
 
         At least 1 where nothing decodes, or the engine would stand still. Asked only while prompts wait or are under
@@ -71,6 +89,7 @@ class Batcher(Protocol):
 
         Parameters
         ----------
+        batch : the batch that the iteration goes on with.
         budget_tokens : what ``max_num_batched_tokens`` leaves beside the decodes.
         decoding, context_tokens : sequences that decode in it, and the KV entries that they read.
         """
@@ -98,7 +117,7 @@ class ByPriority:
 
     def queue(self) -> WaitingQueue:
         """See `Discipline.queue`."""
-        return PriorityQueue()
+        return HeapQueue(attrgetter("priority"))
 
     def victim(self, running: Sequence[EngineRequest]) -> int:
         """See `Discipline.victim`."""
@@ -112,7 +131,7 @@ class ShortestFirst(Fcfs):
 
     def queue(self) -> WaitingQueue:
         """See `Discipline.queue`."""
-        return ShortestQueue()
+        return HeapQueue(attrgetter("target_tokens"))
 
 
 DISCIPLINES: Mapping[str, Discipline] = {"fcfs": Fcfs(), "priority": ByPriority(), "shortest-first": ShortestFirst()}

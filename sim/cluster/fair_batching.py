@@ -9,28 +9,22 @@ be set for one of the two.
 
 from __future__ import annotations
 
-from typing import Any
-
-from sim.cluster.scheduler import Scheduler
+from sim.cluster.discipline import Pressed
 from sim.cluster.step_time import StepTime
 
 
 class FairBatcher:
-    """See `sim.cluster.discipline.Batcher`. Its replica is made known to it by `watch`."""
+    """See `sim.cluster.discipline.Batcher`."""
 
     def __init__(self, step_time: StepTime, tpot_slo_s: float) -> None:
         self._step = step_time
         self._tpot_slo_s = tpot_slo_s
-        self._batch: Scheduler[Any] | None = None
 
-    def watch(self, batch: Scheduler[Any]) -> None:
-        """Go by the deadlines of this batch."""
-        self._batch = batch
-
-    def prefill_tokens(self, budget_tokens: int, decoding: int, context_tokens: float, now_s: float) -> int:
+    def prefill_tokens(
+        self, batch: Pressed, budget_tokens: int, decoding: int, context_tokens: float, now_s: float
+    ) -> int:
         """See `sim.cluster.discipline.Batcher.prefill_tokens`."""
-        batch = self._batch
-        if not decoding or batch is None:
+        if not decoding:
             return budget_tokens
         allowed_s = max(self._tpot_slo_s, batch.token_due_s(self._tpot_slo_s) - now_s) / batch.slowdown
         before = batch.prompt_under_way_tokens

@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from sim.cluster.engine_request import NEVER_S, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
-from sim.cluster.replica import Replica
+from sim.cluster.replica import Listener, Replica
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -75,12 +76,14 @@ class FlowReplica(Replica[R]):
     Parameters
     ----------
     operator_s : the longest operator, the time that passes at most until an interruption takes effect.
-    settings : of `Replica`; without async scheduling and prefix caching.
+    settings : without async scheduling and prefix caching.
     """
 
-    def __init__(self, *, operator_s: float, **settings: Any) -> None:
+    def __init__(
+        self, settings: EngineSettings, *, operator_s: float, listener: Listener[R], arm: Callable[[float], None]
+    ) -> None:
         self._operator_s = operator_s
-        super().__init__(**settings)
+        super().__init__(settings, listener=listener, arm=arm)
 
     def _clear(self) -> None:
         super()._clear()

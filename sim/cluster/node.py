@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from simpy.events import Event
 
@@ -11,6 +12,7 @@ from sim.cluster.attempt import Attempt
 from sim.cluster.clock import LAST, Alarm, Clock
 from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
 from sim.cluster.engine_request import NEVER_S, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Listener, Replica
@@ -25,21 +27,20 @@ def replica_of(
     profile: Profile, step_time: StepTime, listener: Listener[R], arm: Callable[[float], None]
 ) -> Replica[R]:
     """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
-    settings = _settings(profile, step_time) | {"listener": listener, "arm": arm}
-    if profile.speculation is not None:
-        step_time = SpeculativeStepTime(step_time, profile.speculation)
-        return Replica(
-            scheduling=profile.scheduling,
-            **settings | {"step_time": step_time, "speculation": profile.speculation},
-        )
+    settings = _settings(profile, step_time)
     if profile.scheduling == "flow-prefill":
-        return FlowReplica(operator_s=profile.operator_s, **settings)
+        return FlowReplica(settings, operator_s=profile.operator_s, listener=listener, arm=arm)
     if profile.scheduling == "fair-batching":
-        batcher = FairBatcher(step_time, profile.tpot_slo_s or NEVER_S)
-        replica: Replica[R] = Replica(batcher=batcher, **settings)
-        batcher.watch(replica)
-        return replica
-    return Replica(scheduling=profile.scheduling, **settings)
+        settings = replace(settings, batcher=FairBatcher(step_time, profile.tpot_slo_s or NEVER_S))
+    else:
+        settings = replace(settings, scheduling=profile.scheduling)
+    if profile.speculation is not None:
+        settings = replace(
+            settings,
+            step_time=SpeculativeStepTime(step_time, profile.speculation),
+            speculation=profile.speculation,
+        )
+    return Replica(settings, listener=listener, arm=arm)
 
 
 def unit_of(
@@ -50,27 +51,27 @@ def unit_of(
     if layout is None:
         return replica_of(profile, profile.step_time, listener, arm)
     # A cache of prompts is of no use to an engine that computes none.
-    decode = _settings(profile, profile.step_time) | {"prefix_caching": False}
+    decode = replace(_settings(profile, profile.step_time), prefix_caching=False)
     return DisaggregatedReplica(
         layout,
         make_prefill=lambda listener, arm: replica_of(profile, profile.step_time, listener, arm),
-        make_decode=lambda listener, arm: DecodeReplica(listener=listener, arm=arm, **decode),
+        make_decode=lambda listener, arm: DecodeReplica(decode, listener=listener, arm=arm),
         kv_bytes_per_token=profile.kv_bytes_per_token or 0.0,
         listener=listener,
         arm=arm,
     )
 
 
-def _settings(profile: Profile, step_time: StepTime) -> dict[str, Any]:
-    return {
-        "step_time": step_time,
-        "max_num_seqs": profile.max_num_seqs,
-        "max_num_batched_tokens": profile.max_num_batched_tokens,
-        "kv_blocks": profile.kv_blocks,
-        "block_tokens": profile.block_tokens,
-        "async_scheduling": profile.async_scheduling,
-        "prefix_caching": profile.prefix_caching,
-    }
+def _settings(profile: Profile, step_time: StepTime) -> EngineSettings:
+    return EngineSettings(
+        step_time=step_time,
+        max_num_seqs=profile.max_num_seqs,
+        max_num_batched_tokens=profile.max_num_batched_tokens,
+        kv_blocks=profile.kv_blocks,
+        block_tokens=profile.block_tokens,
+        async_scheduling=profile.async_scheduling,
+        prefix_caching=profile.prefix_caching,
+    )
 
 
 class Node:

@@ -19,11 +19,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from sim.cluster.discipline import DISCIPLINES, Batcher
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.scheduler import Scheduler
-from sim.cluster.speculation import Speculation
-from sim.cluster.step_time import StepTime
 
 TIE_S = 1e-9
 
@@ -52,11 +50,6 @@ class Replica(Scheduler[R]):
     Parameters
     ----------
     arm : called with the time at which `boundary` wants to be called; a later call replaces an earlier one.
-    scheduling : one of `sim.cluster.discipline.DISCIPLINES`: "fcfs", or "priority" (lower `EngineRequest.priority`
-        first), or "shortest-first".
-    async_scheduling, prefix_caching : see the top of this file.
-    speculation : how several tokens come of one iteration; None: one does. What that costs is in ``step_time``.
-    batcher : limits the prompt tokens of an iteration; None: the token budget alone does.
     """
 
     __slots__ = (
@@ -64,35 +57,8 @@ class Replica(Scheduler[R]):
         "_order",
     )
 
-    def __init__(
-        self,
-        *,
-        step_time: StepTime,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        kv_blocks: int,
-        block_tokens: int,
-        listener: Listener[R],
-        arm: Callable[[float], None],
-        scheduling: str = "fcfs",
-        async_scheduling: bool = False,
-        prefix_caching: bool = False,
-        batcher: Batcher | None = None,
-        speculation: Speculation | None = None,
-    ) -> None:
-        super().__init__(
-            step_time=step_time,
-            max_num_batched_tokens=max_num_batched_tokens,
-            batcher=batcher,
-            arm=arm,
-            discipline=DISCIPLINES[scheduling],
-            max_num_seqs=max_num_seqs,
-            kv_blocks=kv_blocks,
-            block_tokens=block_tokens,
-            async_scheduling=async_scheduling,
-            prefix_caching=prefix_caching,
-            speculation=speculation,
-        )
+    def __init__(self, settings: EngineSettings, *, listener: Listener[R], arm: Callable[[float], None]) -> None:
+        super().__init__(settings, arm=arm)
         self._listener = listener
         self._order = count()
 
@@ -275,5 +241,3 @@ class Replica(Scheduler[R]):
             self._forget_cached()
         else:
             self.slowdown = arg
-
-    # ----------------------------------------------------------------------------------------------------- schedule

@@ -22,11 +22,9 @@ from heapq import heappop
 from typing import Any, TypeVar
 
 from sim.cluster.batch import Batch
-from sim.cluster.discipline import Batcher, Discipline
 from sim.cluster.engine_request import DECODE, NEVER_S, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
-from sim.cluster.speculation import Speculation
-from sim.cluster.step_time import StepTime
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -47,38 +45,15 @@ class Scheduler(Batch[R]):
         "wake_s",
     )
 
-    def __init__(
-        self,
-        *,
-        step_time: StepTime,
-        max_num_batched_tokens: int,
-        batcher: Batcher | None,
-        arm: Callable[[float], None],
-        discipline: Discipline,
-        max_num_seqs: int,
-        kv_blocks: int,
-        block_tokens: int,
-        async_scheduling: bool,
-        prefix_caching: bool,
-        speculation: Speculation | None,
-    ) -> None:
-        self._step = step_time
+    def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
+        self._step = settings.step_time
         self._arm = arm
-        self._max_batched_tokens = max_num_batched_tokens
-        self._batcher = batcher
-        self._overtakes = discipline.overtakes
+        self._max_batched_tokens = settings.max_num_batched_tokens
+        self._batcher = settings.batcher
         self.slowdown = 1.0
         self.wake_s = NEVER_S
-        super().__init__(
-            step_time=step_time,
-            discipline=discipline,
-            max_num_seqs=max_num_seqs,
-            kv_blocks=kv_blocks,
-            block_tokens=block_tokens,
-            async_scheduling=async_scheduling,
-            prefix_caching=prefix_caching,
-            speculation=speculation,
-        )
+        super().__init__(settings)
+        self._overtakes = self._discipline.overtakes
 
     def _clear(self) -> None:
         super()._clear()
@@ -103,7 +78,7 @@ class Scheduler(Batch[R]):
         chunks: list[tuple[R, int]] = []
         if self._batcher is not None and self.waiting_count + (partial is not None):
             context_tokens = self._reads(decoding)
-            budget_tokens = self._batcher.prefill_tokens(budget_tokens, decoding, context_tokens, now_s)
+            budget_tokens = self._batcher.prefill_tokens(self, budget_tokens, decoding, context_tokens, now_s)
         if partial is not None and budget_tokens > 0:
             tokens = min(partial.target_tokens - partial.computed_tokens, budget_tokens)
             used_blocks += self._chunk_blocks(partial, tokens)

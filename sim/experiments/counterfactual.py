@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,8 +20,8 @@ from sim.analysis.warm_up import warmup_of
 from sim.columns import flags, floats
 from sim.errors import RunError
 from sim.experiments.executors import Executor, Lost
-from sim.experiments.result_runs import ResultRuns
-from sim.records import Outcome, RequestColumns
+from sim.experiments.result_runs import ResultRuns, RunKey, run_key
+from sim.records import objectives
 from sim.scenario import Cell
 
 NOT_THE_POLICYS = ("not_bound", "no_capacity", "context_length")
@@ -47,9 +46,7 @@ class _Job:
     met_before: int
 
 
-def judge_refusals(
-    found: ResultRuns, most: int, executor: Executor | None = None
-) -> dict[tuple[Any, ...], dict[str, Row]]:
+def judge_refusals(found: ResultRuns, most: int, executor: Executor | None = None) -> dict[RunKey, dict[str, Row]]:
     """Return, for each run, the columns of each tenant and of all: how many refusals were judged, and how.
 
     Final refusals by a policy, of requests with an objective, count; of more than ``most`` as many are taken, evenly
@@ -61,11 +58,11 @@ def judge_refusals(
     RunError : a run broke.
     """
     jobs: list[_Job] = []
-    owner: list[tuple[Any, ...]] = []
-    counts: dict[tuple[Any, ...], dict[str, Row]] = {}
+    owner: list[RunKey] = []
+    counts: dict[RunKey, dict[str, Row]] = {}
     for entry in found.cells:
         cell = found.cell(entry)
-        key = (entry["policy"], tuple(sorted(entry["variant"].items())), entry["replication"])
+        key = run_key(entry)
         table = found.requests(entry)
         outcomes, reasons = (table.column(name).to_pylist() for name in ("outcome", "reason"))
         final, has_slo = flags(table, "final"), ~np.isnan(floats(table, "ttft_slo_s"))
@@ -106,9 +103,9 @@ def judge_one(cell: Cell, request_id: str, attempt: int, met_before: int) -> Jud
 
     world = replace(world_of(cell), timeline_interval_s=None, shadows={})
     columns = simulate(world, through=through).columns
-    met = _met(columns)
-    ids = np.asarray(columns.request_id, dtype=object)
-    mine = np.flatnonzero((ids == request_id) & np.asarray(columns.final))
+    final = np.asarray(columns.final, dtype=np.bool_)
+    met = objectives(columns)[1] & final
+    mine = np.flatnonzero((np.asarray(columns.request_id, dtype=object) == request_id) & final)
     tenant = columns.entitlements[int(np.asarray(columns.entitlement)[mine[0]])].tenant
     own = bool(met[mine[0]])
     return Judgement(tenant, own, int(met.sum()) - int(own) - met_before)
@@ -128,15 +125,6 @@ def _letting_in(decide: Decide, request_id: str, attempt: int) -> Decide:
         return decide(request, max_output_tokens, pool, now_s)
 
     return let_in
-
-
-def _met(columns: RequestColumns) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which attempts are the last of their request and met its objective."""
-    slos = np.asarray([math.nan if e.ttft_slo_s is None else e.ttft_slo_s for e in columns.entitlements])
-    ttft = np.asarray(columns.first_token_s, dtype=float) - np.asarray(columns.first_arrival_s, dtype=float)
-    cut_off = np.isin(np.asarray(columns.outcome), (Outcome.EVICTED, Outcome.CANCELLED, Outcome.FAILED))
-    met = (ttft <= slos[np.asarray(columns.entitlement)]) & ~cut_off & np.asarray(columns.final, dtype=np.bool_)
-    return np.asarray(met, dtype=np.bool_)
 
 
 def _row(judged: list[Judgement]) -> Row:

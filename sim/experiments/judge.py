@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ from sim.analysis.metric_rows import WINDOW_S, average, convergence_rows, measur
 from sim.analysis.summary import ALL, Row
 from sim.experiments.counterfactual import judge_refusals
 from sim.experiments.executors import Executor
-from sim.experiments.result_runs import alone_runs, result_runs
+from sim.experiments.result_runs import alone_runs, result_runs, run_key
 from sim.experiments.tables import markdown
-from sim.results import replace_file
+from sim.results import replace_file, rows_csv
 
 FILE = "metrics.csv"
 
@@ -63,7 +61,7 @@ def judge(
     judged = judge_refusals(found, refusals, Executor(jobs=jobs)) if refusals else {}
     for run, entry in zip(found.runs(beside), found.cells, strict=True):
         measured = measure(run, window_s=window_s)
-        extra = judged.get((entry["policy"], tuple(sorted(entry["variant"].items())), entry["replication"]), {})
+        extra = judged.get(run_key(entry), {})
         rows += [row | extra.get(str(row["tenant"]), {}) for row in measured]
         if convergence:
             changes += convergence_rows(run)
@@ -71,17 +69,6 @@ def judge(
     path = folder / FILE
     replace_file(path, rows_csv(averaged))
     return Judged(averaged, _first_of(changes), path)
-
-
-def rows_csv(rows: Sequence[Row]) -> str:
-    """Return rows as CSV with every column that any of them has."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if isinstance(value, float) and math.isnan(value) else value
-                      for key, value in row.items()} for row in rows)  # fmt: skip
-    return text.getvalue()
 
 
 def _first_of(changes: Sequence[Row]) -> list[Row]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sim.analysis.metric_rows import Run
 from sim.analysis.warm_up import warmup_of
@@ -17,14 +17,18 @@ from sim.experiments.cells import Done, cell_key, code_hash, run_task, task
 from sim.experiments.executors import Executor
 from sim.experiments.select import with_policies
 from sim.experiments.store import CellStore
-from sim.results import horizon_s, read_manifest, read_records
+from sim.results import horizon_s, part_of, read_manifest, read_records
 from sim.scenario import Cell, Scenario, expand, parse_scenario, resolved
 
 ALONE = "alone"
 """The folder of a result in which runs of each tenant alone are kept."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+RunKey = tuple[str, tuple[tuple[str, str], ...], int]
+"""What tells a result's runs apart: policy, variant and replication."""
+
+
+@dataclass(frozen=True, eq=False)
 class ResultRuns:
     """A result's runs. ``scenario`` is None where its manifest holds none that this version reads."""
 
@@ -43,8 +47,9 @@ class ResultRuns:
             raise InputError(str(self.folder), "was measured on a real server, which a simulation does not repeat",
                              "name a simulated result; tokenpools explain reads a gateway's recording too")  # fmt: skip
 
-    def planned(self) -> dict[tuple[str, tuple[tuple[str, str], ...], int], Cell]:
-        """Return what ran, by policy, variant and replication, as it would run again."""
+    @cached_property
+    def planned(self) -> Mapping[RunKey, Cell]:
+        """What ran, as it would run again."""
         if self.scenario is None:
             return {}
         return {_key(cell.policy, cell.variant, cell.replication): cell for cell in expand(self.scenario)}
@@ -57,27 +62,22 @@ class ResultRuns:
         InputError : the manifest's scenario is not one of this version, or the run was no simulation.
         """
         self.check_simulated()
-        found = self.planned().get(_key(entry["policy"], entry["variant"], entry["replication"]))
+        found = self.planned.get(run_key(entry))
         if found is None:
             raise InputError(str(self.folder), "holds a run that its scenario does not ask for", "run it again")
         return found
 
     def runs(self, alone: Mapping[tuple[Any, ...], Mapping[str, pa.Table]] | None = None) -> Iterator[Run]:
         """Yield every finished run with its records, which are read one run at a time from a sweep."""
-        planned = self.planned()
-        whole = None if self.manifest.get("kind") == "sweep" else {
-            name: read_records(self.folder, self.manifest, name) for name in ("requests", "timeline")
-        }  # fmt: skip
         for entry in self.cells:
-            key = _key(entry["policy"], entry["variant"], entry["replication"])
-            requests, timeline = self._tables(entry, whole)
-            cell = planned.get(key)
+            key = run_key(entry)
+            cell = self.planned.get(key)
             scenario = self.manifest["scenario"] if cell is None else resolved(cell.scenario)
             yield Run(
                 labels={"policy": entry["policy"], **entry["variant"]},
                 replication=int(entry["replication"]),
-                requests=requests,
-                timeline=timeline,
+                requests=self.requests(entry),
+                timeline=self._records(entry, "timeline"),
                 scenario=scenario,
                 stats=entry,
                 warmup_s=warmup_of(self.manifest, entry),
@@ -87,16 +87,19 @@ class ResultRuns:
 
     def requests(self, entry: Mapping[str, Any]) -> pa.Table:
         """Return the attempts of one run."""
-        if self.manifest.get("kind") == "sweep":
-            return read_records(self.folder, self.manifest, "requests", [entry["key"]])
-        return _part(read_records(self.folder, self.manifest, "requests"), entry)
+        return self._records(entry, "requests")
 
-    def _tables(self, entry: Mapping[str, Any], whole: Mapping[str, pa.Table] | None) -> tuple[pa.Table, pa.Table]:
-        if whole is not None:
-            return _part(whole["requests"], entry), _part(whole["timeline"], entry)
-        keys = [entry["key"]]
-        requests, timeline = (read_records(self.folder, self.manifest, name, keys) for name in ("requests", "timeline"))
-        return requests, timeline
+    def _records(self, entry: Mapping[str, Any], name: str) -> pa.Table:
+        if self.manifest.get("kind") == "sweep":
+            return read_records(self.folder, self.manifest, name, [entry["key"]])
+        if name not in self._whole:
+            self._whole[name] = read_records(self.folder, self.manifest, name)
+        return part_of(self._whole[name], entry)
+
+    @cached_property
+    def _whole(self) -> dict[str, pa.Table]:
+        """The tables of a result that is no sweep, each read when first asked for."""
+        return {}
 
 
 def result_runs(folder: Path) -> ResultRuns:
@@ -132,7 +135,7 @@ def alone_runs(
         raise InputError(str(found.folder), "holds no scenario that can run again", "give a simulated result")
     found.check_simulated()
     first: dict[tuple[Any, ...], Cell] = {}
-    for (_, *rest), cell in found.planned().items():
+    for (_, *rest), cell in found.planned.items():
         first.setdefault(tuple(rest), cell)
     planned = [(key, tenant, alone) for key, cell in first.items() for tenant, alone in _alone_cells(cell)]
     store = CellStore(found.folder / ALONE)
@@ -163,16 +166,13 @@ def _alone_cells(cell: Cell) -> Iterator[tuple[str, Cell]]:
         yield tenant, replace(cell, policy=f"{ALONE}: {tenant}", scenario=alone)
 
 
-def _key(policy: str, variant: Mapping[str, str], replication: int) -> tuple[str, tuple[tuple[str, str], ...], int]:
+def run_key(entry: Mapping[str, Any]) -> RunKey:
+    """Return what tells the run of a manifest's entry from the others."""
+    return _key(entry["policy"], entry["variant"], entry["replication"])
+
+
+def _key(policy: str, variant: Mapping[str, str], replication: int) -> RunKey:
     return (policy, tuple(sorted(variant.items())), int(replication))
-
-
-def _part(table: pa.Table, entry: Mapping[str, Any]) -> pa.Table:
-    """Return the rows of one run of a table that holds several."""
-    chosen = pc.equal(table.column("replication"), int(entry["replication"]))
-    for name, value in {"policy": entry["policy"], **entry["variant"]}.items():
-        chosen = pc.and_(chosen, pc.equal(table.column(name), value))
-    return table.filter(chosen)
 
 
 def find_cells(found: ResultRuns, policy: str | None, replication: int | None) -> Sequence[Mapping[str, Any]]:

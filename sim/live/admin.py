@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sim.live.identity import hashed
 from sim.live.settings import LOOPBACK, Admin
 from sim.live.state import State
 
@@ -73,8 +74,7 @@ class Pages:
                 return _error(403, "forbidden", "The admin pages are shown under the name of this machine only.")
             return None
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(token.strip().encode()).digest()
-        if scheme.lower() == "bearer" and hmac.compare_digest(given, digest):
+        if scheme.lower() == "bearer" and hmac.compare_digest(hashed(token.strip()), digest):
             return None
         refused = _error(401, "invalid_admin_token", "Give the admin token as a bearer token.")
         refused.headers["www-authenticate"] = "Bearer"

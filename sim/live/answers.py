@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from policies.api import Allowance, Reason, Refuse
-
-Headers = list[tuple[bytes, bytes]]
+from sim.live.headers import Headers
 
 
 class ApiError(Exception):
@@ -70,17 +69,15 @@ class Rule(NamedTuple):
     code: str
     kind: str
     text: str
-    unit: str = ""
 
 
 REFUSALS: Mapping[Reason, Rule] = {
     Reason.CONCURRENCY: Rule(
-        "rate_limit_exceeded", "requests", "Your entitlement may have {available} requests in flight.", "requests"
+        "rate_limit_exceeded", "requests", "Your entitlement may have {available} requests in flight."
     ),
-    Reason.REQUESTS: Rule("rate_limit_exceeded", "requests", "Your entitlement's requests are used up.", "requests"),
+    Reason.REQUESTS: Rule("rate_limit_exceeded", "requests", "Your entitlement's requests are used up."),
     Reason.TOKENS: Rule(
-        "rate_limit_exceeded", "tokens", "Your entitlement has {available} tokens left and this needs {needed}.",
-        "tokens",
+        "rate_limit_exceeded", "tokens", "Your entitlement has {available} tokens left and this needs {needed}."
     ),
     Reason.KV_CACHE: Rule(
         "rate_limit_exceeded", "tokens", "Your entitlement has {available} bytes of KV cache left, this needs {needed}."

@@ -15,6 +15,7 @@ import numpy as np
 
 from sim.errors import InputError
 from sim.live.attempt import LiveAttempt
+from sim.live.headers import bearer
 from sim.live.observe import NEVER_S
 from sim.records import REASONS, Outcome
 
@@ -158,9 +159,8 @@ class Completions:
             "content-type": "application/json",
             "x-request-id": f"{attempt.request_id}#{attempt.number}",
             "x-stainless-retry-count": str(attempt.number - 1),  # as OpenAI's library counts
+            **bearer(key),
         }
-        if key is not None:
-            headers["authorization"] = f"Bearer {key}"
         try:
             async with self._session.post(self._url, data=body, headers=headers, trace_request_ctx=attempt) as answer:
                 attempt.http_status = answer.status

@@ -30,7 +30,6 @@ from sim.live.observe import NEVER_S, Ended, Observer, RequestLog
 LOG = logging.getLogger("tokenpools.desk")
 
 _SWEEP_S = 0.1
-_NO_DEADLINE_S = float("inf")
 
 Verdict = Forward | Refuse | Failed
 

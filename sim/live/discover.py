@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from sim.errors import InputError
+from sim.live.headers import bearer
 
 STATE_PATH, CAPACITY_PATH = "/admin/state", "/admin/capacity"
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
@@ -75,11 +76,10 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
 
 
 async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str | None) -> dict[str, Any]:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     url = f"{base_url}/v1/models"
     fix = "give the root of an OpenAI-compatible server, e.g. http://127.0.0.1:8000"
     try:
-        async with session.get(url, headers=headers) as answer:
+        async with session.get(url, headers=bearer(key)) as answer:
             if answer.status in (401, 403):
                 raise InputError(url, f"answers {answer.status}",
                                  "give keys with --keys, TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY")  # fmt: skip
@@ -97,9 +97,8 @@ async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str |
 
 
 async def _text(session: aiohttp.ClientSession, url: str, token: str | None) -> str | None:
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
-        async with session.get(url, headers=headers) as answer:
+        async with session.get(url, headers=bearer(token)) as answer:
             return await answer.text() if answer.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return None

@@ -21,6 +21,11 @@ _LONGEST_ID = 128
 _ORIGIN = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 
 
+def bearer(secret: str | None) -> dict[str, str]:
+    """Return the header that shows a key or token; none where there is none."""
+    return {} if secret is None else {"authorization": f"Bearer {secret}"}
+
+
 def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: bytes, read: bool) -> CIMultiDict[str]:
     """Return the headers of a request as an upstream gets them: the client's key stays here.
 
@@ -37,8 +42,7 @@ def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: 
     if read:
         found["accept-encoding"] = "identity"
     found["x-request-id"] = request_id
-    if api_key is not None:
-        found["authorization"] = f"Bearer {api_key}"
+    found.update(bearer(api_key))
     return found
 
 

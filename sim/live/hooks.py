@@ -7,7 +7,6 @@ a command, or the gateway's own setting. Several may be combined.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Protocol
 import aiohttp
 
 from sim.errors import RunError
+from sim.live.command import run_command
+from sim.live.headers import bearer
 
 COMMAND_TIMEOUT_S = 30.0
 
@@ -83,17 +84,11 @@ class Command:
     async def happen(self, event: LiveEvent) -> None:
         """See `Hook`."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._words, env={**os.environ, **environment(event)}, stdin=asyncio.subprocess.DEVNULL
-            )
+            status = await run_command(self._words, environment(event), COMMAND_TIMEOUT_S)
+        except TimeoutError:
+            raise RunError(f"{self._words[0]}: not done after {COMMAND_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise RunError(f"{self._words[0]}: cannot be run ({error.strerror})") from None
-        try:
-            status = await asyncio.wait_for(process.wait(), COMMAND_TIMEOUT_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise RunError(f"{self._words[0]}: not done after {COMMAND_TIMEOUT_S:g} s") from None
         if status:
             raise RunError(f"{self._words[0]}: ended with status {status} at the event of {event.at_s:g} s")
 
@@ -105,7 +100,7 @@ class GatewayCapacity:
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url
-        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._headers = bearer(token)
 
     async def happen(self, event: LiveEvent) -> None:
         """See `Hook`."""

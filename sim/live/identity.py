@@ -12,13 +12,13 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
 from policies.api import EntitlementSpec, ServiceClass
+from policies.parts.orders import CLASS_RANK
 from sim.live.answers import ApiError
 from sim.live.settings import Key
 
 PREFIX = "tp-"
 _KEY_BYTES = 32
 _LONGEST_KEY = 512
-_RANK = {service_class: rank for rank, service_class in enumerate(ServiceClass)}
 
 
 def new_key() -> str:
@@ -72,7 +72,7 @@ class Identity:
         if wanted not in names:
             raise ApiError(400, "invalid_service_class", f"A service class is one of {', '.join(names)}.",
                           param=self._header.decode())
-        if _RANK[ServiceClass(wanted)] < _RANK[spec.service_class]:
+        if CLASS_RANK[ServiceClass(wanted)] < CLASS_RANK[spec.service_class]:
             raise ApiError(403, "service_class_not_allowed", f"This key is for {spec.service_class}: ask for a class "
                            "below it, never above.", kind="permission_error", param=self._header.decode())
         for other in self._specs.values():

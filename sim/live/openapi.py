@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from policies.api import ServiceClass
+
 _TOKENS = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
 _CHOICES = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 _COMMON: dict[str, Any] = {
@@ -125,7 +127,7 @@ def _post(name: str, body: dict[str, Any], class_header: str) -> dict[str, Any]:
             "parameters": [
                 {
                     "name": class_header, "in": "header", "required": False,
-                    "schema": {"enum": ["dedicated", "guaranteed", "elastic", "spot", "preemptible"]},
+                    "schema": {"enum": [str(one) for one in ServiceClass]},
                     "description": "Serve this request under the tenant's entitlement of a lower class.",
                 }
             ],

@@ -8,7 +8,6 @@ ended with a ``finish_reason`` and an error event.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ import aiohttp
 from policies.api import Cancelled, Failed, Finished, FirstToken, Forward, Reason, Refuse
 from policies.core import NO_CAPACITY_RETRY_S
 from sim.live.answers import ApiError, allowance_headers, ended, refusal
-from sim.live.asked import Json
 from sim.live.desk import Cut, Exchange
 from sim.live.gateway import AsyncGateway
 from sim.live.headers import Headers, to_client, to_upstream
 from sim.live.observe import Ended
 from sim.live.settings import Settings
 from sim.live.sse import BrokenStreamError, Splitter, StreamReader, Usage, cut_event, event, usage_of
-from sim.live.upstreams import Replica, Upstreams
+from sim.live.upstreams import Replica, Upstreams, json_object
 
 LOG = logging.getLogger("tokenpools.relay")
 
@@ -168,9 +166,7 @@ class Relay:
         if isinstance(answer, ApiError):
             raise answer
         exchange.error = "upstream_error"
-        exchange.http_status = answer.status
-        exchange.started = True
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await self._start(exchange, answer.status, answer.headers, send)
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _ask(self, exchange: Exchange, forward: Forward, outgoing: Outgoing, send: Send) -> None:
@@ -253,16 +249,14 @@ class Relay:
         limit = self._settings.limits.answer_bytes
         body = await self._read(exchange, response, limit)
         if response.content.at_eof():
-            usage = usage_of(_json(body))
+            usage = usage_of(json_object(body))
             # Nobody says how much it was: as many tokens as its text has, at most what was asked for.
             guess = min(forward.max_output_tokens, len(body) // _BYTES_PER_TOKEN)
             self._settle(exchange, usage, guess)
-            headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
-            await self._start(exchange, response.status, headers, send)
+            await self._pass_head(exchange, response, send, length=True)
             await self._finish(exchange, body, send)
             return
-        headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=True)
-        await self._start(exchange, response.status, headers, send)
+        await self._pass_head(exchange, response, send, length=True)
         while body:
             exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
             await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -311,9 +305,7 @@ class Relay:
                 raise asyncio.CancelledError
             if out:
                 if not exchange.started:
-                    more = self._allowance(exchange)
-                    headers = to_client(response.raw_headers, exchange.request_id, more, length=False)
-                    await self._start(exchange, response.status, headers, send)
+                    await self._pass_head(exchange, response, send, length=False)
                 exchange.wait(loop.time() + timeouts.client_stall_s, Cut.CLIENT_STALLED)
                 await send({"type": "http.response.body", "body": out, "more_body": True})
             exchange.wait(loop.time() + timeouts.idle_s, Cut.UPSTREAM_SILENT)
@@ -321,8 +313,7 @@ class Relay:
             raise BrokenStreamError("the stream ends within an event")
         self._settle(exchange, reader.usage, reader.events)
         if not exchange.started:
-            headers = to_client(response.raw_headers, exchange.request_id, self._allowance(exchange), length=False)
-            await self._start(exchange, response.status, headers, send)
+            await self._pass_head(exchange, response, send, length=False)
         await self._finish(exchange, b"", send)
 
     async def _refused_stream(self, exchange: Exchange, reader: StreamReader, out: bytes, send: Send) -> None:
@@ -404,19 +395,15 @@ class Relay:
         exchange.http_status = status
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def _pass_head(
+        self, exchange: Exchange, response: aiohttp.ClientResponse, send: Send, *, length: bool
+    ) -> None:
+        """Begin an answer as the replica did, with what the entitlement may still ask for."""
+        allowance = self._gateway.core.allowance(exchange.entitlement, self._gateway.now_s())
+        headers = to_client(response.raw_headers, exchange.request_id, allowance_headers(allowance), length=length)
+        await self._start(exchange, response.status, headers, send)
+
     async def _finish(self, exchange: Exchange, body: bytes, send: Send) -> None:
         exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
         await send({"type": "http.response.body", "body": body})
         exchange.answered = True
-
-    def _allowance(self, exchange: Exchange) -> Headers:
-        allowance = self._gateway.core.allowance(exchange.entitlement, self._gateway.now_s())
-        return allowance_headers(allowance)
-
-
-def _json(body: bytes) -> Json | None:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

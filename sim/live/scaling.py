@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from sim.errors import RunError
+from sim.live.command import run_command
 
 LOG = logging.getLogger("tokenpools.scaling")
 
@@ -107,20 +107,12 @@ class CommandFleet:
     async def want(self, replicas: int) -> None:
         """See `Fleet`."""
         words = self._params.command
-        environment = os.environ | {"TOKENPOOLS_REPLICAS": str(replicas)}
         try:
-            process = await asyncio.create_subprocess_exec(*words, env=environment, stdin=asyncio.subprocess.DEVNULL)
-        except OSError as error:
-            raise RunError(f"{words[0]} cannot be run ({error.strerror})") from None
-        try:
-            async with asyncio.timeout(self._params.timeout_s):
-                code = await process.wait()
+            code = await run_command(words, {"TOKENPOOLS_REPLICAS": str(replicas)}, self._params.timeout_s)
         except TimeoutError:
             raise RunError(f"{words[0]} still ran after {self._params.timeout_s:g} s") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        except OSError as error:
+            raise RunError(f"{words[0]} cannot be run ({error.strerror})") from None
         if code != 0:
             raise RunError(f"{words[0]} ended with code {code}")
 

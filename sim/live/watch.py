@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import RunError
+from sim.live.headers import bearer
 from sim.live.upstreams import read_gauges
 from sim.records import TimelineBlock
 
@@ -63,7 +64,7 @@ class Watch:
         self._engines = engines
         self._state = state
         self._interval_s = interval_s
-        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._headers = bearer(token)
         self.samples = Samples()
         self.missed = 0
 
@@ -117,7 +118,7 @@ async def clock_ahead_s(state: str, token: str | None = None) -> float:
     RunError : it does not answer.
     """
     loop = asyncio.get_running_loop()
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    headers = bearer(token)
     best: tuple[float, float] | None = None
     try:
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:

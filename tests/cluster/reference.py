@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from sim.cluster.step_time import StepTime
+from sim.cluster.engine_settings import EngineSettings
 
 TIE_S = 1e-9
 
@@ -50,25 +50,11 @@ class Job:
 
 
 class ReferenceReplica:
-    def __init__(
-        self,
-        *,
-        step_time: StepTime,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        kv_blocks: int,
-        block_tokens: int,
-        listener: Any,
-        arm: Callable[[float], None],
-        scheduling: str = "fcfs",
-        async_scheduling: bool = False,
-        prefix_caching: bool = False,
-        speculation: Any = None,
-    ) -> None:
-        self.step, self.listener, self.arm = step_time, listener, arm
-        self.slots, self.max_tokens = max_num_seqs, max_num_batched_tokens
-        self.total, self.block = kv_blocks, block_tokens
-        self.priority, self.shortest = scheduling == "priority", scheduling == "shortest-first"
+    def __init__(self, settings: EngineSettings, *, listener: Any, arm: Callable[[float], None]) -> None:
+        self.step, self.listener, self.arm = settings.step_time, listener, arm
+        self.slots, self.max_tokens = settings.max_num_seqs, settings.max_num_batched_tokens
+        self.total, self.block = settings.kv_blocks, settings.block_tokens
+        self.priority, self.shortest = settings.scheduling == "priority", settings.scheduling == "shortest-first"
         self.inbox: list[tuple[float, str, Any]] = []
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -78,10 +64,11 @@ class ReferenceReplica:
         self.submitted = 0
         self.wake_s = float("inf")
         self.log: list[tuple[float, int, int, int]] = []
-        self.pipelined, self.caching = async_scheduling, prefix_caching
+        self.pipelined, self.caching = settings.async_scheduling, settings.prefix_caching
         self.started_s = 0.0
         self.drafts = 0
         self.gain = Fraction(1)
+        speculation = settings.speculation
         if speculation is not None:
             self.drafts = speculation.tokens
             self.gain = Fraction(sum(speculation.acceptance**i for i in range(self.drafts + 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from cluster.test_replica_against_reference import Story, Tagged, scripts
 from sim.cluster.disaggregated import DecodeReplica, Disaggregated, DisaggregatedReplica
 from sim.cluster.engine_request import NEVER_S
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Replica
@@ -43,16 +45,13 @@ def play(make: Any, script: list[tuple[float, str, Any]], due: dict[int, float] 
     return Story(make, request, SETTING | changes, script)
 
 
-def flow(**settings: Any) -> FlowReplica[Any]:
-    return FlowReplica(operator_s=0.0045, **settings)
+def flow(settings: EngineSettings, **heard: Any) -> FlowReplica[Any]:
+    return FlowReplica(settings, operator_s=0.0045, **heard)
 
 
 def fair(tpot_slo_s: float) -> Any:
-    def make(**settings: Any) -> Replica[Any]:
-        batcher = FairBatcher(settings["step_time"], tpot_slo_s)
-        replica: Replica[Any] = Replica(batcher=batcher, **settings)
-        batcher.watch(replica)
-        return replica
+    def make(settings: EngineSettings, **heard: Any) -> Replica[Any]:
+        return Replica(replace(settings, batcher=FairBatcher(settings.step_time, tpot_slo_s)), **heard)
 
     return make
 
@@ -62,13 +61,12 @@ def divided(prefill: int = 1, decode: int = 1, kv_bytes_per_s: float = 1e6, late
         prefill_engines=prefill, decode_engines=decode, kv_bytes_per_s=kv_bytes_per_s, latency_s=latency_s
     )
 
-    def make(*, listener: Any, arm: Any, **settings: Any) -> DisaggregatedReplica[Any]:
-        decode_settings = settings | {"prefix_caching": False}
-        decode_settings.pop("scheduling", None)
+    def make(settings: EngineSettings, *, listener: Any, arm: Any) -> DisaggregatedReplica[Any]:
+        decode_settings = replace(settings, prefix_caching=False, scheduling="fcfs")
         return DisaggregatedReplica(
             layout, listener=listener, arm=arm, kv_bytes_per_token=1000.0,
-            make_prefill=lambda heard, wake: Replica(listener=heard, arm=wake, **settings),
-            make_decode=lambda heard, wake: DecodeReplica(listener=heard, arm=wake, **decode_settings),
+            make_prefill=lambda heard, wake: Replica(settings, listener=heard, arm=wake),
+            make_decode=lambda heard, wake: DecodeReplica(decode_settings, listener=heard, arm=wake),
         )  # fmt: skip
 
     return make

@@ -10,6 +10,7 @@ import pytest
 
 from policies.api import Finished
 from sim.cluster.engine_request import EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
 from sim.cluster.step_time import LinearStepTime
 from sim.cluster.world import simulate
@@ -30,10 +31,11 @@ class Engine:
         self.now_s = 0.0
         self.wake_s = float("inf")
         self.first_s: dict[EngineRequest, float] = {}
-        self.replica: Replica[EngineRequest] = Replica(
+        settings = EngineSettings(
             step_time=STEP, max_num_seqs=8, max_num_batched_tokens=1000, kv_blocks=kv_blocks, block_tokens=4,
-            listener=self, arm=self.arm, prefix_caching=True,
+            prefix_caching=True,
         )  # fmt: skip
+        self.replica: Replica[EngineRequest] = Replica(settings, listener=self, arm=self.arm)
 
     def arm(self, at_s: float) -> None:
         self.wake_s = at_s

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.reference import Job, ReferenceReplica
 from sim.cluster.engine_request import EngineRequest
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
 from sim.cluster.speculation import Speculation, SpeculativeStepTime
 from sim.cluster.step_time import LinearStepTime
@@ -29,7 +30,7 @@ class Story:
         self.finish: dict[int, float] = {}
         self.lost: dict[int, float] = {}
         self.wake = math.inf
-        self.replica = make(listener=self, arm=self.arm, **setting)
+        self.replica = make(EngineSettings(**setting), listener=self, arm=self.arm)
         self.requests: dict[int, Any] = {}
         self.down = False
         for at_s, what, arg in script:

@@ -10,6 +10,7 @@ J. D. C. Little, "A proof for the queuing formula L = lambda W", Operations Rese
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from cluster.queues import REPLICATIONS, MissError, Path, check, demand_of, interval, poisson_path, profile, run
 from cluster.single_server import Job, play_alone, prefill_s, service_s
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
 from sim.cluster.step_time import LinearStepTime
 from sim.cluster.waiting import FcfsQueue
@@ -215,8 +217,8 @@ class CountedReplica(Replica[Any]):
     _seen_s = 0.0
     made: list[CountedReplica] = []  # noqa: RUF012
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, settings: EngineSettings, **heard: Any) -> None:
+        super().__init__(settings, **heard)
         self.made.append(self)
 
     def _add(self, now_s: float) -> None:
@@ -262,13 +264,13 @@ def test_littles_law_holds_on_every_path(
 
 
 class OneTooMany(Replica[Any]):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings | {"max_num_seqs": settings["max_num_seqs"] + 1})
+    def __init__(self, settings: EngineSettings, **heard: Any) -> None:
+        super().__init__(replace(settings, max_num_seqs=settings.max_num_seqs + 1), **heard)
 
 
 class OnlyTwo(Replica[Any]):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings | {"max_num_seqs": 2})
+    def __init__(self, settings: EngineSettings, **heard: Any) -> None:
+        super().__init__(replace(settings, max_num_seqs=2), **heard)
 
 
 class OneIterationMore(Replica[Any]):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from policies.core import GatewayCore
 from sim.cluster.engine_request import NEVER_S
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.node import Node
 from sim.cluster.replica import Replica
 from sim.cluster.world import Outcomes, World, simulate
@@ -175,8 +176,8 @@ def total_slots(scenario: Mapped) -> int:
 class WatchedReplica(Replica[Any]):
     """Checks itself after every boundary, with what any user of a replica can see."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, settings: EngineSettings, **heard: Any) -> None:
+        super().__init__(settings, **heard)
         self.provisioned_blocks = self.kv.total_blocks
         self.provisioned_slots = self.max_num_seqs
 
