@@ -30,6 +30,7 @@ from policies.api import (
 )
 from policies.meters import ContinuousBucket
 from policies.parts.lines import Line, Waiting, Within, place
+from policies.parts.names import check_names
 from policies.parts.order import Order
 from policies.parts.orders import OrderParams, RoundRobin, order_of
 from policies.parts.queueing import TIMEOUT_STATUS, QueueingPolicy, Waits
@@ -95,9 +96,7 @@ class BandsPolicy(QueueingPolicy):
         super().__init__(params, kv_bytes_per_token, _EVERYTHING)
         specs = sorted(entitlements, key=lambda spec: spec.name)
         names = [spec.name for spec in specs]
-        for name in params.priorities:
-            if name not in names:
-                raise ValueError(f"priorities names {name!r}, which is no entitlement; give one of {names}")
+        check_names("priorities", params.priorities, names)
         self._params = params
         self._objectives = {spec.name: spec.ttft_slo_s for spec in specs}
         priority_of = {
@@ -146,9 +145,9 @@ class BandsPolicy(QueueingPolicy):
         """Let it in if nobody waits and the gate is open; in legacy mode, refuse what is sheddable if it is not."""
         if not self._params.legacy:
             return super().decide(request, max_output_tokens, pool, now_s)
-        need_tokens, largest = request.prompt_tokens + max_output_tokens, self.room.largest_tokens(pool)
-        if need_tokens > largest:
-            return Deny(Reason.TOO_LARGE, need_tokens, largest, None)
+        too_large = self.room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
         saturation = self._signal.value(pool, now_s)
         if saturation >= 1 and self._bands[self._rank[request.entitlement]].priority < 0:
             return Deny(Reason.OVERLOADED, math.nextafter(saturation, math.inf), 1.0, self.retry_s())

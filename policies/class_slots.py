@@ -28,6 +28,7 @@ from policies.api import (
     Verdict,
 )
 from policies.parts.lines import Line, Waiting
+from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy, Waits
 
 ClassName = Literal["system", "interactive", "default", "bulk"]
@@ -83,9 +84,7 @@ class ClassSlotsPolicy(QueueingPolicy):
         super().__init__(params, kv_bytes_per_token)
         specs = sorted(entitlements, key=lambda spec: spec.name)
         names = [spec.name for spec in specs]
-        for name in params.classes:
-            if name not in names:
-                raise ValueError(f"classes names {name!r}, which is no entitlement; give one of {names}")
+        check_names("classes", params.classes, names)
         self._params = params
         self._class = {
             spec.name: NAMES.index(params.classes.get(spec.name, _CLASS_OF[spec.service_class])) for spec in specs

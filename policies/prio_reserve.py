@@ -16,6 +16,7 @@ from typing import Literal
 from policies.api import ADMIT, Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.meters import FixedWindow
 from policies.no_control import NoControlPolicy
+from policies.parts.names import check_names
 from policies.parts.rates import INPUT_WEIGHT, OUTPUT_WEIGHT, REQUESTS, TOKENS, whole_s
 
 _DEFAULT = ""
@@ -60,9 +61,7 @@ class PrioReservePolicy(NoControlPolicy):
         kv_bytes_per_token: float | None, chance: Chance,  # noqa: ARG002
     ) -> None:
         names = sorted(spec.name for spec in entitlements)
-        for name in params.weights:
-            if name not in names:
-                raise ValueError(f"weights names {name!r}, which is no entitlement; give one of {names}")
+        check_names("weights", params.weights, names)
         self.tick_s: float | None = params.cache_s
         self._params = params
         self._share_of = {name: name if name in params.weights else _DEFAULT for name in names}

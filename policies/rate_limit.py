@@ -6,7 +6,6 @@ ends; a request counts once it is let in, however it ends. A refusal costs nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,6 +25,8 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import Charge, ContinuousBucket, SlidingWindow
+from policies.parts.names import check_names
+from policies.parts.rates import whole_s
 
 _WINDOW_S = 60.0
 _REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
@@ -95,9 +96,7 @@ class RateLimitPolicy:
 
     def __init__(self, params: RateLimit, entitlements: Sequence[EntitlementSpec]) -> None:
         names = sorted(spec.name for spec in entitlements)
-        for name in params.per_entitlement:
-            if name not in names:
-                raise ValueError(f"per_entitlement names {name!r}, which is no entitlement; give one of {names}")
+        check_names("per_entitlement", params.per_entitlement, names)
         self._requests: dict[str, Meter | None] = {}
         self._tokens: dict[str, Meter | None] = {}
         self._charges: dict[str, Charge] = {}
@@ -112,7 +111,7 @@ class RateLimitPolicy:
         if requests is not None:
             wait_s = requests.wait_s(1, now_s)
             if wait_s != 0:
-                return Deny(Reason.REQUESTS, 1, requests.available(now_s), _whole(wait_s))
+                return Deny(Reason.REQUESTS, 1, requests.available(now_s), None if wait_s is None else whole_s(wait_s))
         tokens = self._tokens[request.entitlement]
         if tokens is not None:
             need = request.prompt_tokens + max_output_tokens
@@ -121,7 +120,7 @@ class RateLimitPolicy:
                 most = tokens.depth if isinstance(tokens, ContinuousBucket) else tokens.limit
                 return Deny(Reason.TOO_LARGE, need, most, None)
             if wait_s > 0:
-                return Deny(Reason.TOKENS, need, tokens.available(now_s), _whole(wait_s))
+                return Deny(Reason.TOKENS, need, tokens.available(now_s), whole_s(wait_s))
         return ADMIT
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
@@ -179,7 +178,3 @@ def _margin(meter: Meter | None, now_s: float) -> Margin | None:
         return None
     limit = meter.depth if isinstance(meter, ContinuousBucket) else meter.limit
     return Margin(limit, meter.available(now_s), meter.full_in_s(now_s))
-
-
-def _whole(wait_s: float | None) -> float | None:
-    return None if wait_s is None else max(1.0, float(math.ceil(wait_s)))

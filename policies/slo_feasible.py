@@ -11,7 +11,6 @@ A long prompt misses its objective by itself, and a prediction that lags lets wa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,6 +31,7 @@ from policies.api import (
 from policies.parts.lines import Line, Waiting
 from policies.parts.prefill import FIRST_TOKENS_PER_S, PrefillClock
 from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.rates import whole_s
 
 _NO_OBJECTIVE_S = 1e9
 """What stands for the objective of who has none: behind all that have one."""
@@ -115,7 +115,7 @@ class SloFeasiblePolicy(QueueingPolicy):
         return verdict
 
     def _refusal_of(self, ttft_s: float, slo_s: float) -> Deny:
-        return Deny(Reason.SLO, ttft_s, slo_s, max(1.0, float(math.ceil(ttft_s - slo_s))))
+        return Deny(Reason.SLO, ttft_s, slo_s, whole_s(ttft_s - slo_s))
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether there is room, and decoding stays fast enough."""

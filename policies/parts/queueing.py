@@ -15,6 +15,7 @@ from typing import Literal
 from policies.api import ADMIT, Deny, Gauge, InFlight, PoolLedger, Queue, Reason, RequestView, Verdict
 from policies.no_control import NoControlPolicy
 from policies.parts.lines import Waiting
+from policies.parts.rates import whole_s
 from policies.parts.room import Room
 
 _FRESH_SHARE = 0.1
@@ -206,7 +207,7 @@ class QueueingPolicy(NoControlPolicy):
     def retry_s(self) -> float:
         """Return the moving mean of waits, in whole seconds."""
         mean_s = _FIRST_WAIT_S if self._mean_wait_s is None else self._mean_wait_s
-        return max(1.0, float(math.ceil(mean_s)))
+        return whole_s(mean_s)
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return how much waits."""

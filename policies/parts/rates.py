@@ -9,6 +9,7 @@ from typing import Literal
 
 from policies.api import ADMIT, Admit, Deny, EntitlementSpec, InFlight, PoolLedger, RequestView, Verdict
 from policies.no_control import NoControlPolicy
+from policies.parts.names import check_names
 
 REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
 TOKENS = {"gt": 0, "description": "give weighted tokens per minute, e.g. 6000, or leave it out for no limit"}
@@ -61,9 +62,7 @@ class Metered:
         ValueError : rates are given for an entitlement that there is not.
         """
         names = sorted(spec.name for spec in entitlements)
-        for name in self.per_entitlement:
-            if name not in names:
-                raise ValueError(f"per_entitlement names {name!r}, which is no entitlement; give one of {names}")
+        check_names("per_entitlement", self.per_entitlement, names)
         general = Rates(requests_per_min=self.requests_per_min, tokens_per_min=self.tokens_per_min)
         return {name: self.per_entitlement.get(name, general) for name in names}
 
