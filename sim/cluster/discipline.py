@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from sim.cluster.engine_request import EngineRequest
-from sim.cluster.waiting import FcfsQueue, PriorityQueue, ShortestQueue
+from sim.cluster.waiting import FcfsQueue, HeapQueue
 
 
 class WaitingQueue(Protocol):
@@ -116,7 +117,7 @@ class ByPriority:
 
     def queue(self) -> WaitingQueue:
         """See `Discipline.queue`."""
-        return PriorityQueue()
+        return HeapQueue(attrgetter("priority"))
 
     def victim(self, running: Sequence[EngineRequest]) -> int:
         """See `Discipline.victim`."""
@@ -130,7 +131,7 @@ class ShortestFirst(Fcfs):
 
     def queue(self) -> WaitingQueue:
         """See `Discipline.queue`."""
-        return ShortestQueue()
+        return HeapQueue(attrgetter("target_tokens"))
 
 
 DISCIPLINES: Mapping[str, Discipline] = {"fcfs": Fcfs(), "priority": ByPriority(), "shortest-first": ShortestFirst()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from sim.cluster.engine_request import WAITING, EngineRequest
@@ -65,18 +65,25 @@ class TransferQueue(FcfsQueue[R]):
 
 
 class HeapQueue(Generic[R]):
-    """Least key first; subclasses say what the key is. Preempted requests take the place that their key gives them."""
+    """Least ``first_by`` first, then by arrival; preempted requests take the place that this gives them."""
 
-    __slots__ = ("_heap",)
+    __slots__ = ("_first_by", "_heap")
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, R]] = []
+    def __init__(self, first_by: Callable[[R], float]) -> None:
+        self._first_by = first_by
+        self._heap: list[tuple[float, float, int, R]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def __iter__(self) -> Iterator[R]:
         return (entry[3] for entry in self._heap)
+
+    def push(self, request: R) -> None:
+        """Add an arrival, or a preempted request."""
+        heapq.heappush(self._heap, (self._first_by(request), request.submitted_s, request.order, request))
+
+    push_front = push
 
     def head(self) -> R | None:
         """Return whose turn it is."""
@@ -90,27 +97,3 @@ class HeapQueue(Generic[R]):
     def pop(self) -> None:
         """Remove the head."""
         heapq.heappop(self._heap)
-
-
-class PriorityQueue(HeapQueue[R]):
-    """Lowest (priority, arrival, order) first."""
-
-    __slots__ = ()
-
-    def push(self, request: R) -> None:
-        """Add an arrival."""
-        heapq.heappush(self._heap, (request.priority, request.submitted_s, request.order, request))
-
-    push_front = push
-
-
-class ShortestQueue(HeapQueue[R]):
-    """Fewest tokens to compute first, then by arrival."""
-
-    __slots__ = ()
-
-    def push(self, request: R) -> None:
-        """Add an arrival."""
-        heapq.heappush(self._heap, (request.target_tokens, request.submitted_s, request.order, request))
-
-    push_front = push

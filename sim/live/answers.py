@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from policies.api import Allowance, Reason, Refuse
-
-Headers = list[tuple[bytes, bytes]]
+from sim.live.headers import Headers
 
 
 class ApiError(Exception):

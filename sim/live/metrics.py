@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from policies.api import EntitlementLedger, Reason
+from policies.api import EntitlementLedger, EntitlementSpec, PoolLedger, Reason, ReplicaLedger
 from policies.core import GatewayCore
 from sim.live.observe import Ended, RequestLog
 
@@ -142,17 +142,14 @@ class _Books(Collector):
     """The books of the core, read when somebody asks."""
 
     def __init__(self, core: Callable[[], GatewayCore], now_s: Callable[[], float], tenants: Labels) -> None:
-        self._read_core = core
+        self._core = core
         self._now_s = now_s
         self._tenants = tenants
 
-    @property
-    def _core(self) -> GatewayCore:
-        return self._read_core()
-
     def collect(self) -> Iterator[Metric]:
         """Return every gauge."""
-        core, pool = self._core, self._core.pool
+        core = self._core()
+        pool = core.pool
         gauges = core.gauges(self._now_s())
         said = {(scope, name, metric): value for scope, name, metric, value in gauges}
         slots = pool.capacity.slots
@@ -165,13 +162,13 @@ class _Books(Collector):
         yield _one("queue_tokens", "Prompt tokens and max_tokens of those.", said["pool", "pool", "held_tokens"])
         if ("pool", "pool", "threshold") in said:
             yield _one("admission_threshold", "Least priority in flight.", said["pool", "pool", "threshold"])
-        yield from self._entitlements(said)
-        yield from self._replicas()
+        yield from self._entitlements(pool, said)
+        yield from _replicas(pool.replicas)
 
-    def _entitlements(self, said: Mapping[tuple[str, str, str], float]) -> Iterator[Metric]:
-        books = self._core.pool.entitlements
+    def _entitlements(self, pool: PoolLedger, said: Mapping[tuple[str, str, str], float]) -> Iterator[Metric]:
+        books = pool.entitlements
         to_come = Tally[str]()
-        for flight in self._core.pool.in_flight.values():
+        for flight in pool.in_flight.values():
             done = flight.output_tokens + (flight.request.prompt_tokens if flight.prompt_credited else 0)
             to_come[flight.ledger.spec.name] += max(0, flight.reserved_tokens - done)
         labels = ["entitlement", "tenant", "class"]
@@ -183,42 +180,42 @@ class _Books(Collector):
         }
         for name, (text, read) in by_ledger.items():
             family = GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=labels)
-            for entitlement, book in books.items():
-                family.add_metric(self._labels(entitlement), float(read(book)))
+            for book in books.values():
+                family.add_metric(self._labels(book.spec), float(read(book)))
             yield family
         for metric, text in _GAUGES.items():
             name = {"metered_tokens_per_s": "entitlement_tokens_per_second"}.get(metric, metric)
             family = GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=labels)
-            for entitlement in books:
+            for entitlement, book in books.items():
                 value = said.get(("entitlement", entitlement, metric))
                 if value is not None and math.isfinite(value):
-                    family.add_metric(self._labels(entitlement), value)
+                    family.add_metric(self._labels(book.spec), value)
             if family.samples:
                 yield family
 
-    def _labels(self, entitlement: str) -> list[str]:
-        spec = self._core.pool.entitlements[entitlement].spec
-        return [entitlement, self._tenants.of(spec.tenant), str(spec.service_class)]
+    def _labels(self, spec: EntitlementSpec) -> list[str]:
+        return [spec.name, self._tenants.of(spec.tenant), str(spec.service_class)]
 
-    def _replicas(self) -> Iterator[Metric]:
-        by_replica = {
-            "replica_inflight_requests": "Requests that this gateway knows to be at a replica.",
-            "replica_running_requests": "Requests that a replica says it runs.",
-            "replica_waiting_requests": "Requests that a replica says wait there.",
-            "replica_kv_used_ratio": "Share of a replica's KV cache in use, as it says.",
-        }
-        families = {
-            name: GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["replica"])
-            for name, text in by_replica.items()
-        }
-        for book in self._core.pool.replicas:
-            label = [str(book.replica_id)]
-            families["replica_inflight_requests"].add_metric(label, book.in_flight)
-            if book.report is not None:
-                families["replica_running_requests"].add_metric(label, book.report.running)
-                families["replica_waiting_requests"].add_metric(label, book.report.waiting)
-                families["replica_kv_used_ratio"].add_metric(label, book.report.kv_used_fraction)
-        yield from families.values()
+
+def _replicas(books: Iterable[ReplicaLedger]) -> Iterator[Metric]:
+    by_replica = {
+        "replica_inflight_requests": "Requests that this gateway knows to be at a replica.",
+        "replica_running_requests": "Requests that a replica says it runs.",
+        "replica_waiting_requests": "Requests that a replica says wait there.",
+        "replica_kv_used_ratio": "Share of a replica's KV cache in use, as it says.",
+    }
+    families = {
+        name: GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["replica"])
+        for name, text in by_replica.items()
+    }
+    for book in books:
+        label = [str(book.replica_id)]
+        families["replica_inflight_requests"].add_metric(label, book.in_flight)
+        if book.report is not None:
+            families["replica_running_requests"].add_metric(label, book.report.running)
+            families["replica_waiting_requests"].add_metric(label, book.report.waiting)
+            families["replica_kv_used_ratio"].add_metric(label, book.report.kv_used_fraction)
+    yield from families.values()
 
 
 def _one(name: str, text: str, value: float) -> GaugeMetricFamily:

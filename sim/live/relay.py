@@ -8,7 +8,6 @@ ended with a ``finish_reason`` and an error event.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ import aiohttp
 from policies.api import Cancelled, Failed, Finished, FirstToken, Forward, Reason, Refuse
 from policies.core import NO_CAPACITY_RETRY_S
 from sim.live.answers import ApiError, allowance_headers, ended, refusal
-from sim.live.asked import Json
 from sim.live.desk import Cut, Exchange
 from sim.live.gateway import AsyncGateway
 from sim.live.headers import Headers, to_client, to_upstream
 from sim.live.observe import Ended
 from sim.live.settings import Settings
 from sim.live.sse import BrokenStreamError, Splitter, StreamReader, Usage, cut_event, event, usage_of
-from sim.live.upstreams import Replica, Upstreams
+from sim.live.upstreams import Replica, Upstreams, json_object
 
 LOG = logging.getLogger("tokenpools.relay")
 
@@ -251,7 +249,7 @@ class Relay:
         limit = self._settings.limits.answer_bytes
         body = await self._read(exchange, response, limit)
         if response.content.at_eof():
-            usage = usage_of(_json(body))
+            usage = usage_of(json_object(body))
             # Nobody says how much it was: as many tokens as its text has, at most what was asked for.
             guess = min(forward.max_output_tokens, len(body) // _BYTES_PER_TOKEN)
             self._settle(exchange, usage, guess)
@@ -409,11 +407,3 @@ class Relay:
         exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
         await send({"type": "http.response.body", "body": body})
         exchange.answered = True
-
-
-def _json(body: bytes) -> Json | None:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from policies.api import Gauge
+from policies.api import EntitlementLedger, Gauge, ReplicaLedger
 from policies.core import GatewayCore
 from sim.live.observe import Ended, RequestLog
 
@@ -29,16 +29,12 @@ class State:
         self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *,
         about: Callable[[], Mapping[str, Any]] = dict, replica_names: Callable[[], Mapping[int, str]] = dict,
     ) -> None:
-        self._read_core = core
+        self._core = core
         self._now_s = now_s
         self._about = about
         self._replica_names = replica_names
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
         self._ended: Counter[tuple[str, Ended]] = Counter()
-
-    @property
-    def _core(self) -> GatewayCore:
-        return self._read_core()
 
     def ended(self, log: RequestLog) -> None:
         """See `sim.live.observe.Observer`."""
@@ -48,7 +44,7 @@ class State:
 
     def read(self) -> dict[str, Any]:
         """Return everything; numbers that JSON cannot hold are null."""
-        core, now_s = self._core, self._now_s()
+        core, now_s = self._core(), self._now_s()
         pool = core.pool
         gauges = core.gauges(now_s)
         said = {(scope, name, metric): value for scope, name, metric, value in gauges}
@@ -63,7 +59,7 @@ class State:
                 "held": said["pool", "pool", "held"],
                 "threshold": _finite(said.get(("pool", "pool", "threshold"))),
             },
-            "entitlements": [self._entitlement(name, said) for name in pool.entitlements],
+            "entitlements": [self._entitlement(name, book, said) for name, book in pool.entitlements.items()],
             "replicas": [
                 {
                     "name": names.get(book.replica_id, str(book.replica_id)),
@@ -77,11 +73,12 @@ class State:
                 for book in pool.replicas
             ],
             "refusals": [_refusal(log, now_s) for log in reversed(self._refusals)],
-            "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *self._reports()]],
+            "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *_reports(pool.replicas)]],
         }
 
-    def _entitlement(self, name: str, said: Mapping[tuple[str, str, str], float]) -> dict[str, Any]:
-        book = self._core.pool.entitlements[name]
+    def _entitlement(
+        self, name: str, book: EntitlementLedger, said: Mapping[tuple[str, str, str], float]
+    ) -> dict[str, Any]:
         spec = book.spec
         return {
             "name": name,
@@ -97,18 +94,19 @@ class State:
             **{metric: _finite(said.get(("entitlement", name, metric))) for metric in _OF_ENTITLEMENT},
         }
 
-    def _reports(self) -> list[Gauge]:
-        """Return what the replicas said of themselves, as gauges."""
-        found: list[Gauge] = []
-        for book in self._core.pool.replicas:
-            if book.report is not None:
-                name = str(book.replica_id)
-                found += [
-                    Gauge("replica", name, "running", book.report.running),
-                    Gauge("replica", name, "waiting", book.report.waiting),
-                    Gauge("replica", name, "kv_used_fraction", book.report.kv_used_fraction),
-                ]
-        return found
+
+def _reports(books: Iterable[ReplicaLedger]) -> list[Gauge]:
+    """Return what the replicas said of themselves, as gauges."""
+    found: list[Gauge] = []
+    for book in books:
+        if book.report is not None:
+            name = str(book.replica_id)
+            found += [
+                Gauge("replica", name, "running", book.report.running),
+                Gauge("replica", name, "waiting", book.report.waiting),
+                Gauge("replica", name, "kv_used_fraction", book.report.kv_used_fraction),
+            ]
+    return found
 
 
 def _refusal(log: RequestLog, now_s: float) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class Upstreams:
         """Ask some ready replica and return its JSON answer, None where there is none."""
         for replica in self.ready():
             answer = await self._fetch(replica, path, timeout_s, body)
-            return None if answer is None else _json(answer)
+            return None if answer is None else json_object(answer)
         return None
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ class Upstreams:
             replica.ready = True
 
     async def _learn_models(self, replica: Replica) -> None:
-        answer = _json(await self._fetch(replica, "/v1/models", self._timeouts.health_s) or b"")
-        cards = answer.get("data") if isinstance(answer, dict) else None
+        answer = json_object(await self._fetch(replica, "/v1/models", self._timeouts.health_s) or b"")
+        cards = None if answer is None else answer.get("data")
         if isinstance(cards, list):
             replica.models = {
                 card["id"]: card.get("max_model_len") for card in cards
@@ -285,8 +285,10 @@ def read_gauges(text: str) -> tuple[float, float, float] | None:
     return sum(running), sum(waiting), max(kv, default=0.0)
 
 
-def _json(text: bytes) -> Any:
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """Return the object that an answer holds in JSON, None where it holds none."""
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
