@@ -269,8 +269,7 @@ class GatewayCore:
         ledger = self._ledgers.get(request.entitlement)
         if ledger is None:
             raise KeyError(f"request {request_id} names entitlement {request.entitlement!r}, which this pool lacks")
-        if self._held.pop(request_id, None) is not None and self._queueing is not None:
-            self._queueing.on_withdrawn(request_id, now_s)
+        self._withdraw(request_id, now_s)
         if replica_id not in self._replica:
             self._know(replica_id, ready=False)
         flight = InFlight(
@@ -376,6 +375,14 @@ class GatewayCore:
                 instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
         return instructions
 
+    def _withdraw(self, request_id: str, now_s: float) -> bool:
+        """Hold a request no longer, and let the policy know; say whether it was held."""
+        if self._held.pop(request_id, None) is None:
+            return False
+        if self._queueing is not None:
+            self._queueing.on_withdrawn(request_id, now_s)
+        return True
+
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of a request
 
@@ -450,10 +457,8 @@ class GatewayCore:
         flight = self._flights.pop(event.request_id, None)
         if flight is not None:
             self._close(flight, event.output_tokens, now_s)
-        elif type(event) is Cancelled and self._held.pop(event.request_id, None) is not None:
+        elif type(event) is Cancelled and self._withdraw(event.request_id, now_s):
             self.withdrawn += 1
-            if self._queueing is not None:
-                self._queueing.on_withdrawn(event.request_id, now_s)
         else:
             self.late_events += 1
             return ()
@@ -576,9 +581,7 @@ class GatewayCore:
         self._policy.on_capacity(self.pool, now_s)
         refusals: list[Instruction] = []
         for request in [held for held in self._held.values() if self._ledgers[held.entitlement].state is not _BOUND]:
-            del self._held[request.request_id]
-            if self._queueing is not None:
-                self._queueing.on_withdrawn(request.request_id, now_s)
+            self._withdraw(request.request_id, now_s)
             self._ledgers[request.entitlement].refused += 1
             refusals.append(Refuse(request.request_id, Reason.NOT_BOUND, 403, None, 1, 0))
         return refusals

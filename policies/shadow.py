@@ -136,9 +136,7 @@ class ShadowedCore:
                 if type(event) is CapacityChanged or core.wants_reports:
                     self._note(index, core.handle(event, now_s), now_s)
         elif type(event) is FirstToken:
-            for index, opinion in enumerate(self._open.get(event.request_id, ())):
-                if opinion.verdict in _IN and self._shadows[index].wants_progress:
-                    self._note(index, self._shadows[index].handle(event, now_s), now_s)
+            self._advanced(event, now_s)
         elif isinstance(event, Finished | Failed | Cancelled):
             self._ended(event, said, now_s)
         self._follow(said, now_s)
@@ -168,6 +166,10 @@ class ShadowedCore:
         """Let shadows know at once, the acting core when its own tick is due or something else happens."""
         if self._acting.wants_progress:
             self._unheard.append((event, now_s))
+        self._advanced(event, now_s)
+
+    def _advanced(self, event: FirstToken | Progress, now_s: float) -> None:
+        """Let those shadows know that let the request in and want to hear of its progress."""
         for index, opinion in enumerate(self._open.get(event.request_id, ())):
             if opinion.verdict in _IN and self._shadows[index].wants_progress:
                 self._note(index, self._shadows[index].handle(event, now_s), now_s)

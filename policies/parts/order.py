@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from policies.api import PoolLedger
+from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting
 
 
@@ -54,3 +55,18 @@ class Order:
 
     def tick(self, pool: PoolLedger, now_s: float) -> None:
         """Hear that time passes, or that the pool's capacity is another."""
+
+
+class ByKey(Order):
+    """The least key first; a kind gives those who wait their keys."""
+
+    def __init__(self) -> None:
+        self._heap = KeyedHeap()
+
+    def left(self, flow: str) -> None:
+        """See `Order`."""
+        self._heap.remove(flow)
+
+    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
+        """See `Order`."""
+        return self._heap.least()[1]

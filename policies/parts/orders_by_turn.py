@@ -7,17 +7,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from policies.api import PoolLedger
-from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting
-from policies.parts.order import Order
+from policies.parts.order import ByKey, Order
 
 
-class ByClass(Order):
+class ByClass(ByKey):
     """The lowest rank first; equal ranks by the place of their heads."""
 
     def __init__(self, ranks: Mapping[str, int]) -> None:
+        super().__init__()
         self._ranks = ranks
-        self._heap = KeyedHeap()
 
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""
@@ -26,14 +25,6 @@ class ByClass(Order):
     def advanced(self, flow: str, head: Waiting) -> None:
         """See `Order`."""
         self._heap.set(flow, (self._ranks[flow], head.urgency, head.since_s))
-
-    def left(self, flow: str) -> None:
-        """See `Order`."""
-        self._heap.remove(flow)
-
-    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
-        """See `Order`."""
-        return self._heap.least()[1]
 
 
 class InTurn(Order):
@@ -111,27 +102,19 @@ class Drr(Order):
             self._deficit[flow] = min(0.0, self._deficit[flow])
 
 
-class Drf(Order):
+class Drf(ByKey):
     """The smallest dominant share first."""
 
     def __init__(self, kv_bytes_per_token: float | None, weights: Mapping[str, float]) -> None:
+        super().__init__()
         self._per_token = kv_bytes_per_token
         self._weights = weights
         self._held: dict[str, tuple[int, int]] = {}
-        self._heap = KeyedHeap()
         self._slots, self._kv_bytes = 1.0, math.inf
 
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""
         self._heap.set(flow, (self._share(flow),))
-
-    def left(self, flow: str) -> None:
-        """See `Order`."""
-        self._heap.remove(flow)
-
-    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
-        """See `Order`."""
-        return self._heap.least()[1]
 
     def hold(self, flow: str, slots: int, tokens: int, pool: PoolLedger) -> None:  # noqa: ARG002
         """See `Order`."""

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from itertools import islice
 
 from policies.api import PoolLedger
-from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting
-from policies.parts.order import Order
+from policies.parts.order import ByKey, Order
 
 _MOST_HALVINGS = 500.0
 
@@ -44,13 +43,13 @@ class _Fading:
         return float(cost * 2.0 ** ((now_s - self._base_s) / self._half_life_s))
 
 
-class Vtc(Order):
+class Vtc(ByKey):
     """The smallest counter first; whoever begins to wait is lifted to the least of those who wait."""
 
     def __init__(self, half_life_s: float | None) -> None:
+        super().__init__()
         self._fading = _Fading(half_life_s)
         self._used: dict[str, float] = {}
-        self._heap = KeyedHeap()
         self._last: str | None = None
 
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
@@ -65,12 +64,8 @@ class Vtc(Order):
 
     def left(self, flow: str) -> None:
         """See `Order`."""
-        self._heap.remove(flow)
+        super().left(flow)
         self._last = flow
-
-    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
-        """See `Order`."""
-        return self._heap.least()[1]
 
     def charge(self, flow: str, cost: float, now_s: float) -> None:
         """See `Order`."""
@@ -133,14 +128,14 @@ class Las(Order):
             self._waiting_used[flow] = amount
 
 
-class RecentUse(Order):
+class RecentUse(ByKey):
     """The least used in a sliding window first."""
 
     def __init__(self, window_s: float) -> None:
+        super().__init__()
         self._window_s = window_s
         self._used: dict[str, float] = {}
         self._charges: deque[tuple[float, str, float]] = deque()
-        self._heap = KeyedHeap()
 
     def _add(self, flow: str, cost: float) -> None:
         """See `Order`."""
@@ -152,17 +147,13 @@ class RecentUse(Order):
         """See `Order`."""
         self._heap.set(flow, (self._used.get(flow, 0.0),))
 
-    def left(self, flow: str) -> None:
-        """See `Order`."""
-        self._heap.remove(flow)
-
-    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
+    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:
         """See `Order`."""
         charges = self._charges
         while charges and charges[0][0] <= now_s:
             _, flow, cost = charges.popleft()
             self._add(flow, -cost)
-        return self._heap.least()[1]
+        return super().pick(lines, now_s)
 
     def charge(self, flow: str, cost: float, now_s: float) -> None:
         """See `Order`."""
@@ -170,28 +161,20 @@ class RecentUse(Order):
         self._add(flow, cost)
 
 
-class ByDebt(Order):
+class ByDebt(ByKey):
     """The largest debt first."""
 
     def __init__(self, smoothing: float, promised: Mapping[str, float]) -> None:
+        super().__init__()
         self._smoothing = smoothing
         self._promised = promised
         self._debt = dict.fromkeys(promised, 0.0)
         self._used = dict.fromkeys(promised, 0.0)
-        self._heap = KeyedHeap()
         self._at_s: float | None = None
 
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""
         self._heap.set(flow, (-self._debt[flow],))
-
-    def left(self, flow: str) -> None:
-        """See `Order`."""
-        self._heap.remove(flow)
-
-    def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
-        """See `Order`."""
-        return self._heap.least()[1]
 
     def charge(self, flow: str, cost: float, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""

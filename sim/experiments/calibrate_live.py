@@ -19,7 +19,7 @@ from sim.experiments.calibrate_steps import (
     calibrate_steps,
 )
 from sim.experiments.calibrate_sweep import SWEEP_TERMS, SweepPoint, calibrate_sweep
-from sim.experiments.fitting import Term
+from sim.experiments.fitting import Term, UnidentifiedError
 from sim.experiments.measured import MeasuredRun
 from sim.live.measure import Seen
 from sim.profiles import Profile
@@ -114,11 +114,10 @@ def _fitted(
     while True:
         try:
             return calibrate_steps(begin, steps, terms=left, place=start.name, today=today)
-        except InputError as error:
-            named = [term for term in left if str(error.args[1]).endswith(f" identify {term.name}")]
-            if not named or len(left) == 1:
+        except UnidentifiedError as error:
+            if len(error.terms) > 1 or len(left) == 1:
                 raise
-            left.remove(named[0])
+            left = [term for term in left if term.name not in error.terms]
 
 
 def _from(usual_s: float, terms: Sequence[Term]) -> list[Term]:

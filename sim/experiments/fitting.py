@@ -47,6 +47,14 @@ class Fit:
     residuals: Floats
 
 
+class UnidentifiedError(InputError):
+    """Measurements that do not pin down ``terms``."""
+
+    def __init__(self, place: str, problem: str, fix: str, terms: Sequence[str] = ()) -> None:
+        super().__init__(place, problem, fix)
+        self.terms = tuple(terms)
+
+
 def fit(
     residuals: Callable[[dict[str, float]], Floats],
     terms: Sequence[Term],
@@ -67,7 +75,7 @@ def fit(
 
     Raises
     ------
-    InputError : a term that the data cannot tell from the others: its interval is wider than ten times its size.
+    UnidentifiedError : terms that the data cannot tell from the others: intervals wider than ten times their size.
     """
     scales = np.array([term.start for term in terms])
     bounds = np.array([t.least for t in terms]) / scales, np.array([t.most for t in terms]) / scales
@@ -92,9 +100,10 @@ def fit(
         names = " and ".join(term.name for term in open_)
         measures = ", ".join(dict.fromkeys(term.measure for term in open_))
         if len(open_) == 1:
-            raise InputError(place, f"does not identify {names}", f"leave it out, or add {measures}")
+            raise UnidentifiedError(place, f"does not identify {names}", f"leave it out, or add {measures}", [names])
         problem = f"does not identify {names}, which it cannot tell apart"
-        raise InputError(place, problem, f"leave all but one out, or add {measures}")
+        fix = f"leave all but one out, or add {measures}"
+        raise UnidentifiedError(place, problem, fix, [term.name for term in open_])
     parts = np.arange(count) * _FOLDS // count if folds is None else folds
     without = np.array([search.better(x, 0.1, parts != part) for part in np.unique(parts)])
     deviation = np.sqrt((_FOLDS - 1) / _FOLDS * np.sum((without - without.mean(axis=0)) ** 2, axis=0))

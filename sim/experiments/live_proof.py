@@ -14,7 +14,7 @@ from sim.experiments.parity import Parity, check_parity
 from sim.experiments.run import run_scenario
 from sim.experiments.select import with_policies
 from sim.records import join_tables
-from sim.results import read_result
+from sim.results import read_manifest, read_result
 from sim.scenario import Scenario, load_scenario
 
 FIRST, SECOND = "paper-exp1", "paper-exp2"
@@ -63,12 +63,13 @@ def prove(
     InputError : a result or recording cannot be read, or ``out`` holds something already.
     """
     joined = {name: joined_tables(folders) for name, folders in live.items()}
+    manifests = {folder: read_manifest(folder) for folders in live.values() for folder in folders}
     one = _measured(joined.get(FIRST), FIRST)
     two = _measured(joined.get(SECOND), SECOND)
     rows = acceptance.rows(one, two, load_scenario(SECOND))
     compared = {}
     for name, folders in live.items():
-        cells = [read_result(folder).manifest["cells"][0] for folder in folders]
+        cells = [manifests[folder]["cells"][0] for folder in folders]
         replications = 1 + max(int(cell["replication"]) for cell in cells)
         scenario = simulated_scenario(name, [str(cell["policy"]) for cell in cells], profile, replications)
         result = run_scenario(scenario, out / f"{name}-simulated")
@@ -78,7 +79,7 @@ def prove(
         failed=[row.check for row in rows if row.verdict == acceptance.FAIL],
         compared=compared,
         parities={name: check_parity(path) for name, path in recordings.items()},
-        invalid=[str(f) for folders in live.values() for f in folders if not read_result(f).manifest["valid"]],
+        invalid=[str(f) for folders in live.values() for f in folders if not manifests[f]["valid"]],
     )
 
 

@@ -81,7 +81,7 @@ class StreamReader:
         if not self.first:
             self.first = data
         if b'"usage"' not in data and b'"error"' not in data and b"[DONE]" not in data:
-            self.events += data.count(b"data:") if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
+            self.events += 1 if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
             return data
         return b"".join(self._one(event) for event in split(data))
 

@@ -10,15 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from live.gate import Gate, gateway, secret
-from live.stand_in import StandIn, running
+from live.stand_in import StandIn
 
 LIMITS = {"body_bytes": 100_000, "header_bytes": 8192}
 
-
-@pytest.fixture(scope="module")
-def stand_in():  # type: ignore[no-untyped-def]
-    with running() as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("books")
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +22,6 @@ def gate(stand_in: StandIn):  # type: ignore[no-untyped-def]
     timeouts = {"header_s": 0.5, "body_s": 0.6, "keep_alive_s": 1.0}
     with gateway(stand_in, limits=LIMITS, timeouts=timeouts, policy="token-pool") as one:
         yield one
-
-
-@pytest.fixture(autouse=True)
-def _books(gate: Gate):  # type: ignore[no-untyped-def]
-    yield
-    gate.balanced()
 
 
 def plain(**fields: Any) -> bytes:

@@ -15,23 +15,13 @@ from sim.live.observe import Ended
 
 SHORT = {"first_byte_s": 0.5, "idle_s": 0.5, "connect_s": 0.5, "client_stall_s": 0.6, "health_s": 0.5}
 
-
-@pytest.fixture(scope="module")
-def stand_in():  # type: ignore[no-untyped-def]
-    with running() as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("books")
 
 
 @pytest.fixture(scope="module")
 def gate(stand_in: StandIn):  # type: ignore[no-untyped-def]
     with gateway(stand_in, timeouts=SHORT, policy="token-pool") as one:
         yield one
-
-
-@pytest.fixture(autouse=True)
-def _books(gate: Gate):  # type: ignore[no-untyped-def]
-    yield
-    gate.balanced()
 
 
 def last(gate: Gate) -> Any:

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from live.gate import PROFILE, Gate, gateway, secret
-from live.stand_in import Behaviour, StandIn, running
+from live.stand_in import Behaviour, StandIn
 from policies.api import Reason, ServiceClass
 from sim.errors import ScenarioError
 from sim.live.admin import page
@@ -40,12 +40,6 @@ LOG = RequestLog(
     forwarded_s=1.25, first_token_s=1.5, finish_s=2.0, replica=0, tries=1, outcome=Ended.FINISHED, reason=None,
     needed=0.0, available=0.0, http_status=200, retry_after_s=None, error="",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

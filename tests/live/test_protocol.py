@@ -5,26 +5,16 @@ import json
 import pytest
 
 from live.gate import Gate, gateway
-from live.stand_in import StandIn, running
+from live.stand_in import StandIn
 from sim.live.observe import Ended
 
-
-@pytest.fixture(scope="module")
-def stand_in():  # type: ignore[no-untyped-def]
-    with running() as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("books")
 
 
 @pytest.fixture(scope="module")
 def gate(stand_in: StandIn):  # type: ignore[no-untyped-def]
     with gateway(stand_in) as one:
         yield one
-
-
-@pytest.fixture(autouse=True)
-def _books(gate: Gate):  # type: ignore[no-untyped-def]
-    yield
-    gate.balanced()
 
 
 def test_an_answer_in_one_piece_comes_through(gate: Gate) -> None:

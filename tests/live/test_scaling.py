@@ -15,6 +15,7 @@ import pytest
 
 from sim.errors import RunError
 from sim.live import scaling
+from sim.live.command import run_command
 from sim.live.scaling import (
     CommandFleet,
     CommandScale,
@@ -50,6 +51,22 @@ def test_a_command_is_told_in_its_environment_and_its_failure_is_an_error(tmp_pa
     ]:  # fmt: skip
         with pytest.raises(RunError, match=said):
             asyncio.run(CommandFleet(CommandScale(command=words, timeout_s=0.3)).want(1))
+
+
+def test_a_command_that_is_not_waited_for_any_more_leaves_no_process(tmp_path: Path) -> None:
+    out = tmp_path / "pid"
+    script = f"import os, pathlib, time; pathlib.Path({str(out)!r}).write_text(str(os.getpid())); time.sleep(30)"
+
+    async def run() -> None:
+        task = asyncio.create_task(run_command((sys.executable, "-c", script), {}, 60.0))
+        await until(lambda: out.exists() and out.read_text())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(out.read_text()), 0)
 
 
 def test_the_latest_wish_counts_and_one_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

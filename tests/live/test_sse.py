@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.live.sse import BrokenStreamError, Splitter, StreamReader, Usage, cut_event, event, split, usage_of
+from sim.live.upstreams import json_object
 
 
 def chunk(text: str, **more: Any) -> bytes:
@@ -105,3 +106,11 @@ def test_a_stream_is_ended_in_its_own_form() -> None:
     }  # fmt: skip
     assert cut_event(b"", "x") == cut_event(b"data: no json\n\n", "x") == cut_event(b"data: []\n\n", "x") == b""
     assert split(b"a\n\nb\r\n\r\nc") == [b"a\n\n", b"b\r\n\r\n", b"c"]
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (b'{"count": 3}', {"count": 3}), (b"[1]", None), (b"", None), (b"{", None), (b"\xff", None),
+    (b"[" * 200_000, None),
+], ids=["object", "list", "nothing", "half", "no text", "deep"])  # fmt: skip
+def test_an_answer_of_an_upstream_is_an_object_or_nothing(answer: bytes, found: object) -> None:
+    assert json_object(answer) == found
