@@ -22,7 +22,6 @@ from typing import Any
 from policies.registry import POLICIES
 from sim.scenario import Policy, Scenario, parse_scenario, resolved
 
-BASELINE = "none"
 HEADROOM = 0.9
 """Share of the capacity to which all rates sum. [choice]"""
 

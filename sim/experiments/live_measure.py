@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable
 
+from sim import collector
 from sim.errors import InputError
 from sim.experiments.calibrate_live import Measurements
 from sim.live.completions import PromptKind, id_range
@@ -40,15 +40,10 @@ def measure_endpoint(
         kv_tokens=blocks * block,
     )  # fmt: skip
     prompts = PromptKind(model=model or found.model, first_id=first, last_id=last)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector.paused():
         seen = asyncio.run(
             measure(base_url, prompts, engine, plan_for(engine, quick=quick), key=key, progress=progress)
         )
-    finally:
-        if collecting:
-            gc.enable()
     return Measurements(
         steps=seen, name=prompts.model, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
         kv_blocks=blocks, block_tokens=block, kv_bytes_per_token=kv_bytes_per_token, max_model_tokens=longest,

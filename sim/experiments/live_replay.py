@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sim import provenance
+from sim import collector, provenance
 from sim.analysis.promises import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.attempt_series import AttemptSeries
@@ -162,13 +161,8 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
                 await asyncio.gather(running, watching, changing, return_exceptions=True)
         return load.attempts, end_s
 
-    collecting = gc.isenabled()
-    gc.disable()  # a collection of everything that is loaded takes longer than a request may be late
-    try:
+    with collector.paused():  # a collection of everything that is loaded takes longer than a request may be late
         attempts, end_s = asyncio.run(go())
-    finally:
-        if collecting:
-            gc.enable()
     entitlements = [entitlement.spec() for entitlement in scenario.pool.entitlements]
     columns = attempt_columns(attempts, [w.entitlement for w in workloads], entitlements)
     labels: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import random
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
-from sim import provenance
+from sim import collector, provenance
 from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
@@ -227,15 +226,10 @@ def _pool_event(event: Event) -> PoolEvent:
 def _simulate(cell: Cell, on_progress: Progress | None) -> Outcomes:
     world = world_of(cell)
     # Nothing a run makes is garbage in a cycle, so looking for cycles in millions of live objects only costs time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector.paused():
         return simulate(
             world, record_decisions=cell.scenario.record_decisions, on_progress=_steps(on_progress)
         )
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _steps(on_progress: Progress | None) -> Progress | None:

@@ -162,7 +162,7 @@ def test_shell_in_manifests_is_shell() -> None:
         subprocess.run(["sh", "-n", "-c", script], check=True, timeout=10)
 
 
-def test_compose_serves_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_serves_its_configuration() -> None:
     config = load_config(DEPLOY / "compose" / "gateway.yaml")
     assert make_core(config).pool.capacity.ready_replicas == 1
     services = documents(DEPLOY / "compose" / "compose.yaml")[0]["services"]

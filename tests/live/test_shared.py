@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,11 @@ class OneCore:
         assert not set(started) & set(refused)
 
 
+def peak(changes: Iterable[tuple[float, int]]) -> int:
+    """Return the most that was there at one time; an end comes before a start at the same time."""
+    return max(accumulate((change for _, change in sorted(changes)), initial=0))
+
+
 def most_at_once(workers: list[Worker], died_s: dict[str, float], evicted: set[str]) -> int:
     """How many requests ran at the replicas at one time, over all gateways, by the machine's clock.
 
@@ -179,11 +185,7 @@ def most_at_once(workers: list[Worker], died_s: dict[str, float], evicted: set[s
                 changes.append((line["t"] - 0.1 * (line["id"] in evicted), -1))
                 open_ids.discard(line["id"])
         changes += [(died_s[worker.name], -1) for _ in open_ids]
-    now = most = 0
-    for _, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return most
+    return peak(changes)
 
 
 @pytest.mark.parametrize("policy", ["token-pool", "rate-limit"])
@@ -281,11 +283,7 @@ def most_in_flight_of(entitlement: str, workers: list[Worker], from_s: float, un
                 changes.append((line["t"], 1))
             elif line["what"] == "end" and line["id"] in began:
                 changes.append((line["t"], -1))
-    now = most = 0
-    for _, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return most
+    return peak(changes)
 
 
 def test_a_redis_that_does_not_answer_is_waited_for_no_longer_than_said(
@@ -335,8 +333,6 @@ def test_gateways_of_another_configuration_are_turned_away(begin: Callable[..., 
     assert other.process.wait(15) == 0
     assert "another configuration or version (same, here other)" in other.said("refused")[0]["why"]
     assert first.end()["away"] == 0
-
-
 
 
 def test_whatever_befalls_redis_nothing_is_left_behind(begin: Callable[..., Worker], server: RedisServer) -> None:
