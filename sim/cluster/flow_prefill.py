@@ -130,8 +130,7 @@ class FlowReplica(Replica[R]):
         done: list[tuple[R, int]] = []
         for request, tokens in self._chunks or ():
             kept = int(tokens * share)
-            whole = blocks_of(request.computed_tokens + tokens, self._block_tokens)
-            self.kv.used_blocks -= whole - blocks_of(request.computed_tokens + kept, self._block_tokens)
+            self.kv.used_blocks -= self._chunk_blocks(request, tokens) - self._chunk_blocks(request, kept)
             done.append((request, kept))
         self._chunks = done
         self._wake(at_s)
@@ -165,7 +164,7 @@ class FlowReplica(Replica[R]):
             )
             request = unfinished[0] if goes_on else cast("R", head)
             tokens = min(request.target_tokens - request.computed_tokens, budget_tokens)
-            if due_s < NEVER_S and now_s + self._duration_s([*chunks, (request, tokens)]) > due_s:
+            if due_s < NEVER_S and now_s + self._iteration_s([*chunks, (request, tokens)]) * self.slowdown > due_s:
                 break  # the batch is filled up only as far as nobody in it is late for that
             blocks = self._chunk_blocks(request, tokens)
             if goes_on:
@@ -194,13 +193,6 @@ class FlowReplica(Replica[R]):
             self._begin_decode_run(now_s)
             return True
         return False
-
-    def _duration_s(self, chunks: list[tuple[R, int]]) -> float:
-        """Return how long an iteration of these chunks takes, beside what decodes."""
-        tokens = sum(n for _, n in chunks)
-        pairs = sum(n * (r.computed_tokens + (n + 1) / 2) for r, n in chunks)
-        decoding = self._decoding
-        return self._step.iteration_s(tokens, pairs, decoding, self._reads(decoding)) * self.slowdown
 
     def _admit(self, request: R) -> None:
         self._slack.pop()

@@ -150,6 +150,13 @@ class Scheduler(Batch[R]):
 
     def _begin_iteration(self, now_s: float, chunks: list[tuple[R, int]]) -> None:
         """Begin a single iteration whose blocks are already taken."""
+        self._chunks = chunks
+        self._run = 1
+        self._cut = True
+        self._begin(now_s, self._iteration_s(chunks))
+
+    def _iteration_s(self, chunks: list[tuple[R, int]]) -> float:
+        """Return how long an iteration of these chunks takes, with what decodes beside them."""
         prefill_tokens = 0
         pairs = 0.0
         for request, tokens in chunks:
@@ -157,11 +164,7 @@ class Scheduler(Batch[R]):
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
         context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
-        duration_s = self._step.iteration_s(prefill_tokens, pairs, decoding, context_tokens)
-        self._chunks = chunks
-        self._run = 1
-        self._cut = True
-        self._begin(now_s, duration_s)
+        return self._step.iteration_s(prefill_tokens, pairs, decoding, context_tokens)
 
     def _begin_decode_run(self, now_s: float) -> None:
         """Jump: run until the first request ends, or the blocks run out, or a message comes."""
