@@ -40,6 +40,12 @@ class Disaggregated:
     )
 
 
+def shares(total: int, parts: int) -> list[int]:
+    """Split a total evenly; the remainder goes to the first parts."""
+    each, rest = divmod(total, parts)
+    return [each + (i < rest) for i in range(parts)]
+
+
 class Prefill(EngineRequest, Generic[R]):
     """The first part of a request: its prompt and one output token."""
 
@@ -86,6 +92,10 @@ class DisaggregatedReplica(Generic[R]):
     ----------
     make_prefill, make_decode : return an engine, given who listens and what to call to be woken.
     kv_bytes_per_token : what crosses the link for each token of a prompt.
+
+    Attributes
+    ----------
+    engines : all of them, those that prefill first.
     """
 
     def __init__(
@@ -108,6 +118,7 @@ class DisaggregatedReplica(Generic[R]):
             make_decode(_DecodeListener(self), self._armer(layout.prefill_engines + i))
             for i in range(layout.decode_engines)
         ]
+        self.engines: Sequence[Replica[Any]] = [*self._prefill, *self._decode]
         self.wake_s = NEVER_S
         self._ticket = count()
         self._forget()
@@ -127,11 +138,6 @@ class DisaggregatedReplica(Generic[R]):
         return arm
 
     # ---------------------------------------------------------------------------------------------------------- ask
-
-    @property
-    def engines(self) -> Sequence[Replica[Any]]:
-        """All engines, those that prefill first."""
-        return [*self._prefill, *self._decode]
 
     @property
     def running_count(self) -> int:
@@ -207,9 +213,8 @@ class DisaggregatedReplica(Generic[R]):
         self._spread([engine.set_kv_blocks for engine in self._decode], blocks, now_s)
 
     def _spread(self, setters: Sequence[Callable[[int, float], None]], total: int, now_s: float) -> None:
-        each, rest = divmod(total, len(setters))
-        for index, setter in enumerate(setters):
-            setter(each + (index < rest), now_s)
+        for setter, share in zip(setters, shares(total, len(setters)), strict=True):
+            setter(share, now_s)
         self._rearm()
 
     def set_slowdown(self, factor: float, now_s: float) -> None:

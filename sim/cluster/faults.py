@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from policies.api import PoolCapacity
+from sim.cluster.disaggregated import shares
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
@@ -33,12 +34,6 @@ class PoolEvent:
     restore: int | None = None
     slow: int | None = None
     factor: float = 1.0
-
-
-def shares(total: int, parts: int) -> list[int]:
-    """Split a total evenly; the remainder goes to the first parts."""
-    each, rest = divmod(total, parts)
-    return [each + (i < rest) for i in range(parts)]
 
 
 class Pool:
