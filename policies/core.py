@@ -216,21 +216,22 @@ class GatewayCore:
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the state of the pool for the timeline, the policy's gauges last."""
         pool = self.pool
+        held_tokens = sum(request.prompt_tokens + self._most_output_of(request) for request in self._held.values())
         values = [
             Gauge("pool", "pool", "capacity_slots", pool.capacity.slots),
             Gauge("pool", "pool", "ready_replicas", self._ready),
             Gauge("pool", "pool", "in_flight", len(self._flights)),
             Gauge("pool", "pool", "held", len(self._held)),
-            Gauge("pool", "pool", "held_tokens", sum(self._tokens_of(request) for request in self._held.values())),
+            Gauge("pool", "pool", "held_tokens", held_tokens),
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
         values += self._policy.gauges(pool, now_s)
         return values
 
-    def _tokens_of(self, request: RequestView) -> int:
+    def _most_output_of(self, request: RequestView) -> int:
         asked = request.max_output_tokens
-        return request.prompt_tokens + (self.default_max_output_tokens if asked is None else asked)
+        return self.default_max_output_tokens if asked is None else asked
 
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
@@ -366,8 +367,7 @@ class GatewayCore:
             request = self._held.pop(request_id, None)
             if request is None:
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
-            asked = request.max_output_tokens
-            max_output_tokens = self.default_max_output_tokens if asked is None else asked
+            max_output_tokens = self._most_output_of(request)
             ledger = self._ledgers[request.entitlement]
             if verdict is ADMIT:
                 instructions.append(self._forward(request, ledger, max_output_tokens, now_s))

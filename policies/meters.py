@@ -227,3 +227,8 @@ class LeakyUtilisation:
         """Raise the level, or lower it where an estimate was too high."""
         self._level = max(0.0, self.level(now_s) + amount)
         self._at_s = now_s
+
+
+def most_of(meter: ContinuousBucket | FixedWindow | SlidingWindow) -> float:
+    """Return the most that a meter can hold."""
+    return meter.depth if isinstance(meter, ContinuousBucket) else meter.limit

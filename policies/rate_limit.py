@@ -24,7 +24,7 @@ from policies.api import (
     RequestView,
     Verdict,
 )
-from policies.meters import Charge, ContinuousBucket, SlidingWindow
+from policies.meters import Charge, ContinuousBucket, SlidingWindow, most_of
 from policies.parts.names import check_names
 from policies.parts.rates import whole_s
 
@@ -117,8 +117,7 @@ class RateLimitPolicy:
             need = request.prompt_tokens + max_output_tokens
             wait_s = tokens.wait_s(need, now_s)
             if wait_s is None:
-                most = tokens.depth if isinstance(tokens, ContinuousBucket) else tokens.limit
-                return Deny(Reason.TOO_LARGE, need, most, None)
+                return Deny(Reason.TOO_LARGE, need, most_of(tokens), None)
             if wait_s > 0:
                 return Deny(Reason.TOKENS, need, tokens.available(now_s), whole_s(wait_s))
         return ADMIT
@@ -176,5 +175,4 @@ class RateLimitPolicy:
 def _margin(meter: Meter | None, now_s: float) -> Margin | None:
     if meter is None:
         return None
-    limit = meter.depth if isinstance(meter, ContinuousBucket) else meter.limit
-    return Margin(limit, meter.available(now_s), meter.full_in_s(now_s))
+    return Margin(most_of(meter), meter.available(now_s), meter.full_in_s(now_s))

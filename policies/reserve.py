@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView
-from policies.meters import Charge, ContinuousBucket, FixedWindow, SlidingWindow
+from policies.meters import Charge, ContinuousBucket, FixedWindow, SlidingWindow, most_of
 from policies.parts.estimates import ESTIMATE, DefaultCap, Estimate, Foresight, estimator
 from policies.parts.rates import Metered, MeteredPolicy, whole_s
 
@@ -104,7 +104,7 @@ class ReservePolicy(Foresight, MeteredPolicy):
             need = self._cost(request, max_output_tokens)
             wait_s = tokens.wait_s(need, now_s)
             if wait_s is None:
-                return Deny(Reason.TOO_LARGE, need, _most(tokens), None)
+                return Deny(Reason.TOO_LARGE, need, most_of(tokens), None)
             if wait_s and (denied is None or wait_s > (denied.retry_after_s or 0)):
                 denied = Deny(Reason.TOKENS, need, tokens.available(now_s), whole_s(wait_s))
         return denied
@@ -156,10 +156,6 @@ class ReservePolicy(Foresight, MeteredPolicy):
         for name, tokens in self._tokens.items():
             if tokens is not None:
                 yield Gauge("entitlement", name, "available_tokens", tokens.available(now_s))
-
-
-def _most(meter: Meter) -> float:
-    return meter.depth if isinstance(meter, ContinuousBucket) else meter.limit
 
 
 def _settle(meter: Meter, reserved: float, charge: Charge | None, used: float, now_s: float) -> None:

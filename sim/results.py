@@ -171,7 +171,7 @@ def _measured(requests: pa.Table, manifest: Mapping[str, Any], cell: Mapping[str
     tenants = [named[one["entitlement"]] for one in scenario["workload"]]
     part = part_of(requests, cell)
     rows = summarise(part, horizon_s=float(end_s), warmup_s=warmup_of(manifest, cell), tenants=tenants)
-    return with_violations(rows, [cell])
+    return with_violations(rows, cell)
 
 
 def part_of(table: pa.Table, cell: Mapping[str, Any]) -> pa.Table:

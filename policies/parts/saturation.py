@@ -120,10 +120,23 @@ class _QueueAndKv(Signal):
         return now_s - min(seen) if seen else math.inf
 
 
-class _InFlightShare(Signal):
-    def __init__(self, params: InFlightShare) -> None:
-        self._params = params
+class _Reserving(Signal):
+    """Knows the tokens that are reserved."""
+
+    def __init__(self) -> None:
         self._reserved_tokens = 0
+
+    def admitted(self, flight: InFlight) -> None:
+        self._reserved_tokens += flight.reserved_tokens
+
+    def ended(self, flight: InFlight) -> None:
+        self._reserved_tokens -= flight.reserved_tokens
+
+
+class _InFlightShare(_Reserving):
+    def __init__(self, params: InFlightShare) -> None:
+        super().__init__()
+        self._params = params
 
     def value(self, pool: PoolLedger, now_s: float) -> float:  # noqa: ARG002
         params, ready = self._params, pool.capacity.ready_replicas
@@ -135,12 +148,6 @@ class _InFlightShare(Signal):
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens / (params.tokens_per_replica * ready))
         return share
-
-    def admitted(self, flight: InFlight) -> None:
-        self._reserved_tokens += flight.reserved_tokens
-
-    def ended(self, flight: InFlight) -> None:
-        self._reserved_tokens -= flight.reserved_tokens
 
 
 class _PredictedTtft(Signal):
@@ -164,10 +171,10 @@ class _PredictedTtft(Signal):
         self._clock.ended(flight)
 
 
-class _Ledger(Signal):
+class _Ledger(_Reserving):
     def __init__(self, kv_bytes_per_token: float | None) -> None:
+        super().__init__()
         self._per_token = kv_bytes_per_token
-        self._reserved_tokens = 0
 
     def value(self, pool: PoolLedger, now_s: float) -> float:  # noqa: ARG002
         capacity = pool.capacity
@@ -178,12 +185,6 @@ class _Ledger(Signal):
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens * self._per_token / capacity.kv_bytes)
         return share
-
-    def admitted(self, flight: InFlight) -> None:
-        self._reserved_tokens += flight.reserved_tokens
-
-    def ended(self, flight: InFlight) -> None:
-        self._reserved_tokens -= flight.reserved_tokens
 
 
 def signal_of(params: SaturationParams, kv_bytes_per_token: float | None) -> Signal:

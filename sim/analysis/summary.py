@@ -75,26 +75,15 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float, tenants:
     return rows
 
 
-def with_violations(rows: Sequence[Row], cells: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return rows of `summarise` with a column ``violation``: see `sim.analysis.promises`.
+def with_violations(rows: Sequence[Row], stats: Mapping[str, Any]) -> list[Row]:
+    """Return `summarise`'s rows of one run with a column ``violation``: see `sim.analysis.promises`.
 
     Parameters
     ----------
-    cells : what the manifest says of the runs; ``violation_by_tenant`` in each, where there was anything to promise.
+    stats : what the manifest says of the run; ``violation_by_tenant`` in it, where there was anything to promise.
     """
-    found: dict[tuple[Any, ...], list[float]] = {}
-    for cell in cells:
-        labels = (cell["policy"], *map(str, cell.get("variant", {}).values()))
-        for tenant, value in cell.get("violation_by_tenant", {}).items():
-            for replication in (None, cell["replication"]):
-                found.setdefault((*labels, tenant, replication), []).append(value)
-    measured: list[Row] = []
-    for row in rows:
-        names = list(row)
-        key = [str(row[name]) for name in names[: names.index("tenant") + 1] if name != "replication"]
-        values = found.get((*key, row.get("replication")), [])
-        measured.append({**row, "violation": sum(values) / len(values) if values else math.nan})
-    return measured
+    found = stats.get("violation_by_tenant", {})
+    return [{**row, "violation": found.get(row["tenant"], math.nan)} for row in rows]
 
 
 def average_cells(measures: Sequence[Row]) -> list[Row]:

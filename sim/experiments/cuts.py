@@ -49,7 +49,7 @@ def measured(cell: Cell, requests: pa.Table, stats: Mapping[str, Any]) -> list[R
     tenant_of = {one.name: one.spec().tenant for one in scenario.pool.entitlements}
     tenants = [tenant_of[workload.entitlement] for workload in scenario.workload]
     rows = summarise(requests, horizon_s=end_s, warmup_s=cut_s, tenants=tenants)
-    return with_violations(rows, [stats])
+    return with_violations(rows, stats)
 
 
 def found_cuts(cells: Sequence[Cell], read: Callable[[int], Series | None]) -> dict[Labels, Cut]:
