@@ -1,12 +1,14 @@
-"""What tests of the gateway's HTTP side share."""
+"""What tests of live gateways share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from live.gate import Gate
+from live.redis_server import RedisServer
 from live.stand_in import StandIn, running
 
 
@@ -21,3 +23,10 @@ def books(gate: Gate) -> Iterator[None]:
     """Check after a test that the books of its module's gateway balance."""
     yield
     gate.balanced()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()

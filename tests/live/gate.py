@@ -44,6 +44,13 @@ def secret(name: str) -> str:
     return f"tp-secret-of-{name}-0123456789abcdef"
 
 
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """What came back."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from live.gate import Answer, Gate, config, gateway, secret
+from live.gate import Answer, Gate, config, free_port, gateway, secret
 from live.stand_in import StandIn, running
 from sim.errors import ScenarioError
 from sim.live.settings import Estimate, Limits, Timeouts, Tokenize, Tokenizer
@@ -138,7 +139,7 @@ def test_the_command_makes_keys_checks_configurations_and_serves_until_it_is_tol
     with running() as stand_in:
         mapping = config([stand_in], records=str(tmp_path / "records"))
         mapping["keys"] = [yaml.safe_load(line)[0]]
-        mapping["listen"] = {"port": _free_port()}
+        mapping["listen"] = {"port": free_port()}
         good = tmp_path / "good.yaml"
         good.write_text(yaml.safe_dump(mapping))
         checked = tokenpools("serve", str(good), "--check")
@@ -167,17 +168,7 @@ def test_the_command_makes_keys_checks_configurations_and_serves_until_it_is_tol
     assert len(list((tmp_path / "records").glob("*.parquet"))) == 1
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def _until_ready(gate: Gate) -> None:
-    import time
-
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
         try:

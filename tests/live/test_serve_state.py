@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from live.gate import ENTITLEMENTS, config, secret
+from live.gate import ENTITLEMENTS, config, free_port, secret
 from live.redis_server import BINARY, RedisServer
 from live.stand_in import StandIn, running
 from sim.errors import ScenarioError
@@ -31,9 +30,7 @@ SLOW = {"stand_in": {"gap_s": 0.05}}
 
 class Serve:
     def __init__(self, folder: Path, name: str, stand_in: StandIn, url: str, **changed: Any) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.file, self._stand_in = folder / f"{name}.yaml", stand_in
         self.write(**changed)
         self.errors = folder / f"{name}.err"
@@ -96,13 +93,6 @@ class Serve:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(5)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -31,13 +31,6 @@ WORKER = Path(__file__).with_name("shared_worker.py")
 Said = dict[str, Any]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
-
-
 class Worker:
     def __init__(self, folder: Path, url: str, name: str, policy: str, options: dict[str, Any]) -> None:
         self.name = name
