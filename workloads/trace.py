@@ -253,7 +253,6 @@ class Trace:
             raise EmptyCutError(self.file, None, problem, f"its rows span {span}: cut inside that")
         mine = self._mine(rows, of_groups)[first:last]
         chosen = np.arange(first, last)[mine]
-        copy = np.zeros(len(chosen), dtype=np.int64)
         trace_s = time_s[first:last][mine] - self.from_trace_s
         span_s = min(until_trace_s, float(time_s[-1])) - self.from_trace_s
         of_thinning, of_blocks, of_copies = rng, *rng.spawn(2)
@@ -263,7 +262,7 @@ class Trace:
                 duration_s = span_s
             picked = transforms.redrawn(trace_s, span_s, self.bootstrap_block_s, duration_s, of_blocks, MAX_ARRIVALS)
             trace_s, chosen, span_s = picked[0], chosen[picked[1]], duration_s
-            copy = np.zeros(len(chosen), dtype=np.int64)
+        copy = np.zeros(len(chosen), dtype=np.int64)
         if self.superpose > 1:
             trace_s, order, copy = transforms.superposed(trace_s, span_s, self.superpose, of_copies)
             chosen = chosen[order]

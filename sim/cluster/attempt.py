@@ -11,15 +11,7 @@ NAN = float("nan")
 class Attempt(EngineRequest):
     """An attempt on its way through client, gateway and replica, where it is the engine's request as well.
 
-    Attributes
-    ----------
-    number : 1 for the first attempt; a retry shares ``request_id`` with it.
-    workload : index of the workload that asks.
-    asked_tokens : max_tokens as the client gives it; 0 where it names none.
-    delivered_tokens : output that had come back when the attempt ended.
-    forwarded_s, first_token_s, finish_s : NaN until reached.
-    outcome : how it ended; WAITING while open.
-    reason : why it was refused or broken off; empty otherwise.
+    Its attributes are those of `sim.attempts.Recordable`; ``outcome`` is WAITING while it is open.
     """
 
     __slots__ = (
