@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, host."""
+"""Where a result comes from: scenario, versions, commit, host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sim.scenario import Scenario, resolved, scenario_hash
+
 _LIBRARIES = ("tokenpools", "simpy", "numpy", "pyarrow", "pydantic")
+
+
+def origin(scenario: Scenario) -> dict[str, Any]:
+    """Return what a manifest says of the scenario and the code that a result is of."""
+    return {
+        "scenario": resolved(scenario),
+        "scenario_hash": scenario_hash(scenario),
+        "seed": scenario.seed,
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def versions() -> dict[str, str]:

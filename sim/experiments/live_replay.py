@@ -28,7 +28,7 @@ from sim.live.load import LoadGenerator
 from sim.live.watch import Floats, Watch, clock_ahead_s, timeline
 from sim.records import Outcome, RequestColumns, join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
-from sim.scenario import Scenario, expand, resolved, scenario_hash
+from sim.scenario import Scenario, expand, scenario_hash
 from workloads.generate import split_over_keys
 
 MOST_LAG_S = 0.005
@@ -223,11 +223,7 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
     summary, cuts = summed(cells, [run.requests for run in runs], [run.stats for run in runs])
     manifest: dict[str, Any] = {
         "kind": "live",
-        "scenario": resolved(scenario),
-        "scenario_hash": scenario_hash(scenario),
-        "seed": scenario.seed,
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.origin(scenario),
         "host": provenance.host(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - runs[0].stats["wall_s"])),
         "wall_s": round(sum(run.stats["wall_s"] for run in runs), 3),

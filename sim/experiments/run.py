@@ -26,7 +26,7 @@ from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.decisions import decisions_table, opinions_table
 from sim.records import join_tables, requests_table, timeline_table
 from sim.results import check_output_folder, write_result
-from sim.scenario import Cell, Event, Scenario, expand, resolved, scenario_hash
+from sim.scenario import Cell, Event, Scenario, expand, scenario_hash
 from sim.seeds import stream
 from workloads.generate import WorkloadSpec, generate
 from workloads.requests import Demand
@@ -82,11 +82,7 @@ def run_scenario(
     shadows = _joined([r.shadows for r in results])
     summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
     manifest: dict[str, Any] = {
-        "scenario": resolved(scenario),
-        "scenario_hash": scenario_hash(scenario),
-        "seed": scenario.seed,
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.origin(scenario),
         "host": provenance.host(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         "wall_s": round(time.time() - started_s, 3),

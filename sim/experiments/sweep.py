@@ -19,7 +19,7 @@ from sim.experiments.cuts import Labels, cuts_in_words, found_cuts, measured, wa
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
 from sim.results import replace_file, write_manifest, write_summary
-from sim.scenario import Cell, Scenario, expand, resolved, scenario_hash
+from sim.scenario import Cell, Scenario, expand
 
 ASSUMED_REQUESTS_PER_CPU_S = 20_000.0
 """For an estimate where no cell is finished yet; benchmarks/throughput.py measures it."""
@@ -196,11 +196,7 @@ def _written(
     write_manifest(
         {
             "kind": "sweep",
-            "scenario": resolved(scenario),
-            "scenario_hash": scenario_hash(scenario),
-            "seed": scenario.seed,
-            "versions": provenance.versions(),
-            "commit": provenance.commit(),
+            **provenance.origin(scenario),
             "code": code_hash(),
             "host": provenance.host(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),

@@ -76,19 +76,10 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", **details)
         self.call("Input.dispatchKeyEvent", type="keyUp", **details)
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        clip = {"clip": self._whole()} if whole else {}
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **clip)
-        path.write_bytes(base64.b64decode(shot["data"]))
-
     def pdf(self) -> bytes:
         """Return the page printed on A4 paper."""
         found = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False)
         return base64.b64decode(found["data"])
-
-    def _whole(self) -> dict[str, Any]:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
 
     def _heard(self, event: dict[str, Any]) -> None:
         method, params = event.get("method"), event.get("params", {})
