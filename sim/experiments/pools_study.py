@@ -190,7 +190,7 @@ def failures(runs: Mapping[tuple[str, float], Run]) -> str:
 
 
 def gateways() -> pd.DataFrame:
-    """Return how far four gateways go over what is there, by how often they share what they know."""
+    """Return how far gateways go over what is there, by how many they are and how often they share what they know."""
     rows = []
     for share_s in (None, *EXCHANGES_S):
         rows += [_gateways(count, share_s) for count in (2, 4, 8)]
@@ -206,7 +206,7 @@ def _gateways(count: int, share_s: float | None) -> dict[str, Any]:
     return {
         "gateways": count, "share_s": share_s, "peak": float(flying.max()) / 64, "over": float((flying > 64).mean()),
         "mean": float(flying.mean()) / 64, "ttft_p99_s": float(chat["ttft_p99_s"]),
-        "slo": float(chat["slo_attainment"]),
+        "n": int(chat["latency_n"]), "slo": float(chat["slo_attainment"]),
     }  # fmt: skip
 
 
