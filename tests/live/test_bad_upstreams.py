@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from live.gate import Answer, Gate, gateway, secret
+from live.gate import Answer, Gate, gateway, head
 from live.stand_in import StandIn, running
 from sim.live.observe import Ended
 
@@ -146,10 +146,9 @@ def test_a_stream_that_nobody_reads_stops_its_upstream_and_is_given_up(gate: Gat
     body = json.dumps({
         "model": "tiny", "prompt": "a", "max_tokens": 5000, "stream": True, "stand_in": {"padding_bytes": 100_000},
     }).encode()  # fmt: skip
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
     with gate.connect() as connection:
         began_s = time.monotonic()
-        connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(head(f"content-length: {len(body)}") + body)
         gate.until(lambda: stand_in.running == 1)
         gate.until(lambda: stand_in.running == 0)
         assert 0.5 < time.monotonic() - began_s < 3
@@ -163,9 +162,8 @@ def test_a_client_that_leaves_stops_its_upstream_at_once(gate: Gate, stand_in: S
     body = json.dumps({
         "model": "tiny", "prompt": "a", "max_tokens": 5000, "stream": stream, "stand_in": {"gap_s": 0.01},
     }).encode()  # fmt: skip
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
     with gate.connect() as connection:
-        connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(head(f"content-length: {len(body)}") + body)
         gate.until(lambda: stand_in.running == 1)
         time.sleep(0.1)
     left_s = time.monotonic()
