@@ -146,7 +146,7 @@ class AdaptivePolicy(NoControlPolicy):
         too_large = self._room.too_large(request, max_output_tokens, pool)
         if too_large is not None:
             return too_large
-        in_flight, limit = len(pool.in_flight) + pool.others_in_flight, math.floor(self._limit.value)
+        in_flight, limit = pool.all_in_flight, math.floor(self._limit.value)
         if in_flight < limit:
             return ADMIT
         if pool.entitlements[request.entitlement].in_flight + 1 <= self._parts[request.entitlement] * limit:
@@ -155,7 +155,7 @@ class AdaptivePolicy(NoControlPolicy):
 
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Take a sample."""
-        self._limit.sample(now_s - flight.forwarded_s, len(pool.in_flight) + pool.others_in_flight)
+        self._limit.sample(now_s - flight.forwarded_s, pool.all_in_flight)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Take note of how large a request may be."""

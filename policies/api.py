@@ -400,6 +400,11 @@ class PoolLedger:
     others_in_flight: int = 0
     others_reserved_tokens: int = 0
 
+    @property
+    def all_in_flight(self) -> int:
+        """How many requests the pool has in flight, those of other gateways included."""
+        return len(self.in_flight) + self.others_in_flight
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Protocols

@@ -31,7 +31,7 @@ class Room:
         most = max(1.0, self.occupancy * capacity.slots)
         if self._per_replica is not None:
             most = self._per_replica * capacity.ready_replicas
-        return most - len(pool.in_flight) - pool.others_in_flight
+        return most - pool.all_in_flight
 
     def tokens_free(self, pool: PoolLedger) -> float:
         """Return how many more tokens fit into the KV cache; infinite where that is not known."""

@@ -143,7 +143,7 @@ class _InFlightShare(_Reserving):
         if not ready:
             return 1.0
         most = pool.capacity.slots if params.requests_per_replica is None else params.requests_per_replica * ready
-        share = (len(pool.in_flight) + pool.others_in_flight) / max(1, most)
+        share = pool.all_in_flight / max(1, most)
         if params.tokens_per_replica is not None:
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens / (params.tokens_per_replica * ready))
@@ -180,7 +180,7 @@ class _Ledger(_Reserving):
         capacity = pool.capacity
         if not capacity.slots:
             return 1.0
-        share = (len(pool.in_flight) + pool.others_in_flight) / capacity.slots
+        share = pool.all_in_flight / capacity.slots
         if capacity.kv_bytes and self._per_token:
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens * self._per_token / capacity.kv_bytes)

@@ -44,7 +44,7 @@ class UtilisationRule:
         slots, ready = pool.capacity.slots, pool.capacity.ready_replicas
         if not slots:
             return current
-        return ready * (len(pool.in_flight) + pool.others_in_flight) / slots / self._target
+        return ready * pool.all_in_flight / slots / self._target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,7 +140,7 @@ class TokenPoolPolicy:
     def _contended(self, pool: PoolLedger) -> bool:
         """Whether there is no room for everyone: slots (less what is reserved and idle), KV cache or throughput."""
         capacity = pool.capacity
-        if len(pool.in_flight) + pool.others_in_flight >= capacity.slots - self._idle_dedicated:
+        if pool.all_in_flight >= capacity.slots - self._idle_dedicated:
             return True
         per_token = self._kv_bytes_per_token
         if capacity.kv_bytes is not None and per_token:
@@ -159,7 +159,7 @@ class TokenPoolPolicy:
         """
         capacity = pool.capacity
         lendable = capacity.slots - self._idle_dedicated + account.idle_slots
-        slots_over = len(pool.in_flight) + pool.others_in_flight + 1 - lendable
+        slots_over = pool.all_in_flight + 1 - lendable
         tokens_over = 0.0
         per_token = self._kv_bytes_per_token
         if capacity.kv_bytes is not None and per_token:
@@ -188,7 +188,7 @@ class TokenPoolPolicy:
 
     def _contention_retry_s(self, pool: PoolLedger) -> float:
         slots = pool.capacity.slots
-        excess = max(1.0, (len(pool.in_flight) + pool.others_in_flight) + 1 - (slots - self._idle_dedicated))
+        excess = max(1.0, pool.all_in_flight + 1 - (slots - self._idle_dedicated))
         return self._retry_s(_service_s(pool.mean_service_s) * excess / max(1, slots))
 
     def _retry_s(self, wait_s: float) -> float:
@@ -294,7 +294,7 @@ class TokenPoolPolicy:
         if self._admit_when_full:
             return ()
         capacity, per_token = pool.capacity, self._kv_bytes_per_token
-        slots_over = (len(pool.in_flight) + pool.others_in_flight) - (capacity.slots - self._idle_dedicated)
+        slots_over = pool.all_in_flight - (capacity.slots - self._idle_dedicated)
         tokens_over = 0.0
         if capacity.kv_bytes is not None and per_token:
             reserved = self._reserved_tokens + pool.others_reserved_tokens + self._idle_tokens

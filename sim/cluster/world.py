@@ -198,7 +198,7 @@ def simulate(
 
 def _ttft_slos_s(world: World) -> list[float] | None:
     """Return each workload's objective, where the engines go by them."""
-    if world.profile.scheduling not in ("fair-batching", "flow-prefill"):
+    if not world.profile.goes_by_deadlines:
         return None
     slos_s = {e.name: NEVER_S if e.ttft_slo_s is None else e.ttft_slo_s for e in world.entitlements}
     return [slos_s[w.entitlement] for w in world.workloads]

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
@@ -109,18 +110,22 @@ def _loky(function: Callable[[Any], Any], tasks: Sequence[Any], executor: Execut
                 else:
                     yield i, Lost(f"its worker died {_TRIES} times, perhaps for want of memory")
     except BaseException:
-        pool = _loky_pool(executor.jobs)
-        _leave_unsaid("ExecutorManagerThread")
-        pool.shutdown(wait=False, kill_workers=True)
+        _leave_lost_tasks_unsaid()
+        _loky_pool(executor.jobs).shutdown(wait=False, kill_workers=True)
         raise
 
 
-def _leave_unsaid(thread_name: str) -> None:
-    """Let errors of a thread pass in silence: loky's own may still look for a task when the pool is taken from it."""
+@cache
+def _leave_lost_tasks_unsaid() -> None:
+    """Let loky's own thread pass in silence over tasks that it still looks for when the pool is taken from it.
+
+    It may come to them after this returns, so from the first interrupt on that is so for the rest of the process.
+    """
     say = threading.excepthook
 
     def said(args: threading.ExceptHookArgs) -> None:
-        if args.thread is None or not args.thread.name.startswith(thread_name):
+        of_loky = args.thread is not None and args.thread.name.startswith("ExecutorManagerThread")
+        if not (of_loky and args.exc_type is KeyError):
             say(args)
 
     threading.excepthook = said

@@ -153,7 +153,7 @@ class _Books(Collector):
         gauges = core.gauges(self._now_s())
         said = {(scope, name, metric): value for scope, name, metric, value in gauges}
         slots = pool.capacity.slots
-        in_flight = len(pool.in_flight) + pool.others_in_flight
+        in_flight = pool.all_in_flight
         yield _one("capacity_slots", "Sequences that the ready replicas run at once.", slots)
         yield _one("ready_replicas", "Replicas that take requests.", said["pool", "pool", "ready_replicas"])
         full = in_flight / slots if slots else 1.0

@@ -55,7 +55,7 @@ class State:
             "pool": {
                 "capacity_slots": pool.capacity.slots,
                 "tokens_per_s": _finite(pool.capacity.tokens_per_s),
-                "in_flight": len(pool.in_flight) + pool.others_in_flight,
+                "in_flight": pool.all_in_flight,
                 "held": said["pool", "pool", "held"],
                 "threshold": _finite(said.get(("pool", "pool", "threshold"))),
             },

@@ -107,6 +107,11 @@ class Profile(Strict):
     )
 
     @property
+    def goes_by_deadlines(self) -> bool:
+        """Whether the scheduler asks when a request's first token is due."""
+        return self.scheduling in ("fair-batching", "flow-prefill")
+
+    @property
     def _decode_engines(self) -> int:
         return 1 if self.disaggregated is None else self.disaggregated.decode_engines
 
@@ -165,7 +170,7 @@ class Profile(Strict):
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
 
     def _check_speculation(self, speculation: Speculation) -> None:
-        if self.disaggregated is not None or self.scheduling in ("fair-batching", "flow-prefill"):
+        if self.disaggregated is not None or self.goes_by_deadlines:
             other = "disaggregated" if self.disaggregated is not None else self.scheduling
             raise MisfitError("speculation", f"given beside {other}, which has none", "leave one of them out")
         least = self.max_num_seqs * (1 + speculation.tokens)
