@@ -44,6 +44,12 @@ def secret(name: str) -> str:
     return f"tp-secret-of-{name}-0123456789abcdef"
 
 
+def head(*lines: str, path: str = "/v1/completions", key: str = "chat") -> bytes:
+    """Return the head of a request in bytes, with these lines added."""
+    first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {secret(key)}", *lines]
+    return ("\r\n".join(first) + "\r\n\r\n").encode("latin-1")
+
+
 def free_port() -> int:
     """Return a port that nobody uses now."""
     with socket.socket() as one:

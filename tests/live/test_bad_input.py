@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from live.gate import Gate, gateway, secret
+from live.gate import Gate, gateway, head
 from live.stand_in import StandIn
 
 LIMITS = {"body_bytes": 100_000, "header_bytes": 8192}
@@ -109,11 +109,6 @@ def raw(gate: Gate, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
         except ConnectionResetError:
             pass
         return answer
-
-
-def head(*lines: str, path: str = "/v1/completions", key: str = "chat") -> bytes:
-    first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {secret(key)}", *lines]
-    return ("\r\n".join(first) + "\r\n\r\n").encode("latin-1")
 
 
 @pytest.mark.parametrize("size", [150_000, 100 * 2**20])

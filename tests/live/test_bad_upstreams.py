@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from live.gate import Answer, Gate, gateway, secret
-from live.stand_in import StandIn, running
+from live.gate import Answer, Gate, gateway, head
+from live.stand_in import Behaviour, StandIn, running
 from sim.live.observe import Ended
 
 SHORT = {"first_byte_s": 0.5, "idle_s": 0.5, "connect_s": 0.5, "client_stall_s": 0.6, "health_s": 0.5}
@@ -146,10 +146,9 @@ def test_a_stream_that_nobody_reads_stops_its_upstream_and_is_given_up(gate: Gat
     body = json.dumps({
         "model": "tiny", "prompt": "a", "max_tokens": 5000, "stream": True, "stand_in": {"padding_bytes": 100_000},
     }).encode()  # fmt: skip
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
     with gate.connect() as connection:
         began_s = time.monotonic()
-        connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(head(f"content-length: {len(body)}") + body)
         gate.until(lambda: stand_in.running == 1)
         gate.until(lambda: stand_in.running == 0)
         assert 0.5 < time.monotonic() - began_s < 3
@@ -163,9 +162,8 @@ def test_a_client_that_leaves_stops_its_upstream_at_once(gate: Gate, stand_in: S
     body = json.dumps({
         "model": "tiny", "prompt": "a", "max_tokens": 5000, "stream": stream, "stand_in": {"gap_s": 0.01},
     }).encode()  # fmt: skip
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
     with gate.connect() as connection:
-        connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(head(f"content-length: {len(body)}") + body)
         gate.until(lambda: stand_in.running == 1)
         time.sleep(0.1)
     left_s = time.monotonic()
@@ -179,7 +177,7 @@ def test_a_client_that_leaves_stops_its_upstream_at_once(gate: Gate, stand_in: S
 def test_a_request_that_failed_before_its_first_byte_goes_elsewhere_once() -> None:
     retrying = {"on_failure": "retry", "router": "round-robin"}
     with running() as bad, running() as good, gateway(bad, good, pool=retrying) as gate:
-        bad.behaviour = bad.behaviour.__class__(die="before")
+        bad.behaviour = Behaviour(die="before")
         answers = [gate.ask(stream=bool(n % 2)) for n in range(4)]
         assert [answer.status for answer in answers] == [200] * 4
         gate.balanced()
@@ -189,7 +187,7 @@ def test_a_request_that_failed_before_its_first_byte_goes_elsewhere_once() -> No
         assert (answer.status, answer.code) == (503, "upstream_failed")
         gate.balanced()
         assert gate.logs[-1].tries == 2
-        bad.behaviour = good.behaviour.__class__(die="2", gap_s=0.02)
+        bad.behaviour = Behaviour(die="2", gap_s=0.02)
         good.behaviour = bad.behaviour
         ended_with_an_error(gate.ask(stream=True), 2, "upstream_failed")  # not after it
         gate.balanced()

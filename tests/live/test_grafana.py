@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from live.gate import gateway
+from live.gate import gateway, head
 from live.stand_in import Behaviour, running
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana" / "tokenpools-gateway.json").read_text())
@@ -34,8 +34,8 @@ def shown() -> dict[str, set[str]]:
         registry = gate.lookout.metrics.registry
         text = gate.call(lambda: generate_latest(registry)).decode()
         with gate.connect() as client:
-            body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 40, "stream": True})
-            client.sendall(_post(body))
+            body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 40, "stream": True}).encode()
+            client.sendall(head("content-type: application/json", f"content-length: {len(body)}") + body)
             gate.until(lambda: len(gate.service.gateway.core.pool.in_flight))
             text += gate.call(lambda: generate_latest(registry)).decode()
     labels: dict[str, set[str]] = {}
@@ -43,13 +43,6 @@ def shown() -> dict[str, set[str]]:
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     return labels
-
-
-def _post(body: str) -> bytes:
-    from live.gate import secret
-
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
-    return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
 
 
 @pytest.mark.parametrize(("title", "expression"), expressions(), ids=lambda value: str(value)[:40])

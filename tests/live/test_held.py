@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from live.gate import PROFILE, Answer, Gate, gateway, secret
+from live.gate import PROFILE, Answer, Gate, gateway, head
 from live.stand_in import StandIn, running
 from sim.live.observe import Ended
 
@@ -62,13 +62,12 @@ def test_what_is_held_for_too_long_is_told_to_come_back(stand_in: StandIn) -> No
 
 def test_a_client_that_leaves_while_it_is_held_is_forgotten(stand_in: StandIn) -> None:
     body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 1}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret('chat')}\r\n"
     found: list[Answer] = []
     with gateway(stand_in, policy="fair-queue", entitlements=CHAT, pool=TWO_SLOTS) as gate:
         threads = ask_in_threads(gate, 2, found, stand_in={"ttft_s": 0.5})
         gate.until(lambda: stand_in.running == 2)
         with gate.connect() as connection:
-            connection.sendall(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+            connection.sendall(head(f"content-length: {len(body)}") + body)
             gate.until(lambda: held(gate) == 1)
         gate.until(lambda: held(gate) == 0)
         for thread in threads:

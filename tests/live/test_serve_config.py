@@ -156,7 +156,7 @@ def test_the_command_makes_keys_checks_configurations_and_serves_until_it_is_tol
             thread = threading.Thread(target=lambda: found.append(gate.ask(key=None, headers=headers, **asked)))
             thread.start()
             while not stand_in.running:
-                pass
+                time.sleep(0.005)
             process.send_signal(signal.SIGTERM)
             thread.join(10)
             assert len(found[0].events) == 10
