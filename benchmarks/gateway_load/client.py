@@ -42,9 +42,9 @@ class Connection(asyncio.Protocol):
         """Count it: nobody should close."""
         self.bad += 1
 
-    def ask(self, request: bytes) -> None:
-        """Send a request."""
-        self.began_s = time.monotonic()
+    def ask(self, request: bytes, due_s: float | None = None) -> None:
+        """Send a request; its latency counts from ``due_s``, or from now."""
+        self.began_s = time.monotonic() if due_s is None else due_s
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -129,10 +129,11 @@ async def paced(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(count):
         next_s += 1 / args.rate
         await asyncio.sleep(max(0.0, next_s - loop.time()))
+        due_s = time.monotonic()
         while not free:
             late += 1
             await asyncio.sleep(0.001)
-        free.pop().ask(asked)
+        free.pop().ask(asked, due_s)
     await asyncio.sleep(1.0)
     kept = latencies[int(args.rate * args.warm_up):]
     return {"requests": len(kept), "missing": count - len(latencies), "late": late,
