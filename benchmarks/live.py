@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from sim.experiments.live_proof import FIRST, SECOND, prove
-from sim.live.identity import hashed, new_key
+from sim.live.gateway.authentication import hashed, new_key
+from sim.studies.live_proof import FIRST, SECOND, prove
 
 ROOT = Path(__file__).resolve().parents[1]
 PACED = ROOT / "benchmarks" / "paced_vllm"

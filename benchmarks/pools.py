@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.95)
     options = parser.parse_args()
     from sim.experiments.run import run_scenario
-    from sim.scenario import parse_scenario
+    from sim.scenario.load import parse_scenario
 
     made = parse_scenario(
         scenario(options.requests, options.entitlements, options.replicas, options.load), "benchmark"

@@ -41,9 +41,9 @@ from policies.api import (  # noqa: E402
 from policies.core import GatewayCore  # noqa: E402
 from policies.registry import POLICIES, ROUTERS  # noqa: E402
 from policies.token_pool.params import TokenPool  # noqa: E402
-from sim.live.gateway import AsyncGateway  # noqa: E402
-from sim.live.settings import SharedState  # noqa: E402
-from sim.live.shared import SharedLog  # noqa: E402
+from sim.live.gateway.core_driver import AsyncGateway  # noqa: E402
+from sim.live.gateway.settings import SharedState  # noqa: E402
+from sim.live.shared_state.replicated_core import SharedLog  # noqa: E402
 
 SPECS = [
     EntitlementSpec(
@@ -72,7 +72,7 @@ class Timers:
         self.came_s: dict[str, float] = {}
 
     def start(self, request: RequestView, forward: Forward, emit: Callable[[Event], None]) -> None:  # noqa: ARG002
-        """See `sim.live.gateway.Upstream`."""
+        """See `sim.live.gateway.core_driver.Upstream`."""
         name = request.request_id
         self.came_s[name] = time.perf_counter()
         loop = asyncio.get_running_loop()

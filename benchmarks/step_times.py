@@ -16,10 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.cluster.step_table import ExtrapolationWarning
-from sim.cluster.step_time import LinearStepTime, StepTime
-from sim.experiments.replay import Requests, replay
-from sim.profiles import Profile, load_profile
+from sim.calibration.single_replica import Requests, replay
+from sim.engine.step_table import ExtrapolationWarning
+from sim.engine.step_time import LinearStepTime, StepTime
+from sim.scenario.profile import Profile, load_profile
 from workloads.lengths import Lognormal
 
 PROFILE = "rtx-pro-6000-llama-3.1-8b"

@@ -16,7 +16,7 @@ from sim.analysis.report import write_report
 from sim.analysis.study import Study
 from sim.experiments.executors import Executor
 from sim.experiments.sweep import sweep
-from sim.scenario import parse_scenario
+from sim.scenario.load import parse_scenario
 
 PROFILE = {
     "step_time": {"kind": "linear", "base_s": 0.05},

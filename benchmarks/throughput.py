@@ -114,7 +114,7 @@ def saturated_rate_per_s(case: dict[str, Any]) -> float:
 def where_the_time_goes(description: dict[str, Any]) -> list[tuple[str, float]]:
     """Return the share of the run's own time by module, from cProfile (which taxes small functions most)."""
     from sim.experiments.run import run_cell
-    from sim.scenario import expand, parse_scenario
+    from sim.scenario.load import expand, parse_scenario
 
     profiler = cProfile.Profile()
     cell = expand(parse_scenario(description, "benchmark"))[0]

@@ -31,7 +31,7 @@ def setup(app: Any) -> None:
 
 def _generate(_: Any) -> None:
     from sim.cli import app
-    from sim.reference import pages
+    from sim.reference.reference import pages
 
     GENERATED.mkdir(exist_ok=True)
     for name, text in pages(app).items():

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sim.analysis import style
-from sim.experiments import ablation
-from sim.experiments.reproduce import reproduce
-from sim.experiments.sensitivity import sensitivity
-from sim.experiments.tables import with_block
+from sim.analysis.markdown_tables import with_block
+from sim.studies import debt_ablation as ablation
+from sim.studies.paper_reproduction import reproduce
+from sim.studies.paper_sensitivity import sensitivity
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sim.experiments.coverage import as_markdown, coverage
-from sim.experiments.coverage_until import as_markdown as until_as_markdown
-from sim.experiments.coverage_until import coverage_until
-from sim.experiments.tables import with_block
+from sim.analysis.markdown_tables import with_block
+from sim.studies.interval_coverage import as_markdown, coverage
+from sim.studies.interval_coverage_until import as_markdown as until_as_markdown
+from sim.studies.interval_coverage_until import coverage_until
 
 EXPERIMENTS = 500
 TABLES = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from regenerate import IMAGES, save, write
 
-from sim.experiments import pools_closing as closing
-from sim.experiments import pools_figures as figures
-from sim.experiments import pools_robust as robust
-from sim.experiments import pools_study as study
+from sim.studies import token_pools as study
+from sim.studies import token_pools_closing as closing
+from sim.studies import token_pools_figures as figures
+from sim.studies import token_pools_robust as robust
 
 
 def main() -> None:

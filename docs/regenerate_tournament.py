@@ -14,8 +14,8 @@ from pathlib import Path
 from regenerate import IMAGES, shrink, write
 
 from sim.experiments.executors import Executor
-from sim.experiments.hardware_check import check, table, tenant_table
-from sim.experiments.tournament import tournament
+from sim.studies.hardware_check import check, table, tenant_table
+from sim.studies.tournament import tournament
 
 
 def main(folder: Path) -> None:

@@ -17,7 +17,7 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from sim.analysis.study import Study
-from sim.scenario import Scenario, load_scenario, parse_scenario
+from sim.scenario.load import Scenario, load_scenario, parse_scenario
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class Results(Study):
 
     def _drawers(self) -> dict[str, Any]:
         from sim.analysis import plots_over_time, plots_summary
-        from sim.results import read_records
+        from sim.records.result_folder import read_records
 
         tables = {name: partial(read_records, self.folder, self.manifest, name) for name in ("requests", "timeline")}
         phases = [(p["from_s"], p["until_s"], p["label"]) for p in self.scenario.get("phases", ())]

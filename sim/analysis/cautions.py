@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sim.analysis import metrics
 from sim.analysis.study import Case, Study
 from sim.analysis.warm_up import FEWEST, Series, settled_s
 from sim.errors import InputError
+from sim.records import metrics
 
 ENOUGH_BEYOND = 10
 """Requests that should lie beyond a percentile in each replication: the 1,000th part of 10,000, the 100th of 1,000."""

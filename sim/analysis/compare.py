@@ -14,8 +14,8 @@ from sim.analysis.cautions import UNEQUAL, few_requests
 from sim.analysis.statistics import Difference, paired_difference, unpaired_difference
 from sim.analysis.study import METRICS, MORE_IS_BETTER, Case, Study, difference_columns
 from sim.analysis.summary import LATENCIES
-from sim.complaints import suggestion
 from sim.errors import InputError
+from sim.scenario.validation_errors import suggestion
 
 COMPARED = ("offered", "refused_share", "slo_attainment", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_p99_s",
             "output_tokens_per_s")  # fmt: skip

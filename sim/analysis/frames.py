@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sim.analysis import metrics
-from sim.records import variant_columns
+from sim.records import metrics
+from sim.records.schema import variant_columns
 
 MAX_CASES = 6
 MAX_POINTS = 600

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sim.analysis import fairness, metrics, refusals
+from sim.analysis import fairness, refusals
 from sim.analysis.service import (
     OUTPUT_WEIGHT,
     PROMPT_WEIGHT,
@@ -28,8 +28,9 @@ from sim.analysis.service import (
     weights_of,
 )
 from sim.analysis.summary import ALL, Row, interval
-from sim.columns import codes_of, floats
-from sim.records import Outcome
+from sim.records import metrics
+from sim.records.arrow_columns import codes_of, floats
+from sim.records.schema import Outcome
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from sim.analysis import frames, style
 from sim.analysis.plots_over_time import capacity_share, latency_over_time, queue_over_time
 from sim.analysis.plots_summary import refusals, tail_latency
 from sim.analysis.style import Phase
-from sim.results import Result
+from sim.records.result_folder import Result
 
 
 def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -> list[Path]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from policies.api import EntitlementSpec
 from sim.analysis.spread import per_window as _per_window
-from sim.records import Outcome, RequestColumns
+from sim.records.schema import Outcome, RequestColumns
 
 Floats = NDArray[np.float64]
 

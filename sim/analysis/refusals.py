@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analysis.service import Attempts
-from sim.records import CUT_OFF, Outcome
+from sim.records.schema import CUT_OFF, Outcome
 
 Flags = NDArray[np.bool_]
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sim.analysis.spread import per_window
-from sim.columns import codes_of, flags, floats
-from sim.records import OUTCOMES, Outcome
+from sim.records.arrow_columns import codes_of, flags, floats
+from sim.records.schema import OUTCOMES, Outcome
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from sim.analysis.cell_measures import read_measures
 from sim.analysis.statistics import Difference, Interval, mean_interval, paired_difference
 from sim.analysis.summary import ALL, LATENCY_COLUMNS
-from sim.results import horizon_s, read_manifest, read_measures, read_records, read_summary
+from sim.records.result_folder import horizon_s, read_manifest, read_records, read_summary
 
 COUNTS = ("offered", "admitted", "finished", "refused", "evicted", "failed", "cancelled", "unfinished")
 SHARES = ("slo_attainment",)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sim.analysis import metrics
-from sim.columns import codes_of, flags, floats
-from sim.records import OUTCOMES, Outcome, variant_columns
+from sim.records import metrics
+from sim.records.arrow_columns import codes_of, flags, floats
+from sim.records.schema import OUTCOMES, Outcome, variant_columns
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sim.analysis import metrics
-from sim.columns import flags, floats
+from sim.records import metrics
+from sim.records.arrow_columns import flags, floats
 
 Floats = NDArray[np.float64]
 

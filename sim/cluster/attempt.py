@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.cluster.engine_request import NEVER_S, WAITING, EngineRequest
-from sim.records import Outcome
+from sim.records.schema import Outcome
 
 NAN = float("nan")
 
@@ -11,7 +11,7 @@ NAN = float("nan")
 class Attempt(EngineRequest):
     """An attempt on its way through client, gateway and replica, where it is the engine's request as well.
 
-    Its attributes are those of `sim.attempts.Recordable`; ``outcome`` is WAITING while it is open.
+    Its attributes are those of `sim.records.attempt_table.Recordable`; ``outcome`` is WAITING while it is open.
     """
 
     __slots__ = (

@@ -5,7 +5,7 @@ are times of one clock in a heap, and the blocks that growing contexts take are 
 modulo block size). Joining and leaving cost the same whatever a request's length or the batch's size.
 
 The clock counts the tokens of a sequence that decoded all along: one an iteration, or as many as
-`sim.cluster.speculation` says.
+`sim.engine.speculation` says.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ request, and is computed again there if it is preempted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Generic, TypeVar
@@ -21,23 +20,10 @@ from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING,
 from sim.cluster.kv_cache import blocks_of
 from sim.cluster.replica import Listener, Replica
 from sim.cluster.waiting import TransferQueue
+from sim.engine.disaggregation import Disaggregated
 
 R = TypeVar("R", bound=EngineRequest)
 Arm = Callable[[float], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disaggregated:
-    """How a replica is divided, and how fast KV caches cross."""
-
-    prefill_engines: int = field(metadata={"gt": 0, "description": "give the engines that compute prompts, e.g. 1"})
-    decode_engines: int = field(metadata={"gt": 0, "description": "give the engines that decode, e.g. 1"})
-    kv_bytes_per_s: float = field(
-        metadata={"gt": 0, "description": "give the bytes per second of a prefill engine's link, e.g. 50.0e9"}
-    )
-    latency_s: float = field(
-        default=0.0, metadata={"ge": 0, "description": "give the seconds that a transfer takes besides, e.g. 0.002"}
-    )
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.cluster.discipline import Batcher
-from sim.cluster.speculation import Speculation
-from sim.cluster.step_time import StepTime
+from sim.engine.speculation import Speculation
+from sim.engine.step_time import StepTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

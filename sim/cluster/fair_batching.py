@@ -10,7 +10,7 @@ be set for one of the two.
 from __future__ import annotations
 
 from sim.cluster.discipline import Pressed
-from sim.cluster.step_time import StepTime
+from sim.engine.step_time import StepTime
 
 
 class FairBatcher:

@@ -12,7 +12,7 @@ from sim.cluster.disaggregated import shares
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
-from sim.profiles import Profile
+from sim.scenario.profile import Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import simpy
 
 from policies.api import Gauge
 from sim.cluster.clock import Clock
-from sim.cluster.life import Life
 from sim.cluster.node import Node
+from sim.engine.replica_life import Life
 
 
 class State(IntEnum):

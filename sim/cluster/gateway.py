@@ -39,7 +39,7 @@ from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
 from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
-from sim.records import Outcome
+from sim.records.schema import Outcome
 from workloads.clients import Chance, Client, Impatient, deadline_s
 from workloads.generate import WorkloadSpec
 from workloads.requests import Following, FollowUp

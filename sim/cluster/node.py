@@ -16,9 +16,9 @@ from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Listener, Replica
-from sim.cluster.speculation import SpeculativeStepTime
-from sim.cluster.step_time import StepTime
-from sim.profiles import Profile
+from sim.engine.speculation import SpeculativeStepTime
+from sim.engine.step_time import StepTime
+from sim.scenario.profile import Profile
 
 R = TypeVar("R", bound=EngineRequest)
 

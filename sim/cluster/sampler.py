@@ -12,10 +12,10 @@ import numpy as np
 import simpy
 
 from policies.api import Gauge
-from sim.attempt_series import AttemptSeries
 from sim.cluster.faults import Pool
 from sim.cluster.node import Node
-from sim.records import RequestColumns, TimelineBlock
+from sim.records.attempt_series import AttemptSeries
+from sim.records.schema import RequestColumns, TimelineBlock
 
 
 class Sampler:

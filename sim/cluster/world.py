@@ -22,7 +22,6 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 from policies.shadow import Opinion, ShadowedCore
-from sim.attempts import attempt_columns
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
 from sim.cluster.engine_request import NEVER_S
@@ -30,11 +29,12 @@ from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
-from sim.cluster.life import Life
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
-from sim.profiles import Profile
-from sim.records import RequestColumns, TimelineBlock
+from sim.engine.replica_life import Life
+from sim.records.attempt_table import attempt_columns
+from sim.records.schema import RequestColumns, TimelineBlock
+from sim.scenario.profile import Profile
 from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
 from workloads.requests import Demand

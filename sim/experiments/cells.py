@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from sim.analysis.summary import Row
-from sim.scenario import Cell, normalised, resolved
+from sim.scenario.load import Cell, normalised, resolved
 from workloads.catalogue import locate
 from workloads.trace import TraceError
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 # What decides a cell's records. A change of a report or of a document runs nothing again.
-_DECIDING = ("policies", "workloads", "sim/cluster", "sim/profiles")
+_DECIDING = ("policies", "workloads", "sim/cluster", "sim/engine", "sim/profiles")
 _DECIDING_FILES = (
-    "sim/columns.py",
-    "sim/pool_model.py",
-    "sim/records.py",
-    "sim/results.py",
-    "sim/scenario_model.py",
+    "sim/records/arrow_columns.py",
+    "sim/scenario/pool.py",
+    "sim/scenario/profile.py",
+    "sim/records/schema.py",
+    "sim/records/result_folder.py",
+    "sim/scenario/model.py",
     "sim/seeds.py",
-    "sim/analysis/metrics.py",
+    "sim/records/metrics.py",
     "sim/analysis/promises.py",
     "sim/analysis/summary.py",
     "sim/analysis/warm_up.py",
     "sim/experiments/cells.py",
     "sim/experiments/cuts.py",
-    "sim/experiments/decisions.py",
+    "sim/records/decisions.py",
     "sim/experiments/run.py",
 )
 _LIBRARIES = ("numpy", "pyarrow", "simpy")
@@ -127,7 +128,7 @@ def run_task(task: Task) -> Done | Failed | WrongCode:
 def _done(task: Task) -> Done:
     from sim.experiments.cuts import measured, warmup_s
     from sim.experiments.run import run_cell
-    from sim.results import table_bytes
+    from sim.records.result_folder import table_bytes
 
     result = run_cell(task.cell)
     # Where a rule makes the cut it depends on other cells, and the sweep measures again when all are done.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sim.analysis.summary import Row, average_cells, summarise, with_violations
 from sim.analysis.warm_up import RULE, Cut, Series, cut, series_of
 from sim.errors import InputError
-from sim.scenario import Cell
+from sim.scenario.load import Cell
 
 Labels = tuple[tuple[str, str], ...]
 """Paths that vary and their labels: a variant."""

@@ -21,14 +21,14 @@ from scipy import stats
 
 from sim.analysis.statistics import mean_interval
 from sim.analysis.study import Case, Study
-from sim.complaints import suggestion
 from sim.errors import InputError, ScenarioError
 from sim.experiments.executors import Executor
 from sim.experiments.plan_model import Answer, Cost, Goal, Knob, Setting, Trial, default_cost, parse_knob
 from sim.experiments.sweep import sweep
-from sim.results import replace_file
-from sim.scenario import Scenario, parse_scenario, resolved
-from sim.vary import varied_paths
+from sim.records.result_folder import replace_file
+from sim.scenario.load import Scenario, parse_scenario, resolved
+from sim.scenario.validation_errors import suggestion
+from sim.scenario.vary import varied_paths
 
 __all__ = ["Answer", "Cost", "Goal", "Knob", "Setting", "Trial", "default_cost", "parse_knob", "plan"]
 

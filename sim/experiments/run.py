@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,19 @@ import pyarrow as pa
 
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
-from sim import collector, provenance
+from sim import collector
 from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
-from sim.errors import InputError, RunError
+from sim.errors import RunError
 from sim.experiments.cuts import cuts_in_words, summed
-from sim.experiments.decisions import decisions_table, opinions_table
-from sim.records import join_tables, requests_table, timeline_table
-from sim.results import check_output_folder, write_result
-from sim.scenario import Cell, Event, Scenario, expand, scenario_hash
-from sim.seeds import stream
-from workloads.generate import WorkloadSpec, generate
-from workloads.requests import Demand
-from workloads.trace import TraceError
+from sim.experiments.demands import client_chances, demands, named_chance
+from sim.records import provenance
+from sim.records.decisions import decisions_table, opinions_table
+from sim.records.result_folder import check_output_folder, write_result
+from sim.records.schema import join_tables, requests_table, timeline_table
+from sim.scenario.load import Cell, Event, Scenario, expand, scenario_hash
 
 Progress = Callable[[float, int], None]
 """Hears simulated seconds and ended attempts since the last call."""
@@ -136,13 +131,6 @@ def _knows_lengths(scenario: Scenario) -> bool:
     return getattr(estimate, "kind", None) == "oracle"
 
 
-def demands(scenario: Scenario, replication: int) -> list[Demand]:
-    """Return the requests of every workload. No policy is in a stream's name, so all policies meet the same."""
-    horizon_s = math.inf if scenario.horizon_s is None else scenario.horizon_s
-    data = os.environ.get("TOKENPOOLS_DATA")
-    return [_demand(w.spec(), scenario.seed, replication, horizon_s, data) for w in scenario.workload]
-
-
 def world_of(cell: Cell) -> World:
     """Build what one cell runs: demand, policy and router, with their seeds."""
     scenario = cell.scenario
@@ -154,7 +142,7 @@ def world_of(cell: Cell) -> World:
             params,
             entitlements=entitlements,
             kv_bytes_per_token=pool.profile.kv_bytes_per_token,
-            chance=_chance(scenario.seed, cell.replication, stream_name),
+            chance=named_chance(scenario.seed, cell.replication, stream_name),
         )
 
     policy = built("policy/chance")
@@ -191,18 +179,9 @@ def world_of(cell: Cell) -> World:
     )
 
 
-def client_chances(scenario: Scenario, replication: int) -> list[random.Random | None]:
-    """Return, of each workload, what its clients' jitter is drawn from."""
-    return [_chance(scenario.seed, replication, f"{w.name}/client") for w in scenario.workload]
-
-
 def _joined(tables: Sequence[pa.Table | None]) -> pa.Table | None:
     kept = [table for table in tables if table is not None]
     return join_tables(kept) if kept else None
-
-
-def _chance(seed: int, replication: int, name: str) -> random.Random:
-    return random.Random(int(stream(seed, replication, name).integers(2**63)))
 
 
 def _pool_event(event: Event) -> PoolEvent:
@@ -264,14 +243,6 @@ def _run_or_error(cell: Cell) -> CellResult | Exception:
         return run_cell(cell)
     except Exception as error:
         return error
-
-
-@lru_cache(maxsize=8)
-def _demand(spec: WorkloadSpec, seed: int, replication: int, horizon_s: float, data: str | None) -> Demand:
-    try:
-        return generate(spec, partial(stream, seed, replication), horizon_s, Path(data) if data else None)
-    except (TraceError, ValueError) as error:
-        raise InputError(f"workload {spec.name}", str(error), "") from error
 
 
 def _cpu_s() -> float:

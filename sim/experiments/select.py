@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from policies.registry import POLICIES
-from sim.complaints import suggestion
 from sim.errors import InputError
-from sim.scenario import Policy, Scenario, parse_scenario, resolved, scenario_hash
+from sim.scenario.load import Policy, Scenario, parse_scenario, resolved, scenario_hash
+from sim.scenario.validation_errors import suggestion
 
 
 def with_policies(scenario: Scenario, names: Sequence[str]) -> Scenario:

@@ -1,7 +1,7 @@
 """The cells of a sweep on disk: a folder for each, named by its key, whole or absent.
 
 ``cells/KEY`` holds ``requests.parquet``, ``timeline.parquet``, ``decisions.parquet`` where a run kept them, and
-``cell.json``. `sim.results.read_result` joins them when somebody asks for the records of a whole sweep.
+``cell.json``. `sim.records.result_folder.read_result` joins them when somebody asks for the records of a whole sweep.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow as pa
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
 from sim.experiments.cells import Done
-from sim.records import request_schema
-from sim.results import CELLS, check_output_folder, read_cell, read_table, replace_file
+from sim.records.result_folder import CELLS, check_output_folder, read_cell, read_table, replace_file
+from sim.records.schema import request_schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim import provenance
 from sim.analysis.summary import Row, average_cells
 from sim.analysis.warm_up import SERIES_COLUMNS, Cut, Series, series_of
 from sim.errors import InputError, RunError
@@ -18,8 +17,9 @@ from sim.experiments.cells import Done, Failed, Task, WrongCode, cell_key, code_
 from sim.experiments.cuts import Labels, cuts_in_words, found_cuts, measured, warmup_s
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
-from sim.results import replace_file, write_manifest, write_summary
-from sim.scenario import Cell, Scenario, expand
+from sim.records import provenance
+from sim.records.result_folder import replace_file, write_manifest, write_summary
+from sim.scenario.load import Cell, Scenario, expand
 
 ASSUMED_REQUESTS_PER_CPU_S = 20_000.0
 """For an estimate where no cell is finished yet; benchmarks/throughput.py measures it."""
@@ -115,7 +115,7 @@ def sweep(
 
 def estimate(scenario: Scenario, folder: Path | None) -> Estimate:
     """Return what a sweep would run, without running it."""
-    from sim.experiments.run import demands
+    from sim.experiments.demands import demands
 
     cells = expand(scenario)
     code = code_hash()

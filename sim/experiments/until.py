@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 
 from sim.analysis.statistics import mean_interval, replications_needed
 from sim.analysis.study import METRICS, Study
-from sim.complaints import suggestion
 from sim.errors import InputError
 from sim.experiments.executors import Executor
 from sim.experiments.sweep import OnCell, SweepResult, sweep
-from sim.scenario import Scenario
+from sim.scenario.load import Scenario
+from sim.scenario.validation_errors import suggestion
 
 FIRST = 10
 """Replications before the first look: a rule that stops when the interval happens to be narrow needs a fair start."""

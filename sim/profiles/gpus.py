@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sim.cluster.step_roofline import Hardware
+from sim.engine.step_roofline import Hardware
 
 
 @dataclass(frozen=True, slots=True)

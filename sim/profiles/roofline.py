@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sim.cluster.step_roofline import RooflineStepTime, Work
-from sim.complaints import suggestion
+from sim.engine.step_roofline import RooflineStepTime, Work
 from sim.errors import InputError
-from sim.profiles import Physics, Profile
 from sim.profiles.gpus import GPUS
+from sim.scenario.profile import Physics, Profile
+from sim.scenario.validation_errors import suggestion
 
 _USABLE = 0.9  # vLLM's gpu_memory_utilization
 _RESERVED_BYTES = 1.5e9  # activations and CUDA graphs of one GPU, about what vLLM 0.19 reports for 2048 batched tokens

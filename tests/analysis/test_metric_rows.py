@@ -14,7 +14,7 @@ from policies.api import EntitlementSpec, Resources, ServiceClass
 from sim.analysis import refusals
 from sim.analysis.metric_rows import Run, average, changes, convergence_rows, measure
 from sim.analysis.service import attempts_of, backlogged_gap, service_of, weights_of
-from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock, requests_table, timeline_table
+from sim.records.schema import REASONS, Outcome, RequestColumns, TimelineBlock, requests_table, timeline_table
 
 CONCURRENCY = REASONS.index("concurrency")
 

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from sim.analysis import frames, paper_plots, plots_over_time, plots_summary, style
 from sim.analysis.plots import plot_result
 from sim.analysis.summary import summarise
-from sim.records import REASONS, Outcome, TimelineBlock, join_tables, requests_table, timeline_table
-from sim.results import Result
+from sim.records.result_folder import Result
+from sim.records.schema import REASONS, Outcome, TimelineBlock, join_tables, requests_table, timeline_table
 
 PHASE = [(30.0, 60.0, "phase 2")]
 RUN = {"run_id": "x", "policy": "none", "variant": {}, "replication": 0}

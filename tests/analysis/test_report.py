@@ -222,7 +222,7 @@ def test_two_hundred_cells_are_reported_in_seconds(study: Study, tmp_path: Path)
 
 
 def test_metrics_are_in_the_report_where_there_are_some(study: Study, tmp_path: Path) -> None:
-    from sim.experiments.judge import judge
+    from sim.judging.judge import judge
 
     assert "Fairness, refusals, cost" not in report_html(study)
     folder = tmp_path / "r"

@@ -18,9 +18,9 @@ from sim.analysis.statistics import (
     replications_needed,
     unpaired_difference,
 )
-from sim.experiments.coverage import LAWS, LOAD, coverage
-from sim.experiments.coverage_until import Asked, coverage_until
-from sim.experiments.coverage_until import as_markdown as until_as_markdown
+from sim.studies.interval_coverage import LAWS, LOAD, coverage
+from sim.studies.interval_coverage_until import Asked, coverage_until
+from sim.studies.interval_coverage_until import as_markdown as until_as_markdown
 
 samples = st.lists(st.floats(0.1, 100), min_size=3, max_size=30)
 

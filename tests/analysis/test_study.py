@@ -18,7 +18,7 @@ from sim.analysis.study import Case, Study
 from sim.errors import InputError
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
-from sim.scenario import Scenario
+from sim.scenario.load import Scenario
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from analysis.toy import NAN, columns, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.analysis import metrics
 from sim.analysis.summary import LATENCY_COLUMNS, format_table, interval, summarise
-from sim.records import REASONS, Outcome, join_tables, requests_table
+from sim.records import metrics
+from sim.records.schema import REASONS, Outcome, join_tables, requests_table
 
 F, R = Outcome.FINISHED, Outcome.REFUSED
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from policies.api import EntitlementSpec, ServiceClass
-from sim.records import REASONS, Outcome, RequestColumns, TimelineBlock, requests_table, timeline_table
+from sim.records.schema import REASONS, Outcome, RequestColumns, TimelineBlock, requests_table, timeline_table
 
 NAN = float("nan")
 
@@ -157,6 +157,6 @@ def experiment2() -> tuple[pa.Table, pa.Table]:
 
 
 def tables_of(parts: Sequence[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
-    from sim.records import join_tables
+    from sim.records.schema import join_tables
 
     return join_tables([part[0] for part in parts]), join_tables([part[1] for part in parts])

@@ -1,4 +1,4 @@
-"""The commands of `sim.cli_experiments` as a user meets them."""
+"""The commands of `sim.cli.experiments` as a user meets them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pytest
 import yaml
 from experiments.small import RATE, TREE
 
-import sim.cli_experiments  # registers the commands
 from sim.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-assert sim.cli_experiments
 
 
 @pytest.fixture

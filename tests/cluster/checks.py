@@ -12,7 +12,7 @@ import numpy as np
 from cluster.worlds import Row, Run
 from policies.api import Arrived, Evict, Forward, Hold, Refuse, ServiceClass
 from policies.class_slots import ClassSlotsPolicy
-from sim.records import Outcome
+from sim.records.schema import Outcome
 from workloads.clients import Retry
 
 ENDED = (Outcome.FINISHED, Outcome.REFUSED, Outcome.EVICTED, Outcome.FAILED)

@@ -16,9 +16,9 @@ from policies.api import EntitlementSpec, ServiceClass
 from policies.no_control import NoControlPolicy
 from policies.routing import RoundRobinRouter
 from sim.cluster.replica import Replica
-from sim.cluster.step_time import LinearStepTime
 from sim.cluster.world import World, simulate
-from sim.profiles import Profile
+from sim.engine.step_time import LinearStepTime
+from sim.scenario.profile import Profile
 from sim.seeds import stream
 from workloads.arrivals import Poisson
 from workloads.generate import WorkloadSpec, generate

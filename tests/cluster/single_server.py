@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.queues import demand_of, profile, run
 from sim.cluster.replica import TIE_S, Replica
-from sim.cluster.step_time import LinearStepTime
+from sim.engine.step_time import LinearStepTime
 
 Job = tuple[float, int, int, int]  # gap to the one before in seconds, prompt and output tokens, priority
 

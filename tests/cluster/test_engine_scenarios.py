@@ -9,7 +9,7 @@ import pytest
 
 from sim.errors import ScenarioError
 from sim.experiments.run import run_scenario
-from sim.scenario import load_scenario
+from sim.scenario.load import load_scenario
 
 
 def rows(name: str, *changes: str) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.test_replica_against_reference import Story, Tagged, scripts
-from sim.cluster.disaggregated import DecodeReplica, Disaggregated, DisaggregatedReplica
+from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
 from sim.cluster.engine_request import NEVER_S
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
 from sim.cluster.replica import Replica
-from sim.cluster.step_time import LinearStepTime
+from sim.engine.disaggregation import Disaggregated
+from sim.engine.step_time import LinearStepTime
 
 STEP = LinearStepTime(base_s=0.01, per_prefill_token_s=0.001, per_decode_sequence_s=0.001)
 SETTING: dict[str, Any] = {

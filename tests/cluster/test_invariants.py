@@ -22,9 +22,10 @@ from cluster.busy_day import busy
 from cluster.checks import check_all
 from cluster.worlds import POLICIES, Mapped, Row, cell_of, play, scenarios, tenants, total_slots
 from policies.api import Arrived, CapacityChanged, Failed, Finished, Progress
-from sim.experiments.run import demands, run_cell
-from sim.records import Outcome, RequestColumns
-from sim.scenario import expand, parse_scenario
+from sim.experiments.demands import demands
+from sim.experiments.run import run_cell
+from sim.records.schema import Outcome, RequestColumns
+from sim.scenario.load import expand, parse_scenario
 
 many = settings(max_examples=150, deadline=None)
 some = settings(max_examples=50, deadline=None)

@@ -12,10 +12,10 @@ from policies.api import Finished
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
-from sim.cluster.step_time import LinearStepTime
 from sim.cluster.world import simulate
+from sim.engine.step_time import LinearStepTime
 from sim.experiments.run import run_scenario, world_of
-from sim.scenario import expand, parse_scenario
+from sim.scenario.load import expand, parse_scenario
 from workloads.catalogue import locate
 from workloads.formats.read import layout_of, load
 from workloads.requests import ENDLESS

@@ -12,8 +12,8 @@ from cluster.reference import Job, ReferenceReplica
 from sim.cluster.engine_request import EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
-from sim.cluster.speculation import Speculation, SpeculativeStepTime
-from sim.cluster.step_time import LinearStepTime
+from sim.engine.speculation import Speculation, SpeculativeStepTime
+from sim.engine.step_time import LinearStepTime
 
 
 class Tagged(EngineRequest):

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cluster.speculation import Speculation, SpeculativeStepTime
-from sim.cluster.step_time import LinearStepTime
+from sim.calibration.single_replica import Requests, replay
+from sim.engine.speculation import Speculation, SpeculativeStepTime
+from sim.engine.step_time import LinearStepTime
 from sim.errors import ScenarioError
-from sim.experiments.replay import Requests, replay
-from sim.profiles import Profile, load_profile, parse_profile
+from sim.scenario.profile import Profile, load_profile, parse_profile
 
 STEP = LinearStepTime(
     base_s=0.006, per_prefill_token_s=2e-5, per_decode_sequence_s=1e-4, per_context_token_s=2e-8

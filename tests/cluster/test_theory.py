@@ -23,8 +23,8 @@ from cluster.queues import REPLICATIONS, MissError, Path, check, demand_of, inte
 from cluster.single_server import Job, play_alone, prefill_s, service_s
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
-from sim.cluster.step_time import LinearStepTime
 from sim.cluster.waiting import FcfsQueue
+from sim.engine.step_time import LinearStepTime
 from workloads.lengths import Constant, Empirical, LengthLaw, Uniform
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from sim.cluster.node import Node
 from sim.cluster.replica import Replica
 from sim.cluster.world import Outcomes, World, simulate
 from sim.experiments.run import world_of
-from sim.records import REASONS, Outcome
-from sim.scenario import Cell, expand, parse_scenario
+from sim.records.schema import REASONS, Outcome
+from sim.scenario.load import Cell, expand, parse_scenario
 
 Mapped = dict[str, Any]
 

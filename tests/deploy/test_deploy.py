@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from sim.cli import app as main
 from sim.errors import ScenarioError
-from sim.manifests import EntitlementManifest, PoolManifest, pool_from_manifests
-from sim.serve_config import load_config, make_core, make_settings
+from sim.live.gateway.config_file import load_config, make_core, make_settings
+from sim.scenario.manifests import EntitlementManifest, PoolManifest, pool_from_manifests
 
 jsonschema = pytest.importorskip("jsonschema")
 

@@ -13,21 +13,18 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import sim.cli_experiments  # registers its commands
 from sim.cli import app
-
-assert sim.cli_experiments
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
-    "run tournament --jobs": "minutes; tests/experiments/test_tournament.py runs a small one",
+    "run tournament --jobs": "minutes; tests/studies/test_tournament.py runs a small one",
     "run tournament --policy": "takes no --set to make it shorter",
-    "trace fetch": "needs a network; tests/trace/test_fetch.py has a server of its own",
-    "reproduce": "tests/experiments/test_reproduce.py",
+    "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
+    "reproduce": "tests/studies/test_paper_reproduction.py",
     "serve": "does not end by itself; tests/live",
-    "replay": "needs a server; tests/live/test_replay.py",
-    "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/live/test_calibrate_endpoint.py",
+    "replay": "needs a server; tests/live/loadgen/test_replay.py",
+    "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
     "parity": "needs a recording; tests/docs/test_live_document.py",
 }
 # Shorter than shown: a minute of the documentation's time is not worth a minute of every test run.

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from sim.experiments.run import run_scenario
-from sim.scenario import parse_scenario
+from sim.scenario.load import parse_scenario
 
 ROOT = Path(__file__).parents[2]
 

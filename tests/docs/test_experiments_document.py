@@ -9,7 +9,7 @@ import pytest
 import yaml
 from experiments.small import scenario
 
-from sim.scenario import expand
+from sim.scenario.load import expand
 
 TEXT = (Path(__file__).parents[2] / "docs/experiments.md").read_text()
 

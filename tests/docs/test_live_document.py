@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from live.gate import gateway
 from live.stand_in import StandIn, running
 
+from sim.calibration.profile_file import write_profile
 from sim.cli import app
-from sim.experiments.profile_file import write_profile
-from sim.profiles import load_profile
-from sim.serve_config import load_config
+from sim.live.gateway.config_file import load_config
+from sim.scenario.profile import load_profile
 
 TEXT = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- run: (\w+) -->\n```sh\n(.*?)```", TEXT, re.DOTALL))
@@ -101,8 +101,8 @@ def test_replay_and_parity_run_against_a_gateway(here: Path, monkeypatch: pytest
 def _record(gate, server: StandIn, path: Path) -> None:  # type: ignore[no-untyped-def]
     from live.gate import config
 
-    from sim.live.recording import Recording
-    from sim.serve_config import parse_config, recorded_head
+    from sim.live.gateway.config_file import parse_config, recorded_head
+    from sim.live.observability.recording import Recording
 
     recording = Recording(path, gate.service.gateway.core, recorded_head(parse_config(config([server]), "test.yaml")))
     for entry in list(gate.events):

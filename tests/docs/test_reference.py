@@ -11,19 +11,16 @@ from typing import Annotated, Any, Literal
 import click
 import pytest
 
-import sim.cli_experiments  # registers its commands
 from policies.registry import POLICIES
 from sim.cli import app
-from sim.params import OneOf
-from sim.profiles import shipped_profiles
-from sim.reference import pages
-from sim.reference_types import in_words
-from sim.scenario import shipped_scenarios
-from sim.scenario_model import Scenario
+from sim.reference.reference import pages
+from sim.reference.reference_types import in_words
+from sim.scenario.load import shipped_scenarios
+from sim.scenario.model import Scenario
+from sim.scenario.profile import shipped_profiles
+from sim.scenario.registered_types import OneOf
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
 from workloads.trace import TRACES
-
-assert sim.cli_experiments
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sim.scenario import Scenario, parse_scenario
+from sim.scenario.load import Scenario, parse_scenario
 
 RATE = "workload.batch.arrivals.rate_per_s"
 TREE: dict[str, Any] = {

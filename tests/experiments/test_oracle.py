@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sim.experiments.run import run_scenario
-from sim.scenario import parse_scenario
+from sim.scenario.load import parse_scenario
 
 
 def result(policy: dict[str, Any]) -> Any:

@@ -26,8 +26,8 @@ from sim.experiments.executors import Executor
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import Count, estimate, sweep
 from sim.experiments.until import parse_target, sweep_until
-from sim.results import read_result
-from sim.scenario import expand
+from sim.records.result_folder import read_result
+from sim.scenario.load import expand
 
 
 def finished_cells(folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def test_an_estimate_counts_what_is_left(tmp_path: Path) -> None:
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     tree = TREE | {"replications": 40}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(tree))
-    code = "import sim.cli, sim.cli_experiments; sim.cli.main()"
+    code = "import sim.cli; sim.cli.main()"
     command = [sys.executable, "-c", code, "sweep", "s.yaml", "--out", "o"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 60
@@ -161,7 +161,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(TREE | {"replications": 300}))
-    code = "import sim.cli, sim.cli_experiments; sim.cli.main()"
+    code = "import sim.cli; sim.cli.main()"
     command = [sys.executable, "-c", code, "sweep", "s.yaml", "--out", "o", "--jobs", "2", "--progress"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -222,7 +222,7 @@ def test_whole_numbers_are_drawn_evenly() -> None:
 
 
 def test_a_setting_on_the_command_line_is_varied_no_more(tmp_path: Path) -> None:
-    from sim.scenario import load_scenario
+    from sim.scenario.load import load_scenario
 
     for vary, left in (
         ({"kind": "random", "cells": 3, "over": {RATE: [1, 2], "seed": [1, 2]}}, {"seed"}),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from live.gate import Gate
-from live.redis_server import RedisServer
+from live.shared_state.redis_server import RedisServer
 from live.stand_in import StandIn, running
 
 

@@ -20,11 +20,11 @@ import uvloop
 
 from live.stand_in import StandIn
 from policies.api import Event, Instruction
-from sim.live.identity import hashed
-from sim.live.lookout import Lookout
-from sim.live.observe import RequestLog
-from sim.live.service import Service
-from sim.serve_config import make_core, make_settings, parse_config
+from sim.live.gateway.authentication import hashed
+from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.live.gateway.service import Service
+from sim.live.observability.observer import RequestLog
+from sim.live.observability.wiring import Lookout
 
 PROFILE = {
     "step_time": {"kind": "linear", "base_s": 0.006, "per_decode_sequence_s": 1.0e-4},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from parity.virtual_loop import VirtualLoop
 from policies.api import Event, Forward, Instruction, Progress, RequestView, Tick
 from policies.core import GatewayCore
-from sim.live.gateway import AsyncGateway
+from sim.live.gateway.core_driver import AsyncGateway
 
 Entry = tuple[float, Event, tuple[Instruction, ...]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.cluster.step_time import LinearStepTime
-from sim.experiments.replay import Latencies, Requests, replay
-from sim.profiles import Profile
+from sim.calibration.single_replica import Latencies, Requests, replay
+from sim.engine.step_time import LinearStepTime
+from sim.scenario.profile import Profile
 
 
 def run(arrival_s: list[float], output_tokens: list[int], **changes: object) -> Latencies:

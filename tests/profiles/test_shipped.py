@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from sim.calibration.profile_file import profile_text, write_profile
 from sim.errors import InputError, ScenarioError
-from sim.experiments.profile_file import profile_text, write_profile
-from sim.profiles import load_profile, parse_profile, shipped_profiles
 from sim.profiles.gpus import GPUS
 from sim.profiles.roofline import read_shape, roofline_profile
+from sim.scenario.profile import load_profile, parse_profile, shipped_profiles
 
 LLAMA_8B: dict[str, Any] = {
     "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from sim.scenario_file import parse_yaml
+from sim.scenario.yaml_file import parse_yaml
 
 SHIPPED_PROFILE = """\
 version: 1

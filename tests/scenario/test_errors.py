@@ -4,7 +4,7 @@ import pytest
 from scenario.examples import INLINE_PROFILE, changed, mapping
 
 from sim.errors import ScenarioError
-from sim.scenario import load_scenario, parse_scenario
+from sim.scenario.load import load_scenario, parse_scenario
 
 TALK = ["workload", 0]
 CHAT = ["pool", "entitlements", 0]

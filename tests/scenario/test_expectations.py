@@ -11,7 +11,7 @@ import pytest
 
 import scenarios
 from sim.experiments.run import run_scenario
-from sim.scenario import load_scenario
+from sim.scenario.load import load_scenario
 
 # What is said, of whom, which share or seconds, and the value as it is rounded there.
 CLAIMS: dict[str, list[tuple[str, str, str, str, float]]] = {

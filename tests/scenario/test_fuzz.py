@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scenario.examples import EVERYTHING, SHIPPED_PROFILE, mapping
 
 from sim.errors import ScenarioError
-from sim.scenario import load_scenario, parse_scenario, resolved
+from sim.scenario.load import load_scenario, parse_scenario, resolved
 
 SCALARS = st.one_of(
     st.none(),

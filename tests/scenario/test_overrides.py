@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scenario.examples import mapping
 
 from sim.errors import ScenarioError
-from sim.overrides import located, replaced
-from sim.scenario import expand, load_scenario, parse_scenario, resolved
+from sim.scenario.load import expand, load_scenario, parse_scenario, resolved
+from sim.scenario.overrides import located, replaced
 from workloads.arrivals import Even
 
 

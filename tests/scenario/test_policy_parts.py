@@ -9,7 +9,7 @@ import pytest
 from policies.parts.estimates import Quantile, TenantMean
 from policies.parts.orders import DominantResource
 from sim.errors import ScenarioError
-from sim.scenario import Scenario, parse_scenario
+from sim.scenario.load import Scenario, parse_scenario
 
 
 def scenario(policy: Any) -> Scenario:

@@ -9,8 +9,7 @@ from scenario.examples import EVERYTHING, INLINE_PROFILE, SHIPPED_PROFILE, chang
 from policies.api import EntitlementSpec, Resources, ServiceClass
 from policies.registry import POLICIES, ROUTERS
 from sim.errors import ScenarioError
-from sim.profiles import load_profile, shipped_profiles
-from sim.scenario import (
+from sim.scenario.load import (
     expand,
     json_schema,
     load_scenario,
@@ -19,6 +18,7 @@ from sim.scenario import (
     scenario_hash,
     shipped_scenarios,
 )
+from sim.scenario.profile import load_profile, shipped_profiles
 from workloads.arrivals import Even, Poisson
 from workloads.clients import Drop, Retry
 from workloads.generate import WorkloadSpec
@@ -232,7 +232,7 @@ def test_every_shipped_scenario_loads(name):
 
 def test_importing_the_loader_brings_in_no_heavy_library():
     heavy = "pandas", "matplotlib", "scipy", "simpy", "pyarrow"
-    code = f"import sim.scenario, sys; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sim.scenario.load, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.experiments.run import demands, run_scenario
-from sim.scenario import parse_scenario
+from sim.experiments.demands import demands
+from sim.experiments.run import run_scenario
+from sim.scenario.load import parse_scenario
 from sim.seeds import stream
 from workloads.clients import Adversarial
 from workloads.generate import WorkloadSpec, generate

@@ -1,0 +1,167 @@
+"""A profile from sweep summaries: mean time to first token and per further token, by concurrency and lengths.
+
+This is what ``vllm bench serve``, GuideLLM and AIConfigurator's samples give. Every point is simulated as the load
+generator made it: so many clients, each sending its next request when the last one has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sim.calibration.fitting import Fit, Term, fit
+from sim.calibration.single_replica import Floats, Requests, closed_loop
+from sim.errors import InputError
+from sim.scenario.profile import Calibration, Profile
+
+_ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
+_SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
+
+SWEEP_TERMS = (
+    Term("request_overhead_s", 1e-2, "points with short prompts at concurrency 1"),
+    Term("weights_s", 1e-2, "a point at concurrency 1 to 4"),
+    Term("per_token_s", 4e-5, "points with long prompts and short outputs"),
+    Term("per_decode_sequence_s", 5e-5, "points at high concurrency and short context"),
+    Term("per_context_token_s", 3e-8, "points with long context at two concurrencies"),
+)
+"""What a sweep over concurrency and lengths can pin down of a fitted step time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One point: means of a load test, in seconds, with fixed or nearly fixed lengths."""
+
+    concurrency: int
+    prompt_tokens: int
+    output_tokens: int
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SweepCalibrated:
+    """A profile found from a sweep, and a row for each point: what was measured, what is simulated, whether used."""
+
+    profile: Profile
+    fit: Fit
+    points: pd.DataFrame
+
+
+def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
+    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+    rng = np.random.default_rng(seed)
+    count = _ROUNDS * point.concurrency
+    lengths = [
+        np.maximum(1, np.round(nominal * rng.uniform(1 - _SPREAD, 1, count))).astype(np.int64)
+        for nominal in (point.prompt_tokens, point.output_tokens)
+    ]
+    made = closed_loop(profile, Requests(np.zeros(count), *lengths), point.concurrency)
+    assert made.arrival_s is not None
+    ttft_s = made.first_token_s - made.arrival_s
+    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, lengths[1] - 1)
+    return float(ttft_s.mean()), float(tpot_s.mean())
+
+
+def read_sweep(file: Path) -> list[SweepPoint]:
+    """Read points from a CSV with the fields of `SweepPoint` as columns.
+
+    Raises
+    ------
+    InputError : unreadable, or a column is missing.
+    """
+    names = [each.name for each in fields(SweepPoint)]
+    try:
+        table = pd.read_csv(file)[names].dropna()
+    except OSError as error:
+        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
+    except (ValueError, KeyError) as error:
+        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {', '.join(names)}") from None
+    return [
+        SweepPoint(int(c), int(p), int(o), float(ttft_s), float(tpot_s))
+        for c, p, o, ttft_s, tpot_s in table.itertuples(index=False)
+    ]
+
+
+def calibrate_sweep(
+    start: Profile,
+    points: Sequence[SweepPoint],
+    *,
+    terms: Sequence[Term] = SWEEP_TERMS,
+    held_out: float = 0.33,
+    seed: int = 0,
+    place: str = "sweep",
+    today: date | None = None,
+) -> SweepCalibrated:
+    """Fit a step time to a sweep, leaving out a random share of the points to score it on.
+
+    Raises
+    ------
+    InputError : too few points, one that is not above 0, or a term that they do not identify.
+    """
+    if len(points) < len(terms) + 1:
+        raise InputError(place, f"{len(points)} points for {len(terms)} terms", "measure at more concurrencies")
+    for point in points:
+        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
+            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
+    order = np.random.default_rng(seed).permutation(len(points))
+    left_out = set(order[: int(held_out * len(points))].tolist())
+    used = [p for i, p in enumerate(points) if i not in left_out]
+
+    def with_terms(values: dict[str, float]) -> Profile:
+        overhead_s = values.get("request_overhead_s", start.request_overhead_s)
+        of_step = {name: value for name, value in values.items() if name != "request_overhead_s"}
+        step_time = replace(start.step_time, **of_step)
+        return start.model_copy(update={"step_time": step_time, "request_overhead_s": overhead_s})
+
+    def residuals(values: dict[str, float]) -> Floats:
+        profile = with_terms(values)
+        rows = []
+        for point in used:
+            ttft_s, tpot_s = simulate_point(profile, point)
+            rows += [np.log(ttft_s / point.ttft_s), 2 * np.log(tpot_s / point.tpot_s)]
+        return np.array(rows)
+
+    found = fit(residuals, terms, place=place, robust_at=0.1)
+    profile = with_terms(found.values)
+    rows = []
+    for i, point in enumerate(points):
+        ttft_s, tpot_s = simulate_point(profile, point)
+        rows.append((
+            point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, ttft_s, point.tpot_s, tpot_s,
+            i not in left_out,
+        ))  # fmt: skip
+    table = pd.DataFrame(
+        rows,
+        columns=[
+            "concurrency", "prompt_tokens", "output_tokens", "ttft_s", "sim_ttft_s", "tpot_s", "sim_tpot_s", "used",
+        ],
+    )
+    table["ttft_error"] = table.sim_ttft_s / table.ttft_s - 1
+    table["tpot_error"] = table.sim_tpot_s / table.tpot_s - 1
+    scored = table[~table.used] if left_out else table
+    medians = {f"{m}_median_abs": float(scored[f"{m}_error"].abs().median()) for m in ("ttft", "tpot")}
+    where = f"{len(scored)} points that were not fitted" if left_out else "the fitted points"
+    calibrated = profile.model_copy(
+        update={
+            "source": f"fitted to {len(used)} points of {place}",
+            "error": f"median on {where}: TTFT {100 * medians['ttft_median_abs']:.1f} %, "
+            f"TPOT {100 * medians['tpot_median_abs']:.1f} %",
+            "calibration": Calibration(
+                method="simulated closed loops fitted to mean TTFT and TPOT, robust",
+                date=(today or date.today()).isoformat(),
+                measurements=len(used),
+                confidence=found.confidence,
+                ranges={
+                    "concurrency": (min(p.concurrency for p in points), max(p.concurrency for p in points)),
+                    "prompt_tokens": (min(p.prompt_tokens for p in points), max(p.prompt_tokens for p in points)),
+                },
+                held_out_error={k: round(v, 4) for k, v in medians.items()} if left_out else {},
+            ),
+        }
+    )
+    return SweepCalibrated(calibrated, found, table)

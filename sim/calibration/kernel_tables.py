@@ -1,0 +1,219 @@
+"""Measured kernel times, as the profiler of LLMServingSim writes them, and the table step time they make.
+
+A folder holds ``meta.yaml`` and four tables, times in microseconds of one layer: ``dense.csv`` (layer, tokens),
+``attention.csv`` (prefill_chunk, kv_prefill, n_decode, kv_decode), ``per_sequence.csv`` (layer, sequences) and, for
+mixtures of experts, ``moe.csv`` (tokens, activated_experts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from sim.engine.step_table import TableStepTime
+from sim.errors import InputError
+
+Floats = NDArray[np.float64]
+
+_ONCE = ("embedding", "final_layernorm")  # of the dense layers, those that a model has once
+_TWICE = ("layernorm",)  # before attention and before the feed-forward part
+_MIXED = (  # where the ratio of `TableStepTime.mixed_ratio` is kept: by these 864 numbers, 20,000 are known to 1 to 2 %
+    (16, 128, 256, 512, 1024, 2048),
+    (0, 512, 2048, 16384),
+    (1, 4, 16, 32, 64, 128),
+    (16, 256, 1024, 2048, 4096, 16384),
+)
+_TOLERANCE = 0.003  # relative error that leaving out knots of the dense layers may make
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KernelTables:
+    """Kernel times in seconds, all layers summed.
+
+    Attributes
+    ----------
+    dense_s, sequence_s : by tokens, and by sequences.
+    attention : columns prefill_chunk, kv_prefill, n_decode, kv_decode, s.
+    meta : what ``meta.yaml`` says.
+    """
+
+    dense_s: pd.Series[float]
+    sequence_s: pd.Series[float]
+    attention: pd.DataFrame
+    meta: dict[str, Any]
+
+
+def read_kernel_tables(folder: Path, *, layers: int, experts_per_token: int = 8, experts: int = 128) -> KernelTables:
+    """Read a folder of kernel times.
+
+    Parameters
+    ----------
+    layers : of the model; the profiler measures one.
+    experts_per_token, experts : of each layer, where there is a ``moe.csv``: tokens are taken to choose evenly.
+
+    Raises
+    ------
+    InputError : a file is missing or has not the columns it should have.
+    """
+    dense = _read(folder / "dense.csv", ["layer", "tokens", "time_us"]).pivot(
+        index="tokens", columns="layer", values="time_us"
+    )
+    per_sequence = _read(folder / "per_sequence.csv", ["layer", "sequences", "time_us"])
+    attention = _read(folder / "attention.csv", ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"])
+    meta_file = folder / "meta.yaml"
+    meta = yaml.safe_load(meta_file.read_text(encoding="utf-8")) if meta_file.exists() else {}
+    weight = {name: 1 if name in _ONCE else 2 * layers if name in _TWICE else layers for name in dense.columns}
+    dense_s = sum((dense[name] * times for name, times in weight.items()), start=pd.Series(0.0, dense.index)) * 1e-6
+    if (folder / "moe.csv").exists():
+        moe = _read(folder / "moe.csv", ["tokens", "activated_experts", "time_us"])
+        tokens = dense.index.to_numpy(float)
+        touched = experts * (1 - (1 - experts_per_token / experts) ** tokens)
+        dense_s = dense_s + layers * 1e-6 * _expert_us(moe, tokens, touched)
+    attention["s"] = attention.time_us * layers * 1e-6
+    sequence_s = per_sequence.groupby("sequences").time_us.sum() * 1e-6
+    return KernelTables(dense_s, sequence_s, attention, meta)
+
+
+def _skew(meta: dict[str, Any], gpus: int) -> float:
+    """Return what the profiler found for attention of uneven contexts, 0 where it did not look.
+
+    It measures batches in which some sequences have longer contexts, and gives the share ``alpha_default`` of the way
+    from the time at the mean context to the time at the longest.
+    """
+    fit = meta.get("skew_fit") or {}
+    found = (fit.get("per_tp") or {}).get(gpus) or {}
+    return float(found.get("alpha_default", 0.0)) if fit.get("enabled") else 0.0
+
+
+def step_from_tables(tables: KernelTables, gpus: int = 1) -> TableStepTime:
+    """Return the step time that the tables make: few enough numbers for a file, close enough to the tables.
+
+    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number.
+    """
+    times = tables.attention.set_index(["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]).s
+    alone = _grid(times.xs((0, 0), level=("prefill_chunk", "kv_prefill")))
+    prompts = _grid(times.xs((0, 0), level=("n_decode", "kv_decode")))
+    least = int(prompts.index[0])
+    beside = _grid(times.xs((least, 0), level=("prefill_chunk", "kv_prefill")).drop((0, 0)))
+    dense_tokens, dense_s = thinned(tables.dense_s, _TOLERANCE)
+    sequences, sequence_s = thinned(tables.sequence_s, _TOLERANCE)
+    index = [set(times.index.get_level_values(level)) for level in range(4)]
+    axes = [[x for x in axis if x in index[i]] for i, axis in enumerate(_MIXED)]
+    together = dict(zip(times.index.to_list(), times.tolist(), strict=True))
+    apart = {(p, c, 0, 0): together[p, c, 0, 0] for p in axes[0] for c in axes[1]}
+    apart |= {(0, 0, n, k): together[least, 0, n, k] for n in axes[2] for k in axes[3]}
+    ratio = [
+        [
+            [
+                [round(together[p, c, n, k] / (apart[p, c, 0, 0] + apart[0, 0, n, k]), 3) for k in axes[3]]
+                for n in axes[2]
+            ]
+            for c in axes[1]
+        ]
+        for p in axes[0]
+    ]
+    return TableStepTime(
+        dense_tokens=tuple(dense_tokens), dense_s=tuple(dense_s), sequences=tuple(sequences),
+        sequence_s=tuple(sequence_s),
+        decode_batch=_knots(alone.index), decode_context=_knots(alone.columns), decode_s=_rows(alone),
+        prefill_tokens=_knots(prompts.index), prefill_context=_knots(prompts.columns), prefill_s=_rows(prompts),
+        beside_batch=_knots(beside.index), beside_context=_knots(beside.columns), beside_s=_rows(beside),
+        skew=_skew(tables.meta, gpus),
+        mixed_tokens=tuple(map(float, axes[0])), mixed_before=tuple(map(float, axes[1])),
+        mixed_batch=tuple(map(float, axes[2])), mixed_context=tuple(map(float, axes[3])),
+        mixed_ratio=_tuples(ratio),
+    )  # fmt: skip
+
+
+def grid_errors(step: Any, tables: KernelTables) -> pd.DataFrame:
+    """Return, for each iteration that the attention table holds, the tables' duration and the step time's.
+
+    Columns: those of the table, ``kind`` (prompt, decode, mixed), ``measured_s``, ``step_s`` and ``error`` (relative).
+    The dense layers of an iteration of more tokens than were measured are taken at the last measured number.
+    """
+    rows = tables.attention.copy()
+    tokens = np.minimum(rows.prefill_chunk + rows.n_decode, tables.dense_s.index[-1])
+    sampled = np.minimum(rows.n_decode + (rows.prefill_chunk > 0), tables.sequence_s.index[-1])
+    rows["measured_s"] = (
+        np.interp(tokens, tables.dense_s.index, tables.dense_s)
+        + np.interp(sampled, tables.sequence_s.index, tables.sequence_s)
+        + rows.s
+    )
+    rows["step_s"] = [
+        step.iteration_s(p, p * (c + (p + 1) / 2), n, n * k)
+        for p, c, n, k in zip(rows.prefill_chunk, rows.kv_prefill, rows.n_decode, rows.kv_decode, strict=True)
+    ]
+    kinds = {(True, False): "prompt", (False, True): "decode", (True, True): "mixed"}
+    rows["kind"] = [kinds[p > 0, n > 0] for p, n in zip(rows.prefill_chunk, rows.n_decode, strict=True)]
+    rows["error"] = rows.step_s / rows.measured_s - 1
+    return rows
+
+
+def thinned(points: pd.Series[float], tolerance: float) -> tuple[list[float], list[float]]:
+    """Return as few of the points as keep a line through them within a relative ``tolerance`` of all."""
+    x, y = np.asarray(points.index, float), np.asarray(points, float)
+    keep = [0, len(x) - 1]
+    while True:
+        error = np.abs(np.interp(x, x[keep], y[keep]) / y - 1)
+        worst = int(np.argmax(error))
+        if error[worst] <= tolerance:
+            return [float(v) for v in x[keep]], [float(f"{v:.5g}") for v in y[keep]]
+        keep = sorted([*keep, worst])
+
+
+def _expert_us(moe: pd.DataFrame, tokens: Floats, touched: Floats) -> Floats:
+    """Interpolate, linearly in experts for each measured number of tokens, then in tokens."""
+    measured = np.unique(moe.tokens.to_numpy(float))
+    rows = [(n, moe[moe.tokens == n]) for n in measured]
+    result = np.empty(len(tokens))
+    for i, (n, experts) in enumerate(zip(tokens, touched, strict=True)):
+        us = [float(np.interp(experts, of.activated_experts, of.time_us)) for _, of in rows]
+        # A measurement of few tokens cannot touch many experts; those of at least as many tokens can.
+        result[i] = np.interp(n, measured, us)
+    return result
+
+
+def _grid(times: pd.Series[float]) -> pd.DataFrame:
+    """Return rows by the first level, columns by the second; what was not measured is interpolated along rows.
+
+    Columns are those that most rows have.
+    """
+    grid = times.unstack()
+    grid = grid.loc[grid.index > 0, grid.columns[grid.notna().sum() > 1]]
+    filled = {
+        label: np.interp(grid.columns, row.dropna().index.to_numpy(float), row.dropna().to_numpy())
+        for label, row in grid.iterrows()
+    }
+    return pd.DataFrame.from_dict(filled, orient="index", columns=grid.columns).sort_index()
+
+
+def _knots(index: pd.Index[Any]) -> tuple[float, ...]:
+    return tuple(float(x) for x in index)
+
+
+def _rows(grid: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(f"{x:.4g}") for x in row) for row in grid.to_numpy())
+
+
+def _tuples(nested: Any) -> Any:
+    return tuple(_tuples(x) for x in nested) if isinstance(nested, list) else nested
+
+
+def _read(file: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file)
+    except OSError as error:
+        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a folder of kernel tables") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, pd.errors.EmptyDataError) as error:
+        raise InputError(str(file), f"is no CSV table ({error})", "give the profiler's file as written") from None
+    if list(table.columns) != columns:
+        raise InputError(str(file), f"has the columns {', '.join(table.columns)}", f"give {', '.join(columns)}")
+    if table.isna().to_numpy().any() or (table.time_us <= 0).any():
+        raise InputError(str(file), "holds a time that is missing or not above 0", "measure it again")
+    return table

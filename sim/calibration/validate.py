@@ -1,0 +1,82 @@
+"""How well a profile predicts a measured run: errors beside the source's own simulator, and every request in a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sim.calibration.measured import METRICS, MeasuredRun, errors, per_request
+from sim.calibration.single_replica import Latencies, replay
+from sim.scenario.profile import Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PUBLISHED: Mapping[str, Mapping[tuple[str, str], float]] = MappingProxyType({
+    "RTX4090_Llama-3.1-8B": MappingProxyType({
+        ("ttft", "mean"): 0.006, ("ttft", "p99"): 0.003, ("tpot", "mean"): 0.002, ("tpot", "p99"): 0.009,
+        ("e2e", "mean"): 0.005,
+    }),
+    "RTXPRO6000_Llama-3.1-8B": MappingProxyType({
+        ("ttft", "mean"): -0.040, ("ttft", "p99"): -0.020, ("tpot", "mean"): -0.010, ("tpot", "p99"): 0.006,
+        ("e2e", "mean"): -0.018,
+    }),
+})  # fmt: skip
+"""Relative errors of LLMServingSim on its own runs, by run, metric and statistic, as its authors publish them."""
+
+_TITLES = {"ttft": "time to first token", "tpot": "time per further token", "e2e": "end to end"}
+
+
+def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, Latencies]:
+    """Simulate a measured run; returns the errors, beside published ones where there are any, and the latencies."""
+    simulated = replay(profile, run.requests)
+    table = errors(run.requests, run.latencies, simulated)
+    published = PUBLISHED.get(run.name, {})
+    keys = zip(table.metric.tolist(), table.statistic.tolist(), strict=True)
+    table["published"] = [published.get(key, np.nan) for key in keys]
+    return table, simulated
+
+
+def error_table(table: pd.DataFrame) -> str:
+    """Return the errors as text: a line for each metric and statistic, times in ms."""
+    lines = ["metric  statistic   measured ms  simulated ms   error %  publisher's simulator %", "-" * 76]
+    for row in table.to_dict("records"):
+        published = "" if pd.isna(row["published"]) else f"{100 * row['published']:+.1f}"
+        lines.append(
+            f"{row['metric']:<6}  {row['statistic']:<9}  {1e3 * row['measured_s']:>11.1f}  "
+            f"{1e3 * row['simulated_s']:>12.1f}  {100 * row['error']:>+8.2f}  {published:>23}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def plot_validation(run: MeasuredRun, simulated: Latencies, title: str) -> Figure:
+    """Return a figure with a panel for each metric: every request, simulated against measured, in seconds."""
+    from matplotlib.figure import Figure
+
+    measured, made = per_request(run.requests, run.latencies), per_request(run.requests, simulated)
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
+        axes.scatter(measured[metric], made[metric], s=9, alpha=0.6, color="#1f77b4", linewidths=0)
+        low = float(np.nanmin([np.nanmin(measured[metric]), np.nanmin(made[metric])]))
+        high = float(np.nanmax([np.nanmax(measured[metric]), np.nanmax(made[metric])]))
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8, label="equal")
+        axes.plot([low, high], [0.9 * low, 0.9 * high], color="grey", linewidth=0.6, linestyle="--", label="±10 %")
+        axes.plot([low, high], [1.1 * low, 1.1 * high], color="grey", linewidth=0.6, linestyle="--")
+        axes.set_xlabel(f"measured {_TITLES[metric]} (s)")
+        axes.set_ylabel("simulated (s)")
+        axes.legend(frameon=False, loc="upper left")
+    figure.suptitle(title)
+    return figure
+
+
+def save_plot(figure: Figure, folder: Path, name: str) -> Path:
+    """Write a figure as PNG and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    return path

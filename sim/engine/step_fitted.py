@@ -1,0 +1,68 @@
+"""A step time of few coefficients: linear, and the terms beyond it that measurements can pin down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sim.engine.linear_decode import LinearDecode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedStepTime(LinearDecode):
+    """Duration = base + the greater of reading weights and computing tokens + sequences + attention + what prompts add.
+
+    Reading the weights takes the same time for 1 token and for 100; computing takes the longer the more tokens there
+    are: the greater of the two rules, which is the bend that a straight line misses. Attention of decodes is slower
+    in an iteration that also computes prompts, because the engine then uses another kernel.
+    """
+
+    kind: Literal["fitted"] = "fitted"
+    base_s: float = field(default=0.0, metadata={"ge": 0, "description": "give seconds per iteration, e.g. 0.001"})
+    weights_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give the seconds that reading all weights takes, e.g. 0.010"}
+    )
+    per_token_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds of computing per token, e.g. 4.0e-5"}
+    )
+    per_decode_sequence_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds per decoding sequence, e.g. 1.0e-5"}
+    )
+    per_context_token_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds per KV entry read by decodes, e.g. 2.0e-8"}
+    )
+    per_context_token_beside_prompts_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give what to add to per_context_token_s beside prompts, e.g. 1.0e-8"},
+    )
+    per_prefill_pair_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds per query-key pair of a prompt, e.g. 1.0e-10"}
+    )
+    per_prefill_iteration_s: float = field(
+        default=0.0, metadata={"ge": 0, "description": "give seconds to add where prompts are computed, e.g. 0.004"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.base_s + self.weights_s + self.per_token_s + self.per_decode_sequence_s > 0:
+            raise ValueError(
+                "a decode iteration would take no time (base_s, weights_s, per_token_s and per_decode_sequence_s are "
+                "0); give one of them, e.g. weights_s: 0.010"
+            )
+
+    def iteration_s(
+        self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
+    ) -> float:
+        """See `StepTime.iteration_s`."""
+        duration_s = (
+            self.base_s
+            + max(self.weights_s, self.per_token_s * (prefill_tokens + decode_sequences))
+            + self.per_decode_sequence_s * decode_sequences
+            + self.per_context_token_s * context_tokens
+        )
+        if prefill_tokens:
+            duration_s += (
+                self.per_prefill_iteration_s
+                + self.per_prefill_pair_s * prefill_pairs
+                + self.per_context_token_beside_prompts_s * context_tokens
+            )
+        return duration_s

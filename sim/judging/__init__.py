@@ -1,0 +1,1 @@
+"""Metrics with runs of their own, explanations, counterfactuals, decision parity."""

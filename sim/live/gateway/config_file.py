@@ -1,0 +1,358 @@
+"""The configuration of a live gateway: the pool and policy of a scenario, and what a server needs besides.
+
+It is read with the same care as a scenario: unknown keys, wrong types and impossible values are refused with place,
+finding and fix (`sim.scenario.validation_errors`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+
+from policies.api import EntitlementSpec
+from policies.core import GatewayCore
+from policies.registry import POLICIES, ROUTERS, SCALERS
+from sim.errors import ScenarioError
+from sim.live.gateway.settings import (
+    LOOPBACK,
+    PROMPT_TOKENS,
+    Admin,
+    Key,
+    Limits,
+    Logs,
+    Settings,
+    SharedState,
+    Timeouts,
+    UpstreamAddress,
+)
+from sim.live.replicas.scaling import SCALING
+from sim.records.provenance import versions
+from sim.scenario.model import Policy
+from sim.scenario.pool import Name, Pool, check_known, check_unique
+from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
+from sim.scenario.shorthand import canonical
+from sim.scenario.validation_errors import explain
+from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Listen(Strict):
+    """Where the gateway listens."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1 or 0.0.0.0")
+    port: int = Field(default=8080, ge=0, le=65535, description="give a port, e.g. 8080; 0 for any that is free")
+
+
+class Upstream(Strict):
+    """One replica: a server of the OpenAI API, such as vLLM."""
+
+    name: Name = Field(description="give the replica a name")
+    base_url: str = Field(description="give the address before /v1, e.g. http://127.0.0.1:8000")
+    api_key_env: str | None = Field(
+        default=None, description="give the environment variable that holds its API key, e.g. VLLM_API_KEY"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Upstream:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise MisfitError("base_url", f"{self.base_url!r} is no address", "give e.g. http://127.0.0.1:8000")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise MisfitError("base_url", "ends with /v1, which requests bring along", "leave /v1 out")
+        if parts.username or parts.password:
+            raise MisfitError("base_url", "holds a password", "use api_key_env")
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            raise MisfitError("api_key_env", "is no name of a variable", "give the variable's name, not the key")
+        return self
+
+    def address(self, where: str, file: str) -> UpstreamAddress:
+        """Return the replica as the gateway sees it, with its key from the environment."""
+        key = None
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key:
+                raise ScenarioError(
+                    file, f"{where}.api_key_env", f"the variable {self.api_key_env} is not set", "set it to the key"
+                )
+        return UpstreamAddress(name=self.name, base_url=self.base_url.rstrip("/"), api_key=key)
+
+
+class ApiKey(Strict):
+    """A client's key, by its hash."""
+
+    name: Name = Field(description="give the key a name for logs, e.g. chat-production")
+    entitlement: str = Field(description="give the name of an entitlement of the pool")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="give the SHA-256 of the key in hexadecimal; tokenpools key NAME makes both",
+    )
+
+
+class AdminPages(Strict):
+    """Who may see metrics, state and the admin page."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1")
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="give their own port, e.g. 9090; without one they are beside the API"
+    )
+    token_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$",
+        description="give the SHA-256 of a token in hexadecimal; tokenpools key admin makes both",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdminPages:
+        if self.port is None and self.token_sha256 is None:
+            raise MisfitError("", "pages beside the API that anybody may see", "give token_sha256, or a port")
+        if self.port is not None and self.token_sha256 is None and self.host not in LOOPBACK:
+            raise MisfitError(
+                "token_sha256", f"missing, although {self.host} can be reached from outside",
+                "give it, or leave the host out",
+            )
+        return self
+
+    def settings(self) -> Admin:
+        """Return them as the gateway sees them."""
+        digest = None if self.token_sha256 is None else bytes.fromhex(self.token_sha256)
+        return Admin(host=self.host, port=self.port, token_digest=digest)
+
+
+class ServeConfig(Strict):
+    """A live gateway: whom it serves, with what policy, in front of which servers."""
+
+    version: Literal[1] = Field(description="start with version: 1")
+    listen: Listen = Field(default=Listen(), description="give {host: 127.0.0.1, port: 8080}")
+    pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
+    policy: Policy = Field(description="give a policy, e.g. token-pool")
+    upstreams: tuple[Upstream, ...] = Field(min_length=1, description="give the servers, one for each replica")
+    keys: tuple[ApiKey, ...] = Field(min_length=1, description="give the clients' keys; tokenpools key NAME makes one")
+    models: tuple[str, ...] = Field(
+        default=(), description="give the models that clients may ask for; left out, what the servers say they have"
+    )
+    prompt_tokens: Annotated[Any, OneOf(PROMPT_TOKENS, short=named(PROMPT_TOKENS))] = Field(
+        default=PROMPT_TOKENS["estimate"](), description="give estimate, tokenize or {kind: tokenizer, file: ...}"
+    )
+    limits: Limits = Field(default=Limits(), description="give the most that may be sent, e.g. {body_bytes: 8388608}")
+    timeouts: Timeouts = Field(default=Timeouts(), description="give how long to wait, e.g. {first_byte_s: 120}")
+    passthrough: tuple[str, ...] = Field(
+        default=("/v1/", "/tokenize", "/detokenize"),
+        description="give the beginnings of the paths that are passed on, e.g. [/v1/]",
+    )
+    records: str | None = Field(default=None, description="give a folder for the tables of requests, e.g. records")
+    admin: AdminPages | None = Field(
+        default=None, description="give {port: 9090} for metrics and the admin page; left out, there are none"
+    )
+    logs: Logs = Field(default=Logs(), description="give {style: json, level: info}")
+    recording: str | None = Field(
+        default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
+    )
+    telemetry: Literal["none", "otlp"] = Field(
+        default="none", description="give otlp for traces and metrics by OpenTelemetry; OTEL_* variables say where to"
+    )
+    scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
+        default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
+    )
+    state: SharedState | None = Field(
+        default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
+    )
+    seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ServeConfig:
+        check_unique("upstreams", [one.name for one in self.upstreams])
+        check_unique("keys", [one.name for one in self.keys])
+        entitlements = [one.name for one in self.pool.entitlements]
+        seen: dict[str, str] = {}
+        for index, key in enumerate(self.keys):
+            check_known(f"keys[{index}].entitlement", "entitlement", key.entitlement, entitlements)
+            if key.sha256 in seen:
+                problem = f"is that of {seen[key.sha256]} too"
+                raise MisfitError(f"keys[{index}].sha256", problem, "give each its own key")
+            seen[key.sha256] = key.name
+        for name in getattr(self.policy.params, "per_entitlement", None) or ():
+            check_known("policy.per_entitlement", "entitlement", name, entitlements)
+        for index, prefix in enumerate(self.passthrough):
+            if not prefix.startswith("/") or prefix == "/":
+                raise MisfitError(f"passthrough[{index}]", f"{prefix!r} is no beginning of a path", "give e.g. /v1/")
+        if self.pool.replicas != len(self.upstreams):
+            raise MisfitError(
+                "pool.replicas", f"{self.pool.replicas}, but there are {len(self.upstreams)} upstreams",
+                "leave it out, or give as many",
+            )
+        if self.state is not None and self.recording is not None:
+            raise MisfitError(
+                "recording", "is of one core from its start, which shared state may replace", "leave it or state out"
+            )
+        if self.pool.gateways > 1:
+            raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
+        return self
+
+
+def load_config(path: str | Path, state_url: str | None = None) -> ServeConfig:
+    """Return the configuration in a file; ``state_url`` is in the place of its ``state.url``.
+
+    Raises
+    ------
+    ScenarioError : it cannot be read, or not served as it is.
+    """
+    file = one_line(str(path))
+    mapping = read_mapping(Path(path), file)
+    if state_url is not None:
+        given = mapping.get("state")
+        mapping = {**mapping, "state": {**(given if isinstance(given, Mapping) else {}), "url": state_url}}
+    return parse_config(mapping, file)
+
+
+def parse_config(mapping: Mapping[str, Any], file: str) -> ServeConfig:
+    """Return the configuration that a mapping describes; ``file`` is what to call it in errors.
+
+    Raises
+    ------
+    ScenarioError : see `sim.scenario.validation_errors` for what it says.
+    """
+    raw = plain(mapping, file)
+    try:
+        return ServeConfig.model_validate_json(as_json(_canonical(raw, file), file))
+    except ValidationError as error:
+        raise explain(error, ServeConfig, raw, file) from None
+
+
+def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Bring the shorthands of scenarios into their canonical form: `sim.scenario.shorthand` knows them."""
+    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
+    if "policy" in raw:
+        known["policies"] = [raw["policy"]]
+    brought = canonical(known, file)
+    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
+    if "policy" in raw:
+        (found["policy"],) = brought["policies"]
+    pool, upstreams = found.get("pool"), found.get("upstreams")
+    # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
+    if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
+        found["pool"] = {**pool, "replicas": len(upstreams)}
+    if isinstance(found.get("state"), str):
+        found["state"] = {"url": found["state"]}
+    if isinstance(found.get("scaling"), str):
+        found["scaling"] = {"kind": found["scaling"]}
+    if isinstance(found.get("prompt_tokens"), str):
+        found["prompt_tokens"] = {"kind": found["prompt_tokens"]}
+    return found
+
+
+def make_core(config: ServeConfig) -> GatewayCore:
+    """Return the core of a gateway: the same object that a simulation of this pool and policy runs.
+
+    Raises
+    ------
+    ScenarioError : the policy does not fit the pool.
+    """
+    return core_of(config.pool, config.policy, config.seed)
+
+
+def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core of a gateway of this pool and policy; ``leaving`` are entitlements that expire.
+
+    Raises
+    ------
+    ScenarioError : the policy does not fit the pool.
+    """
+    specs = [*(one.spec() for one in pool.entitlements), *leaving]
+    profile = pool.profile
+    scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
+    try:
+        policy = POLICIES[chosen.params.kind].build(
+            chosen.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token, chance=Random(seed),
+        )
+        scaler = SCALERS[scaling.kind].build(
+            scaling, policy=policy, entitlements=specs, per_replica=pool.capacity(1)
+        )
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        raise ScenarioError("", "policy", problem, fix or "see the policy's fields in tokenpools schema") from None
+    return GatewayCore(
+        entitlements=specs, capacity=pool.capacity(), replica_ids=range(pool.replicas), policy=policy,
+        router=ROUTERS[pool.router.kind].build(pool.router),
+        default_max_output_tokens=pool.default_max_output_tokens,
+        max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
+        retry_failed=pool.on_failure == "retry",
+    )
+
+
+def recorded_head(config: ServeConfig) -> dict[str, Any]:
+    """Return what a recording needs to say, for `core_of` to make the same core again."""
+    return {
+        "pool": config.pool.model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
+        "seed": config.seed,
+    }  # fmt: skip
+
+
+def agreed(config: ServeConfig) -> str:
+    """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
+    parts = [recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+    """Return the core that a recording was made with.
+
+    Raises
+    ------
+    ScenarioError : the head of the recording is none.
+    """
+    found: list[Any] = []
+    for name, kind in (("pool", Pool), ("policy", Policy)):
+        mapping = head.get(name)
+        if not isinstance(mapping, dict):
+            raise ScenarioError(file, name, "missing", "give a file that a gateway recorded")
+        if name == "policy":
+            own = {key: value for key, value in mapping.items() if key not in ("name", "autoscaler")}
+            mapping = {"name": mapping.get("name"), "autoscaler": mapping.get("autoscaler"), "params": own}
+        try:
+            found.append(kind.model_validate_json(as_json(mapping, file)))
+        except ValidationError as error:
+            raise explain(error, kind, mapping, file) from None
+    return core_of(found[0], found[1], int(head.get("seed", 0)), leaving)
+
+
+def make_settings(config: ServeConfig, file: str = "") -> Settings:
+    """Return what the server is told.
+
+    Raises
+    ------
+    ScenarioError : the key of an upstream is not in the environment.
+    """
+    pool = config.pool
+    return Settings(
+        host=config.listen.host, port=config.listen.port,
+        upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),
+        capacity_of=pool.capacity, entitlements=tuple(one.spec() for one in pool.entitlements),
+        keys=tuple(
+            Key(name=one.name, entitlement=one.entitlement, digest=bytes.fromhex(one.sha256)) for one in config.keys
+        ),
+        policy=config.policy.name, models=config.models, default_max_output_tokens=pool.default_max_output_tokens,
+        prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
+        passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
+        admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
+        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
+    )  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration in canonical form."""
+    return ServeConfig.model_json_schema()
+
+
+__all__ = [
+    "ServeConfig", "agreed", "core_of", "core_of_head", "json_schema", "load_config", "make_core", "make_settings",
+    "parse_config", "recorded_head",
+]  # fmt: skip

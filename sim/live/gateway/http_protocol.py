@@ -1,0 +1,193 @@
+"""uvicorn's HTTP protocol with what it leaves to a proxy in front: limits on headers, their time and connections.
+
+Each request's scope carries a `Client` (``scope["extensions"]["tokenpools"]``), through which the application hears at
+once that its client has left, without a task of its own, and can close a connection that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sim.live.gateway.settings import Limits, Timeouts
+
+_FRAMING = 16
+"""Most bytes of chunk framing for each byte of a body; a client that sends more sends nothing of use. [choice]"""
+
+
+class Client:
+    """The client of one request. ``left`` is called once when it goes away."""
+
+    __slots__ = ("_transport", "left")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.left: Callable[[], None] | None = None
+
+    def abort(self) -> None:
+        """Close the connection without regard to what is not written yet."""
+        self._transport.abort()
+
+
+class _HeadTooLargeError(Exception):
+    pass
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection; `protocol` makes a class with its limits."""
+
+    limits = Limits()
+    timeouts = Timeouts()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, unless there are too many."""
+        super().connection_made(transport)
+        self._clients: list[Client] = []
+        self._raw_bytes = self._head_bytes = self._body_bytes = 0
+        self._too_large = False
+        # A connection that was opened ahead of its first request is as good as one between two requests.
+        self._unused = True
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
+            self.timeouts.keep_alive_s, self.timeout_keep_alive_handler
+        )
+        if len(self.connections) > self.limits.connections:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the requests of this connection."""
+        self._disarm()
+        super().connection_lost(exc)
+        for client in self._clients:
+            if client.left is not None:
+                client.left()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, as long as it is in proportion."""
+        if self._unused:
+            self._unused = False
+            self._disarm()
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._arm()
+        self._raw_bytes += len(data)
+        super().data_received(data)
+        if self._raw_bytes > self.limits.header_bytes + _FRAMING * self._body_bytes and not self.transport.is_closing():
+            self._too_large = True
+            self.send_400_response("Request header fields too large.")
+
+    def on_message_begin(self) -> None:
+        """Begin to count, and give the request its client."""
+        super().on_message_begin()
+        self._raw_bytes = self._head_bytes = self._body_bytes = 0
+        client = Client(self.transport)
+        self._clients = [one for one in self._clients if one.left is not None]
+        self._clients.append(client)
+        self.scope["extensions"] = {"tokenpools": client}  # type: ignore[dict-item]
+
+    def on_url(self, url: bytes) -> None:
+        """Count the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock for the headers."""
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait for the next request where this one was answered before it was all there."""
+        super().on_message_complete()
+        if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
+            self._disarm()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or has too large a head, and close."""
+        if not self._too_large:
+            super().send_400_response(msg)
+            return
+        self._refuse(b"431 Request Header Fields Too Large")
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.limits.header_bytes:
+            self._too_large = True
+            raise _HeadTooLargeError
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(self.timeouts.header_s, self._slow)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _slow(self) -> None:
+        self._head_timer = None
+        self._refuse(b"408 Request Timeout")
+
+    def _refuse(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+            self.transport.close()
+
+
+def protocol(limits: Limits, timeouts: Timeouts) -> type[GatewayProtocol]:
+    """Return the protocol with limits of its own."""
+    return type("LimitedProtocol", (GatewayProtocol,), {"limits": limits, "timeouts": timeouts})
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server, told to stop in two steps: first it says so, then it takes no more connections.
+
+    Parameters
+    ----------
+    on_stop : called at the first signal.
+    notice_s : between the two steps; a second signal ends it.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None], notice_s: float) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+        self._notice_s = notice_s
+        self._stopping = False
+
+    def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
+        """Stop gracefully at the first signal, without notice at the second, at once at the third."""
+        loop = self._loop
+        if not self._stopping:
+            self._stopping = True
+            loop.call_soon_threadsafe(self._on_stop)
+            loop.call_soon_threadsafe(loop.call_later, self._notice_s, self._exit)
+        elif not self.should_exit:
+            self.should_exit = True
+        else:
+            self.force_exit = True
+
+    def stop(self) -> None:
+        """Do what a signal does."""
+        self.handle_exit(0, None)
+
+    async def serve(self, sockets: Any = None) -> None:
+        """Serve until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def _exit(self) -> None:
+        self.should_exit = True

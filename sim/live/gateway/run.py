@@ -1,0 +1,119 @@
+"""Runs a gateway process: `tokenpools serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import uvloop
+
+from policies.core import GatewayCore
+from sim.live.gateway.reload import CoreOf, Loaded, Reloader
+from sim.live.gateway.service import Service
+from sim.live.gateway.settings import Settings
+from sim.live.loadgen.table_writer import Tables
+from sim.live.observability.logs import set_up
+from sim.live.observability.recording import Recording
+from sim.live.observability.wiring import Lookout
+from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
+
+if TYPE_CHECKING:
+    from sim.live.shared_state.replicated_core import SharedLog
+
+LOG = logging.getLogger("tokenpools.serve")
+
+_JOIN_S = 5.0
+
+
+def serve(
+    settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None = None, *,
+    load: Callable[[], Loaded] | None = None, core_of: CoreOf | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, and return once what was in flight has ended.
+
+    Parameters
+    ----------
+    about : pool, policy and seed as plain values, for the head of a recording.
+    load, core_of : read the configuration again on SIGHUP, and make a core of it; None where it stays as it is.
+
+    Raises
+    ------
+    RunError : other gateways that share the state have another configuration.
+    """
+    set_up(style=settings.logs.style, level=settings.logs.level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, core, about or {}, load, core_of))
+
+
+async def _serve(
+    settings: Settings, core: GatewayCore, about: Mapping[str, Any], load: Callable[[], Loaded] | None,
+    core_of: CoreOf | None,
+) -> None:
+    recording = None if settings.recording is None else Recording(settings.recording, core, about)
+    log = _shared_log(settings, core_of)
+    wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
+    service = await Service.open(
+        settings, core, log=log, scale=wanted, recorders=[] if recording is None else [recording]
+    )
+    try:
+        if log is not None:
+            await _join(log, service)
+        if load is not None and core_of is not None:
+            reloader = Reloader(service, load, Loaded(settings, about), core_of, log)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
+        async with contextlib.AsyncExitStack() as stack:
+            lookout = await stack.enter_async_context(Lookout(service))
+            if log is not None:
+                from sim.live.shared_state.metrics import SharedMetrics
+
+                lookout.metrics.registry.register(SharedMetrics(log.status))
+            if settings.records is not None:
+                tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
+                service.desk.observers.append(await stack.enter_async_context(tables))
+            await service.run()
+    finally:
+        if wanted is not None:
+            await wanted.close()
+        if log is not None:
+            await log.close()
+        if recording is not None:
+            recording.close()
+
+
+def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:
+    """Return who is told how many replicas there should be, and tell it how many there should be at first."""
+    wanted = Wanted(fleet_of(scaling, [urlsplit(one.base_url).port or 80 for one in settings.upstreams]))
+    if settings.state is None:  # where the state is shared, the leader says it
+        wanted(core.replicas_wanted)
+    return wanted
+
+
+def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | None:
+    """Return the log of the shared state; redis-py is imported only where there is one."""
+    if settings.state is None:
+        return None
+    from sim.live.shared_state.replicated_core import SharedLog
+
+    return SharedLog(
+        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of
+    )
+
+
+async def _join(log: SharedLog, service: Service) -> None:
+    """Begin with the shared state if it is there. If not, the gateway serves nobody and is not ready until it is.
+
+    Raises
+    ------
+    RunError : other gateways have another configuration.
+    """
+    service.app.waits_for = lambda: "" if log.has_joined else "the shared state was not reached yet"
+    service.about = lambda: {"state": log.status()._asdict()}
+    await log.joined(_JOIN_S)
+    if not log.has_joined:
+        LOG.warning("the shared state was not reached within %g s: %s", _JOIN_S, log.status().why)

@@ -1,0 +1,261 @@
+"""What a live gateway is told: limits, timeouts, keys, upstreams. `sim.live.gateway.config_file` reads it from YAML.
+
+These are frozen standard-library dataclasses whose field metadata are keyword arguments of pydantic's ``Field``, as in
+`sim.scenario.registered_types`, so that the checks of the file and its schema need no code of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from policies.api import EntitlementSpec, PoolCapacity, ServiceClass
+from sim.live.replicas.scaling import Scaling
+
+
+def _seconds(default: float, what: str) -> Any:
+    return field(default=default, metadata={"gt": 0, "description": f"give {what}, in seconds, e.g. {default:g}"})
+
+
+def _count(default: int, what: str, least: int = 1) -> Any:
+    return field(default=default, metadata={"ge": least, "description": f"give {what}, e.g. {default}"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client or an upstream may send at most.
+
+    Attributes
+    ----------
+    body_bytes : of a request; more is 413.
+    header_bytes : of a request line with its headers; more is 431.
+    answer_bytes : of an answer in one piece that is kept until it is whole; what is longer is passed on as it comes.
+    event_bytes : of one event of a stream; more is taken for a broken upstream.
+    choices : answers that one request may ask for (prompts times n or best_of).
+    connections : open at a time; more are closed at once.
+    """
+
+    body_bytes: int = _count(8 * 2**20, "the largest request body in bytes")
+    header_bytes: int = _count(32 * 2**10, "the most bytes of a request's headers", 1024)
+    answer_bytes: int = _count(16 * 2**20, "the largest answer that is kept whole in bytes", 1024)
+    event_bytes: int = _count(2**20, "the largest event of a stream in bytes", 1024)
+    choices: int = _count(16, "the most answers that one request may ask for")
+    connections: int = _count(20_000, "the most connections at a time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long to wait for what.
+
+    Attributes
+    ----------
+    header_s, body_s : for a client's headers, and for its body.
+    keep_alive_s : for the next request on a connection.
+    held_s : at the gateway, for a request that the policy holds.
+    connect_s : for a connection to an upstream.
+    first_byte_s, idle_s : for an upstream's first byte, and between two.
+    client_stall_s : for a client that does not read.
+    total_s : for an answer in full.
+    drain_s : for what is in flight when the gateway is told to stop.
+    drain_notice_s : between saying so (readyz is 503) and taking no more connections.
+    health_every_s, health_s : between two looks at an upstream's health, and for its answer.
+    """
+
+    header_s: float = _seconds(10.0, "the longest time for a client's headers")
+    body_s: float = _seconds(30.0, "the longest time for a client's body")
+    keep_alive_s: float = _seconds(75.0, "the longest time between two requests of a connection")
+    held_s: float = _seconds(60.0, "the longest time that a request is held")
+    connect_s: float = _seconds(5.0, "the longest time for a connection to an upstream")
+    first_byte_s: float = _seconds(120.0, "the longest time for an upstream's first byte")
+    idle_s: float = _seconds(60.0, "the longest time between two bytes of an upstream")
+    client_stall_s: float = _seconds(30.0, "the longest time for a client that does not read")
+    total_s: float = _seconds(1800.0, "the longest time for an answer in full")
+    drain_s: float = _seconds(300.0, "the longest time for what is in flight at the end")
+    drain_notice_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give how long readyz warns before no more is accepted, in seconds, e.g. 5"},
+    )
+    health_every_s: float = _seconds(1.0, "the time between two looks at an upstream's health")
+    health_s: float = _seconds(2.0, "the longest time for an upstream's health")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Prompt tokens from the length of the text."""
+
+    kind: Literal["estimate"] = "estimate"
+    bytes_per_token: float = field(
+        default=4.0, metadata={"gt": 0, "description": "give the mean bytes of UTF-8 text in a token, e.g. 4"}
+    )
+    message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
+    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenize:
+    """Prompt tokens from vLLM's /tokenize; an estimate where that fails."""
+
+    kind: Literal["tokenize"] = "tokenize"
+    timeout_s: float = _seconds(2.0, "the longest time for an answer of /tokenize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """Prompt tokens from a tokenizer file on this machine."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    file: str = field(metadata={"min_length": 1, "description": "give the path of a tokenizer.json"})
+    message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
+    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Addresses that only this machine can reach."""
+
+PROMPT_TOKENS: Mapping[str, type] = {"estimate": Estimate, "tokenize": Tokenize, "tokenizer": Tokenizer}
+"""How the tokens of a prompt are counted, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamAddress:
+    """One replica: an OpenAI-compatible server. The key, if there is one, is in nobody's repr."""
+
+    name: str
+    base_url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A client's API key, known by its hash only."""
+
+    name: str
+    entitlement: str
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """Who may see metrics, state and the admin page.
+
+    Attributes
+    ----------
+    host, port : the pages' own address; without a port they are beside the API, where a token is needed.
+    token_digest : SHA-256 of the token; None: whoever reaches the address may see them.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    token_digest: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """What is logged to stderr, and how."""
+
+    style: Literal["text", "json"] = field(default="text", metadata={"description": "give text or json"})
+    level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata={"description": "give debug, info, warning or error"}
+    )
+
+
+Mode = Literal["open", "closed"]
+
+
+_MODE = {"description": "give open or closed"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhenAway:
+    """What a gateway does by itself while the shared state is out of reach, for each class of service.
+
+    Open lets in what fits in this gateway's part of the entitlement's baseline, closed nothing; see
+    `sim.live.shared_state.fallback`.
+    """
+
+    dedicated: Mode = field(default="open", metadata=_MODE)
+    guaranteed: Mode = field(default="open", metadata=_MODE)
+    elastic: Mode = field(default="closed", metadata=_MODE)
+    spot: Mode = field(default="closed", metadata=_MODE)
+    preemptible: Mode = field(default="closed", metadata=_MODE)
+
+    def of(self, service_class: ServiceClass) -> Mode:
+        """Return what holds for a class."""
+        mode: Mode = getattr(self, service_class.value)
+        return mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedState:
+    """Where the state is that several gateways of one pool share, and how long to wait for it.
+
+    Attributes
+    ----------
+    url : as redis-py reads it, e.g. ``redis://127.0.0.1:6379/0`` or ``unix:///run/redis.sock``.
+    pool : the name under which the state is kept: gateways of one name share it.
+    ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
+    timeout_s : how long a request waits for the shared state before ``when_away`` decides.
+    snapshot_every : events between two snapshots; about twice as many stay in the log.
+    """
+
+    url: str = field(
+        repr=False,
+        metadata={"pattern": r"^(rediss?|unix)://", "description": "give e.g. redis://127.0.0.1:6379/0"},
+    )
+    pool: str = field(
+        default="default",
+        metadata={"pattern": r"^[A-Za-z0-9._-]{1,100}$", "description": "give the pool a name of letters and digits"},
+    )
+    ttl_s: float = _seconds(5.0, "the time after which a silent gateway is lost")
+    timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
+    snapshot_every: int = _count(20_000, "the events between two snapshots")
+    when_away: WhenAway = field(
+        default_factory=WhenAway, metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a gateway is told, but for its core.
+
+    Attributes
+    ----------
+    upstreams : the replicas that the pool begins with; their ids are 0, 1, ...
+    capacity_of : what so many ready replicas provide.
+    models : names that clients may ask for; empty for what the upstreams say they serve.
+    default_max_output_tokens : for a request that names no limit.
+    passthrough : the beginnings of other paths that are passed on.
+    scrape_interval_s : between two looks at a replica's metrics.
+    records : folder for the tables of requests; None for none.
+    admin : who may see the pages; None: nobody, there are none.
+    recording : file for every event and instruction of the core; None for none.
+    telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
+    scaling : what makes the replicas that the autoscaler wants; None: nothing, and nobody is told.
+    state : where the state is that several processes share; None: this process has the pool for itself.
+    state_config : a digest of what the processes must agree on.
+    """
+
+    host: str
+    port: int
+    upstreams: tuple[UpstreamAddress, ...]
+    capacity_of: Callable[[int], PoolCapacity]
+    entitlements: tuple[EntitlementSpec, ...]
+    keys: tuple[Key, ...]
+    policy: str = ""
+    models: tuple[str, ...] = ()
+    default_max_output_tokens: int = 256
+    prompt_tokens: Estimate | Tokenize | Tokenizer = Estimate()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    passthrough: tuple[str, ...] = ("/v1/", "/tokenize", "/detokenize")
+    scrape_interval_s: float = 1.0
+    records: str | None = None
+    admin: Admin | None = None
+    logs: Logs = Logs()
+    recording: str | None = None
+    telemetry: Literal["none", "otlp"] = "none"
+    scaling: Scaling | None = None
+    state: SharedState | None = None
+    state_config: str = ""
+    class_header: str = "x-tokenpools-class"

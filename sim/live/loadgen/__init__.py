@@ -1,0 +1,1 @@
+"""The load generator: a scenario's demand against a real server."""

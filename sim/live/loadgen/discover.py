@@ -1,0 +1,112 @@
+"""What a server says of itself before a run: its models, whether it is vLLM or a gateway, its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from sim.errors import InputError
+from sim.live.gateway.headers import bearer
+
+STATE_PATH, CAPACITY_PATH = "/admin/state", "/admin/capacity"
+_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A server.
+
+    Attributes
+    ----------
+    model : the first that it lists.
+    max_model_tokens : longest prompt plus output, where it says so.
+    metrics : URL of its metrics page, if that is vLLM's.
+    cache : vLLM's ``cache_config_info``, by label; empty where there is none.
+    state, set_capacity : URLs of its state and for its capacity, if it is a gateway of tokenpools that shows them.
+    words : all that in a sentence.
+    """
+
+    model: str
+    max_model_tokens: int | None
+    metrics: tuple[str, ...]
+    cache: Mapping[str, str]
+    state: str | None
+    set_capacity: str | None
+    words: str
+
+
+def discover(base_url: str, *, key: str | None = None, admin_url: str | None = None, token: str | None = None) -> Found:
+    """Ask a server what it is.
+
+    Raises
+    ------
+    InputError : nobody answers there, or not as an OpenAI-compatible server does.
+    """
+    return asyncio.run(_discover(base_url.rstrip("/"), key, admin_url, token))
+
+
+async def _discover(base_url: str, key: str | None, admin_url: str | None, token: str | None) -> Found:
+    async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+        card = await _first_model(session, base_url, key)
+        page = await _text(session, f"{base_url}/metrics", None)
+        cache = cache_config(page or "")
+        is_vllm = page is not None and "vllm:num_requests_running" in page
+        admin = (admin_url or base_url).rstrip("/")
+        state = await _text(session, admin + STATE_PATH, token)
+    if admin_url is not None and state is None:
+        raise InputError(admin_url, "shows no state", "see the gateway's admin setting, and --admin-token")
+    is_gateway = state is not None and '"gauges"' in state
+    longest = card.get("max_model_len")
+    kind = "a gateway that shows its state" if is_gateway else "vLLM" if is_vllm else "a server without vLLM's metrics"
+    return Found(
+        model=str(card["id"]),
+        max_model_tokens=longest if isinstance(longest, int) else None,
+        metrics=(f"{base_url}/metrics",) if is_vllm else (),
+        cache=cache,
+        state=admin + STATE_PATH if is_gateway else None,
+        set_capacity=admin + CAPACITY_PATH if is_gateway else None,
+        words=f"{base_url}: {kind}, model {card['id']}",
+    )
+
+
+async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str | None) -> dict[str, Any]:
+    url = f"{base_url}/v1/models"
+    fix = "give the root of an OpenAI-compatible server, e.g. http://127.0.0.1:8000"
+    try:
+        async with session.get(url, headers=bearer(key)) as answer:
+            if answer.status in (401, 403):
+                raise InputError(url, f"answers {answer.status}",
+                                 "give keys with --keys, TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY")  # fmt: skip
+            answer.raise_for_status()
+            cards = (await answer.json())["data"]
+            card = cards[0]
+            card["id"]
+    except aiohttp.ClientResponseError as error:
+        raise InputError(url, f"answers {error.status}", fix) from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise InputError(url, f"does not answer ({error or type(error).__name__})", fix) from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise InputError(url, "lists no model", fix) from None
+    return dict(card)
+
+
+async def _text(session: aiohttp.ClientSession, url: str, token: str | None) -> str | None:
+    try:
+        async with session.get(url, headers=bearer(token)) as answer:
+            return await answer.text() if answer.status == 200 else None
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return None
+
+
+def cache_config(page: str) -> dict[str, str]:
+    """Return the labels of ``vllm:cache_config_info`` on a metrics page; empty where it has none."""
+    for line in page.splitlines():
+        if line.startswith("vllm:cache_config_info{"):
+            return dict(_LABEL.findall(line))
+    return {}

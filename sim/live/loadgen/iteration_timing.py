@@ -1,0 +1,208 @@
+"""Measures how long a server's iterations take, from outside: what a profile needs to know.
+
+Streams of one iteration get their tokens together, so the gap between two tokens of a stream is an iteration. A batch
+that only decodes shows decode iterations; a prompt sent beside one stream lengthens the gap in which it is computed.
+Neither gap contains the server's work outside its iterations, which a request to an idle server shows: its first token
+takes that long more than its iteration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import NamedTuple
+
+from sim.errors import RunError
+from sim.live.loadgen.attempt import LiveAttempt
+from sim.live.loadgen.completions_client import Completions, PromptKind
+from sim.records.schema import Outcome
+
+_GAPS = 16  # decode iterations to watch
+_SPAN = 4  # of which so many are timed at once, since a token that is shown late makes one gap long and the next short
+_SETTLE = 3  # tokens of the background stream before a prompt is sent beside it
+
+
+class DecodeSeen(NamedTuple):
+    """Iterations in which ``sequences`` decoded and read ``context_tokens`` in all, at the median."""
+
+    sequences: int
+    context_tokens: int
+    duration_s: float
+
+
+class PromptSeen(NamedTuple):
+    """An iteration that computed a prompt beside one decoding sequence of ``context_tokens``."""
+
+    prompt_tokens: int
+    context_tokens: int
+    duration_s: float
+
+
+class IdleSeen(NamedTuple):
+    """The time to the first token of a prompt that came to an idle server."""
+
+    prompt_tokens: int
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What no latency tells: the engine's settings."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_tokens: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Attributes
+    ----------
+    decodes : pairs of sequences and prompt tokens, the context that decoding starts from.
+    prompts : lengths of prompts, computed beside a stream and on an idle server.
+    repeats : how often each prompt.
+    """
+
+    decodes: Sequence[tuple[int, int]]
+    prompts: Sequence[int]
+    repeats: int = 3
+
+
+@dataclass(slots=True, eq=False)
+class Seen:
+    """What was measured."""
+
+    decodes: list[DecodeSeen] = field(default_factory=list)
+    prompts: list[PromptSeen] = field(default_factory=list)
+    idle: list[IdleSeen] = field(default_factory=list)
+
+
+def plan_for(engine: Engine, *, quick: bool = False) -> Plan:
+    """Return what to measure of an engine: batches up to its slots, contexts and prompts up to what it takes."""
+    longest = engine.max_model_tokens - _GAPS - 8
+    contexts = _spread(16, int(0.8 * longest), 2 if quick else 3)
+    sequences = _spread(1, engine.max_num_seqs, 3 if quick else 6)
+    fits = 0.9 * engine.kv_tokens
+    decodes = [(n, c) for n, c in itertools.product(sequences, contexts) if n * (c + 4 * _GAPS) <= fits]
+    most = min(longest, engine.max_num_batched_tokens - 2)  # in one iteration, beside the stream
+    return Plan(
+        decodes=decodes, prompts=_spread(8, most, 4 if quick else 8), repeats=2 if quick else 3
+    )
+
+
+def _spread(least: int, most: int, count: int) -> list[int]:
+    """Return numbers from ``least`` to ``most``, each the same factor above the last."""
+    if most <= least:
+        return [least]
+    factor = (most / least) ** (1 / (count - 1))
+    return sorted({round(least * factor**i) for i in range(count)})
+
+
+class Probe:
+    """Sends what a plan asks for, one measurement after the other, to a server that nobody else uses.
+
+    Raises
+    ------
+    RunError : a request was refused or broke off.
+    """
+
+    def __init__(self, completions: Completions, prompts: PromptKind, engine: Engine, key: str | None = None) -> None:
+        self._completions = completions
+        self._prompts = prompts
+        self._engine = engine
+        self._key = key
+        self._sent = 0
+
+    async def measure(self, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Seen:
+        """Return what was seen; ``progress`` hears what is measured next."""
+        seen = Seen()
+        await self._ask(self._attempt(16, 4))  # connections and caches
+        for length in plan.prompts:
+            progress(f"prompts of {length} tokens")
+            seen.idle += [await self._idle(length) for _ in range(plan.repeats)]
+            seen.prompts += await self._beside(length, plan.repeats)
+        for sequences, context in plan.decodes:
+            progress(f"{sequences} sequences of {context} tokens")
+            found = await self._decode(sequences, context)
+            if found is not None:
+                seen.decodes.append(found)
+        return seen
+
+    async def _idle(self, prompt_tokens: int) -> IdleSeen:
+        attempt = await self._ask(self._attempt(prompt_tokens, 1))
+        return IdleSeen(prompt_tokens, attempt.first_token_s - attempt.arrival_s)
+
+    async def _beside(self, prompt_tokens: int, repeats: int) -> list[PromptSeen]:
+        """Send prompts beside a stream, each in a different moment of its iterations."""
+        found: list[PromptSeen] = []
+        for repeat in range(repeats):
+            output = min(_SETTLE + 8, self._engine.max_model_tokens - 16)
+            stream = self._attempt(8, output)
+            running = asyncio.ensure_future(self._ask(stream))
+            while len(stream.token_s or ()) < _SETTLE and not running.done():
+                await asyncio.sleep(0.001)
+            gap_s = (stream.token_s or [0.0, 0.0])[-1] - (stream.token_s or [0.0, 0.0])[-2]
+            await asyncio.sleep(gap_s * (0.2 + 0.6 * repeat / max(1, repeats)))
+            beside = await self._ask(self._attempt(prompt_tokens, 1))
+            await running
+            tokens = stream.token_s or []
+            # Both tokens of an iteration are sent at once, so the nearest one tells which gap it was.
+            nearest = min(range(1, len(tokens)), key=lambda i: abs(tokens[i] - beside.first_token_s))
+            duration_s = tokens[nearest] - tokens[nearest - 1]
+            if abs(tokens[nearest] - beside.first_token_s) < duration_s / 2:
+                found.append(PromptSeen(prompt_tokens, 8 + nearest, duration_s))
+        return found
+
+    async def _decode(self, sequences: int, context_tokens: int) -> DecodeSeen | None:
+        """Watch a batch while all of it decodes; None where it never did, for want of memory."""
+        # Whoever comes first must still be there when the last one's prompt has been computed.
+        waits = math.ceil(sequences * context_tokens / self._engine.max_num_batched_tokens) + 2
+        output = min(_GAPS + waits, self._engine.max_model_tokens - context_tokens)
+        batch = [self._attempt(context_tokens, output) for _ in range(sequences)]
+        await asyncio.gather(*(self._ask(one) for one in batch))
+        from_s, until_s = max(a.first_token_s for a in batch), min(a.finish_s for a in batch)
+        gaps: list[float] = []
+        contexts: list[float] = []
+        for attempt in batch:
+            times = attempt.token_s or []
+            for i in range(_SPAN, len(times)):
+                if times[i - _SPAN] >= from_s and times[i] <= until_s:
+                    gaps.append((times[i] - times[i - _SPAN]) / _SPAN)
+                    contexts.append(context_tokens + i - (_SPAN - 1) / 2)
+        if len(gaps) < 3 * sequences:
+            return None
+        return DecodeSeen(sequences, round(sequences * sum(contexts) / len(contexts)), median(gaps))
+
+    def _attempt(self, prompt_tokens: int, output_tokens: int) -> LiveAttempt:
+        self._sent += 1
+        name = f"calibrate-{self._sent}"
+        return LiveAttempt(
+            name, 1, 0, 0, 0.0, 0.0, prompt_tokens, output_tokens, output_tokens, token_s=[]
+        )
+
+    async def _ask(self, attempt: LiveAttempt) -> LiveAttempt:
+        body = self._prompts.body(attempt)
+        attempt.arrival_s = self._completions.now_s()
+        await self._completions.ask(attempt, body, self._key)
+        if attempt.outcome is not Outcome.FINISHED:
+            words = f"{attempt.outcome.name.lower()}, status {attempt.http_status}: {attempt.error}"
+            raise RunError(f"a request of {attempt.prompt_tokens} + {attempt.asked_tokens} tokens was {words}")
+        return attempt
+
+
+async def measure(
+    base_url: str, prompts: PromptKind, engine: Engine, plan: Plan, *, key: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Seen:
+    """Measure a server; see `Probe`."""
+    origin_s = asyncio.get_running_loop().time()
+    fresh = replace(prompts, seed=prompts.seed + 1)
+    async with Completions(base_url, origin_s=origin_s) as completions:
+        return await Probe(completions, fresh, engine, key).measure(plan, progress)

@@ -1,0 +1,1 @@
+"""What is seen of a running gateway: metrics, traces, logs, recordings, admin pages."""

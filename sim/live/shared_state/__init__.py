@@ -1,0 +1,1 @@
+"""Several gateways of one pool, through Redis."""

@@ -1,0 +1,1 @@
+"""What a run measures, and the folder that keeps it."""

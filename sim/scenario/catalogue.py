@@ -1,0 +1,33 @@
+"""What a scenario may name, with a line about each."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+from policies.registry import POLICIES
+from sim.scenario.load import load_scenario, shipped_scenarios
+from sim.scenario.profile import load_profile, shipped_profiles
+from workloads.trace import TRACES
+
+
+def entries(what: str) -> list[tuple[str, str]]:
+    """Return (name, one line) for scenarios, policies, profiles or traces."""
+    if what == "scenarios":
+        return [(name, load_scenario(name).title or "") for name in shipped_scenarios()]
+    if what == "policies":
+        return [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
+    if what == "profiles":
+        return [(name, load_profile(name).source) for name in shipped_profiles()]
+    return [(name, file) for name, file in TRACES.items()]
+
+
+def scenario_comment(name: str) -> str:
+    """Return the opening comment of a shipped scenario: what it shows and what to expect."""
+    lines = (files("scenarios") / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(re.sub(r"^# ?", "", line) for line in lines if line.startswith("#"))
+
+
+def _first_sentence(doc: str | None) -> str:
+    text = " ".join((doc or "").replace("``", "").split())
+    return text.split(". ")[0].rstrip(".")

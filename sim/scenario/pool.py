@@ -1,0 +1,235 @@
+"""The pool of a scenario, as frozen models: its replicas, and who is entitled to how much of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from policies.api import EntitlementSpec, PoolCapacity, Resources, ServiceClass
+from policies.registry import ROUTERS, SCALERS
+from sim.engine.replica_life import Life
+from sim.scenario.profile import Profile
+from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
+from sim.scenario.validation_errors import suggestion
+from sim.scenario.yaml_file import shown
+
+_GIB = 2**30
+_RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+_DIMENSIONS = ("slots", "tokens_per_s", "kv_bytes")
+
+ROUTER_PARAMS = {kind: entry.params for kind, entry in ROUTERS.items()}
+SCALER_PARAMS = {kind: entry.params for kind, entry in SCALERS.items()}
+
+Autoscaler = Annotated[Any, OneOf(SCALER_PARAMS, short=named(SCALERS))]
+
+Name = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$")
+]
+DerivedName = Annotated[Name, Field(json_schema_extra=lambda schema: schema.pop("default", None))]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Amounts(Strict):
+    """How much of each of the three resources; what is left out is not promised, or not limited."""
+
+    slots: float | None = Field(default=None, ge=0, description="give sequences in flight, e.g. 6")
+    tokens_per_s: float | None = Field(
+        default=None, ge=0, description="give prompt plus output tokens per second, e.g. 90"
+    )
+    kv_bytes: float | None = Field(default=None, ge=0, description="give bytes of KV cache, e.g. 4.0e9, or kv_gib")
+    kv_gib: float | None = Field(default=None, ge=0, description="give GiB of KV cache, e.g. 4, or kv_bytes")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Amounts:
+        if self.kv_bytes is not None and self.kv_gib is not None:
+            raise MisfitError("kv_gib", "given beside kv_bytes", "keep one of the two")
+        return self
+
+    def resources(self) -> Resources:
+        """Return the amounts as policies see them."""
+        kv_bytes = self.kv_gib * _GIB if self.kv_gib is not None else self.kv_bytes
+        return Resources(tokens_per_s=self.tokens_per_s, kv_bytes=kv_bytes, slots=self.slots)
+
+
+class Entitlement(Strict):
+    """What one tenant was promised in the pool."""
+
+    name: Name = Field(description="give the entitlement a name")
+    tenant: DerivedName = Field(default="", description="give the tenant's name; left out, the entitlement's")
+    service_class: ServiceClass = Field(description="give dedicated, guaranteed, elastic, spot or preemptible")
+    ttft_slo_s: float | None = Field(
+        default=None, gt=0, description="give the objective for time to first token in seconds, e.g. 1.2"
+    )
+    baseline: Amounts = Field(default=Amounts(), description="give what is promised, e.g. {slots: 6}")
+    limit: Amounts = Field(default=Amounts(), description="give the most it may use, e.g. {slots: 10}")
+    from_s: Seconds = Field(default=0.0, description="give the second from which it holds, e.g. 30")
+    until_s: Seconds | None = Field(default=None, description="give the second until which it holds, e.g. 60")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Entitlement:
+        check_window(self.from_s, self.until_s)
+        baseline, limit = self.baseline.resources(), self.limit.resources()
+        for dimension in _DIMENSIONS:
+            promised, most = getattr(baseline, dimension), getattr(limit, dimension)
+            if promised is None:
+                continue
+            if self.service_class not in _RESERVED:
+                raise MisfitError(
+                    "baseline",
+                    f"a {self.service_class} entitlement has none, got {promised:g} {dimension}",
+                    "give a limit instead, or another service_class",
+                )
+            if most is not None and most < promised:
+                raise MisfitError(
+                    f"limit.{dimension}",
+                    f"{most:g} is below the baseline of {promised:g}",
+                    f"give at least {promised:g}",
+                )
+        return self
+
+    def spec(self) -> EntitlementSpec:
+        """Return the entitlement as policies see it."""
+        return EntitlementSpec(
+            name=self.name,
+            tenant=self.tenant,
+            service_class=self.service_class,
+            ttft_slo_s=self.ttft_slo_s,
+            baseline=self.baseline.resources(),
+            limit=self.limit.resources(),
+            from_s=self.from_s,
+            until_s=math.inf if self.until_s is None else self.until_s,
+        )
+
+
+class Pool(Strict):
+    """Replicas of one model, and who is entitled to how much of them."""
+
+    profile: Profile = Field(
+        description="give the name of a profile, a path or a mapping; see tokenpools list profiles"
+    )
+    replicas: int = Field(default=1, gt=0, le=100_000, description="give the number of replicas, e.g. 1")
+    router: Annotated[Any, OneOf(ROUTER_PARAMS, short=named(ROUTERS))] = Field(
+        default_factory=ROUTER_PARAMS["least-outstanding-tokens"], description="give a router, e.g. round-robin"
+    )
+    entitlements: tuple[Entitlement, ...] = Field(min_length=1, description="give at least one entitlement")
+    default_max_output_tokens: int = Field(
+        default=256, gt=0, description="give the output tokens to assume where a client names no limit, e.g. 256"
+    )
+    scrape_interval_s: float = Field(
+        default=1.0, gt=0, description="give the seconds between two looks at a replica's metrics, e.g. 1.0"
+    )
+
+    autoscaler: Autoscaler = Field(
+        default_factory=SCALER_PARAMS["none"],
+        description="give who scales the pool, e.g. {kind: capacity, max_replicas: 8}; a policy may name its own",
+    )
+    start_up_s: float = Field(
+        default=90.0, ge=0, description="give the seconds until a replica that was asked for is ready, e.g. 90"
+    )
+    drain_s: float = Field(
+        default=300.0, ge=0, description="give the most seconds that a leaving replica waits for its requests, e.g. 300"
+    )
+    gpus_per_replica: int = Field(default=1, gt=0, description="give the GPUs of one replica, e.g. 1")
+    on_failure: Literal["fail", "retry"] = Field(
+        default="fail", description="fail: what a lost replica had fails; retry: it is sent to the others"
+    )
+    notice_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="give how late the gateway hears of lost capacity and of metrics, in seconds, e.g. 1.0",
+    )
+    gateways: int = Field(default=1, gt=0, le=1000, description="give the gateways in front of the pool, e.g. 4")
+    share_every_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="give the seconds between two exchanges of what gateways know, e.g. 0.5, or null for none",
+    )
+    oversubscribed: bool = Field(
+        default=False, description="give true to let baselines exceed the pool; what does not fit is Degraded"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Pool:
+        check_unique("entitlements", [one.name for one in self.entitlements])
+        check_scaler("autoscaler", self.autoscaler, self.replicas)
+        if self.share_every_s is not None and self.gateways == 1:
+            raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
+        if self.oversubscribed:
+            return self
+        capacity = self.capacity(getattr(self.autoscaler, "max_replicas", None))  # what it can grow to
+        for dimension in _DIMENSIONS:
+            available = getattr(capacity, dimension)
+            if available is not None:
+                self._check_promises(dimension, available)
+        return self
+
+    def _check_promises(self, dimension: str, available: float) -> None:
+        """Refuse baselines that sum to more than there is at some time; a sum only grows where one begins."""
+        replicas = getattr(self.autoscaler, "max_replicas", self.replicas)
+        least = "replicas" if self.autoscaler.kind == "none" else "autoscaler.max_replicas"
+        promises = [
+            (one.from_s, one.until_s, one.name, getattr(one.baseline.resources(), dimension) or 0.0)
+            for one in self.entitlements
+        ]
+        for at_s in sorted({from_s for from_s, *_ in promises}):
+            held = [
+                (name, amount)
+                for from_s, until_s, name, amount in promises
+                if amount and from_s <= at_s and (until_s is None or at_s < until_s)
+            ]
+            total = math.fsum(amount for _, amount in held)
+            if total > available * (1 + 1e-12):
+                raise MisfitError(
+                    "entitlements",
+                    f"the baselines of {', '.join(name for name, _ in held)} sum to {total:g} {dimension} "
+                    f"at {at_s:g} s, the pool has {available:g}",
+                    f"lower them or set {least} to {math.ceil(total * replicas / available)}",
+                )
+
+    def life(self) -> Life:
+        """Return how long the coming and going of replicas takes."""
+        return Life(start_up_s=self.start_up_s, drain_s=self.drain_s, gpus=self.gpus_per_replica)
+
+    def capacity(self, replicas: int | None = None) -> PoolCapacity:
+        """Return what so many replicas provide when all are ready and whole; left out, the pool's own."""
+        count = self.replicas if replicas is None else replicas
+        tokens_per_s, kv_bytes = self.profile.tokens_per_s, self.profile.kv_bytes
+        return PoolCapacity(
+            ready_replicas=count,
+            slots=count * self.profile.slots,
+            tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
+            kv_bytes=None if kv_bytes is None else count * kv_bytes,
+        )
+
+
+def check_window(from_s: float, until_s: float | None) -> None:
+    """Refuse a window that ends before it begins."""
+    if until_s is not None and until_s <= from_s:
+        raise MisfitError("until_s", f"{until_s:g} is not after from_s ({from_s:g})", f"give more than {from_s:g}")
+
+
+def check_scaler(path: str, autoscaler: Any, replicas: int) -> None:
+    """Refuse an autoscaler whose bounds leave out the replicas that the pool begins with."""
+    least, most = getattr(autoscaler, "min_replicas", replicas), getattr(autoscaler, "max_replicas", replicas)
+    if not least <= replicas <= most:
+        raise MisfitError(
+            path, f"scales between {least} and {most}, the pool begins with {replicas}",
+            f"give replicas between {least} and {most}, or other bounds",
+        )  # fmt: skip
+
+
+def check_unique(path: str, names: Iterable[str]) -> None:
+    """Refuse names that two elements share."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise MisfitError(path, f"{times} are called {shown(name)}", "give each a name")
+
+
+def check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that nothing has."""
+    if name not in (names := list(known)):
+        raise MisfitError(path, f"unknown {what} {shown(name)}", suggestion(name, names))

@@ -1,0 +1,245 @@
+"""Replica profiles: what a scenario's ``pool.profile`` may name, and how one is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from sim.engine.disaggregation import Disaggregated
+from sim.engine.speculation import Speculation
+from sim.engine.step_roofline import Hardware, Work, least_iteration_s
+from sim.engine.step_table import ExtrapolationWarning
+from sim.engine.step_time import STEP_TIMES
+from sim.errors import ScenarioError
+from sim.scenario.registered_types import MisfitError, OneOf, Strict
+from sim.scenario.validation_errors import explain, suggestion
+from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
+
+
+class Physics(Strict):
+    """What no step time can beat: what the model asks of the hardware, and what that can do at most."""
+
+    work: Work = Field(description="give the model's work, e.g. {parameters: 7.5e9, ...}")
+    hardware: Hardware = Field(description="give the peak rates of all GPUs, e.g. {flops_per_s: 9.89e14, ...}")
+
+
+class Calibration(Strict):
+    """How a profile's numbers were found.
+
+    ``confidence`` holds 95 % intervals of coefficients, ``ranges`` what was measured, both by name; ``held_out_error``
+    relative errors on measurements that were not used.
+    """
+
+    method: str = Field(description="say how the numbers were found")
+    date: str = Field(description="give the day, e.g. 2026-11-23")
+    engine: str = Field(default="", description="give the engine and its settings")
+    measurements: int = Field(default=0, ge=0, description="give how many measurements were used")
+    confidence: dict[str, tuple[float, float]] = Field(default={}, description="give intervals by coefficient")
+    ranges: dict[str, tuple[float, float]] = Field(default={}, description="give least and greatest by quantity")
+    held_out_error: dict[str, float] = Field(default={}, description="give relative errors by metric")
+
+
+class Profile(Strict):
+    """One replica: how fast it is, and how much it holds.
+
+    Shipped profiles are the same mapping in a file, with ``source`` and ``error`` added.
+    """
+
+    name: str = Field(default="inline", min_length=1, description="give the profile's name")
+    source: str = Field(default="", description="say where the numbers come from")
+    error: str = Field(default="", description="say how well the profile fits what was measured")
+    step_time: Annotated[Any, OneOf(STEP_TIMES)] = Field(
+        description="give an iteration's duration, e.g. {kind: linear, base_s: 0.006, per_decode_sequence_s: 1.0e-4}"
+    )
+    max_num_seqs: int = Field(gt=0, description="give the sequences one replica runs at once, e.g. 256")
+    max_num_batched_tokens: int = Field(gt=0, description="give the tokens of one iteration, e.g. 2048")
+    kv_blocks: int = Field(gt=0, description="give the KV cache blocks of one replica, e.g. 30000")
+    block_tokens: int = Field(default=16, gt=0, description="give the tokens of one KV block, e.g. 16")
+    kv_bytes_per_token: float | None = Field(
+        default=None,
+        gt=0,
+        description="give the KV bytes of one token: 2 * layers * kv_heads * head_dim * bytes per value",
+    )
+    tokens_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="give one replica's declared capacity, prompt and output tokens per second, e.g. 240",
+    )
+    max_model_tokens: int | None = Field(
+        default=None, gt=0, description="give the longest prompt plus output the model takes, in tokens, e.g. 8192"
+    )
+    scheduling: Literal["fcfs", "priority", "shortest-first", "fair-batching", "flow-prefill"] = Field(
+        default="fcfs", description="give fcfs, priority, shortest-first, fair-batching or flow-prefill"
+    )
+    tpot_slo_s: float | None = Field(
+        default=None, gt=0, description="give the seconds a further token may take, by which fair-batching goes"
+    )
+    operator_s: float = Field(
+        default=0.0045, gt=0, description="give the seconds of the longest operator, where flow-prefill interrupts"
+    )
+    disaggregated: Disaggregated | None = Field(
+        default=None, description="give how prefill and decode are divided, e.g. {prefill_engines: 1, ...}"
+    )
+    async_scheduling: bool = Field(
+        default=False, description="give true where the engine plans an iteration while the one before it runs"
+    )
+    prefix_caching: bool = Field(
+        default=False, description="give true where prompts find again the KV blocks of those that began alike"
+    )
+    speculation: Speculation | None = Field(
+        default=None,
+        description="give how tokens are drafted, e.g. {tokens: 3, acceptance: 0.7, per_draft_token_s: 2.0e-5}",
+    )
+    request_overhead_s: float = Field(
+        default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
+    )
+    physics: Physics | None = Field(
+        default=None, description="give work and hardware, to have the step time checked against what they allow"
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="say how the numbers were found; tokenpools calibrate writes it"
+    )
+
+    @property
+    def goes_by_deadlines(self) -> bool:
+        """Whether the scheduler asks when a request's first token is due."""
+        return self.scheduling in ("fair-batching", "flow-prefill")
+
+    @property
+    def _decode_engines(self) -> int:
+        return 1 if self.disaggregated is None else self.disaggregated.decode_engines
+
+    @property
+    def slots(self) -> int:
+        """The sequences that one replica decodes at once, over all of its engines."""
+        return self._decode_engines * self.max_num_seqs
+
+    @property
+    def held_blocks(self) -> int:
+        """The KV blocks of one replica, over all of its engines that decode."""
+        return self._decode_engines * self.kv_blocks
+
+    @property
+    def kv_bytes(self) -> float | None:
+        """The KV cache of one replica, in bytes; None where a token's bytes are not given."""
+        if self.kv_bytes_per_token is None:
+            return None
+        return self.held_blocks * self.block_tokens * self.kv_bytes_per_token
+
+    @model_validator(mode="after")
+    def _fits(self) -> Profile:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise MisfitError(
+                "max_num_batched_tokens",
+                f"{self.max_num_batched_tokens} is below max_num_seqs ({self.max_num_seqs}), which vLLM refuses",
+                f"give at least {self.max_num_seqs}",
+            )
+        self._check_scheduling()
+        if self.speculation is not None:
+            self._check_speculation(self.speculation)
+        if self.physics is not None:
+            self._check_physics(self.physics)
+        held_tokens = self.kv_blocks * self.block_tokens
+        if self.max_model_tokens is not None and self.max_model_tokens > held_tokens:
+            raise MisfitError(
+                "max_model_tokens",
+                f"{self.max_model_tokens} is more than the KV cache holds ({held_tokens} tokens), which vLLM refuses",
+                f"give at most {held_tokens}, or more kv_blocks",
+            )
+        return self
+
+    def _check_scheduling(self) -> None:
+        kind = self.scheduling
+        if kind == "fair-batching" and self.tpot_slo_s is None:
+            raise MisfitError("tpot_slo_s", "missing, and fair-batching goes by it", "give it, e.g. 0.05")
+        if kind == "flow-prefill" and (self.async_scheduling or self.prefix_caching):
+            option = "async_scheduling" if self.async_scheduling else "prefix_caching"
+            raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
+        if self.disaggregated is not None:
+            if kind == "fair-batching":
+                raise MisfitError(
+                    "scheduling", "fair-batching, where no engine does both prefill and decode", "give fcfs, say"
+                )
+            if self.kv_bytes_per_token is None:
+                raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
+
+    def _check_speculation(self, speculation: Speculation) -> None:
+        if self.disaggregated is not None or self.goes_by_deadlines:
+            other = "disaggregated" if self.disaggregated is not None else self.scheduling
+            raise MisfitError("speculation", f"given beside {other}, which has none", "leave one of them out")
+        least = self.max_num_seqs * (1 + speculation.tokens)
+        if self.max_num_batched_tokens < least:
+            raise MisfitError(
+                "max_num_batched_tokens",
+                f"{self.max_num_batched_tokens} is too few for {self.max_num_seqs} sequences (max_num_seqs) of a token "
+                f"and {speculation.tokens} drafts",
+                f"give at least {least}",
+            )
+
+    def _check_physics(self, physics: Physics) -> None:
+        """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""
+        for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
+            decodes = min(decodes, self.max_num_seqs, self.max_num_batched_tokens - prefill)
+            tokens_read = decodes * context
+            if prefill + decodes == 0 or tokens_read > self.kv_blocks * self.block_tokens:
+                continue
+            make_up = (prefill, prefill * (prefill + 1) / 2, decodes, tokens_read)
+            drafts, more_s = 0, 0.0
+            if self.speculation is not None:
+                drafts, more_s = decodes * self.speculation.tokens, self.speculation.extra_s(decodes)
+            # Each draft is verified as a token of a prompt is computed; its reads are those of its sequence.
+            least_s = least_iteration_s(physics.work, physics.hardware, prefill + drafts, *make_up[1:])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExtrapolationWarning)
+                found_s = self.step_time.iteration_s(*make_up) + more_s
+            if found_s < least_s:
+                raise MisfitError(
+                    "step_time",
+                    f"{found_s:.4g} s for an iteration of {prefill} prompt tokens and {decodes} sequences that read "
+                    f"{tokens_read} KV entries, less than the {least_s:.4g} s that physics allows",
+                    "check the units, or what physics says of the model and the GPUs",
+                )
+
+
+def shipped_profiles() -> list[str]:
+    """Return the names of the profiles that come with tokenpools."""
+    names = (entry.name for entry in files("sim.profiles").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def load_profile(ref: str, *, folder: Path = Path(), file: str = "", field: str = "") -> Profile:
+    """Return a profile by the name of a shipped one or by path.
+
+    Parameters
+    ----------
+    folder : where relative paths start.
+    file, field : who asks, for the error about a name that there is not.
+
+    Raises
+    ------
+    ScenarioError : there is no such profile, or it is not one.
+    """
+    names = shipped_profiles()
+    source: Path | Traversable
+    if ref in names:
+        name, source, origin = ref, files("sim.profiles") / f"{ref}.yaml", f"profiles/{ref}.yaml"
+    elif not ref.endswith((".yaml", ".yml")):
+        fix = suggestion(ref, [*names, "a path ending in .yaml"])
+        raise ScenarioError(file, field, f"unknown profile {shown(ref)}", fix)
+    else:
+        name, source, origin = Path(ref).stem, folder / ref, one_line(str(folder / ref))
+    return parse_profile({"name": name, **read_mapping(source, origin)}, origin)
+
+
+def parse_profile(mapping: dict[str, Any], file: str) -> Profile:
+    """Return the profile that a mapping of plain values describes, or raise ScenarioError."""
+    try:
+        return Profile.model_validate_json(as_json(mapping, file))
+    except ValidationError as error:
+        raise explain(error, Profile, mapping, file) from None

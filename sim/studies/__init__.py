@@ -1,0 +1,1 @@
+"""What only our documents ask for."""

@@ -1,0 +1,182 @@
+"""Calibrating a server from outside: an engine with known iteration times, on a loop whose clock jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from live.stand_in import Behaviour, running
+from parity.virtual_loop import VirtualLoop
+
+from sim.calibration.from_server import Measurements, calibrate_live
+from sim.calibration.measure_server import measure_endpoint
+from sim.cli import app
+from sim.engine.step_fitted import FittedStepTime
+from sim.engine.step_time import LinearStepTime, StepTime
+from sim.errors import InputError, RunError
+from sim.live.loadgen.attempt import LiveAttempt
+from sim.live.loadgen.completions_client import PromptKind
+from sim.live.loadgen.iteration_timing import Engine, Plan, Probe, Seen, plan_for
+from sim.records.schema import Outcome
+
+ENGINE = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_tokens=1024, kv_tokens=30_000)
+TODAY = date(2026, 11, 24)
+
+
+class FakeEngine:
+    """A continuous-batching engine behind a server that takes ``overhead_s`` before and none after an iteration."""
+
+    def __init__(self, loop: VirtualLoop, step_time: StepTime, overhead_s: float = 0.0, noise: float = 0.0) -> None:
+        self.loop = loop
+        self.step_time = step_time
+        self.overhead_s = overhead_s
+        self.noise = noise
+        self.rng = random.Random(1)
+        self.waiting: list[tuple[LiveAttempt, asyncio.Future[None]]] = []
+        self.decoding: list[tuple[LiveAttempt, asyncio.Future[None]]] = []
+        self.busy = False
+        self.computed = 0  # of the first that waits
+
+    def now_s(self) -> float:
+        return self.loop.time()
+
+    async def ask(self, attempt: LiveAttempt, body: bytes, key: str | None) -> None:
+        attempt.http_status = 200
+        done = self.loop.create_future()
+        self.loop.call_later(self.overhead_s, self.submit, attempt, done)
+        await done
+
+    def submit(self, attempt: LiveAttempt, done: asyncio.Future[None]) -> None:
+        self.waiting.append((attempt, done))
+        if not self.busy:
+            self.iterate()
+
+    def iterate(self) -> None:
+        self.busy = bool(self.waiting or self.decoding)
+        if not self.busy:
+            return
+        budget, prefills = ENGINE.max_num_batched_tokens - len(self.decoding), []
+        tokens = []
+        while self.waiting and budget:
+            left = self.waiting[0][0].prompt_tokens - self.computed
+            tokens.append(min(left, budget))
+            budget -= tokens[-1]
+            self.computed += tokens[-1]
+            if tokens[-1] == left:
+                prefills.append(self.waiting.pop(0))
+                self.computed = 0
+        context = sum(a.prompt_tokens + a.delivered_tokens for a, _ in self.decoding)
+        duration_s = self.step_time.iteration_s(
+            sum(tokens), sum(n * (n + 1) / 2 for n in tokens), len(self.decoding), context
+        )
+        duration_s *= 1 + self.rng.uniform(-self.noise, self.noise)
+        self.loop.call_later(duration_s, self.done, prefills)
+
+    def done(self, prefills: Sequence[tuple[LiveAttempt, asyncio.Future[None]]]) -> None:
+        self.decoding += prefills
+        now_s = self.loop.time()
+        for attempt, done in list(self.decoding):
+            if not attempt.delivered_tokens:
+                attempt.first_token_s = now_s
+            attempt.delivered_tokens += 1
+            assert attempt.token_s is not None
+            attempt.token_s.append(now_s)
+            if attempt.delivered_tokens == attempt.output_tokens:
+                attempt.outcome, attempt.finish_s = Outcome.FINISHED, now_s
+                self.decoding.remove((attempt, done))
+                done.set_result(None)
+        self.iterate()
+
+
+def measured(step_time: StepTime, plan: Plan | None = None, **given: float) -> Seen:
+    loop = VirtualLoop()
+    engine = FakeEngine(loop, step_time, **given)
+    probe = Probe(engine, PromptKind(model="m"), ENGINE)  # type: ignore[arg-type]
+    task = loop.create_task(probe.measure(plan or plan_for(ENGINE)))
+    loop.run(600.0)
+    return task.result()
+
+
+def calibrated(seen: Seen) -> Any:
+    return calibrate_live(
+        Measurements(steps=seen, kv_blocks=2000, max_num_seqs=16, max_num_batched_tokens=512), today=TODAY
+    )
+
+
+def test_what_is_watched_are_the_iterations_and_nothing_else() -> None:
+    truth = LinearStepTime(
+        base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=1e-7
+    )
+    seen = measured(truth, overhead_s=0.004)
+    for decode in seen.decodes:
+        assert decode.duration_s == pytest.approx(truth.iteration_s(0, 0, *decode[:2]), rel=2e-3)
+    for prompt in seen.prompts:
+        iteration_s = truth.iteration_s(prompt.prompt_tokens, 0, 1, prompt.context_tokens)
+        assert prompt.duration_s == pytest.approx(iteration_s, rel=1e-6)
+    assert {d.sequences for d in seen.decodes} >= {1, 16}
+    assert len({p.prompt_tokens for p in seen.prompts}) >= 6
+    for idle in seen.idle:
+        assert idle.ttft_s == pytest.approx(0.004 + truth.iteration_s(idle.prompt_tokens, 0, 0, 0))
+
+
+def test_a_linear_server_is_found_again_from_noisy_measurements() -> None:
+    truth = LinearStepTime(
+        base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=2e-7
+    )
+    profile = calibrated(measured(truth, overhead_s=0.004, noise=0.02))
+    found = profile.step_time
+    assert isinstance(found, LinearStepTime)
+    assert found.base_s == pytest.approx(truth.base_s, rel=0.05)
+    assert found.per_decode_sequence_s == pytest.approx(truth.per_decode_sequence_s, rel=0.2)
+    assert profile.request_overhead_s == pytest.approx(0.004, abs=0.001)
+    assert profile.calibration.held_out_error["mean_abs"] < 0.03
+    assert profile.calibration.ranges["decode_sequences"] == (1, 16)
+    assert "other iterations" in profile.error
+
+
+def test_a_bend_that_a_line_misses_gets_the_step_time_that_has_it() -> None:
+    truth = FittedStepTime(weights_s=0.02, per_token_s=1.5e-4, per_decode_sequence_s=1e-4)
+    found = calibrated(measured(truth, noise=0.002)).step_time
+    assert isinstance(found, FittedStepTime)
+    assert found.weights_s + found.base_s == pytest.approx(0.02, rel=0.05)
+    assert found.per_token_s == pytest.approx(1.5e-4, rel=0.1)
+
+
+def test_prompts_are_fresh_so_that_no_cache_hides_them() -> None:
+    kind = PromptKind(model="m", seed=1)
+    attempts = [LiveAttempt(f"calibrate-{i}", 1, 0, 0, 0.0, 0.0, 32, 4, 4) for i in range(50)]
+    assert len({kind.body(attempt) for attempt in attempts}) == 50
+
+
+def test_batches_that_do_not_fit_the_cache_are_not_tried() -> None:
+    tight = Engine(max_num_seqs=256, max_num_batched_tokens=2048, max_model_tokens=4096, kv_tokens=20_000)
+    assert all(n * c < 20_000 for n, c in plan_for(tight).decodes)
+    assert max(plan_for(tight).prompts) <= 2046
+    tiny = Engine(max_num_seqs=1, max_num_batched_tokens=64, max_model_tokens=64, kv_tokens=64)
+    assert plan_for(tiny).prompts
+    assert len(plan_for(ENGINE, quick=True).decodes) < len(plan_for(ENGINE).decodes)
+
+
+def test_nothing_seen_is_no_profile() -> None:
+    with pytest.raises(InputError, match="no iteration was seen"):
+        calibrated(Seen())
+
+
+def test_a_server_that_does_not_say_its_settings_is_asked_by_hand() -> None:
+    with running() as server:
+        with pytest.raises(InputError, match="--kv-blocks"):
+            measure_endpoint(server.base_url)
+        server.behaviour = Behaviour(status=503)
+        with pytest.raises(RunError, match="refused, status 503"):
+            measure_endpoint(server.base_url, kv_blocks=100, block_tokens=16)
+
+
+def test_the_options_alone_mean_an_endpoint() -> None:
+    done = CliRunner().invoke(app, ["calibrate", "--base-url", "http://127.0.0.1:9"])
+    assert "does not answer" in str(done.exception)
+    assert CliRunner().invoke(app, ["calibrate", "--help"]).exit_code == 0

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.live.gateway.sse import BrokenStreamError, Splitter, StreamReader, Usage, cut_event, event, split, usage_of
+from sim.live.replicas.upstreams import json_object
+
+
+def chunk(text: str, **more: Any) -> bytes:
+    return event({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}}]}
+                 | more)
+
+
+USAGE = event({"id": "c", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}})
+DONE = b"data: [DONE]\n\n"
+TRAPS = ['"usage"', '"error"', "data: x", "[DONE]", "\n\n"]
+texts = st.lists(st.text(max_size=12) | st.sampled_from(TRAPS), max_size=8)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+@given(said=texts, cuts=st.lists(st.integers(0, 5000), max_size=30), crlf=st.booleans(), hide=st.booleans())
+def test_any_cut_of_a_stream_gives_the_same_events_and_hides_no_text(
+    said: list[str], cuts: list[int], crlf: bool, hide: bool
+) -> None:
+    data = b"".join(map(chunk, said)) + USAGE + DONE
+    wanted = data.replace(USAGE, b"") if hide else data
+    if crlf:
+        data, wanted = data.replace(b"\n", b"\r\n"), wanted.replace(b"\n", b"\r\n")
+    splitter, reader, out = Splitter(10_000), StreamReader(hide), b""
+    for piece in pieces(data, cuts):
+        whole = splitter.feed(piece)
+        if whole:
+            assert whole.endswith((b"\n\n", b"\r\n\r\n"))
+            out += reader.read(whole)
+    assert out == wanted
+    assert (reader.events, reader.done, reader.error, splitter.rest) == (len(said), True, None, b"")
+    assert reader.usage == Usage(5, 7, 0)
+
+
+def test_what_is_not_whole_waits_up_to_a_bound() -> None:
+    splitter = Splitter(100)
+    assert splitter.feed(b"data: a") == b""
+    assert splitter.feed(b"\n") == b""
+    assert splitter.feed(b"\ndata: b") == b"data: a\n\n"
+    with pytest.raises(BrokenStreamError):
+        splitter.feed(b"x" * 200)
+
+
+@pytest.mark.parametrize("error", [{"message": "full", "code": 503}, "full"])
+def test_an_error_event_is_found_and_kept_back(error: Any) -> None:
+    reader = StreamReader(True)
+    assert reader.read(chunk("a") + event({"error": error}) + DONE) == chunk("a") + DONE
+    assert reader.error is not None
+    assert reader.error["message"] == "full"
+
+
+def test_comments_and_other_events_go_through() -> None:
+    data = b": keep-alive\n\nevent: ping\ndata: {}\n\ndata: not json, [DONE] in it\n\n"
+    reader = StreamReader(True)
+    assert reader.read(data) == data
+
+
+def test_a_null_usage_in_every_event_is_no_usage() -> None:
+    data = chunk("a", usage=None)
+    reader = StreamReader(True)
+    assert reader.read(data) == data
+    assert (reader.events, reader.usage) == (1, None)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [
+    ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4, 0)),
+    ({"usage": {"input_tokens": 3, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}}, Usage(3, 4, 2)),
+    ({"usage": {"prompt_tokens": -3, "completion_tokens": "4", "prompt_tokens_details": []}}, Usage(None, None, 0)),
+    ({"usage": None}, None), ({"usage": []}, None), ({}, None), ([], None), (None, None), ("x", None),
+])  # fmt: skip
+def test_usage_is_read_as_far_as_it_can_be_trusted(answer: Any, expected: Usage | None) -> None:
+    assert usage_of(answer) == expected
+
+
+def test_usage_of_other_apis_is_found_where_they_put_it() -> None:
+    reader = StreamReader(True)
+    began = event({"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}})
+    ended = event({"type": "message_delta", "usage": {"output_tokens": 5}})
+    assert reader.read(began + ended) == began + ended
+    assert reader.usage == Usage(9, 5, 0)
+    reader = StreamReader(True)
+    reader.read(event({"type": "response.completed", "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}}))
+    assert reader.usage == Usage(3, 4, 0)
+
+
+def test_a_stream_is_ended_in_its_own_form() -> None:
+    ended = json.loads(cut_event(chunk("a", model="tiny", created=1), "preempted")[6:])
+    assert ended == {
+        "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tiny",
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "preempted"}],
+    }  # fmt: skip
+    assert cut_event(b"", "x") == cut_event(b"data: no json\n\n", "x") == cut_event(b"data: []\n\n", "x") == b""
+    assert split(b"a\n\nb\r\n\r\nc") == [b"a\n\n", b"b\r\n\r\n", b"c"]
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (b'{"count": 3}', {"count": 3}), (b"[1]", None), (b"", None), (b"{", None), (b"\xff", None),
+    (b"[" * 200_000, None),
+], ids=["object", "list", "nothing", "half", "no text", "deep"])  # fmt: skip
+def test_an_answer_of_an_upstream_is_an_object_or_nothing(answer: bytes, found: object) -> None:
+    assert json_object(answer) == found

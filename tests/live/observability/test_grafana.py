@@ -1,0 +1,75 @@
+"""The Grafana dashboard asks for metrics that a gateway shows, with labels that they have."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live.gate import gateway, head
+from live.stand_in import Behaviour, running
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+DASHBOARD = json.loads((Path(__file__).parents[3] / "deploy" / "grafana" / "tokenpools-gateway.json").read_text())
+POOL = {"kind": "token-pool", "mode": "paper", "tick_s": 0.05, "max_request_tokens": 60}
+
+
+def expressions() -> list[tuple[str, str]]:
+    found = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    query = next(one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["name"] == "entitlement")
+    return [*found, ("variable", query)]
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, set[str]]:
+    """Return the labels of every metric of a gateway that refused, answered and has a request in flight."""
+    with running(behaviour=Behaviour(ttft_s=0.02, gap_s=0.05)) as stand_in, gateway(stand_in, policy=POOL) as gate:
+        gate.until(lambda: gate.service.gateway.core.pool.replicas[0].report is not None)
+        gate.ask(max_tokens=10**6)
+        gate.ask(stream=True)
+        registry = gate.lookout.metrics.registry
+        text = gate.call(lambda: generate_latest(registry)).decode()
+        with gate.connect() as client:
+            body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 40, "stream": True}).encode()
+            client.sendall(head("content-type: application/json", f"content-length: {len(body)}") + body)
+            gate.until(lambda: len(gate.service.gateway.core.pool.in_flight))
+            text += gate.call(lambda: generate_latest(registry)).decode()
+    labels: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    return labels
+
+
+@pytest.mark.parametrize(("title", "expression"), expressions(), ids=lambda value: str(value)[:40])
+def test_every_metric_that_is_asked_for_exists_with_its_labels(
+    shown: dict[str, set[str]], title: str, expression: str
+) -> None:
+    names = re.findall(r"tokenpools_\w+", expression)
+    assert names, title
+    labels = set().union(*(shown.get(name, set()) for name in names))
+    for name in names:
+        assert name in shown, f"{title} asks for {name}"
+    asked = re.findall(r"by \(([^)]+)\)", expression) + re.findall(r"label_values\(\w+, (\w+)\)", expression)
+    asked += re.findall(r"(\w+)=~", expression)
+    for name in ", ".join(asked).split(", "):
+        assert not name or name in labels, f"{title} groups by {name}"
+
+
+def test_panels_do_not_overlap_and_have_units_and_words() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place: dict[str, Any] = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken
+        taken |= cells
+        assert panel["description"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+    assert max(x for x, _ in taken) < 24
