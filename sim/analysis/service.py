@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sim.analysis.spread import per_window
+from sim.analysis.windowed_sums import per_window
 from sim.records.arrow_columns import codes_of, flags, floats
 from sim.records.schema import OUTCOMES, Outcome
 

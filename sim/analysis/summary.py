@@ -76,7 +76,7 @@ def summarise(requests: pa.Table, *, horizon_s: float, warmup_s: float, tenants:
 
 
 def with_violations(rows: Sequence[Row], stats: Mapping[str, Any]) -> list[Row]:
-    """Return `summarise`'s rows of one run with a column ``violation``: see `sim.analysis.promises`.
+    """Return `summarise`'s rows of one run with a column ``violation``: see `sim.analysis.entitlement_violation`.
 
     Parameters
     ----------

@@ -28,11 +28,11 @@ _DECIDING_FILES = (
     "sim/scenario/model.py",
     "sim/seeds.py",
     "sim/records/metrics.py",
-    "sim/analysis/promises.py",
+    "sim/analysis/entitlement_violation.py",
     "sim/analysis/summary.py",
     "sim/analysis/warm_up.py",
     "sim/experiments/cells.py",
-    "sim/experiments/cuts.py",
+    "sim/experiments/warm_up.py",
     "sim/records/decisions.py",
     "sim/experiments/run.py",
 )
@@ -126,8 +126,8 @@ def run_task(task: Task) -> Done | Failed | WrongCode:
 
 
 def _done(task: Task) -> Done:
-    from sim.experiments.cuts import measured, warmup_s
     from sim.experiments.run import run_cell
+    from sim.experiments.warm_up import measured, warmup_s
     from sim.records.result_folder import table_bytes
 
     result = run_cell(task.cell)

@@ -14,13 +14,13 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.registry import POLICIES, ROUTERS, SCALERS
 from sim import collector
-from sim.analysis.promises import by_tenant, lost_tokens, shortfalls
+from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import RunError
-from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.demands import client_chances, demands, named_chance
+from sim.experiments.warm_up import cuts_in_words, summed
 from sim.records import provenance
 from sim.records.decisions import decisions_table, opinions_table
 from sim.records.result_folder import check_output_folder, write_result

@@ -14,9 +14,9 @@ from sim.analysis.summary import Row, average_cells
 from sim.analysis.warm_up import SERIES_COLUMNS, Cut, Series, series_of
 from sim.errors import InputError, RunError
 from sim.experiments.cells import Done, Failed, Task, WrongCode, cell_key, code_hash, run_task, task
-from sim.experiments.cuts import Labels, cuts_in_words, found_cuts, measured, warmup_s
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
+from sim.experiments.warm_up import Labels, cuts_in_words, found_cuts, measured, warmup_s
 from sim.records import provenance
 from sim.records.result_folder import replace_file, write_manifest, write_summary
 from sim.scenario.load import Cell, Scenario, expand

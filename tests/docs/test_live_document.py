@@ -84,7 +84,7 @@ def test_replay_and_parity_run_against_a_gateway(here: Path, monkeypatch: pytest
     with running() as server, gateway(server, admin={"port": 0}, entitlements=ENTITLEMENTS) as gate:
         mine = arguments("replay")
         for option, value in (
-            ("--base-url", gate.base_url), ("--admin-url", f"http://127.0.0.1:{gate.lookout.port}"),
+            ("--base-url", gate.base_url), ("--admin-url", f"http://127.0.0.1:{gate.observability.port}"),
             ("--metrics-url", f"{server.base_url}/metrics"),
         ):  # fmt: skip
             mine[mine.index(option) + 1] = value

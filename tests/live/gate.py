@@ -24,7 +24,7 @@ from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import make_core, make_settings, parse_config
 from sim.live.gateway.service import Service
 from sim.live.observability.observer import RequestLog
-from sim.live.observability.wiring import Lookout
+from sim.live.observability.wiring import Observability
 
 PROFILE = {
     "step_time": {"kind": "linear", "base_s": 0.006, "per_decode_sequence_s": 1.0e-4},
@@ -88,7 +88,7 @@ class Gate:
     loop: asyncio.AbstractEventLoop
     port: int
     server: Any = None
-    lookout: Lookout = None  # type: ignore[assignment]
+    observability: Observability = None  # type: ignore[assignment]
     logs: list[RequestLog] = field(default_factory=list)
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ class Gate:
 
     def balanced(self) -> None:
         """Check that nothing is on its way and that every book is at zero."""
-        self.until(lambda: not len(self.service.desk))
+        self.until(lambda: not len(self.service.in_flight))
         self.call(self._audit)
 
     def _audit(self) -> None:
@@ -209,7 +209,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
 
             telling = asyncio.create_task(tell())
             try:
-                async with Lookout(gate.service) as gate.lookout:
+                async with Observability(gate.service) as gate.observability:
                     await server.serve([listening])
                     await telling
             finally:

@@ -22,11 +22,11 @@ from sim.live.gateway.authentication import Identity
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError, allowance_headers
 from sim.live.gateway.headers import client_id
-from sim.live.gateway.in_flight import Cut, Desk, Exchange
+from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
 from sim.live.gateway.openapi import description
 from sim.live.gateway.prompt_tokens import PromptCounter
 from sim.live.gateway.relay import Outgoing, Relay, Send
-from sim.live.gateway.request_body import Asked, Endpoint, endpoint_of, read_asked, read_json, upstream_body
+from sim.live.gateway.request_body import Endpoint, ParsedBody, endpoint_of, parse_body, read_json, upstream_body
 from sim.live.gateway.settings import Settings
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Upstreams
@@ -54,13 +54,13 @@ class Application:
     """
 
     def __init__(
-        self, settings: Settings, *, gateway: AsyncGateway, desk: Desk, upstreams: Upstreams, relay: Relay,
-        counter: PromptCounter,
+        self, settings: Settings, *, gateway: AsyncGateway, in_flight: InFlightTable, upstreams: Upstreams,
+        relay: Relay, counter: PromptCounter,
     ) -> None:
         self.settings = settings
         self.identity = Identity(settings.keys, settings.entitlements, settings.class_header)
         self.gateway = gateway
-        self.desk = desk
+        self.in_flight = in_flight
         self.upstreams = upstreams
         self.draining = False
         self.waits_for: Callable[[], str] = str
@@ -110,7 +110,7 @@ class Application:
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request of the API, whatever becomes of it."""
-        exchange = self.desk.open(scope["path"])
+        exchange = self.in_flight.open(scope["path"])
         client = scope.get("extensions", {}).get("tokenpools")
         try:
             await self._to_an_end(exchange, scope, receive, send)
@@ -124,7 +124,7 @@ class Application:
             if client is not None:
                 client.left = None
             self._relay.cancel(exchange)
-            self.desk.close(exchange)
+            self.in_flight.close(exchange)
 
     async def _to_an_end(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request and turn what goes wrong into an answer."""
@@ -169,18 +169,18 @@ class Application:
             await self._relay.look_up(exchange, method, raw_path, raw_headers, send)
             return
         try:
-            asked = self._read_asked(endpoint, body)
-            counted = None if asked is None else await self._counter.count(asked.fields)
+            parsed = self._parse_body(endpoint, body)
+            counted = None if parsed is None else await self._counter.count(parsed.fields)
         except RecursionError:
             raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
         exchange.prompt_tokens = max(1, len(body) // 4) if counted is None else counted
         choices = 1
         most: int | None = 0
-        if asked is None:
+        if parsed is None:
             most = None if endpoint.generates else 0
         else:
-            exchange.model, exchange.stream, choices = asked.model, asked.stream, asked.choices
-            most = asked.max_output_tokens
+            exchange.model, exchange.stream, choices = parsed.model, parsed.stream, parsed.choices
+            most = parsed.max_output_tokens
             if most is not None:
                 most *= choices
             elif choices > 1:
@@ -188,27 +188,27 @@ class Application:
         exchange.max_output_tokens = most
         view = RequestView(
             exchange.request_id, spec.name, spec.tenant, exchange.prompt_tokens, most, exchange.attempt,
-            0 if asked is None else asked.priority,
+            0 if parsed is None else parsed.priority,
         )
         outgoing = Outgoing(
             method=method, raw_path=raw_path, headers=raw_headers, choices=choices,
-            body_for=(lambda *_: body) if asked is None else partial(upstream_body, body, endpoint, asked),
-            hide_usage=asked is not None and asked.hide_usage,
+            body_for=(lambda *_: body) if parsed is None else partial(upstream_body, body, endpoint, parsed),
+            hide_usage=parsed is not None and parsed.hide_usage,
         )
         exchange.arrived = True
         self.gateway.send(Arrived(view))
         await self._relay.serve(exchange, outgoing, send)
 
-    def _read_asked(self, endpoint: Endpoint, body: bytes) -> Asked | None:
+    def _parse_body(self, endpoint: Endpoint, body: bytes) -> ParsedBody | None:
         """Return what a body asks for; None where it is for a path that the gateway need not understand."""
         if not endpoint.read_by_gateway:
             return None
-        asked = read_asked(endpoint, read_json(body), self.settings.limits.choices)
+        parsed = parse_body(endpoint, read_json(body), self.settings.limits.choices)
         known = self.settings.models or self.upstreams.models()
-        if known and asked.model not in known:
-            said = f"The model {asked.model[:100]!r} is not served here."
+        if known and parsed.model not in known:
+            said = f"The model {parsed.model[:100]!r} is not served here."
             raise ApiError(404, "model_not_found", said, param="model")
-        return asked
+        return parsed
 
     async def _read_body(self, exchange: Exchange, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """Return the body, if it is not too large and comes in time."""

@@ -1,8 +1,8 @@
 """Requests on their way: what each waits for, who cut it and what the core said about it.
 
-The `Desk` is the gateway's upstream (`sim.live.gateway.core_driver.Upstream`): it hands the core's verdicts to the
-tasks that serve requests, and cuts those that the core evicts, whose client has left, or that wait for
-longer than they may. Waiting is measured by the loop's clock, which is monotonic: a clock that is set does not matter.
+The `InFlightTable` is the gateway's upstream (`sim.live.gateway.core_driver.Upstream`): it hands the core's verdicts to
+the tasks that serve requests, and cuts those that the core evicts, whose client has left, or that wait for longer than
+they may. Waiting is measured by the loop's clock, which is monotonic: a clock that is set does not matter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from policies.api import (
 )
 from sim.live.observability.observer import NEVER_S, Ended, Observer, RequestLog
 
-LOG = logging.getLogger("tokenpools.desk")
+LOG = logging.getLogger("tokenpools.in_flight")
 
 _SWEEP_S = 0.1
 
@@ -48,7 +48,7 @@ class Cut(StrEnum):
 
 
 class Exchange:
-    """One request from its first byte to its end. Written by the task that serves it and by the desk."""
+    """One request from its first byte to its end. Written by the task that serves it and by the in_flight."""
 
     __slots__ = (
         "answered", "arrival_s", "arrived", "attempt", "available", "cached_tokens", "client_request_id",
@@ -137,7 +137,7 @@ class Exchange:
         )  # fmt: skip
 
 
-class Desk:
+class InFlightTable:
     """All requests of this process.
 
     Parameters

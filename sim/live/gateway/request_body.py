@@ -40,7 +40,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedBody:
     """A request, read.
 
     Attributes
@@ -80,7 +80,7 @@ def read_json(body: bytes) -> Json:
     return value
 
 
-def read_asked(endpoint: Endpoint, fields: Json, most_choices: int) -> Asked:
+def parse_body(endpoint: Endpoint, fields: Json, most_choices: int) -> ParsedBody:
     """Return what a request asks for.
 
     Raises
@@ -109,22 +109,24 @@ def read_asked(endpoint: Endpoint, fields: Json, most_choices: int) -> Asked:
     if options is not None and type(options) is not dict:
         _wrong("stream_options", options, "an object")
     hide = bool(stream) and not (options is not None and options.get("include_usage") is True)
-    return Asked(model, bool(stream), most, choices, priority, hide, fields)
+    return ParsedBody(model, bool(stream), most, choices, priority, hide, fields)
 
 
-def upstream_body(body: bytes, endpoint: Endpoint, asked: Asked, default_output_tokens: int, priority: int) -> bytes:
+def upstream_body(
+    body: bytes, endpoint: Endpoint, parsed: ParsedBody, default_output_tokens: int, priority: int
+) -> bytes:
     """Return the body to send: with a limit on the output, the usage asked for in a stream, the priority it has."""
     changes: Json = {}
-    if asked.max_output_tokens is None:
+    if parsed.max_output_tokens is None:
         changes[endpoint.limits[0]] = default_output_tokens
-    if asked.hide_usage and endpoint.tells_usage:
-        changes["stream_options"] = {**(asked.fields.get("stream_options") or {}), "include_usage": True}
-    if priority != asked.priority:
+    if parsed.hide_usage and endpoint.tells_usage:
+        changes["stream_options"] = {**(parsed.fields.get("stream_options") or {}), "include_usage": True}
+    if priority != parsed.priority:
         changes["priority"] = priority
     if not changes:
         return body
-    if any(name in asked.fields for name in changes):
-        return json.dumps({**asked.fields, **changes}, ensure_ascii=False).encode(errors="surrogatepass")
+    if any(name in parsed.fields for name in changes):
+        return json.dumps({**parsed.fields, **changes}, ensure_ascii=False).encode(errors="surrogatepass")
     head = body.rstrip()[:-1]
     return head + b"," + json.dumps(changes).encode()[1:-1] + b"}"
 

@@ -20,7 +20,7 @@ from sim.live.gateway.settings import Settings
 from sim.live.loadgen.table_writer import Tables
 from sim.live.observability.logs import set_up
 from sim.live.observability.recording import Recording
-from sim.live.observability.wiring import Lookout
+from sim.live.observability.wiring import Observability
 from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ async def _serve(
             reloader = Reloader(service, load, Loaded(settings, about), core_of, log)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
         async with contextlib.AsyncExitStack() as stack:
-            lookout = await stack.enter_async_context(Lookout(service))
+            observability = await stack.enter_async_context(Observability(service))
             if log is not None:
                 from sim.live.shared_state.metrics import SharedMetrics
 
-                lookout.metrics.registry.register(SharedMetrics(log.status))
+                observability.metrics.registry.register(SharedMetrics(log.status))
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
-                service.desk.observers.append(await stack.enter_async_context(tables))
+                service.in_flight.observers.append(await stack.enter_async_context(tables))
             await service.run()
     finally:
         if wanted is not None:

@@ -20,7 +20,7 @@ from policies.core import GatewayCore
 from sim.live.gateway.app import Application
 from sim.live.gateway.core_driver import AsyncGateway, EventLog, LocalLog
 from sim.live.gateway.http_protocol import HttpServer, protocol
-from sim.live.gateway.in_flight import Cut, Desk
+from sim.live.gateway.in_flight import Cut, InFlightTable
 from sim.live.gateway.prompt_tokens import counter
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Settings
@@ -44,7 +44,7 @@ class Service:
 
     settings: Settings
     gateway: AsyncGateway
-    desk: Desk
+    in_flight: InFlightTable
     upstreams: Upstreams
     app: Application
     recorders: list[Recorder]
@@ -70,11 +70,13 @@ class Service:
                 recorder(now_s, event, instructions)
 
         events = LocalLog(loop) if log is None else log
-        desk = Desk(
+        in_flight = InFlightTable(
             loop, prefix=f"req-{secrets.token_hex(4)}-", total_s=settings.timeouts.total_s, now_s=events.now_s
         )
-        desk.observers += observers
-        gateway = AsyncGateway(core, desk, loop=loop, answer=desk.answer, record=record, scale=scale, log=events)
+        in_flight.observers += observers
+        gateway = AsyncGateway(
+            core, in_flight, loop=loop, answer=in_flight.answer, record=record, scale=scale, log=events
+        )
         gateway.start()
         upstreams = Upstreams(
             settings.upstreams, timeouts=settings.timeouts, capacity_of=settings.capacity_of, emit=gateway.send,
@@ -82,17 +84,17 @@ class Service:
         )
         relay = Relay(gateway, upstreams, settings)
         app = Application(
-            settings, gateway=gateway, desk=desk, upstreams=upstreams, relay=relay,
+            settings, gateway=gateway, in_flight=in_flight, upstreams=upstreams, relay=relay,
             counter=counter(settings.prompt_tokens, upstreams.post),
         )
         await upstreams.open()
-        desk.begin()
-        return cls(settings, gateway, desk, upstreams, app, told)
+        in_flight.begin()
+        return cls(settings, gateway, in_flight, upstreams, app, told)
 
     async def close(self) -> None:
         """Stop everything."""
         self.gateway.stop()
-        self.desk.end()
+        self.in_flight.end()
         await self.upstreams.close()
 
     def server(self) -> HttpServer:
@@ -113,7 +115,7 @@ class Service:
         asyncio.get_running_loop().call_later(timeouts.drain_notice_s + timeouts.drain_s, self._cut_all)
 
     def _cut_all(self) -> None:
-        for exchange in tuple(self.desk):
+        for exchange in tuple(self.in_flight):
             exchange.cut(Cut.DRAINED)
 
     async def run(self, sockets: Any = None, on_started: Callable[[HttpServer], None] | None = None) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from sim import collector
-from sim.analysis.promises import lost_tokens, violations
+from sim.analysis.entitlement_violation import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
-from sim.experiments.cuts import cuts_in_words, summed
 from sim.experiments.demands import client_chances, demands
+from sim.experiments.warm_up import cuts_in_words, summed
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
 from sim.live.loadgen.event_hooks import GatewayCapacity, Hook, LiveEvent, apply

@@ -33,7 +33,7 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-class Lookout:
+class Observability:
     """Observers and pages of a gateway, within its ``async with``.
 
     Attributes
@@ -53,7 +53,7 @@ class Lookout:
 
         self.metrics = Metrics(core, gateway.now_s)
         self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
-        service.desk.observers += [self.metrics, self.state, RequestLogger()]
+        service.in_flight.observers += [self.metrics, self.state, RequestLogger()]
         self._end_telemetry: Callable[[], None] | None = None
         if service.settings.telemetry == "otlp":
             try:
@@ -62,9 +62,9 @@ class Lookout:
                 raise RunError(f"telemetry: otlp needs the extra otel ({error}); install tokenpools[otel]") from None
 
             telemetry, self._end_telemetry = exported()
-            service.desk.observers.append(telemetry)
+            service.in_flight.observers.append(telemetry)
 
-    async def __aenter__(self) -> Lookout:
+    async def __aenter__(self) -> Observability:
         """Show the pages, if there are to be any."""
         service, admin = self._service, self._service.settings.admin
         if admin is None:

@@ -178,7 +178,7 @@ def test_a_preempted_stream_ends_with_a_reason_and_an_error() -> None:
     ) as gate, client(gate, "filler") as ask:
         thread = threading.Thread(target=stream, args=(ask,))
         thread.start()
-        gate.until(lambda: any(one.output_tokens > 3 for one in gate.service.desk))
+        gate.until(lambda: any(one.output_tokens > 3 for one in gate.service.in_flight))
         assert gate.ask(key="vip").status == 200
         thread.join(10)
         parts, error = found

@@ -102,7 +102,7 @@ def test_serving_goes_on_beside_a_disk_that_is_full(tmp_path: Path) -> None:
         async def begin() -> None:
             observers.append(await Tables(tmp_path, gate.service.settings.entitlements, "none", every_s=0.01,
                                           write=refuse).__aenter__())
-            gate.service.desk.observers += observers
+            gate.service.in_flight.observers += observers
 
         asyncio.run_coroutine_threadsafe(begin(), gate.loop).result(5)
         assert [gate.ask().status for _ in range(5)] == [200] * 5

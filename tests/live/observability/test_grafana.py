@@ -30,7 +30,7 @@ def shown() -> dict[str, set[str]]:
         gate.until(lambda: gate.service.gateway.core.pool.replicas[0].report is not None)
         gate.ask(max_tokens=10**6)
         gate.ask(stream=True)
-        registry = gate.lookout.metrics.registry
+        registry = gate.observability.metrics.registry
         text = gate.call(lambda: generate_latest(registry)).decode()
         with gate.connect() as client:
             body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 40, "stream": True}).encode()

@@ -184,7 +184,7 @@ def test_without_the_setting_there_are_no_pages(stand_in: StandIn) -> None:
 def test_on_an_address_of_their_own_they_are_not_beside_the_api(stand_in: StandIn) -> None:
     with gateway(stand_in, admin={"port": 0}) as gate:
         assert gate.ask(path="/metrics", method="GET").status == 404
-        root = f"http://127.0.0.1:{gate.lookout.port}"
+        root = f"http://127.0.0.1:{gate.observability.port}"
         for path in ("/metrics", "/admin/state", "/healthz", "/readyz", "/"):
             with urllib.request.urlopen(root + path, timeout=5) as answer:
                 assert answer.status == 200
@@ -275,7 +275,7 @@ def test_a_browser_shows_what_the_state_says(stand_in: StandIn, tmp_path: Path) 
         gate.balanced()
         command = [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=3000", "--dump-dom", f"http://127.0.0.1:{gate.lookout.port}/",
+            "--virtual-time-budget=3000", "--dump-dom", f"http://127.0.0.1:{gate.observability.port}/",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     text = re.sub(r"<[^>]+>", " ", done.stdout)

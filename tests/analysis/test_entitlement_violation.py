@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.api import EntitlementSpec, Resources, ServiceClass
-from sim.analysis.promises import _per_window, by_tenant, lost_tokens, violations
+from sim.analysis.entitlement_violation import _per_window, by_tenant, lost_tokens, violations
 from sim.analysis.summary import format_table
 from sim.experiments.run import run_scenario
 from sim.records.schema import Outcome

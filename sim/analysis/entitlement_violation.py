@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.api import EntitlementSpec
-from sim.analysis.spread import per_window as _per_window
+from sim.analysis.windowed_sums import per_window as _per_window
 from sim.records.schema import Outcome, RequestColumns
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,92 @@
+"""The core's ledgers, which policies read: requests in flight, entitlements, replicas, the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from policies.messages import EntitlementSpec, EntitlementState, PoolCapacity, ReplicaReport, RequestView
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A request that was forwarded and has not ended.
+
+    ``failed_at`` names the replicas that lost it, ``only_at`` those that it may go to (None: any). ``cached_tokens`` of
+    its prompt is known at its end.
+    """
+
+    request: RequestView
+    ledger: EntitlementLedger
+    replica_id: int
+    forwarded_s: float
+    max_output_tokens: int
+    reserved_tokens: int
+    prompt_credited: bool = False
+    output_tokens: int = 0
+    failed_at: tuple[int, ...] = ()
+    only_at: tuple[int, ...] | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class EntitlementLedger:
+    """The books of one entitlement.
+
+    Attributes
+    ----------
+    in_flight : forwarded and not ended.
+    reserved_tokens : prompt + max_output_tokens, summed over what is in flight.
+    worked_tokens : tokens of work done since the start: a prompt counts at its first token, output as it is seen.
+    demanded_tokens : prompt + max_output_tokens of everything that arrived, refused or not, first attempts only.
+    demanded_requests : how many those were.
+    mean_service_s : moving average of forwarded-to-finished times, None before the first.
+    """
+
+    spec: EntitlementSpec
+    state: EntitlementState
+    in_flight: int = 0
+    reserved_tokens: int = 0
+    worked_tokens: int = 0
+    demanded_tokens: int = 0
+    demanded_requests: int = 0
+    admitted: int = 0
+    refused: int = 0
+    mean_service_s: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ReplicaLedger:
+    """What the gateway knows of one replica: its own bookkeeping, and the last report with its age."""
+
+    replica_id: int
+    ready: bool = True
+    in_flight: int = 0
+    outstanding_tokens: int = 0
+    report: ReplicaReport | None = None
+
+
+@dataclass(slots=True, eq=False)
+class PoolLedger:
+    """The books of the pool.
+
+    ``mean_service_s`` is over all entitlements, None before the first completion. ``first_tokens`` counts those that
+    the driver told of, and ``waited_s`` sums the seconds from forwarding to them. ``others_in_flight`` and
+    ``others_reserved_tokens`` are known of other gateways of the same pool; in the books of entitlements and replicas
+    they are included.
+    """
+
+    capacity: PoolCapacity
+    entitlements: Mapping[str, EntitlementLedger]
+    replicas: Sequence[ReplicaLedger]
+    in_flight: dict[str, InFlight] = field(default_factory=dict)
+    mean_service_s: float | None = None
+    first_tokens: int = 0
+    waited_s: float = 0.0
+    others_in_flight: int = 0
+    others_reserved_tokens: int = 0
+
+    @property
+    def all_in_flight(self) -> int:
+        """How many requests the pool has in flight, those of other gateways included."""
+        return len(self.in_flight) + self.others_in_flight

@@ -1,0 +1,197 @@
+"""What a policy, a router and an autoscaler must have, and what a policy may have besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from policies.ledgers import InFlight, PoolLedger, ReplicaLedger
+from policies.messages import EntitlementState, PoolCapacity, RequestView, Verdict
+
+
+class Chance(Protocol):
+    """A seeded source of uniform numbers in [0, 1); `random.Random` and numpy's Generator both are one."""
+
+    def random(self) -> float:
+        """Return the next number."""
+        ...
+
+
+class Gauge(NamedTuple):
+    """One value for the timeline. ``scope`` is pool, replica or entitlement; ``name`` says which."""
+
+    scope: str
+    name: str
+    metric: str
+    value: float
+
+
+class AdmissionPolicy(Protocol):
+    """Who is let in. One object per pool, handed the books of the core; it keeps no clock and does no I/O.
+
+    ``tick_s`` is how often `on_tick` is wanted (None: never). With ``wants_progress`` the driver reports the output
+    of every running request right before each tick. With ``wants_reports`` it scrapes the replicas.
+    """
+
+    tick_s: float | None
+    wants_progress: bool
+    wants_reports: bool
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Judge an arrival. No side effect: `on_admitted` follows an Admit, `Queueing.on_held` a Queue."""
+        ...
+
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Charge what was let in. The ledgers already count it."""
+        ...
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Settle a request that finished, failed, was cancelled or evicted after ``flight.output_tokens``.
+
+        The ledgers no longer count it as in flight.
+        """
+        ...
+
+    def on_tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Update what is metered; the ledgers hold the work done until now."""
+        ...
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
+        """Take note of a new ``pool.capacity`` or of an entitlement that changed its state."""
+        ...
+
+    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
+        """Return what the timeline should show of this policy's state."""
+        ...
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """A policy that holds requests at the gateway, in queues of its own."""
+
+    def on_held(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> None:
+        """Take a request for which `AdmissionPolicy.decide` said Queue. `dispatch` is asked right after."""
+        ...
+
+    def on_withdrawn(self, request_id: str, now_s: float) -> None:
+        """Forget a held request: its client went away, or its entitlement is Bound no longer."""
+        ...
+
+    def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
+        """Yield held requests that wait no longer, in order, each with an Admit or a Deny.
+
+        Each is carried out before the next is asked for, so that the books are right. Asked whenever something is held
+        and something arrived, ended, was reported or changed, and at ticks. While ``pool.capacity.ready_replicas`` is
+        0 nothing may be let in.
+        """
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A policy that learns from first tokens. It needs ``wants_progress``, or the driver tells of none."""
+
+    def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Hear that a request in flight has its first token; once for each."""
+        ...
+
+
+@runtime_checkable
+class Clairvoyant(Protocol):
+    """A policy that may be set to know output lengths beforehand, which no gateway can: only a simulator tells them."""
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether it is set so and was not told yet."""
+        ...
+
+    def tell_lengths(self, length_of: Callable[[str], int]) -> None:
+        """Take the function that returns the true output tokens of a request that has arrived."""
+        ...
+
+
+class Leases(Protocol):
+    """Which of the entitlements that are in force have their promise reserved in the pool."""
+
+    def settle(self, in_force: Collection[str], capacity: PoolCapacity) -> Mapping[str, EntitlementState]:
+        """Return Bound or Degraded for each; asked whenever one comes into force or leaves, or capacity changes."""
+        ...
+
+
+@runtime_checkable
+class Leasing(Protocol):
+    """A policy that has leases. Under any other, every entitlement is Bound as long as it is in force."""
+
+    leases: Leases | None
+
+
+class Margin(NamedTuple):
+    """How much there is at most, how much of it is left, and in how many seconds all of it would be there again."""
+
+    limit: float
+    remaining: float
+    reset_s: float
+
+
+class Allowance(NamedTuple):
+    """What an entitlement may still ask for; None where that is not limited."""
+
+    requests: Margin | None = None
+    tokens: Margin | None = None
+
+
+UNLIMITED = Allowance()
+
+
+@runtime_checkable
+class Allowing(Protocol):
+    """A policy whose clients may know what is left to them."""
+
+    def allowance(self, entitlement: str, pool: PoolLedger, now_s: float) -> Allowance:
+        """Return what an entitlement may still ask for. No side effect."""
+        ...
+
+
+@runtime_checkable
+class Reclaiming(Protocol):
+    """A policy that takes back what was admitted where the pool has less than what is in flight needs."""
+
+    def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:
+        """Ids of requests to evict now; asked after each tick and change of capacity."""
+        ...
+
+
+@runtime_checkable
+class Inheriting(Protocol):
+    """A policy that goes on from the memory of another one, of an earlier configuration; others begin afresh."""
+
+    def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:
+        """Take over what still means something here; what is in flight was admitted here already."""
+        ...
+
+
+class Scaler(Protocol):
+    """How many replicas the pool should have. It sees what the gateway sees.
+
+    ``every_s`` is how often it is asked; ``wants_reports`` and ``wants_progress`` as in `AdmissionPolicy`.
+    """
+
+    every_s: float
+    wants_reports: bool
+    wants_progress: bool
+
+    def replicas(self, pool: PoolLedger, current: int, now_s: float) -> int:
+        """Return the number of replicas; ``current`` is how many were last asked for."""
+        ...
+
+    def gauges(self) -> Iterable[Gauge]:
+        """Return what the timeline should show of what it last saw."""
+        ...
+
+
+class Router(Protocol):
+    """Which replica takes a request."""
+
+    def route(self, request: RequestView, replicas: Sequence[ReplicaLedger]) -> int | None:
+        """Return a ready replica's id, or None where there is none."""
+        ...
