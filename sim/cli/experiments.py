@@ -249,7 +249,7 @@ def plan(
     """Find the fewest replicas (or entitlements, or the highest limits) with which SCENARIO meets its objectives.
 
     Each policy has an answer of its own. --over names what may be set, --least or --most what to save or to grant.
-    The answer is checked again on fresh seeds with twice the replications; where it does not hold, the next is tried. Exit code 1 if no setting of some policy
+    The answer is checked again on fresh seeds with twice the replications. Exit code 1 if no setting of some policy
     meets the goal, or an answer does not hold.
     """
     from sim.analysis import style
