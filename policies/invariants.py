@@ -163,7 +163,7 @@ class Checker:
         moving = ""
         if kind is Arrived:
             arriving = event.request
-            self._after = f"Arrived {arriving.request_id}"  # type: ignore[union-attr]
+            self._after = f"Arrived {arriving.request_id}"
         elif kind is Finished or kind is Failed or kind is Cancelled:
             request_id = event.request_id
             self._after = f"{kind.__name__} {request_id}"

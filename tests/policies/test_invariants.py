@@ -118,16 +118,16 @@ def test_a_fault_in_the_books_is_found(fault: str, invariant: str) -> None:
 
 FORWARD = Forward("x", 0, 20)
 LIES: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
-    "nothing is said": (Arrived(request("x", "p")), lambda said: (), "one-answer"),
-    "two answers": (Arrived(request("x", "p")), lambda said: (FORWARD, FORWARD), "one-answer"),
+    "nothing is said": (Arrived(request("x", "p")), lambda _: (), "one-answer"),
+    "two answers": (Arrived(request("x", "p")), lambda _: (FORWARD, FORWARD), "one-answer"),
     "let in and refused": (
-        Arrived(request("x", "p")), lambda said: (FORWARD, Refuse("x", Reason.TOKENS, 429, 1, 2, 1)), "one-answer"
+        Arrived(request("x", "p")), lambda _: (FORWARD, Refuse("x", Reason.TOKENS, 429, 1, 2, 1)), "one-answer"
     ),
     "held twice": (Arrived(request("x", "p")), lambda said: (*said, Hold("x", Reason.POOL_FULL)), "one-answer"),
-    "somebody else is forwarded": (Tick(), lambda said: (Forward("nobody", 0, 1),), "one-answer"),
-    "evicted and not in flight": (Tick(), lambda said: (Evict("nobody", Reason.PREEMPTED),), "one-end"),
+    "somebody else is forwarded": (Tick(), lambda _: (Forward("nobody", 0, 1),), "one-answer"),
+    "evicted and not in flight": (Tick(), lambda _: (Evict("nobody", Reason.PREEMPTED),), "one-end"),
     "ended twice": (Finished("a", 5), lambda said: (*said, Evict("a", Reason.PREEMPTED)), "one-end"),
-    "a replica that is not there": (Failed("a", 5), lambda said: (Forward("c", 9, 20),), "ready"),
+    "a replica that is not there": (Failed("a", 5), lambda _: (Forward("c", 9, 20),), "ready"),
 }
 
 
