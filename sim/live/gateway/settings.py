@@ -211,7 +211,8 @@ class SharedState:
     timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
     snapshot_every: int = _count(20_000, "the events between two snapshots")
     when_away: FallbackSettings = field(
-        default_factory=FallbackSettings, metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"}
+        default_factory=FallbackSettings,
+        metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"},
     )
 
 
