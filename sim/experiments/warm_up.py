@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from sim.analysis.summary import Row, average_cells, summarise, with_violations
-from sim.analysis.warm_up import RULE, Series, WarmUp, series_of
+from sim.analysis.warm_up import RULE, Series, WarmUp, series_of, warm_up_of
 from sim.errors import InputError
 from sim.scenario.load import Cell
 
