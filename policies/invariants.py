@@ -168,7 +168,7 @@ class Checker:
             request_id = event.request_id
             self._after = f"{kind.__name__} {request_id}"
             if request_id in self._flights:
-                if kind is Failed and any(type(one) is Forward and one.request_id == request_id for one in instructions):
+                if kind is Failed and any(type(one) is Forward and one[0] == request_id for one in instructions):
                     moving = request_id
                 else:
                     touched.add(self._end(request_id))

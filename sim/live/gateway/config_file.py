@@ -349,7 +349,8 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants, state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
+        state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 

@@ -46,10 +46,17 @@ class InvariantWatch(Collector):
         self.checker = Checker(self._broken, every_events=settings.every_events)
         self.first: Violation | None = None
         self.stopped = False
+        self._failed = False
 
     def __call__(self, now_s: float, event: Event, instructions: Sequence[Instruction]) -> None:
         """See `sim.live.observability.observer.Recorder`."""
-        self.checker.after(self._core(), event, now_s, instructions)
+        if self._failed:
+            return
+        try:
+            self.checker.after(self._core(), event, now_s, instructions)
+        except Exception:  # whoever looks on must not break what is looked at
+            self._failed = True
+            LOG.exception("the checker failed; the core is not checked any more")
 
     def _broken(self, violation: Violation) -> None:
         self._counts[violation.invariant] += 1
