@@ -20,7 +20,7 @@ from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import RunError
 from sim.experiments.demands import client_chances, demands, named_chance
-from sim.experiments.warm_up import cuts_in_words, summed
+from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.records import provenance
 from sim.records.decisions import decisions_table, opinions_table
 from sim.records.result_folder import check_output_folder, write_result
@@ -82,7 +82,7 @@ def run_scenario(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
-        **cuts_in_words(cuts),
+        **warm_ups_in_manifest(cuts),
         "cells": [r.stats for r in results],
     }
     if out is not None:

@@ -167,7 +167,7 @@ _MODE = {"description": "give open or closed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WhenAway:
+class FallbackSettings:
     """What a gateway does by itself while the shared state is out of reach, for each class of service.
 
     Open lets in what fits in this gateway's part of the entitlement's baseline, closed nothing; see
@@ -210,8 +210,9 @@ class SharedState:
     ttl_s: float = _seconds(5.0, "the time after which a silent gateway is lost")
     timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
     snapshot_every: int = _count(20_000, "the events between two snapshots")
-    when_away: WhenAway = field(
-        default_factory=WhenAway, metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"}
+    when_away: FallbackSettings = field(
+        default_factory=FallbackSettings,
+        metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"},
     )
 
 

@@ -18,7 +18,7 @@ from sim.analysis.entitlement_violation import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
 from sim.experiments.demands import client_chances, demands
-from sim.experiments.warm_up import cuts_in_words, summed
+from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
 from sim.live.loadgen.event_hooks import GatewayCapacity, Hook, LiveEvent, apply
@@ -233,7 +233,7 @@ def write_live(scenario: Scenario, runs: Sequence[LiveRun], out: Path) -> list[R
         "wall_s": round(sum(run.stats["wall_s"] for run in runs), 3),
         "cpu_s": round(sum(run.stats["cpu_s"] for run in runs), 3),
         "valid": all(run.valid for run in runs),
-        **cuts_in_words(cuts),
+        **warm_ups_in_manifest(cuts),
         "cells": [run.stats for run in runs],
     }
     write_result(out, requests, timeline_, summary, manifest)
