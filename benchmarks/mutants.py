@@ -78,9 +78,10 @@ AREAS: Mapping[str, Area] = {
     "summary": Area(("sim/analysis/summary.py",), ("tests/analysis/test_summary*.py",)),
     "gateway": Area(
         ("sim/live/gateway/core_driver.py", "sim/live/gateway/in_flight.py", "sim/live/gateway/relay.py"),
-        ("tests/live/gateway/test_core_driver*.py", "tests/live/gateway/test_held.py", "tests/live/gateway/test_bad_upstreams.py",
-         "tests/live/gateway/test_refusals.py", "tests/live/gateway/test_protocol.py", "tests/live/gateway/test_relay*.py",
-         "tests/live/gateway/test_in_flight*.py", "tests/parity"),
+        ("tests/live/gateway/test_core_driver*.py", "tests/live/gateway/test_relay*.py",
+         "tests/live/gateway/test_in_flight*.py", "tests/live/gateway/test_held.py",
+         "tests/live/gateway/test_bad_upstreams.py", "tests/live/gateway/test_refusals.py",
+         "tests/live/gateway/test_protocol.py", "tests/parity"),
     ),
     "load client": Area(("sim/live/loadgen/open_loop.py",), ("tests/live/loadgen",)),
 }  # fmt: skip
@@ -91,7 +92,7 @@ class DropStatement(Operator):
 
     def mutation_positions(self, node: Any) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Yield where it applies."""
-        if node.type != "expr_stmt" and not (node.type in ("atom_expr", "await_expr")):
+        if node.type != "expr_stmt" and node.type not in ("atom_expr", "await_expr"):
             return
         if node.type == "expr_stmt":
             if node.children[1].type == "operator" and str(node.children[1].value).endswith("=") and node.children[
@@ -250,7 +251,7 @@ def tests_of(area: Area, tree: Path) -> list[str]:
 
 def run_tests(area: Area, tree: Path, limit_s: float | None) -> tuple[bool | None, float, str]:
     """Run an area's tests until one fails: whether all passed (None: too slow), seconds, and who failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests_of(area, tree)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(area, tree)]
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     began_s = time.monotonic()
     with subprocess.Popen(

@@ -20,7 +20,6 @@ from policies.no_control import NoControlPolicy
 from policies.parts.queueing import weights_of
 from policies.parts.room import Room
 
-
 _BOUNDS: Mapping[str, tuple[int, int]] = {"aimd": (20, 200), "vegas": (1, 1000), "gradient2": (20, 200)}
 """The least and the largest limit, as in the source."""
 

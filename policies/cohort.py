@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.queueing import QueueingPolicy, Waits
@@ -122,6 +122,7 @@ class CohortPolicy(QueueingPolicy):
         }
         self._heap = KeyedHeap()
         self._came = 0
+        self._parts = [0.0] * len(self._members)
         self._capacity = (0.0, math.inf)
         self._period_began_s = 0.0
 
@@ -136,9 +137,6 @@ class CohortPolicy(QueueingPolicy):
     def _changed(self, name: str, now_s: float) -> None:
         """Follow a change of what one has in flight or waiting: its demand, and its place among those who wait."""
         member = self._members[name]
-        if member.came == math.inf and (member.slots or member.line.length):
-            member.came = self._came
-            self._came += 1
         use = self._use(member)
         member.wants(use + member.line.length, now_s)
         if member.line.length and use < member.limit:
@@ -169,7 +167,13 @@ class CohortPolicy(QueueingPolicy):
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if sum(limit(middle, bound) for bound in bounds) < slots else (low, middle)
-        whole = _rounded([limit(high, bound) for bound in bounds], math.floor(slots), [m.came for m in members])
+        self._parts = [limit(high, bound) for bound in bounds]
+        self._round()
+
+    def _round(self) -> None:
+        """Make the limits whole."""
+        members = list(self._members.values())
+        whole = _rounded(self._parts, math.floor(self._capacity[0]), [member.came for member in members])
         for member, rounded in zip(members, whole, strict=True):
             member.limit = rounded
 
@@ -179,6 +183,17 @@ class CohortPolicy(QueueingPolicy):
         """Return its place among those of its entitlement."""
         slo_s = self._members[request.entitlement].slo_s
         return place(self._params.within, request, max_output_tokens, slo_s, now_s)
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Take note of who comes for the first time: the parts of slots are dealt anew."""
+        member = self._members[request.entitlement]
+        if member.came == math.inf:
+            member.came = self._came
+            self._came += 1
+            self._round()
+            for name in self._members:
+                self._changed(name, now_s)
+        return super().decide(request, max_output_tokens, pool, now_s)
 
     def refusal(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Deny | None:
         """Each entitlement's queue has a bound too."""
@@ -262,7 +277,8 @@ class CohortPolicy(QueueingPolicy):
 def _rounded(limits: list[float], most: int, came: list[float]) -> list[float]:
     """Return whole numbers that sum to at most ``most``; the largest parts of a slot are rounded up first.
 
-    Of equal parts, that of whoever ``came`` first. Everyone has at least 1, or it could never start; where the pool has less than one slot each, limits pass it.
+    Of equal parts, that of whoever ``came`` first. Everyone has at least 1, or it could never start; where the pool has
+    less than one slot each, limits pass it.
     """
     whole = [float(max(1, math.floor(limit))) for limit in limits]
     by_rest = sorted(range(len(limits)), key=lambda i: (round(math.floor(limits[i]) - limits[i], 9), came[i]))

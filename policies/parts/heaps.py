@@ -8,10 +8,10 @@ Key = tuple[float, ...]
 
 
 class KeyedHeap:
-    """Names by key, the least first; of equal keys the one that was put in first. Every change costs O(log n), spread over the changes.
+    """Names by key, the least first; of equal keys the one that was put in first.
 
-    A change leaves the old entry behind; it is passed over when it comes to the top, and all are swept out when they
-    are many.
+    Every change costs O(log n), spread over the changes. A change leaves the old entry behind; it is passed over when
+    it comes to the top, and all are swept out when they are many.
     """
 
     __slots__ = ("_came", "_entries", "_keys")

@@ -151,6 +151,6 @@ class K8sApf:
     def expand(self) -> Cohort:
         """Return the policy that this stands for."""
         return Cohort(
-            shares=self.shares, period_s=10.0, decay=0.977, lend=self.lend, borrow=self.borrow, queue_requests=64 * 50 * 100, queue_each=6 * 50,
-            timeout_s=60.0, timeout_status=429,
+            shares=self.shares, period_s=10.0, decay=0.977, lend=self.lend, borrow=self.borrow,
+            queue_requests=1_000_000, queue_each=6 * 50, timeout_s=60.0, timeout_status=429,
         )
