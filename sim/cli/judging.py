@@ -107,7 +107,7 @@ def run_tournament(
     from sim.experiments.sweep import Count
     from sim.scenario.validation_errors import suggestion
     from sim.studies.tournament import REPLICATIONS, tournament
-    from sim.studies.tournament_entrants import VARIANTS
+    from sim.studies.tournament_policies import VARIANTS
 
     if overrides or seed is not None:
         raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")

@@ -42,9 +42,9 @@ from policies.api import (
 from sim.errors import RunError
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.reload import CoreOf
-from sim.live.gateway.settings import SharedState, WhenAway
+from sim.live.gateway.settings import FallbackSettings, SharedState
 from sim.live.shared_state.core_copy import CONFIGURED, ENDS, CoreCopy, StaleError
-from sim.live.shared_state.fallback import AwayRules
+from sim.live.shared_state.fallback import FallbackRules
 from sim.live.shared_state.log_client import ENTRIES, LogClient
 
 LOG = logging.getLogger("tokenpools.state")
@@ -100,7 +100,7 @@ class SharedLog(CoreCopy):
         self._epoch = ""
         self._session = 0
         self._seen: dict[object, Event] = {}
-        self._rules: AwayRules | None = None
+        self._rules: FallbackRules | None = None
         self._gateways = 1
         self._times_away = 0
         self._why = "not joined yet"
@@ -112,8 +112,8 @@ class SharedLog(CoreCopy):
         """See `EventLog`. Requests are refused until the log was joined, see `joined`."""
         self._gateway = gateway
         gateway.core.start(0.0)
-        self._rules = AwayRules(
-            WhenAway(dedicated="closed", guaranteed="closed"), gateway.core.pool, (), 1,
+        self._rules = FallbackRules(
+            FallbackSettings(dedicated="closed", guaranteed="closed"), gateway.core.pool, (), 1,
             gateway.core.default_max_output_tokens,
         )
         self._task = self._loop.create_task(self._run())
@@ -188,7 +188,7 @@ class SharedLog(CoreCopy):
             if self._leads and self._rules is None:
                 self._put(event)
         elif self._rules is not None:
-            self._append_away(event, self._rules)
+            self._append_in_fallback(event, self._rules)
         else:
             if isinstance(event, Arrived):
                 self._undecided[event.request.request_id] = event
@@ -205,7 +205,7 @@ class SharedLog(CoreCopy):
     # ----------------------------------------------------------------------------------------------------------------
     # Out of reach
 
-    def _go_away(self, why: str) -> None:
+    def _fall_back(self, why: str) -> None:
         """Decide by oneself from here on, first about who waits for an answer already."""
         self._why = why
         if self._rules is not None:
@@ -214,24 +214,24 @@ class SharedLog(CoreCopy):
         self._times_away += 1
         gateway = self._at()
         running = [(gateway.requests[each], forward) for each, forward in gateway.running.items()]
-        self._rules = AwayRules(
+        self._rules = FallbackRules(
             self._settings.when_away, gateway.core.pool, running, self._gateways,
             gateway.core.default_max_output_tokens,
         )
         undecided, self._undecided = self._undecided, {}
         for event in undecided.values():
-            self._decide_away(event, self._rules)
+            self._decide_by_fallback(event, self._rules)
 
-    def _append_away(self, event: Event, rules: AwayRules) -> None:
+    def _append_in_fallback(self, event: Event, rules: FallbackRules) -> None:
         if isinstance(event, ENDS):
             rules.ended(event.request_id)
             self._begun.pop(event.request_id, None)
             if self._may_be_booked(event.request_id):
                 self._put(event)
         if isinstance(event, Arrived | Failed):
-            self._decide_away(event, rules)
+            self._decide_by_fallback(event, rules)
 
-    def _decide_away(self, event: Arrived | Failed, rules: AwayRules) -> None:
+    def _decide_by_fallback(self, event: Arrived | Failed, rules: FallbackRules) -> None:
         gateway = self._at()
         if isinstance(event, Failed):
             gateway.tell(event)
@@ -257,14 +257,14 @@ class SharedLog(CoreCopy):
                 await asyncio.sleep(_BACKOFF_S[0] / 10)
                 continue
             except (RedisError, OSError, TimeoutError) as error:
-                self._go_away(_reason(error))
+                self._fall_back(_reason(error))
             except RunError as error:
                 self._fatal = error
-                self._go_away(str(error))
+                self._fall_back(str(error))
                 self._joined.set()
             except Exception as error:
                 LOG.exception("the shared state could not be followed")
-                self._go_away(_reason(error))
+                self._fall_back(_reason(error))
             await self._client.disconnect()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(_BACKOFF_S[1], backoff_s * 2)
