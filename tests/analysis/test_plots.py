@@ -348,7 +348,7 @@ def test_plot_result_writes_both_formats_with_stable_bytes(tmp_path, exp1):
     result = Result(*exp1, summarise(exp1[0], horizon_s=90.0, warmup_s=0.0), {})
     first, second = (plot_result(result, tmp_path / name, phases=PHASE) for name in ("one", "two"))
     names = {"latency-over-time", "queue-over-time", "capacity-share", "tail-latency", "refusals"}
-    names |= {"fair-share", "fair-share-totals"}
+    names |= {"fair-share", "fair-share-totals", "debt", "weight"}
     assert {path.name for path in first} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
