@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 
+from sim.errors import InputError
+
 # The top-level module of each library that is not installed with the core, and the extra that brings it.
 EXTRA_OF = {
     "aiohttp": "live",
@@ -41,6 +43,17 @@ def missing(error: ModuleNotFoundError) -> tuple[str, str] | None:
 def needs(extra: str, module: str) -> tuple[str, str]:
     """Return the words for a library that is not there: the problem and the fix."""
     return f"needs the extra {extra!r} ({module} is not installed)", f"install it with: {how_to_install(extra)}"
+
+
+def require(module: str, what: str) -> None:
+    """Raise `InputError` where a library of an extra is missing: before the work that would end for want of it.
+
+    Parameters
+    ----------
+    what : what needs it, as the error begins.
+    """
+    if find_spec(module) is None:
+        raise InputError(what, *needs(EXTRA_OF[module], module))
 
 
 def how_to_install(extra: str) -> str:

@@ -16,6 +16,7 @@ from sim.analysis.study import METRICS, MORE_IS_BETTER, Case, Study, difference_
 from sim.analysis.summary import LATENCIES
 from sim.analysis.text_tables import TextTable
 from sim.errors import InputError
+from sim.extras import require
 from sim.scenario.validation_errors import suggestion
 
 COMPARED = ("offered", "refused_share", "slo_attainment", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_p99_s",
@@ -156,6 +157,7 @@ def compare(before: Study, after: Study, metrics: Sequence[str] = COMPARED) -> C
     Results of one seed drew from the same streams, and where a workload did not change, met the same arrivals: their
     replications are compared one by one. Others are compared as independent samples.
     """
+    require("scipy", "a comparison")
     changes = list(scenario_changes(before.scenario, after.scenario))
     paired = _same_streams(before, after)
     shared = [case for case in before.cases if case in set(after.cases)]

@@ -70,7 +70,7 @@ def _warn(
     filename: str,
     lineno: int,
     file: TextIO | None = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
+    line: str | None = None,
 ) -> None:
     """Show what is for the user as this command shows errors, and the rest as Python does."""
     if issubclass(category, UserWarning):
