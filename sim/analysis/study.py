@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 
 from sim.analysis.cell_measures import read_measures
 from sim.analysis.statistics import Difference, Interval, mean_interval, paired_difference
-from sim.analysis.summary import ALL, LATENCY_COLUMNS
+from sim.analysis.summary import ALL, LATENCY_COLUMNS, within_bounds
 from sim.records.result_folder import horizon_s, read_manifest, read_records, read_summary
 
 COUNTS = ("offered", "admitted", "finished", "refused", "evicted", "failed", "cancelled", "unfinished")
@@ -26,6 +27,13 @@ MORE_IS_BETTER = frozenset({*SHARES, *RATES, "admitted", "finished"})
 BASELINE = "none"
 
 
+def short_paths(paths: Sequence[str]) -> dict[str, str]:
+    """Return what each dotted path is called among the others: its last name, or all of it where two end alike."""
+    last = {path: path.rpartition(".")[2] for path in paths}
+    often = Counter(last.values())
+    return {path: name if often[name] == 1 else path for path, name in last.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A policy with one setting of what was varied."""
@@ -35,7 +43,8 @@ class Case:
 
     def __str__(self) -> str:
         """Return the case in words."""
-        return ", ".join([self.policy, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in self.variant)])
+        names = short_paths([path for path, _ in self.variant])
+        return ", ".join([self.policy, *(f"{names[path]}={value}" for path, value in self.variant)])
 
 
 class Study:
@@ -166,8 +175,10 @@ class Study:
         return rows[metric].astype(float)
 
     def interval(self, case: Case, tenant: str, metric: str) -> Interval:
-        """Return the mean of a metric over replications, with its 95 % interval."""
-        return mean_interval(self.values(case, tenant, metric))
+        """Return the mean of a metric over replications, with its 95 % interval within what the metric can be."""
+        found = mean_interval(self.values(case, tenant, metric))
+        low, high = within_bounds(metric, found.low, found.high)
+        return replace(found, low=low, high=high)
 
     def difference(self, baseline: Case, other: Case, tenant: str, metric: str) -> Difference:
         """Return how much more ``other`` measured; both met the same arrivals, so by replication."""

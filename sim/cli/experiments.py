@@ -70,7 +70,6 @@ def sweep(
     finished: after a kill the same command goes on. Prints the summary, means over replications. Exit code 1 if a
     cell failed or --until was not reached.
     """
-    from sim.analysis.summary import summary_table
     from sim.experiments.executors import Executor
     from sim.experiments.select import default_folder, with_policies
     from sim.experiments.sweep import estimate
@@ -97,11 +96,7 @@ def sweep(
         kept = f"{folder} is as it was" if overwrite else f"finished cells are in {folder}"
         typer.echo(f"interrupted; {kept}, the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
-    table = summary_table(result.summary)
-    if table is None:
-        typer.echo("no requests")
-    else:
-        tables.show(table, wide=wide)
+    tables.show_summary(result.summary, wide=wide)
     _tell(result, folder)
     if targets:
         ratio = "met" if met else f"not met: the widest interval is {reached.widest:.2f} times what was asked"

@@ -76,7 +76,8 @@ def explain(
     events that a live gateway recorded.
     """
     from sim.judging.explain import explain as run_again
-    from sim.judging.explain import explain_recording, in_words
+    from sim.judging.explain import explain_recording
+    from sim.judging.explain_text import in_words
 
     if result.is_file():
         typer.echo(in_words(explain_recording(result, request_id, attempt=attempt)))

@@ -50,7 +50,6 @@ def run(
 
     The summary goes to stdout. `tokenpools plot RESULT` draws the result.
     """
-    from sim.analysis.summary import summary_table
     from sim.analysis.warm_up import in_words
     from sim.cli.progress import shown
     from sim.experiments.run import run_scenario
@@ -65,24 +64,17 @@ def run(
     loaded = with_policies(load(scenario, overrides, seed, replications), policies or ())
     folder = out if out is not None else default_folder(scenario, loaded)
     if out is None and not overwrite and (folder / "manifest.json").exists():
-        _show_summary(summary_table(read_result(folder).summary), wide)
+        tables.show_summary(read_result(folder).summary, wide=wide)
         typer.echo(f"{folder} holds this very run already; --overwrite runs it again", err=True)
         return
     with replacing(folder, overwrite) as place, shown(loaded, progress) as on_progress:
         result = run_scenario(loaded, place, jobs=jobs, on_progress=on_progress)
-    _show_summary(summary_table(result.summary), wide)
+    tables.show_summary(result.summary, wide=wide)
     if "warm_up" in result.manifest:
         typer.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for caveat in result.manifest.get("caveats", ()):
+        typer.echo(f"warning: {caveat}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
-
-
-def _show_summary(table: object, wide: bool) -> None:
-    from sim.analysis.text_tables import TextTable
-
-    if isinstance(table, TextTable):
-        tables.show(table, wide=wide)
-    else:
-        typer.echo("no requests")
 
 
 @command(panel=EVIDENCE)
@@ -112,7 +104,7 @@ def _tournament(
     from sim.scenario.validation_errors import suggestion
     from sim.studies.tournament import REPLICATIONS
     from sim.studies.tournament import tournament as run_tournament
-    from sim.studies.tournament_entrants import VARIANTS
+    from sim.studies.tournament_policies import VARIANTS
 
     if overrides or seed is not None:
         raise InputError(TOURNAMENT, "takes no --set and no --seed", "run one of its scenarios by name instead")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -36,6 +36,17 @@ def show(table: TextTable, *, wide: bool = False) -> None:
     _print(made, room if room is not None else max(width(), sum(fitted.widths) + 2 * len(fitted.heads)))
     if out:
         typer.echo(f"{out} more columns with --wide")
+
+
+def show_summary(rows: Sequence[Mapping[str, str | int | float]], *, wide: bool = False) -> None:
+    """Print the summary of a result."""
+    from sim.analysis.summary import summary_table
+
+    table = summary_table(rows)
+    if table is None:
+        typer.echo("no requests")
+    else:
+        show(table, wide=wide)
 
 
 def show_rows(rows: Sequence[tuple[str, str]]) -> None:

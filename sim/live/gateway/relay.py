@@ -52,13 +52,13 @@ _TOO_LONG = {
 class UpstreamFailedError(Exception):
     """A replica lost the request, or refused it as no client's fault."""
 
-    def __init__(self, answer: ApiError | RawAnswer) -> None:
+    def __init__(self, answer: ApiError | RawResponse) -> None:
         super().__init__(answer)
         self.answer = answer
 
 
 @dataclass(frozen=True, slots=True)
-class RawAnswer:
+class RawResponse:
     """An upstream's error, as it came."""
 
     status: int
@@ -231,7 +231,7 @@ class Relay:
         more = [(b"content-length", b"%d" % len(body))]
         if response.status in (429, 503) and "retry-after" not in response.headers:
             more += [(b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
-        raw = RawAnswer(
+        raw = RawResponse(
             response.status, to_client(response.raw_headers, exchange.request_id, more, length=False), body
         )
         if response.status >= 500 or response.status in (408, 425, 429):
