@@ -124,7 +124,7 @@ def tree(first: Sequence[str] = ()) -> Group:
 
 
 def _name(one: CommandInfo) -> str:
-    return one.name or getattr(one.callback, "__name__", "")
+    return str(one.name or getattr(one.callback, "__name__", ""))
 
 
 def _start_light() -> None:
