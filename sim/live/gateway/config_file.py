@@ -32,10 +32,12 @@ from sim.live.gateway.settings import (
     Logs,
     Settings,
     SharedState,
+    StateSecrets,
     Timeouts,
     UpstreamAddress,
 )
 from sim.live.replicas.scaling import SCALING
+from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
 from sim.scenario.model import Policy
 from sim.scenario.pool import Name, Pool, check_known, check_unique
@@ -302,9 +304,34 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def agreed(config: ServeConfig) -> str:
+def state_secrets(state: SharedState | None, file: str) -> StateSecrets:
+    """Return what the environment holds for the shared state.
+
+    Raises
+    ------
+    ScenarioError : a variable is not set, or its key is too short to be one.
+    """
+    if state is None:
+        return StateSecrets()
+    found = {}
+    for name, variable in (("key_env", state.key_env), ("password_env", state.password_env)):
+        found[name] = None if variable is None else os.environ.get(variable)
+        if variable is not None and not found[name]:
+            raise ScenarioError(file, f"state.{name}", f"the variable {variable} is not set", "set it everywhere")
+    key = found["key_env"]
+    if key is not None and len(key.encode()) < LEAST_KEY_BYTES:
+        problem = f"the variable {state.key_env} holds {len(key.encode())} bytes"
+        raise ScenarioError(file, "state.key_env", problem, "give 32 random ones, e.g. of openssl rand -hex 32")
+    return StateSecrets(key=None if key is None else key.encode(), password=found["password_env"])
+
+
+def agreed(config: ServeConfig, secrets: StateSecrets) -> str:
     """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
-    parts = [recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"]]
+    pool = "" if config.state is None else config.state.pool
+    parts = [
+        recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"],
+        Signer(pool, secrets.key).fingerprint(),
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -337,7 +364,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
     ------
     ScenarioError : the key of an upstream is not in the environment.
     """
-    pool = config.pool
+    pool, secrets = config.pool, state_secrets(config.state, file)
     return Settings(
         host=config.listen.host, port=config.listen.port,
         upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),
@@ -350,7 +377,8 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
         telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
-        state=config.state, state_config=agreed(config),
+        state=config.state, state_config=agreed(config, secrets),
+        state_secrets=secrets,
     )  # fmt: skip
 
 
