@@ -21,6 +21,7 @@ from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import RunError
+from sim.experiments.caveats import caveats
 from sim.experiments.demands import client_chances, demands, named_chance
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.records import provenance
@@ -84,6 +85,7 @@ def run_scenario(
     decisions = _joined([r.decisions for r in results])
     shadows = _joined([r.shadows for r in results])
     summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
+    notes = caveats((cells[r.index].scenario.pool.profile, r.requests) for r in results)
     manifest: dict[str, Any] = {
         **provenance.origin(scenario),
         "host": provenance.host(),
@@ -91,6 +93,7 @@ def run_scenario(
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
         **warm_ups_in_manifest(cuts),
+        **({"caveats": notes} if notes else {}),
         "cells": [r.stats for r in results],
     }
     if out is not None:
