@@ -19,10 +19,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import random
 import secrets
-import socket
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
@@ -47,7 +45,7 @@ from sim.live.shared_state.core_copy import CONFIGURED, ENDS, DamagedError, Stal
 from sim.live.shared_state.fallback import FallbackRules
 from sim.live.shared_state.log_client import ENTRIES, LogClient
 from sim.live.shared_state.pool_health import PoolHealth
-from sim.live.shared_state.signing import Signer
+from sim.live.shared_state.signing import Signer, gateway_name
 from sim.live.shared_state.speaking_copy import SpeakingCopy, Status
 
 LOG = logging.getLogger("tokenpools.state")
@@ -57,12 +55,6 @@ _BLOCK_S = 1.0
 _READ_PAUSE_S = 0.002
 _BACKOFF_S = (0.05, 1.0)
 _SLOW_S = 10.0
-
-
-def gateway_name() -> str:
-    """Return a name that no other process has."""
-    host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class SharedLog(SpeakingCopy):

@@ -8,11 +8,20 @@ once is not heard again; a name is used by one process only, so that no number c
 from __future__ import annotations
 
 import hmac
+import os
+import secrets
+import socket
 from collections.abc import Iterable
 
 UNSIGNED = "-"
 _HEX = 32
 LEAST_KEY_BYTES = 16
+
+
+def gateway_name() -> str:
+    """Return a name that no other process has."""
+    host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class Signer:
