@@ -1,4 +1,4 @@
-"""Several gateways on virtual time that share a pool through a Redis in memory: the real log, script, driver and core."""
+"""Several gateways on virtual time that share a pool through a Redis in memory: real log, script, driver and core."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Member:
         self.checker = Checker(every_events=50)
         self.log = SharedLog(
             settings, loop=pool.loop, config="same", name=name, secret=StateSecrets(key=key), client=self.client,
-            core_of=lambda head, leaving: new_core(),
+            core_of=lambda _head, _leaving: new_core(),
         )  # type: ignore[arg-type]
         self.gateway = AsyncGateway(
             new_core(), self.timers, loop=pool.loop, log=self.log, answer=self.told.append,

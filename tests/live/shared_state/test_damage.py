@@ -1,4 +1,4 @@
-"""What becomes of a shared pool when somebody takes, alters or forges what Redis holds, or when a gateway is half blind.
+"""What becomes of a shared pool when somebody takes, alters or forges what Redis holds, or a gateway is half blind.
 
 On virtual time, with the real script in a Redis in memory; what the real one does is in `test_replicated_core`.
 """
