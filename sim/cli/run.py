@@ -45,6 +45,9 @@ def run(
     progress: Progress = None,
     overwrite: Overwrite = False,
     wide: Wide = False,
+    check_invariants: Annotated[
+        bool, typer.Option("--check-invariants", help="Check the gateway's books at every event; exit 1 if broken.")
+    ] = False,
 ) -> None:
     """Run SCENARIO (a path, or the name of a shipped one) and write its records.
 
