@@ -7,8 +7,7 @@ the same events at the same times do the same things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from policies.api import (
@@ -30,24 +29,19 @@ from policies.api import (
     EntitlementSpec,
     EntitlementState,
     Event,
-    Evict,
     Failed,
     Finished,
     FirstToken,
     Forward,
-    Gauge,
     Hold,
     InFlight,
     Instruction,
-    Leasing,
     PoolCapacity,
     PoolLedger,
     Progress,
-    Queueing,
     Reason,
     Reclaiming,
     Refuse,
-    ReplicaLedger,
     ReplicaReport,
     RequestView,
     Router,
@@ -57,6 +51,7 @@ from policies.api import (
     Verdict,
     Watching,
 )
+from policies.pool_state import BOUND, NEVER_S, PoolState
 
 NO_CAPACITY_RETRY_S = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
@@ -64,15 +59,11 @@ NO_CAPACITY_RETRY_S = 5.0
 Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 """As `policies.api.AdmissionPolicy.decide`."""
 
-_NEVER_S = float("inf")
-_BOUND = EntitlementState.BOUND
-
-
 # A NamedTuple's own constructor is a Python function that calls this; once per request the detour shows.
 _new = tuple.__new__
 
 
-class GatewayCore:
+class GatewayCore(PoolState):
     """One pool's gateway.
 
     Parameters
@@ -101,46 +92,27 @@ class GatewayCore:
         max_context_tokens: int | None = None, service_smoothing: float = 0.9, scaler: Scaler | None = None,
         retry_failed: bool = False,
     ) -> None:
-        specs = sorted(entitlements, key=lambda spec: spec.name)
-        ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
-        if len(ledgers) < len(specs):
-            raise ValueError(f"two entitlements share a name in {[spec.name for spec in specs]}; give each its own")
-        if len(set(replica_ids)) < len(replica_ids):
-            raise ValueError(f"two replicas share an id in {list(replica_ids)}; give each its own")
         if not 0 <= service_smoothing < 1:
             raise ValueError(f"service_smoothing is {service_smoothing}; give a share in [0, 1), e.g. 0.9")
-        self._replicas = [ReplicaLedger(replica_id) for replica_id in sorted(replica_ids)]
-        self._replica = {replica.replica_id: replica for replica in self._replicas}
-        self._ready = len(self._replicas)
-        self._ledgers = ledgers
-        self._flights: dict[str, InFlight] = {}
-        self._held: dict[str, RequestView] = {}
-        self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
-        self._policy = policy
+        super().__init__(entitlements, capacity, replica_ids, policy, default_max_output_tokens)
         self._decide: Decide = policy.decide
-        self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
-        self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
         self._allowance = policy.allowance if isinstance(policy, Allowing) else None
-        self._queueing = policy if isinstance(policy, Queueing) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
-        self._in_force: list[str] = []
         self._route = router.route
-        self.default_max_output_tokens = default_max_output_tokens
-        self._max_context = _NEVER_S if max_context_tokens is None else max_context_tokens
+        self._max_context = NEVER_S if max_context_tokens is None else max_context_tokens
         self._fresh_share = 1 - service_smoothing
         self._retry_failed = retry_failed
         self._scaler = scaler
         self._replicas_wanted = capacity.ready_replicas
-        self._next_scale_s = _NEVER_S
+        self._next_scale_s = NEVER_S
         self.wants_progress = policy.wants_progress or (scaler is not None and scaler.wants_progress)
         self.wants_reports = policy.wants_reports or (scaler is not None and scaler.wants_reports)
         self.late_events = 0
         self.withdrawn = 0
         self._start_s = 0.0
         self._ticks = self._scales = 0
-        self._next_tick_s = _NEVER_S
-        self._next_change_s = -_NEVER_S  # states are not known before the first call
+        self._next_tick_s = NEVER_S
         self._handlers: dict[type, Callable[[Any, float], Sequence[Instruction]]] = {
             Arrived: self._arrived, FirstToken: self._first_token, Progress: self._progress, Finished: self._finished,
             Failed: self._failed, Cancelled: self._broken_off, ReplicaReport: self._report,
@@ -181,16 +153,6 @@ class GatewayCore:
         return self._handlers[type(event)](event, now_s)
 
     @property
-    def policy(self) -> AdmissionPolicy:
-        """The policy."""
-        return self._policy
-
-    @property
-    def held(self) -> Mapping[str, RequestView]:
-        """The requests that are held."""
-        return MappingProxyType(self._held)
-
-    @property
     def replicas_wanted(self) -> int:
         """How many replicas were last asked for; as many as there were at the start before that."""
         return self._replicas_wanted
@@ -213,26 +175,6 @@ class GatewayCore:
         """The time at which it began."""
         return self._start_s
 
-    def gauges(self, now_s: float) -> list[Gauge]:
-        """Return the state of the pool for the timeline, the policy's gauges last."""
-        pool = self.pool
-        held_tokens = sum(request.prompt_tokens + self._most_output_of(request) for request in self._held.values())
-        values = [
-            Gauge("pool", "pool", "capacity_slots", pool.capacity.slots),
-            Gauge("pool", "pool", "ready_replicas", self._ready),
-            Gauge("pool", "pool", "in_flight", len(self._flights)),
-            Gauge("pool", "pool", "held", len(self._held)),
-            Gauge("pool", "pool", "held_tokens", held_tokens),
-        ]
-        values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
-        values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
-        values += self._policy.gauges(pool, now_s)
-        return values
-
-    def _most_output_of(self, request: RequestView) -> int:
-        asked = request.max_output_tokens
-        return self.default_max_output_tokens if asked is None else asked
-
     # ----------------------------------------------------------------------------------------------------------------
     # Arrivals
 
@@ -252,7 +194,7 @@ class GatewayCore:
         if attempt == 1:
             ledger.demanded_tokens += reserved_tokens
             ledger.demanded_requests += 1
-        if ledger.state is not _BOUND or not self._ready or reserved_tokens > self._max_context:
+        if ledger.state is not BOUND or not self._ready or reserved_tokens > self._max_context:
             ledger.refused += 1
             return (*before, self._unservable(request, ledger, reserved_tokens, now_s))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
@@ -286,7 +228,7 @@ class GatewayCore:
         """Return the refusal of a request that no policy could let in."""
         if ledger.state is EntitlementState.DEGRADED:
             return Refuse(request.request_id, Reason.NOT_BOUND, 429, NO_CAPACITY_RETRY_S, 1, 0)
-        if ledger.state is not _BOUND:
+        if ledger.state is not BOUND:
             wait_s = ledger.spec.from_s - now_s if ledger.state is EntitlementState.PENDING else None
             return Refuse(request.request_id, Reason.NOT_BOUND, 403, wait_s, 1, 0)
         if not self._ready:
@@ -336,24 +278,6 @@ class GatewayCore:
         self._book(flight, now_s)
         return _new(Forward, (request_id, replica_id, max_output_tokens))
 
-    def _book(self, flight: InFlight, now_s: float) -> None:
-        ledger, reserved_tokens = flight.ledger, flight.reserved_tokens
-        self._flights[flight.request.request_id] = flight
-        ledger.in_flight += 1
-        ledger.admitted += 1
-        ledger.reserved_tokens += reserved_tokens
-        replica = self._replica[flight.replica_id]
-        replica.in_flight += 1
-        replica.outstanding_tokens += reserved_tokens
-        self._on_admitted(flight, self.pool, now_s)
-
-    def _evict(self, request_id: str, now_s: float) -> Evict:
-        flight = self._flights.pop(request_id, None)
-        if flight is None:
-            raise KeyError(f"the policy evicts request {request_id}, which is not in flight")
-        self._close(flight, flight.output_tokens, now_s)
-        return Evict(request_id, Reason.PREEMPTED)
-
     def _take_back(self, now_s: float) -> list[Instruction]:
         """Evict what the policy wants back."""
         return [self._evict(request_id, now_s) for request_id in self._reclaim(self.pool, now_s)]  # type: ignore[misc]
@@ -374,14 +298,6 @@ class GatewayCore:
             else:
                 instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
         return instructions
-
-    def _withdraw(self, request_id: str, now_s: float) -> bool:
-        """Hold a request no longer, and let the policy know; say whether it was held."""
-        if self._held.pop(request_id, None) is None:
-            return False
-        if self._queueing is not None:
-            self._queueing.on_withdrawn(request_id, now_s)
-        return True
 
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of a request
@@ -422,7 +338,8 @@ class GatewayCore:
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
         if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
-            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            # Of a prompt that other books have counted (`Adopted`), these may not hold what is taken off here.
+            ledger.worked_tokens = max(0, ledger.worked_tokens + event.prompt_tokens - flight.request.prompt_tokens)
             flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()
@@ -464,29 +381,6 @@ class GatewayCore:
             return ()
         return tuple(self._release(now_s)) if self._held else ()
 
-    def _close(self, flight: InFlight, output_tokens: int, now_s: float) -> None:
-        """Take a request that is no longer in flight out of the other books."""
-        if output_tokens > flight.output_tokens:
-            self._credit(flight, output_tokens)
-        reserved_tokens = flight.reserved_tokens
-        ledger = flight.ledger
-        ledger.in_flight -= 1
-        ledger.reserved_tokens -= reserved_tokens
-        replica = self._replica[flight.replica_id]
-        replica.in_flight -= 1
-        replica.outstanding_tokens -= reserved_tokens
-        self._on_ended(flight, self.pool, now_s)
-
-    @staticmethod
-    def _credit(flight: InFlight, output_tokens: int) -> None:
-        """Count work up to ``output_tokens``, which shows that the prompt is done too."""
-        worked_tokens = output_tokens - flight.output_tokens
-        flight.output_tokens = output_tokens
-        if not flight.prompt_credited:
-            flight.prompt_credited = True
-            worked_tokens += flight.request.prompt_tokens
-        flight.ledger.worked_tokens += worked_tokens
-
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of the pool
 
@@ -510,12 +404,6 @@ class GatewayCore:
         if self._held:
             instructions += self._release(now_s)
         return tuple(instructions)
-
-    def _know(self, replica_id: int, *, ready: bool) -> None:
-        """Open a book for a replica that is new."""
-        self._replica[replica_id] = ReplicaLedger(replica_id, ready)
-        self._replicas.append(self._replica[replica_id])
-        self._replicas.sort(key=lambda replica: replica.replica_id)
 
     def _tick(self, event: Tick, now_s: float) -> Sequence[Instruction]:  # noqa: ARG002
         """Do what is due. A tick that comes early finds nothing due, and asks for the rest of the time."""
@@ -551,37 +439,5 @@ class GatewayCore:
 
     def _next_call(self) -> tuple[CallMeAt, ...]:
         at_s = self.call_me_at_s
-        return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
+        return (CallMeAt(at_s),) if at_s < NEVER_S else ()
 
-    def _change_states(self, now_s: float) -> Iterable[Instruction]:
-        """Bring the states of the entitlements up to date."""
-        self._next_change_s = _NEVER_S
-        in_force: list[str] = []
-        for name, ledger in self._ledgers.items():
-            from_s, until_s = ledger.spec.from_s, ledger.spec.until_s
-            if now_s < from_s:
-                ledger.state = EntitlementState.PENDING
-                self._next_change_s = min(self._next_change_s, from_s)
-            elif now_s < until_s:
-                in_force.append(name)
-                self._next_change_s = min(self._next_change_s, until_s)
-            else:
-                ledger.state = EntitlementState.EXPIRED
-        self._in_force = in_force
-        return self._settle(now_s)
-
-    def _settle(self, now_s: float) -> list[Instruction]:
-        """Say who of those in force is Bound, and turn away who is held by one that is not."""
-        if self._leases is None:
-            for name in self._in_force:
-                self._ledgers[name].state = _BOUND
-        else:
-            for name, state in self._leases.settle(self._in_force, self.pool.capacity).items():
-                self._ledgers[name].state = state
-        self._policy.on_capacity(self.pool, now_s)
-        refusals: list[Instruction] = []
-        for request in [held for held in self._held.values() if self._ledgers[held.entitlement].state is not _BOUND]:
-            self._withdraw(request.request_id, now_s)
-            self._ledgers[request.entitlement].refused += 1
-            refusals.append(Refuse(request.request_id, Reason.NOT_BOUND, 403, None, 1, 0))
-        return refusals

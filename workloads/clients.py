@@ -217,10 +217,10 @@ class Adversarial:
         default=(), metadata={"description": "give further entitlements that it also uses, e.g. [free-2, free-3]"}
     )
 
-    def asked(self, max_output_tokens: Ints) -> Ints:
+    def requested_max_tokens(self, max_output_tokens: Ints) -> Ints:
         """Return what it asks for in place of these; 0, no limit named, stays."""
-        asked: Ints = np.minimum(np.ceil(max_output_tokens * self.inflate), _MOST_ASKED).astype(np.int64)
-        return asked
+        requested: Ints = np.minimum(np.ceil(max_output_tokens * self.inflate), _MOST_REQUESTED).astype(np.int64)
+        return requested
 
     def next_attempt_s(
         self,
@@ -238,7 +238,7 @@ class Adversarial:
         return None if never else now_s + self.delay_s
 
 
-_MOST_ASKED = 2**31 - 1
+_MOST_REQUESTED = 2**31 - 1
 
 
 def deadline_s(client: Client, first_arrival_s: float) -> float:

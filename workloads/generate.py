@@ -164,7 +164,7 @@ def _lengths(
         limit = spec.max_output_tokens.draw(stream(f"{spec.name}/max_output{suffix}"), count)
         output = np.minimum(output, limit)
     if isinstance(spec.client, Adversarial):
-        limit = spec.client.asked(limit)
+        limit = spec.client.requested_max_tokens(limit)
     return prompt, output, limit
 
 

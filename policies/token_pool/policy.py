@@ -347,6 +347,23 @@ class TokenPoolPolicy:
             tokens = Margin(bucket.depth, bucket.available(now_s), bucket.full_in_s(now_s))
         return Allowance(requests, tokens)
 
+    def slots_granted(self, entitlement: str) -> float:
+        """See `policies.api.Granting`."""
+        return self._accounts[entitlement].limit_slots
+
+    def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:  # noqa: ARG002
+        """See `policies.api.Auditing`."""
+        reserved = sum(flight.reserved_tokens for flight in pool.in_flight.values())
+        if reserved != self._reserved_tokens:
+            yield f"{self._reserved_tokens} tokens are reserved, requests in flight reserve {reserved}"
+        kind = ServiceClass.PREEMPTIBLE
+        names = {each for each, flight in pool.in_flight.items() if flight.ledger.spec.service_class is kind}
+        if names != self._preemptible.keys():
+            yield f"{sorted(names ^ self._preemptible.keys())[:5]} are preemptible in one of the books only"
+        idle = math.fsum(account.idle_slots for account in self._accounts.values())
+        if not math.isclose(idle, self._idle_dedicated, abs_tol=1e-6):
+            yield f"{self._idle_dedicated} dedicated slots are idle, by entitlement {idle}"
+
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""
         floor = self._floor.least(pool)

@@ -22,6 +22,7 @@ def frontier(
     confidence: float,
     cost: str = "replicas",
     most: bool = False,
+    chosen: Mapping[str, Point] | None = None,
 ) -> Figure:
     """Return cost against the attainment of the tenant that is worst off.
 
@@ -31,6 +32,7 @@ def frontier(
     best : by policy, those that no other one beats in both.
     cost : what the horizontal axis holds.
     most : whether there shall be much of it.
+    chosen : by policy, the setting that the plan chose; it is ringed and its cost written beside it.
     """
     figure = Figure(figsize=(style.WIDTH_IN, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -43,6 +45,9 @@ def frontier(
         axis.plot(costs, shares, color=look.colour, marker=look.marker, linestyle=look.line, label=policy)
         for at, share, bound in edge:
             axis.plot([at, at], [max(0.0, bound), share], color=look.colour, linewidth=1.0)
+    for policy, (at, share, _) in (chosen or {}).items():
+        axis.plot([at], [share], "o", color=looks[policy].colour, markersize=13, fillstyle="none", markeredgewidth=1.8)
+        axis.annotate(f"{at:g}", (at, share), xytext=(0, -16), textcoords="offset points", ha="center", fontsize=8)
     axis.axhline(target, color=style.LIMIT, linestyle=":", label=f"goal {target:.0%}")
     axis.set_xlabel(cost)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -50,6 +55,8 @@ def frontier(
     axis.set_ylabel("SLO attainment, worst tenant")
     axis.set_title("How much attainment allows" if most else "What attainment costs")
     note = f"Lines: settings that no other beats in both. Bars reach down to the one-sided {confidence:.0%} bound."
+    if chosen:
+        note += " Ringed: the setting chosen."
     style.legend_below(figure, [axis], note)
     return figure
 

@@ -25,7 +25,7 @@ from pandas.api.types import is_numeric_dtype
 from sim.analysis.cautions import cautions
 from sim.analysis.findings import findings
 from sim.analysis.report_data import SHOWN, plot_data
-from sim.analysis.study import Study
+from sim.analysis.study import Study, short_paths
 from sim.analysis.summary import ALL
 from sim.analysis.warm_up import in_words
 from sim.errors import RunError
@@ -193,8 +193,9 @@ def _errors(study: Study) -> str:
 def table(frame: pd.DataFrame, name: str) -> str:
     """Return a table whose headings sort it."""
     heads = ""
+    names = short_paths([str(column) for column in frame.columns])
     for column in frame.columns:
-        head = html.escape(_HEADS.get(column, _head(column)))
+        head = html.escape(_HEADS.get(column, names[column].replace("_", " ")))
         side = " class=n" * is_numeric_dtype(frame[column])
         heads += f"<th scope=col{side} aria-sort=none data-head='{head}'><button type=button>{head}</button></th>"
     rows = []
@@ -208,10 +209,6 @@ def table(frame: pd.DataFrame, name: str) -> str:
         f"<table id='table-{name}' class='sortable{' many' * many}'>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _head(column: str) -> str:
-    return column.rsplit(".", 1)[-1].replace("_", " ")
 
 
 def _cell(column: str, value: Any) -> str:

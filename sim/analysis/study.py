@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,13 @@ MORE_IS_BETTER = frozenset({*SHARES, *RATES, "admitted", "finished"})
 BASELINE = "none"
 
 
+def short_paths(paths: Sequence[str]) -> dict[str, str]:
+    """Return what each dotted path is called among the others: its last name, or all of it where two end alike."""
+    last = {path: path.rpartition(".")[2] for path in paths}
+    often = Counter(last.values())
+    return {path: name if often[name] == 1 else path for path, name in last.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A policy with one setting of what was varied."""
@@ -35,7 +43,8 @@ class Case:
 
     def __str__(self) -> str:
         """Return the case in words."""
-        return ", ".join([self.policy, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in self.variant)])
+        names = short_paths([path for path, _ in self.variant])
+        return ", ".join([self.policy, *(f"{names[path]}={value}" for path, value in self.variant)])
 
 
 class Study:

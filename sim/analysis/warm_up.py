@@ -44,7 +44,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class WarmUp:
     """Where the warm-up of one variant ends.
 
     Attributes
@@ -92,9 +92,9 @@ def settled_s(replications: Sequence[Series]) -> float:
     return float(np.mean([one.arrival_s[index] for one in replications])) if index else 0.0
 
 
-def cut(by_policy: Mapping[str, Sequence[Series]]) -> Cut:
+def warm_up_of(by_policy: Mapping[str, Sequence[Series]]) -> WarmUp:
     """Return the cut of a variant from the series of its policies' replications."""
-    return Cut({policy: settled_s(replications) for policy, replications in by_policy.items()})
+    return WarmUp({policy: settled_s(replications) for policy, replications in by_policy.items()})
 
 
 def warmup_of(manifest: Mapping[str, Any], cell: Mapping[str, Any]) -> float:

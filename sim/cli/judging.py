@@ -55,7 +55,8 @@ def explain(result: Path, request_id: str, policy: str | None, replication: int 
     events that a live gateway recorded.
     """
     from sim.judging.explain import explain as run_again
-    from sim.judging.explain import explain_recording, in_words
+    from sim.judging.explain import explain_recording
+    from sim.judging.explain_text import in_words
 
     if result.is_file():
         click.echo(in_words(explain_recording(result, request_id, attempt=attempt)))
@@ -106,7 +107,7 @@ def run_tournament(
     from sim.experiments.sweep import Count
     from sim.scenario.validation_errors import suggestion
     from sim.studies.tournament import REPLICATIONS, tournament
-    from sim.studies.tournament_entrants import VARIANTS
+    from sim.studies.tournament_policies import VARIANTS
 
     if overrides or seed is not None:
         raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")

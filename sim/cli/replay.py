@@ -99,11 +99,17 @@ def replay(
             f"warning: {run.stats['wrong_lengths']} answers had another length than was drawn; the server ignores "
             "min_tokens or ignore_eos", err=True,
         )  # fmt: skip
-    if not run.valid:
+    if run.stats["uncounted"]:
+        click.echo(
+            f"error: not valid: {run.stats['uncounted']} answers without usage, and with other events than tokens were "
+            "drawn; give a server that sends usage (stream_options)", err=True,
+        )  # fmt: skip
+    if not run.stats["send_lag"]["p99_s"] <= MOST_LAG_S:
         click.echo(
             f"error: not valid: P99 above {1e3 * MOST_LAG_S:g} ms; give this process more of the machine, or ask for "
             "less", err=True,
         )  # fmt: skip
+    if not run.valid:
         sys.exit(FAILED)
 
 

@@ -58,6 +58,8 @@ def run(
     click.echo(format_table(result.summary))
     if "warm_up" in result.manifest:
         click.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for caveat in result.manifest.get("caveats", ()):
+        click.echo(f"warning: {caveat}", err=True)
     click.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
 
 

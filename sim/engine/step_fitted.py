@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sim.engine.linear_decode import LinearDecode
+from sim.engine.links import Links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,9 @@ class FittedStepTime(LinearDecode):
     per_prefill_iteration_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds to add where prompts are computed, e.g. 0.004"}
     )
+    links: Links | None = field(
+        default=None, metadata={"description": "give the collectives of several GPUs, e.g. {ranks: 2, ...}"}
+    )
 
     def __post_init__(self) -> None:
         if not self.base_s + self.weights_s + self.per_token_s + self.per_decode_sequence_s > 0:
@@ -59,6 +63,8 @@ class FittedStepTime(LinearDecode):
             + self.per_decode_sequence_s * decode_sequences
             + self.per_context_token_s * context_tokens
         )
+        if self.links is not None:
+            duration_s += self.links.iteration_s(prefill_tokens + decode_sequences)
         if prefill_tokens:
             duration_s += (
                 self.per_prefill_iteration_s

@@ -79,18 +79,26 @@ class Trial:
 
     def meets(self, goal: Goal) -> bool:
         """Whether the bound is at the goal or above."""
-        return self.at_least >= goal.attainment
+        return bool(self.at_least >= goal.attainment)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The cheapest setting of a policy that meets the goal, and what fresh seeds say of it; None: there is none."""
+    """The cheapest setting of a policy that meets the goal and holds on fresh seeds; None: there is none.
+
+    Attributes
+    ----------
+    best : the cheapest that met the goal and held, else the cheapest that met it.
+    checked : what fresh seeds say of it.
+    fell : cheaper settings that met the goal in the search and not on fresh seeds, with what fresh seeds say of them.
+    """
 
     policy: str
     best: Trial | None
     checked: Trial | None
     holds: bool
     trials: tuple[Trial, ...]
+    fell: tuple[Trial, ...] = ()
 
     @property
     def frontier(self) -> list[Trial]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.analysis.summary import Row, average_cells
-from sim.analysis.warm_up import SERIES_COLUMNS, Cut, Series, series_of
+from sim.analysis.warm_up import SERIES_COLUMNS, Series, WarmUp, series_of
 from sim.errors import InputError, RunError
 from sim.experiments.cells import Done, Failed, Task, WrongCode, cell_key, code_hash, run_task, task
 from sim.experiments.executors import Executor, Lost
 from sim.experiments.store import CellStore, Stored
-from sim.experiments.warm_up import Labels, cuts_in_words, found_cuts, measured, warmup_s
+from sim.experiments.warm_up import Labels, measured, warm_ups, warm_ups_in_manifest, warmup_s
 from sim.records import provenance
 from sim.records.result_folder import replace_file, write_manifest, write_summary
 from sim.scenario.load import Cell, Scenario, expand
@@ -108,7 +108,7 @@ def sweep(
         if on_cell is not None:
             on_cell(Count(finished, kept, failed, len(cells)))
     store.tidy()
-    cuts = _cut(cells, found, store)
+    cuts = _warm_ups(cells, found, store)
     finished, failed = (sum(isinstance(one, kind) for one in found) for kind in (Stored, Failed))
     return _written(scenario, store, cells, found, cuts, Count(finished, kept, failed, len(cells)), started_s)
 
@@ -147,14 +147,14 @@ def _taken(answer: Done | Failed | WrongCode | Lost, store: CellStore, key: str,
     return Failed(key, answer.problem, "") if isinstance(answer, Lost) else answer
 
 
-def _cut(cells: Sequence[Cell], found: list[Stored | Failed | None], store: CellStore) -> Mapping[Labels, Cut]:
+def _warm_ups(cells: Sequence[Cell], found: list[Stored | Failed | None], store: CellStore) -> Mapping[Labels, WarmUp]:
     """Measure cells again whose warm-up a rule ends: it needs all replications and policies of a variant."""
 
     def series(i: int) -> Series | None:
         one = found[i]
         return series_of(store.requests(one.key, SERIES_COLUMNS)) if isinstance(one, Stored) else None
 
-    cuts = found_cuts(cells, series)
+    cuts = warm_ups(cells, series)
     for i, (cell, one) in enumerate(zip(cells, found, strict=True)):
         if isinstance(one, Stored) and one.stats["warmup_s"] != (cut_s := warmup_s(cell, cuts)):
             stats = {**one.stats, "warmup_s": cut_s}
@@ -173,7 +173,7 @@ def _written(
     store: CellStore,
     cells: Sequence[Cell],
     found: Sequence[Stored | Failed | None],
-    cuts: Mapping[Labels, Cut],
+    cuts: Mapping[Labels, WarmUp],
     count: Count,
     started_s: float,
 ) -> SweepResult:
@@ -202,7 +202,7 @@ def _written(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
             "wall_s": round(time.time() - started_s, 3),
             "cpu_s": round(sum(one.get("cpu_s", 0.0) for one in stats), 3),
-            **cuts_in_words(cuts),
+            **warm_ups_in_manifest(cuts),
             "cells": stats,
         },
         store.folder,

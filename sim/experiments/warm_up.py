@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from sim.analysis.summary import Row, average_cells, summarise, with_violations
-from sim.analysis.warm_up import RULE, Cut, Series, cut, series_of
+from sim.analysis.warm_up import RULE, Series, WarmUp, series_of, warm_up_of
 from sim.errors import InputError
 from sim.scenario.load import Cell
 
@@ -19,14 +19,14 @@ Labels = tuple[tuple[str, str], ...]
 
 def summed(
     cells: Sequence[Cell], requests: Sequence[pa.Table], stats: Sequence[dict[str, Any]]
-) -> tuple[list[Row], dict[Labels, Cut]]:
+) -> tuple[list[Row], dict[Labels, WarmUp]]:
     """Return ``summary.csv`` of runs and the cuts that a rule made; each run's stats get the ``warmup_s`` it has.
 
     Raises
     ------
     InputError : a run ended within its warm-up.
     """
-    cuts = found_cuts(cells, lambda i: series_of(requests[i]))
+    cuts = warm_ups(cells, lambda i: series_of(requests[i]))
     measures: list[Row] = []
     for cell, table, one in zip(cells, requests, stats, strict=True):
         one["warmup_s"] = warmup_s(cell, cuts)
@@ -52,7 +52,7 @@ def measured(cell: Cell, requests: pa.Table, stats: Mapping[str, Any]) -> list[R
     return with_violations(rows, stats)
 
 
-def found_cuts(cells: Sequence[Cell], read: Callable[[int], Series | None]) -> dict[Labels, Cut]:
+def warm_ups(cells: Sequence[Cell], read: Callable[[int], Series | None]) -> dict[Labels, WarmUp]:
     """Return the cut of each variant whose scenario leaves it to the rule.
 
     Parameters
@@ -63,16 +63,16 @@ def found_cuts(cells: Sequence[Cell], read: Callable[[int], Series | None]) -> d
     for i, cell in enumerate(cells):
         if cell.scenario.warmup_s == RULE and (one := read(i)) is not None:
             found.setdefault(tuple(cell.variant.items()), {}).setdefault(cell.policy, []).append(one)
-    return {labels: cut(by_policy) for labels, by_policy in found.items()}
+    return {labels: warm_up_of(by_policy) for labels, by_policy in found.items()}
 
 
-def warmup_s(cell: Cell, cuts: Mapping[Labels, Cut]) -> float:
+def warmup_s(cell: Cell, cuts: Mapping[Labels, WarmUp]) -> float:
     """Return the seconds to leave out of a cell's summary: as stated, or its variant's cut."""
     stated = cell.scenario.warmup_s
     return cuts[tuple(cell.variant.items())].warmup_s if isinstance(stated, str) else stated
 
 
-def cuts_in_words(cuts: Mapping[Labels, Cut]) -> dict[str, Any]:
+def warm_ups_in_manifest(cuts: Mapping[Labels, WarmUp]) -> dict[str, Any]:
     """Return what the manifest says of cuts that a rule made, if there are any."""
     if not cuts:
         return {}

@@ -7,8 +7,7 @@ before it judges (`policies.snapshot`), and questions of the kind "what if" are 
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,19 @@ from policies.api import (
     Arrived,
     Event,
     Evict,
-    Finished,
     Forward,
     Gauge,
     Hold,
     Instruction,
-    Reason,
     Refuse,
     RequestView,
-    Tick,
 )
 from policies.core import GatewayCore
-from policies.snapshot import SnapshotError, restore, take
+from policies.snapshot import SnapshotError, take
 from policies.wire import INSTRUCTIONS
 from sim.errors import InputError, RunError
 from sim.judging.result_runs import ResultRuns, find_cells, result_runs
-
-WAITS_S = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 60.0, 120.0)
-"""How long a what-if waits."""
-
-_UNITS = {
-    Reason.CONCURRENCY: "slots", Reason.POOL_FULL: "slots", Reason.REQUESTS: "requests", Reason.TOKENS: "tokens",
-    Reason.KV_CACHE: "bytes of KV cache", Reason.LOW_PRIORITY: "priority weight", Reason.TOO_LARGE: "tokens",
-    Reason.CONTEXT_LENGTH: "tokens of context", Reason.NO_CAPACITY: "ready replicas", Reason.NOT_BOUND: "Bound",
-    Reason.SLO: "seconds", Reason.QUEUE_FULL: "places in the queue",
-}  # fmt: skip
+from sim.judging.what_if import what_ifs
 
 
 class _DecidedError(Exception):
@@ -186,95 +173,6 @@ def books(core: GatewayCore, entitlement: str, now_s: float) -> Books:
 def _amounts(resources: Any) -> dict[str, float]:
     pairs = ((name, getattr(resources, name)) for name in ("slots", "tokens_per_s", "kv_bytes"))
     return {name: value for name, value in pairs if value is not None}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What if
-
-
-def what_ifs(copy: object, request: RequestView, max_output_tokens: int, now_s: float) -> Iterator[str]:
-    """Yield sentences about what would have let the request in, each found on a fresh copy of the core."""
-    yield _by_asking_less(copy, request, max_output_tokens, now_s)
-    yield _by_waiting(copy, request, now_s)
-    yield from _by_ends(copy, request, now_s)
-    others = [
-        name for name in _copy(copy).pool.entitlements
-        if name != request.entitlement and _let_in(copy, request._replace(entitlement=name), now_s)
-    ]  # fmt: skip
-    if others:
-        yield f"under another entitlement: {', '.join(others)} would have been let in"
-    else:
-        yield "under no other entitlement"
-
-
-def _by_asking_less(copy: object, request: RequestView, max_output_tokens: int, now_s: float) -> str:
-    low, high = 0, max_output_tokens  # let in with `low` (if above 0), not with `high`
-    if not _let_in(copy, request._replace(max_output_tokens=1), now_s):
-        return "no smaller max_tokens would have helped"
-    low = 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _let_in(copy, request._replace(max_output_tokens=middle), now_s):
-            low = middle
-        else:
-            high = middle
-    return f"with max_tokens of at most {low:,} instead of {max_output_tokens:,}"
-
-
-def _by_waiting(copy: object, request: RequestView, now_s: float) -> str:
-    for wait_s in WAITS_S:
-        core = _copy(copy)
-        tick_s = core._policy.tick_s
-        if tick_s is not None:
-            for k in range(1, int(min(wait_s / tick_s, 1000.0)) + 1):
-                core.handle(Tick(), now_s + k * tick_s)
-        if _forwards(core, request, now_s + wait_s):
-            return f"{wait_s:g} s later, if nobody else had come and nothing ended before"
-    return f"not by waiting up to {WAITS_S[-1]:g} s while nothing ends"
-
-
-def _by_ends(copy: object, request: RequestView, now_s: float) -> Iterator[str]:
-    """Yield how many requests would have had to end first: of its own entitlement, and of anybody."""
-    for own in (True, False):
-        running = [
-            flight for flight in _copy(copy).pool.in_flight.values()
-            if not own or flight.request.entitlement == request.entitlement
-        ]  # fmt: skip
-        whose = f"of the {len(running)} in flight" + (" of its own" if own else "")
-        if not running:
-            continue
-        if not _let_in_after(copy, request, running, len(running), now_s):
-            yield f"not even with all {whose} ended"
-            continue
-        low, high = 0, len(running)  # let in after `high` ends, not after `low`
-        while high - low > 1:
-            middle = (low + high) // 2
-            if _let_in_after(copy, request, running, middle, now_s):
-                high = middle
-            else:
-                low = middle
-        yield f"with the {f'{high} ' if high > 1 else ''}longest running {whose} ended"
-
-
-def _let_in_after(copy: object, request: RequestView, running: Sequence[Any], ends: int, now_s: float) -> bool:
-    core = _copy(copy)
-    for flight in running[:ends]:
-        if flight.request.request_id in core.pool.in_flight:
-            core.handle(Finished(flight.request.request_id, max(1, flight.output_tokens)), now_s)
-    return _forwards(core, request, now_s)
-
-
-def _let_in(copy: object, request: RequestView, now_s: float) -> bool:
-    return _forwards(_copy(copy), request, now_s)
-
-
-def _copy(copy: object) -> GatewayCore:
-    return restore(copy, chance=random.Random)
-
-
-def _forwards(core: GatewayCore, request: RequestView, now_s: float) -> bool:
-    said = core.handle(Arrived(request), now_s)
-    return any(isinstance(step, Forward) and step.request_id == request.request_id for step in said)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -431,74 +329,3 @@ def _last_turned_away(events: Sequence[Any], request_id: str) -> int | None:
 
 
 _WIRE = {kind: name for name, kind in INSTRUCTIONS.items()}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# In words
-
-
-def in_words(found: Found) -> str:
-    """Return an explanation as text for a terminal."""
-    one = found.explanation
-    assert one is not None
-    request = one.request
-    variant = "".join(f", {path}={value}" for path, value in found.variant.items())
-    asked = "no max_tokens, taken as" if request.max_output_tokens is None else "max_tokens"
-    lines = [
-        f"{request.request_id}, attempt {request.attempt} of {found.attempts}, under {found.policy}{variant}, "
-        f"replication {found.replication}",
-        f"  arrived     {one.arrived_s:,.3f} s: {request.entitlement} (tenant {request.tenant}), "
-        f"{request.prompt_tokens:,} prompt tokens, {asked} {one.max_output_tokens:,}",
-    ]
-    for at_s, step in one.said:
-        lines.append(f"  {_said(step):<11} {at_s:,.3f} s{_numbers(step)}")
-    labels = ["at arrival"] if len(one.books) == 1 else ["at arrival", "at the last verdict"]
-    for label, state in zip(labels, [one.books[0], one.books[-1]], strict=False):
-        lines += _state(label, state)
-    if one.what_ifs:
-        lines.append("what would have let it in at arrival")
-        lines += [f"  - {text}" for text in one.what_ifs]
-    return "\n".join(lines)
-
-
-def _said(step: Instruction) -> str:
-    return {"Forward": "let in", "Demote": "demoted", "Hold": "held", "Refuse": "refused", "Evict": "evicted"}.get(
-        type(step).__name__, type(step).__name__
-    )
-
-
-def _numbers(step: Instruction) -> str:
-    if isinstance(step, Forward):
-        return f": sent to replica {step.replica_id}"
-    if isinstance(step, Hold | Evict):
-        return f": {step.reason.value}"
-    if isinstance(step, Refuse):
-        unit = _UNITS.get(step.reason, "")
-        again = "never come again" if step.retry_after_s is None else f"come again in {step.retry_after_s:g} s"
-        numbers = f"needed {step.needed:,.6g} {unit}".rstrip() + f", available {step.available:,.6g}"
-        return f": {step.reason.value}, status {step.status}; {numbers}; {again}"
-    return ""
-
-
-def _state(label: str, state: Books) -> list[str]:
-    tenant, pool = state.entitlement, state.pool
-    promised = "; ".join(
-        f"{name} {', '.join(f'{value:,.6g} {key}' for key, value in tenant[name].items())}"
-        for name in ("baseline", "limit") if tenant[name]
-    )  # fmt: skip
-    own = [gauge for gauge in state.gauges if gauge.scope == "entitlement"]
-    shared = [gauge for gauge in state.gauges if gauge.scope == "pool"]
-    rate = "" if pool["tokens_per_s"] is None else f", {pool['tokens_per_s']:,.6g} tokens/s"
-    lines = [
-        label,
-        f"  {tenant['name']}: {tenant['service_class']}, {tenant['state']}"
-        + (f"; {promised}" if promised else "")
-        + f"; {tenant['in_flight']} in flight with {tenant['reserved_tokens']:,} tokens reserved; "
-        f"{tenant['admitted']:,} let in and {tenant['refused']:,} refused so far",
-        f"  pool: {pool['ready_replicas']} replicas with {pool['slots']:,} slots{rate}; {pool['in_flight']} in flight "
-        f"with {pool['reserved_tokens']:,} tokens reserved; {pool['held']} held",
-    ]
-    for name, gauges in (("its meters", own), ("the policy's", shared)):
-        if gauges:
-            lines.append(f"  {name}: " + ", ".join(f"{gauge.metric} {gauge.value:,.6g}" for gauge in gauges))
-    return lines

@@ -164,10 +164,10 @@ class Pool(Strict):
         for dimension in _DIMENSIONS:
             available = getattr(capacity, dimension)
             if available is not None:
-                self._check_promises(dimension, available)
+                self._check_baselines(dimension, available)
         return self
 
-    def _check_promises(self, dimension: str, available: float) -> None:
+    def _check_baselines(self, dimension: str, available: float) -> None:
         """Refuse baselines that sum to more than there is at some time; a sum only grows where one begins."""
         replicas = getattr(self.autoscaler, "max_replicas", self.replicas)
         least = "replicas" if self.autoscaler.kind == "none" else "autoscaler.max_replicas"

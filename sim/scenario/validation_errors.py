@@ -50,8 +50,8 @@ def explain(error: ValidationError, model: type[BaseModel], raw: object, file: s
         and not (one["type"] == "too_short" and _holds_others(one, found))
     ]  # fmt: skip
     first, *others = [*unknown, *rest]
-    path, problem, fix = _complaint(first, schema, raw)
-    places = list(dict.fromkeys(place for place, _, _ in (_complaint(one, schema, raw) for one in others)))
+    path, problem, fix = _message_parts(first, schema, raw)
+    places = list(dict.fromkeys(place for place, _, _ in (_message_parts(one, schema, raw) for one in others)))
     named = ", ".join(one_line(place) for place in places[:_NAMED_PLACES])
     named += ", ..." if len(places) > _NAMED_PLACES else ""
     more = f" (and {len(others)} more: {named})" if others else ""
@@ -73,7 +73,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return "give one of: " + ", ".join(map(one_line, names)) if names else "there is none"
 
 
-def _complaint(one: Any, schema: dict[str, Any], raw: object) -> tuple[str, str, str]:
+def _message_parts(one: Any, schema: dict[str, Any], raw: object) -> tuple[str, str, str]:
     """Return place, problem and fix for one of pydantic's errors."""
     kind, loc, value = one["type"], one["loc"], one["input"]
     path, written = _walk(loc, raw, keep_last=kind in (*_UNKNOWN, "missing"))

@@ -18,7 +18,7 @@ _BLOCK = 50  # replications drawn at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """What is estimated, how narrowly, and how many replications there are at the first look."""
 
     estimand: str
@@ -42,7 +42,7 @@ class Row:
     bias : the mean error of the estimate as a share of the truth.
     """
 
-    asked: Asked
+    asked: Question
     replications: tuple[float, float, float]
     covered: float
     fixed: float
@@ -61,21 +61,21 @@ def _wait_s(law: Law) -> float:
     return LOAD * law.second_moment / (2 * (1 - LOAD))
 
 
-def questions() -> list[Asked]:
+def questions() -> list[Question]:
     """Return what is measured: three laws, two widths, several first looks, and a tail."""
     md1, mm1, mg1 = LAWS
     asked = [
-        Asked(f"mean wait, {law.name}", law, _wait_s(law), _mean, False, width)
+        Question(f"mean wait, {law.name}", law, _wait_s(law), _mean, False, width)
         for law, width in ((md1, 0.05), (mm1, 0.05), (mg1, 0.1))
     ]
     asked += [
-        Asked(f"mean wait, {mm1.name}", mm1, _wait_s(mm1), _mean, False, 0.1, first) for first in (2, 3, 5, FIRST)
+        Question(f"mean wait, {mm1.name}", mm1, _wait_s(mm1), _mean, False, 0.1, first) for first in (2, 3, 5, FIRST)
     ]
-    asked.append(Asked(f"P99 sojourn, {mm1.name}", mm1, math.log(100) / (1 - LOAD), _p99, True, 0.1))
+    asked.append(Question(f"P99 sojourn, {mm1.name}", mm1, math.log(100) / (1 - LOAD), _p99, True, 0.1))
     return asked
 
 
-def coverage_until(experiments: int = 1000, seed: int = 0, asked: Sequence[Asked] | None = None) -> list[Row]:
+def coverage_until(experiments: int = 1000, seed: int = 0, asked: Sequence[Question] | None = None) -> list[Row]:
     """Return the coverage of each question's interval at the end of its sequence."""
     return [_row(one, experiments, seed) for one in (questions() if asked is None else asked)]
 
@@ -92,7 +92,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return markdown(heads, body)
 
 
-def _row(asked: Asked, experiments: int, seed: int) -> Row:
+def _row(asked: Question, experiments: int, seed: int) -> Row:
     target = Target("all", "wait", asked.half_width, relative=True)
     runs = [_Replications(asked, np.random.default_rng([seed, experiment])) for experiment in range(experiments)]
     ends = np.asarray([_end(one, asked.first, target) for one in runs])
@@ -121,7 +121,7 @@ def _end(one: _Replications, first: int, target: Target) -> int:
 class _Replications:
     """An experiment's replications, drawn when they are asked for."""
 
-    def __init__(self, asked: Asked, rng: np.random.Generator) -> None:
+    def __init__(self, asked: Question, rng: np.random.Generator) -> None:
         self._asked, self._rng = asked, rng
         self._values = np.empty(0)
 

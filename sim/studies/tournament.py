@@ -18,7 +18,7 @@ from sim.experiments.executors import Executor
 from sim.experiments.sweep import Count, sweep
 from sim.records.result_folder import replace_file
 from sim.scenario.load import Scenario, load_scenario, shipped_scenarios
-from sim.studies.tournament_entrants import entrants
+from sim.studies.tournament_policies import policy_settings
 
 NAME = "tournament"
 PREFIX = f"{NAME}-"
@@ -92,7 +92,7 @@ def tournament(
     scores: list[Score] = []
     for name, scenario in scenarios_of(scenarios).items():
         asked = scenario.model_copy(
-            update={"policies": entrants(scenario, tuple(policies)), "replications": replications}
+            update={"policies": policy_settings(scenario, tuple(policies)), "replications": replications}
         )
         hear = None if on_scenario is None else lambda count, name=name: on_scenario(name, count)
         result = sweep(asked, folder / name, executor=executor, on_cell=hear)

@@ -19,7 +19,7 @@ from sim.analysis.statistics import (
     unpaired_difference,
 )
 from sim.studies.interval_coverage import LAWS, LOAD, coverage
-from sim.studies.interval_coverage_until import Asked, coverage_until
+from sim.studies.interval_coverage_until import Question, coverage_until
 from sim.studies.interval_coverage_until import as_markdown as until_as_markdown
 
 samples = st.lists(st.floats(0.1, 100), min_size=3, max_size=30)
@@ -172,7 +172,9 @@ def test_the_mean_of_extreme_quantiles_is_biased_and_sections_are_not() -> None:
 def test_the_rule_of_until_covers_a_little_less_than_it_says() -> None:
     md1 = LAWS[0]
     truth_s = LOAD / (2 * (1 - LOAD))
-    asked = [Asked("mean wait", md1, truth_s, lambda run: float(run.mean()), False, 0.08, first) for first in (2, 10)]
+    asked = [
+        Question("mean wait", md1, truth_s, lambda run: float(run.mean()), False, 0.08, first) for first in (2, 10)
+    ]
     early, late = coverage_until(experiments=120, seed=1, asked=asked)
     assert late.covered > 0.85
     assert late.covered >= early.covered

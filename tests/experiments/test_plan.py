@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 from experiments.small import scenario
 
 from sim.analysis.plots_plan import frontier
-from sim.analysis.study import Study
+from sim.analysis.study import Case, Study
 from sim.errors import InputError, ScenarioError
 from sim.experiments import plan as plan_module
 from sim.experiments.plan import Cost, Goal, Knob, Trial, parse_knob, plan
@@ -101,6 +104,37 @@ def test_the_highest_limit_that_spares_another_tenant_is_found(tmp_path: Path) -
     assert not any(trial.meets(goal) for trial in answer.trials if trial.setting[rate] > answer.best.setting[rate])
 
 
+def test_where_the_cheapest_does_not_hold_on_fresh_seeds_the_next_is_tried() -> None:
+    bounds = {2: 0.8, 3: 0.91, 4: 0.95}
+    trials = [Trial("none", {"pool.replicas": n}, n, 0.97, bound, "chat") for n, bound in bounds.items()]
+
+    def check(one: Trial) -> Trial:
+        return replace(one, at_least=0.89 if one.cost == 3 else 0.94)
+
+    answer = plan_module._answered("none", trials, Goal(attainment=0.9), check)
+    assert answer.best == trials[2]
+    assert answer.holds
+    assert [trial.cost for trial in answer.fell] == [3]
+    none_holds = plan_module._answered("none", trials, Goal(attainment=0.9), lambda one: replace(one, at_least=0.5))
+    assert none_holds.best == trials[1]
+    assert none_holds.checked is not None
+    assert not none_holds.holds
+
+
+def test_the_written_plan_has_booleans_and_null_where_nothing_was_measured(tmp_path: Path) -> None:
+    plan(scenario(policies=["none"], replications=2), tmp_path / "p", [REPLICAS], Goal(attainment=0.9), budget=4)
+    found = json.loads((tmp_path / "p/plan.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert [type(answer["holds"]) for answer in found["answers"]] == [bool]
+    assert plan_module._finite({"a": [math.nan, 1.0, True]}) == {"a": [None, 1.0, True]}
+
+
+def test_knobs_that_end_alike_keep_their_whole_paths() -> None:
+    chat, batch = "pool.entitlements.chat.baseline.slots", "pool.entitlements.batch.limit.slots"
+    case = Case("token-pool", ((chat, "18"), (batch, "4"), ("pool.replicas", "2")))
+    assert str(case) == f"token-pool, {chat}=18, {batch}=4, replicas=2"
+    assert str(Case("none", ((chat, "18"),))) == "none, slots=18"
+
+
 def test_a_goal_out_of_reach_has_no_answer(tmp_path: Path) -> None:
     goal = Goal(attainment=1.0, confidence=0.99)
     (answer,) = plan(
@@ -152,5 +186,7 @@ def test_knobs_are_whole_where_both_ends_are() -> None:
 
 def test_the_frontier_is_drawn() -> None:
     points = {"none": [(1, 0.4, 0.3), (2, 0.9, 0.85), (3, 0.9, 0.8)]}
-    figure = frontier(points, {"none": points["none"][:2]}, target=0.9, confidence=0.95)
+    edge = {"none": points["none"][:2]}
+    figure = frontier(points, edge, target=0.9, confidence=0.95, chosen={"none": (2, 0.9, 0.85)})
+    assert "2" in [text.get_text() for text in figure.axes[0].texts]
     assert figure.axes[0].get_xlabel() == "replicas"

@@ -14,7 +14,7 @@ from experiments.small import RATE, digest, scenario
 from sim.analysis.cautions import cautions
 from sim.analysis.report import report_html
 from sim.analysis.study import Study
-from sim.analysis.warm_up import Cut, Series, cut, in_words, settled_s
+from sim.analysis.warm_up import Series, WarmUp, in_words, settled_s, warm_up_of
 from sim.errors import InputError, ScenarioError
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
@@ -63,9 +63,9 @@ def test_a_series_that_never_settles_or_is_short_has_no_cut() -> None:
     assert math.isnan(settled_s([Series(np.arange(99.0), np.ones(99))]))
     assert math.isnan(settled_s([]))
     flat = Series(np.arange(1000.0), np.ones(1000))
-    found = cut({"grows": [ramp], "steady": [flat]})
+    found = warm_up_of({"grows": [ramp], "steady": [flat]})
     assert (found.warmup_s, found.unsettled) == (0.0, ("grows",))
-    assert Cut({"a": 3.0, "b": 5.0}).warmup_s == 5.0
+    assert WarmUp({"a": 3.0, "b": 5.0}).warmup_s == 5.0
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from sim.errors import InputError, RunError
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
 from sim.judging.counterfactual import judge_refusals
-from sim.judging.explain import explain, in_words
+from sim.judging.explain import explain
+from sim.judging.explain_text import in_words
 from sim.judging.judge import judge
 from sim.judging.result_runs import alone_runs, result_runs
 from sim.scenario.load import parse_scenario

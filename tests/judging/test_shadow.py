@@ -21,7 +21,7 @@ from sim.experiments.run import run_scenario, world_of
 from sim.experiments.sweep import sweep
 from sim.records.result_folder import read_manifest, read_records
 from sim.scenario.load import expand, load_scenario, parse_scenario, resolved
-from sim.studies.tournament_entrants import entrants, names
+from sim.studies.tournament_policies import names, policy_settings
 
 BUCKET = {"kind": "rate-limit", "name": "bucket", "requests_per_min": 60, "tokens_per_min": 2000}
 
@@ -125,7 +125,7 @@ def test_every_policy_agrees_with_itself_and_is_not_disturbed_by_all_others(name
     for one in tree["workload"]:
         one["from_s"], one["until_s"] = 0.0, None
     base = parse_scenario(tree | {"events": [{"at_s": 10, "fail": 1}, {"at_s": 15, "restore": 1}]}, "x")
-    every = {policy.name: policy for policy in entrants(base)}
+    every = {policy.name: policy for policy in policy_settings(base)}
     acting = every.pop(name)
     watching = (*every.values(), acting.model_copy(update={"name": "same"}))
     alone = simulate(world_of(expand(base.model_copy(update={"policies": (acting,)}))[0]))

@@ -17,7 +17,7 @@ from sim.cli import app
 from sim.errors import ScenarioError
 from sim.scenario.load import load_scenario, parse_scenario, resolved, shipped_scenarios
 from sim.studies.tournament import PREFIX, scenarios_of, tournament
-from sim.studies.tournament_entrants import HEADROOM, LEFT_OUT, RULES, entrants, names, numbers
+from sim.studies.tournament_policies import HEADROOM, LEFT_OUT, RULES, names, numbers, policy_settings
 
 SHIPPED = [name for name in shipped_scenarios() if name.startswith(PREFIX)]
 
@@ -82,7 +82,7 @@ def test_every_scenario_is_scored_and_takes_every_policy(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.scored
     assert scenario.title
-    policies = entrants(scenario)
+    policies = policy_settings(scenario)
     assert [policy.name for policy in policies] == names()
     assert {policy.params.kind for policy in policies} == set(POLICIES) - LEFT_OUT
     # Whoever is scored asks for no more than it was promised: a policy may not be blamed for what nobody promised.

@@ -133,4 +133,4 @@ def test_an_adversary_comes_back_whatever_it_is_told_and_asks_for_more():
     assert client.next_attempt_s("refused", 429, 500.0, 3, 10.0) is None
     assert client.next_attempt_s("refused", 400, None, 1, 10.0) is None  # what is malformed stays so
     assert client.next_attempt_s("finished", 200, None, 1, 10.0) is None
-    assert client.asked(np.array([10, 3, 0])).tolist() == [25, 8, 0]
+    assert client.requested_max_tokens(np.array([10, 3, 0])).tolist() == [25, 8, 0]

@@ -37,14 +37,14 @@ class UpstreamFailedError(Exception):
     ``elsewhere`` says whether another may try: not where this one may still be working on it.
     """
 
-    def __init__(self, answer: ApiError | RawAnswer, *, elsewhere: bool = True) -> None:
+    def __init__(self, answer: ApiError | RawResponse, *, elsewhere: bool = True) -> None:
         super().__init__(answer)
         self.answer = answer
         self.elsewhere = elsewhere
 
 
 @dataclass(frozen=True, slots=True)
-class RawAnswer:
+class RawResponse:
     """An upstream's error, as it came."""
 
     status: int
@@ -105,7 +105,7 @@ class Replies:
         body = await self._read(exchange, response, _LONGEST_ERROR)
         found = to_client(response.raw_headers, exchange.request_id, [], length=False)
         found.append((b"content-length", b"%d" % len(body)))
-        raw = RawAnswer(response.status, _with_retry(response, found), body)
+        raw = RawResponse(response.status, _with_retry(response, found), body)
         if response.status >= 500 or response.status in (408, 425, 429):
             raise UpstreamFailedError(raw)
         self._settling.refuse(exchange)
@@ -321,4 +321,4 @@ def _can_be_obeyed(said: str) -> bool:
     return 0 < wait_s <= _LONGEST_RETRY_S
 
 
-__all__ = ["Ended", "Outgoing", "RawAnswer", "Replies", "UpstreamFailedError"]
+__all__ = ["Ended", "Outgoing", "RawResponse", "Replies", "UpstreamFailedError"]

@@ -20,7 +20,7 @@ from policies.api import (
     Refuse,
     RequestView,
 )
-from sim.live.gateway.settings import WhenAway
+from sim.live.gateway.settings import FallbackSettings
 
 RETRY_S = 1.0
 """Retry-After while the state is out of reach. [choice]"""
@@ -37,7 +37,7 @@ def share_of(spec: EntitlementSpec, gateways: int) -> int:
     return max(1, math.floor((slots or 1) / max(1, gateways)))
 
 
-class AwayRules:
+class FallbackRules:
     """Decides by itself, for one time that the state is out of reach.
 
     Parameters
@@ -48,7 +48,7 @@ class AwayRules:
     """
 
     def __init__(
-        self, when: WhenAway, pool: PoolLedger, running: Iterable[tuple[RequestView, Forward]], gateways: int,
+        self, when: FallbackSettings, pool: PoolLedger, running: Iterable[tuple[RequestView, Forward]], gateways: int,
         default_max_output_tokens: int,
     ) -> None:
         self._when = when

@@ -24,52 +24,36 @@ import random
 import secrets
 import socket
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
-from policies import snapshot
 from policies.api import (
-    Adopted,
     Arrived,
-    Cancelled,
     CapacityChanged,
     Event,
-    Evict,
     Failed,
-    Finished,
     Forward,
-    Reason,
-    Refuse,
     ReplicaReport,
     Tick,
 )
-from policies.wire import WireError, event_from, to_plain
 from sim.errors import RunError
 from sim.live.gateway.core_driver import AsyncGateway
-from sim.live.gateway.reload import CoreOf, changeover
-from sim.live.gateway.settings import SharedState, WhenAway
-from sim.live.shared_state.fallback import RETRY_S, AwayRules
+from sim.live.gateway.reload import CoreOf
+from sim.live.gateway.settings import FallbackSettings, SharedState
+from sim.live.shared_state.core_copy import CONFIGURED, ENDS, CoreCopy, StaleError
+from sim.live.shared_state.fallback import FallbackRules
+from sim.live.shared_state.log_client import ENTRIES, LogClient
 
 LOG = logging.getLogger("tokenpools.state")
 
-_SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
-_TICK = json.dumps(to_plain(Tick()))
-_LOST = ["gateway_lost"]
-_CONFIGURED = "configured"
 _BATCH = 256
-_ENTRIES = 1000
 _BLOCK_S = 1.0
 _READ_PAUSE_S = 0.002
 _BACKOFF_S = (0.05, 1.0)
 _SLOW_S = 10.0
-_ENDS = (Finished, Failed, Cancelled)
 
 
 def gateway_name() -> str:
@@ -90,18 +74,7 @@ class Status(NamedTuple):
     why: str
 
 
-class _Stale(Exception):  # noqa: N818  (nothing went wrong: it is time to join again)
-    """The place of this gateway in the log, or its copy of it, is no longer good."""
-
-
-class _Item(NamedTuple):
-    number: int
-    due_us: int
-    text: str
-    event: Event
-
-
-class SharedLog:
+class SharedLog(CoreCopy):
     """See `sim.live.gateway.core_driver.EventLog`: the log of one pool in Redis, as one process sees it.
 
     Parameters
@@ -117,44 +90,18 @@ class SharedLog:
         self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, config: str, name: str | None = None,
         core_of: CoreOf | None = None,
     ) -> None:
+        super().__init__(gateway_name() if name is None else name, loop, config, core_of)
         self._settings = settings
-        self._loop = loop
-        self._config = config
-        self._core_of = core_of
-        self.name = gateway_name() if name is None else name
-        prefix = f"tokenpools:{{{settings.pool}}}:"
-        self._events_key = prefix + "events"
-        self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
-        self._keys.append(f"{prefix}sender:{self.name}")
-        self._client = redis.Redis.from_url(
-            settings.url, decode_responses=True, retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=settings.timeout_s, health_check_interval=0,
-        )
-        self._sha = ""
-        self._gateway: AsyncGateway | None = None
+        self._client = LogClient(settings, self.name)
         self._task: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
-        self._wake = asyncio.Event()
         self._fatal: RunError | None = None
-        # The copy: which entry was applied last, and whose the requests in the books are.
         self._epoch = ""
-        self._seq = 0
-        self._entry = ""
-        self._us = 0
-        self._owners: dict[str, str] = {}
-        # What this gateway has to say, and what it waits for.
         self._session = 0
-        self._number = 0
-        self._outbox: deque[_Item] = deque()
-        self._undecided: dict[str, Arrived | Failed] = {}
-        self._begun: dict[str, tuple[float, bool, int]] = {}
         self._seen: dict[object, Event] = {}
-        self._rules: AwayRules | None = None
-        self._offset_s = loop.time()
-        self._leads = False
+        self._rules: FallbackRules | None = None
         self._gateways = 1
-        self._saved = 0
         self._times_away = 0
         self._why = "not joined yet"
 
@@ -165,8 +112,8 @@ class SharedLog:
         """See `EventLog`. Requests are refused until the log was joined, see `joined`."""
         self._gateway = gateway
         gateway.core.start(0.0)
-        self._rules = AwayRules(
-            WhenAway(dedicated="closed", guaranteed="closed"), gateway.core.pool, (), 1,
+        self._rules = FallbackRules(
+            FallbackSettings(dedicated="closed", guaranteed="closed"), gateway.core.pool, (), 1,
             gateway.core.default_max_output_tokens,
         )
         self._task = self._loop.create_task(self._run())
@@ -199,11 +146,11 @@ class SharedLog:
             async with asyncio.timeout(self._settings.timeout_s):
                 if self._rules is None and self._outbox:
                     await self._send()
-                await self._call("leave")
-        except (RedisError, OSError, TimeoutError, _Stale) as error:
+                await self._client.call("leave")
+        except (RedisError, OSError, TimeoutError, StaleError) as error:
             LOG.warning("left without saying so (%s); what was in flight returns after %g s", error,
                         self._settings.ttl_s)
-        await self._client.aclose()
+        await self._client.close()
 
     async def configure(self, config: str, head: Mapping[str, Any]) -> None:
         """Give all gateways another pool and policy, at one place of the log; nothing where they have it already.
@@ -214,10 +161,10 @@ class SharedLog:
         """
         if self._rules is not None:
             raise RunError(f"the shared state is out of reach: {self._why}")
-        entry = json.dumps([_CONFIGURED, config, head], separators=(",", ":"))
+        entry = json.dumps([CONFIGURED, config, head], separators=(",", ":"))
         try:
             async with asyncio.timeout(_SLOW_S):
-                answer = await self._call("configure", self._epoch, config, entry)
+                answer = await self._client.call("configure", self._epoch, config, entry)
         except (RedisError, OSError, TimeoutError) as error:
             raise RunError(f"the shared state is out of reach: {_reason(error)}") from None
         if answer[0] != "configured":
@@ -228,10 +175,6 @@ class SharedLog:
         """Return how the shared state is."""
         return Status(self._rules is None, self._leads, self._gateways, self._seq, len(self._outbox),
                       self._times_away, self._why)
-
-    def now_s(self) -> float:
-        """See `EventLog`."""
-        return max(self._us / 1e6, self._loop.time() - self._offset_s)
 
     def loop_time(self, at_s: float) -> float:
         """See `EventLog`."""
@@ -245,7 +188,7 @@ class SharedLog:
             if self._leads and self._rules is None:
                 self._put(event)
         elif self._rules is not None:
-            self._append_away(event, self._rules)
+            self._append_in_fallback(event, self._rules)
         else:
             if isinstance(event, Arrived):
                 self._undecided[event.request.request_id] = event
@@ -259,16 +202,10 @@ class SharedLog:
             # A microsecond late, so that rounding never makes a tick early.
             self._put(Tick(), int(due_s * 1e6) + 1)
 
-    def _put(self, event: Event, due_us: int = -1) -> None:
-        self._number += 1
-        text = _TICK if due_us >= 0 else json.dumps(to_plain(event), separators=(",", ":"))
-        self._outbox.append(_Item(self._number, due_us, text, event))
-        self._wake.set()
-
     # ----------------------------------------------------------------------------------------------------------------
     # Out of reach
 
-    def _go_away(self, why: str) -> None:
+    def _fall_back(self, why: str) -> None:
         """Decide by oneself from here on, first about who waits for an answer already."""
         self._why = why
         if self._rules is not None:
@@ -277,24 +214,24 @@ class SharedLog:
         self._times_away += 1
         gateway = self._at()
         running = [(gateway.requests[each], forward) for each, forward in gateway.running.items()]
-        self._rules = AwayRules(
+        self._rules = FallbackRules(
             self._settings.when_away, gateway.core.pool, running, self._gateways,
             gateway.core.default_max_output_tokens,
         )
         undecided, self._undecided = self._undecided, {}
         for event in undecided.values():
-            self._decide_away(event, self._rules)
+            self._decide_by_fallback(event, self._rules)
 
-    def _append_away(self, event: Event, rules: AwayRules) -> None:
-        if isinstance(event, _ENDS):
+    def _append_in_fallback(self, event: Event, rules: FallbackRules) -> None:
+        if isinstance(event, ENDS):
             rules.ended(event.request_id)
             self._begun.pop(event.request_id, None)
             if self._may_be_booked(event.request_id):
                 self._put(event)
         if isinstance(event, Arrived | Failed):
-            self._decide_away(event, rules)
+            self._decide_by_fallback(event, rules)
 
-    def _decide_away(self, event: Arrived | Failed, rules: AwayRules) -> None:
+    def _decide_by_fallback(self, event: Arrived | Failed, rules: FallbackRules) -> None:
         gateway = self._at()
         if isinstance(event, Failed):
             gateway.tell(event)
@@ -303,13 +240,6 @@ class SharedLog:
             if isinstance(verdict, Forward):
                 self._begun[event.request.request_id] = (self.now_s(), False, 0)
             gateway.carry_out([verdict])
-
-    def _may_be_booked(self, request_id: str) -> bool:
-        core = self._at().core
-        if request_id in core.pool.in_flight or request_id in core.held:
-            return True
-        return any(isinstance(each.event, Arrived) and each.event.request.request_id == request_id
-                   for each in self._outbox)
 
     # ----------------------------------------------------------------------------------------------------------------
     # The conversation with Redis
@@ -322,20 +252,20 @@ class SharedLog:
                 _unless_cancelled()
                 backoff_s = _BACKOFF_S[0]
                 await self._converse()
-            except _Stale:
+            except StaleError:
                 LOG.info("joining the log again")
                 await asyncio.sleep(_BACKOFF_S[0] / 10)
                 continue
             except (RedisError, OSError, TimeoutError) as error:
-                self._go_away(_reason(error))
+                self._fall_back(_reason(error))
             except RunError as error:
                 self._fatal = error
-                self._go_away(str(error))
+                self._fall_back(str(error))
                 self._joined.set()
             except Exception as error:
                 LOG.exception("the shared state could not be followed")
-                self._go_away(_reason(error))
-            await self._client.connection_pool.disconnect(inuse_connections=True)
+                self._fall_back(_reason(error))
+            await self._client.disconnect()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(_BACKOFF_S[1], backoff_s * 2)
 
@@ -351,29 +281,13 @@ class SharedLog:
         for task in done:
             task.result()
 
-    async def _call(self, command: str, *arguments: str | int) -> list[Any]:
-        ttl_us = int(self._settings.ttl_s * 1e6)
-        if not self._sha:
-            self._sha = await self._client.script_load(_SCRIPT)
-        try:
-            return await self._evaluate(command, ttl_us, arguments)
-        except NoScriptError:  # Redis was restarted
-            self._sha = await self._client.script_load(_SCRIPT)
-            return await self._evaluate(command, ttl_us, arguments)
-
-    async def _evaluate(self, command: str, ttl_us: int, arguments: Sequence[str | int]) -> list[Any]:
-        reply = self._client.evalsha(
-            self._sha, len(self._keys), *self._keys, command, self.name, str(ttl_us), *cast("Any", arguments)
-        )
-        return await cast("Awaitable[list[Any]]", reply)
-
     async def _join(self) -> None:
         """Take a place in the log, bring the copy up to date, and this gateway's requests and the books together."""
         async with asyncio.timeout(self._settings.timeout_s if self._rules is None else 1.0):
-            answer = await self._call("join", *self._place(""))
+            answer = await self._client.call("join", *self._place(""))
         if answer[0] == "empty":
             async with asyncio.timeout(_SLOW_S):
-                answer = await self._call("join", *self._place(self._written_down(0, "")))
+                answer = await self._client.call("join", *self._place(self._written_down(0, "")))
         if answer[0] == "config":
             raise RunError(
                 "other gateways of this pool run with another configuration or version "
@@ -393,11 +307,11 @@ class SharedLog:
         self._leads = False
         while self._seq < seq:
             async with asyncio.timeout(_SLOW_S):
-                found: Any = await self._client.xrange(self._events_key, f"{self._seq + 1}-0", "+", count=_ENTRIES)
-            if not found:
-                raise _Stale
-            for number, fields in found:
-                self._apply(_seq_of(number), fields["e"])
+                entries = await self._client.entries_after(self._seq)
+            if not entries:
+                raise StaleError
+            for number, text in entries:
+                self._apply(number, text)
             await asyncio.sleep(0)
         self._bring_together()
         away, self._rules, self._why = self._rules, None, ""
@@ -413,47 +327,6 @@ class SharedLog:
         owners = sorted({*self._owners.values(), self.name}) if beginning else []
         now_us = max(self._us, int(self.now_s() * 1e6)) if self._epoch else 0
         return [secrets.token_hex(8), self._config, self._epoch, self._seq, self._entry, beginning, now_us, *owners]
-
-    def _written_down(self, seq: int, entry: str) -> str:
-        return json.dumps({
-            "seq": seq, "entry": entry, "us": self._us, "owners": self._owners,
-            "core": snapshot.take(self._at().core),
-        }, separators=(",", ":"), allow_nan=False)  # fmt: skip
-
-    def _take_over(self, epoch: str, written: dict[str, Any]) -> None:
-        """Put the copy that Redis has in the place of this one."""
-        self._at().core = snapshot.restore(written["core"], chance=random.Random)
-        self._owners = written["owners"]
-        self._us = written["us"]
-        self._seq, self._entry = written["seq"], written["entry"]
-        self._saved = self._seq
-        LOG.info("took over the state of log %s at entry %d", epoch, self._seq)
-
-    def _bring_together(self) -> None:
-        """See that the books hold what runs here, and nothing of this gateway's that does not."""
-        gateway = self._at()
-        core = gateway.core
-        told = {each.event.request_id for each in self._outbox if isinstance(each.event, _ENDS)}
-        arriving = {each.event.request.request_id for each in self._outbox if isinstance(each.event, Arrived)}
-        for request_id, owner in list(self._owners.items()):
-            if owner == self.name and request_id not in told:
-                flight = core.pool.in_flight.get(request_id)
-                if request_id not in gateway.requests:
-                    self._put(Cancelled(request_id, 0 if flight is None else flight.output_tokens))
-                elif flight is not None and request_id not in gateway.running:
-                    # It was let in where this gateway could not hear it.
-                    gateway.carry_out([Forward(request_id, flight.replica_id, flight.max_output_tokens)])
-        for request_id, request in list(gateway.requests.items()):
-            forward = gateway.running.get(request_id)
-            if forward is not None:
-                if request_id not in core.pool.in_flight:
-                    forwarded_s, credited, output_tokens = self._begun.get(request_id, (self.now_s(), False, 0))
-                    self._put(Adopted(
-                        request, forward.replica_id, forward.max_output_tokens, forwarded_s, credited, output_tokens,
-                    ))
-            elif not any(request_id in some for some in (core.held, core.pool.in_flight, arriving, told)):
-                self._undecided[request_id] = Arrived(request)
-                self._put(Arrived(request))
 
     async def _write(self) -> None:
         """Send what there is to say, and a word at least three times in the time a gateway may be silent."""
@@ -472,14 +345,14 @@ class SharedLog:
 
     async def _send(self) -> None:
         self._wake.clear()
-        arguments: list[str | int] = [self._epoch, self._seq, self._entry, _ENTRIES, self._session]
+        arguments: list[str | int] = [self._epoch, self._seq, self._entry, ENTRIES, self._session]
         for item in islice(self._outbox, _BATCH):
             arguments += (item.number, item.due_us, item.text)
         begun_s = self._loop.time()
         async with asyncio.timeout(self._settings.timeout_s):
-            answer = await self._call("append", *arguments)
+            answer = await self._client.call("append", *arguments)
         if answer[0] == "stale":
-            raise _Stale
+            raise StaleError
         _, _, now_us, accepted, leads, self._gateways, early, entries = answer
         self._offset_s = (begun_s + self._loop.time()) / 2 - now_us / 1e6
         while self._outbox and self._outbox[0].number <= accepted:
@@ -495,20 +368,17 @@ class SharedLog:
         """Hear of what others append."""
         while True:
             async with asyncio.timeout(_BLOCK_S + max(1.0, self._settings.timeout_s)):
-                found: Any = await self._client.xread(
-                    {self._events_key: f"{self._seq}-0"}, count=_ENTRIES, block=int(_BLOCK_S * 1000)
-                )
+                entries = await self._client.wait_for_entries(self._seq, _BLOCK_S)
             _unless_cancelled()
-            for _, entries in found.items() if isinstance(found, dict) else found or ():
-                for number, fields in entries:
-                    self._apply(_seq_of(number), fields["e"])
+            for number, text in entries:
+                self._apply(number, text)
             await asyncio.sleep(_READ_PAUSE_S)  # what comes at once is read at once
 
     async def _save(self, seq: int, written: str) -> None:
         """Leave a snapshot for newcomers, so that the log can be cut."""
         try:
             async with asyncio.timeout(_SLOW_S):
-                await self._call("save", self._epoch, seq, written, self._settings.snapshot_every)
+                await self._client.call("save", self._epoch, seq, written, self._settings.snapshot_every)
         except (RedisError, OSError, TimeoutError) as error:
             LOG.warning("no snapshot was left: %s", error)
         finally:
@@ -523,99 +393,12 @@ class SharedLog:
                 self._put(event)
         self._leads = leads
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # The copy
-
-    def _apply(self, seq: int, entry: str) -> None:
-        """Hand the next entry of the log to the core."""
-        if seq <= self._seq:
-            return
-        if seq != self._seq + 1:
-            raise _Stale
-        us, origin, text = entry.split(" ", 2)
-        self._seq, self._entry, self._us = seq, entry, int(us)
-        now_s = self._us / 1e6
-        try:
-            data = json.loads(text)
-            if data == _LOST:
-                self._lose(origin, now_s)
-            elif isinstance(data, list) and data[:1] == [_CONFIGURED]:
-                self._change_over(data[1], data[2], now_s)
-            else:
-                self._deliver(event_from(data), now_s, origin)
-        except (WireError, json.JSONDecodeError) as error:
-            LOG.error("entry %d of the log is no event: %s", seq, error)
-
-    def _lose(self, lost: str, now_s: float) -> None:
-        for request_id in [each for each, owner in self._owners.items() if owner == lost]:
-            flight = self._at().core.pool.in_flight.get(request_id)
-            if flight is not None and lost == self.name:  # of this gateway, which still runs it
-                self._begun[request_id] = (flight.forwarded_s, flight.prompt_credited, flight.output_tokens)
-            self._deliver(Cancelled(request_id, 0 if flight is None else flight.output_tokens), now_s, lost)
-
-    def _change_over(self, config: str, head: Mapping[str, Any], now_s: float) -> None:
-        gateway = self._at()
-        self._config = config
-        assert self._core_of is not None, "SharedLog has no core_of"
-        gateway.core, said = changeover(self._core_of, head, gateway.core, now_s)
-        gateway.carry_out(said, lead=self._leads)
-        core = gateway.core
-        for request_id in [each for each in self._owners if each not in core.pool.in_flight and each not in core.held]:
-            del self._owners[request_id]
-        LOG.info("changed over to the pool and policy that a gateway has brought")
-
-    def _deliver(self, event: Event, now_s: float, origin: str) -> None:
-        gateway, mine = self._at(), origin == self.name
-        if isinstance(event, Arrived | Adopted):
-            self._owners.setdefault(event.request.request_id, origin)
-        try:
-            instructions = gateway.deliver(event, now_s, lead=self._leads)
-        except Exception:
-            LOG.exception("an event of gateway %s was left out", origin)
-            instructions = ()
-        core, ended = gateway.core, [step.request_id for step in instructions if isinstance(step, Refuse | Evict)]
-        if isinstance(event, Arrived | Adopted):
-            ended.append(event.request.request_id)
-        elif isinstance(event, _ENDS):
-            ended.append(event.request_id)
-        for request_id in ended:
-            if request_id not in core.pool.in_flight and request_id not in core.held:
-                self._owners.pop(request_id, None)
-        if mine and isinstance(event, Arrived):
-            self._answered(event.request.request_id)
-        elif mine and isinstance(event, Failed):
-            self._answered(event.request_id)
-
-    def _answered(self, request_id: str) -> None:
-        """Give back what was let in for a request that was turned away meanwhile, or whose client has left."""
-        gateway = self._at()
-        self._undecided.pop(request_id, None)
-        if request_id in gateway.requests:
-            if request_id not in self._owners and request_id not in gateway.running:  # the core could not take it
-                gateway.tell(Refuse(request_id, Reason.STATE_UNAVAILABLE, 503, RETRY_S, 1, 0))
-        elif request_id in self._owners and not any(
-            isinstance(each.event, _ENDS) and each.event.request_id == request_id for each in self._outbox
-        ):
-            self._put(Cancelled(request_id))
-
-    def _waits(self, request_id: str) -> bool:
-        gateway = self._at()
-        return request_id in gateway.requests and request_id not in gateway.running
-
-    def _at(self) -> AsyncGateway:
-        assert self._gateway is not None, "SharedLog.open comes first"
-        return self._gateway
-
 
 def _unless_cancelled() -> None:
     """Stop where redis-py kept the cancellation of the task that runs to itself (seen with 8.1)."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _seq_of(number: str) -> int:
-    return int(number.partition("-")[0])
 
 
 def _reason(error: Exception) -> str:

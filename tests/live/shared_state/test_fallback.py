@@ -7,8 +7,8 @@ from policies.api import EntitlementSpec, Forward, PoolCapacity, Reason, Refuse,
 from policies.core import GatewayCore
 from policies.no_control import NoControlPolicy
 from policies.routing import RoundRobinRouter
-from sim.live.gateway.settings import WhenAway
-from sim.live.shared_state.fallback import AwayRules, share_of
+from sim.live.gateway.settings import FallbackSettings
+from sim.live.shared_state.fallback import FallbackRules, share_of
 
 SPECS = [
     EntitlementSpec(name="gold", tenant="a", service_class=ServiceClass.GUARANTEED, baseline=Resources(slots=6)),
@@ -17,13 +17,13 @@ SPECS = [
 ]
 
 
-def rules(gateways: int, when: WhenAway | None = None) -> AwayRules:
+def rules(gateways: int, when: FallbackSettings | None = None) -> FallbackRules:
     core = GatewayCore(
         entitlements=SPECS, capacity=PoolCapacity(2, 16), replica_ids=[0, 1], policy=NoControlPolicy(),
         router=RoundRobinRouter(),
     )
     core.start(0.0)
-    return AwayRules(when or WhenAway(), core.pool, (), gateways, 64)
+    return FallbackRules(when or FallbackSettings(), core.pool, (), gateways, 64)
 
 
 @given(slots=st.integers(1, 40), gateways=st.integers(1, 40))
@@ -49,7 +49,7 @@ def test_open_within_the_share_and_closed_to_the_others() -> None:
 
 
 def test_elastic_and_spot_may_be_opened() -> None:
-    away = rules(gateways=2, when=WhenAway(elastic="open", spot="open"))
+    away = rules(gateways=2, when=FallbackSettings(elastic="open", spot="open"))
     for name, share in (("mixed", 2), ("spot", 2)):
         said = [away.decide(RequestView(f"{name}{number}", name, "t", 8, 8)) for number in range(share + 1)]
         assert [type(each) for each in said] == [Forward] * share + [Refuse]

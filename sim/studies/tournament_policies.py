@@ -164,15 +164,15 @@ LEFT_OUT = frozenset({"fair-queue"} | _PRODUCTS)
 
 
 VARIANTS: Mapping[str, dict[str, Any]] = {"token-pool-paper": {"kind": "token-pool", "mode": "paper"}}
-"""Further entrants: a kind with another setting."""
+"""Further policies: a kind with another setting."""
 
 
 def names() -> list[str]:
-    """Return the names of all entrants."""
+    """Return the names of all policies of the tournament."""
     return [*(kind for kind in POLICIES if kind not in LEFT_OUT), *VARIANTS]
 
 
-def entrants(scenario: Scenario, chosen: tuple[str, ...] = ()) -> tuple[Policy, ...]:
+def policy_settings(scenario: Scenario, chosen: tuple[str, ...] = ()) -> tuple[Policy, ...]:
     """Return the policies of a tournament, set for a scenario; all `names` unless some are chosen.
 
     Any registered kind may be chosen, also one that does not take part by itself.

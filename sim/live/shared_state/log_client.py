@@ -1,0 +1,86 @@
+"""The log of a pool in Redis: the calls of its script (`shared.lua`) and the reading of its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
+
+from sim.live.gateway.settings import SharedState
+
+ENTRIES = 1000
+"""How many entries are read at once."""
+
+_SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
+
+
+class LogClient:
+    """The connection of one gateway to the log of its pool.
+
+    Parameters
+    ----------
+    name : the gateway's.
+    """
+
+    def __init__(self, settings: SharedState, name: str) -> None:
+        self._name = name
+        self._ttl_us = int(settings.ttl_s * 1e6)
+        prefix = f"tokenpools:{{{settings.pool}}}:"
+        self._events_key = prefix + "events"
+        self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
+        self._keys.append(f"{prefix}sender:{name}")
+        self._client = redis.Redis.from_url(
+            settings.url, decode_responses=True, retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=settings.timeout_s, health_check_interval=0,
+        )
+        self._sha = ""
+
+    async def call(self, command: str, *arguments: str | int) -> list[Any]:
+        """Call the script, and load it first where Redis does not have it.
+
+        Raises
+        ------
+        RedisError, OSError : Redis is out of reach.
+        """
+        if not self._sha:
+            self._sha = await self._client.script_load(_SCRIPT)
+        try:
+            return await self._evaluate(command, arguments)
+        except NoScriptError:  # Redis was restarted
+            self._sha = await self._client.script_load(_SCRIPT)
+            return await self._evaluate(command, arguments)
+
+    async def _evaluate(self, command: str, arguments: Sequence[str | int]) -> list[Any]:
+        reply = self._client.evalsha(
+            self._sha, len(self._keys), *self._keys, command, self._name, str(self._ttl_us), *cast("Any", arguments)
+        )
+        return await cast("Awaitable[list[Any]]", reply)
+
+    async def entries_after(self, seq: int) -> list[tuple[int, str]]:
+        """Return the next entries that the log has, with their numbers."""
+        found: Any = await self._client.xrange(self._events_key, f"{seq + 1}-0", "+", count=ENTRIES)
+        return list(_numbered(found))
+
+    async def wait_for_entries(self, seq: int, block_s: float) -> list[tuple[int, str]]:
+        """Return the next entries once there are some; none where none came in time."""
+        found: Any = await self._client.xread({self._events_key: f"{seq}-0"}, count=ENTRIES, block=int(block_s * 1000))
+        streams = found.items() if isinstance(found, dict) else found or ()
+        return [entry for _, entries in streams for entry in _numbered(entries)]
+
+    async def disconnect(self) -> None:
+        """Drop the connections; the next call opens one."""
+        await self._client.connection_pool.disconnect(inuse_connections=True)
+
+    async def close(self) -> None:
+        """Close for good."""
+        await self._client.aclose()
+
+
+def _numbered(entries: Any) -> Iterator[tuple[int, str]]:
+    for number, fields in entries:
+        yield int(number.partition("-")[0]), fields["e"]
