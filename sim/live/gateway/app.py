@@ -28,9 +28,11 @@ from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
 from sim.live.gateway.intake import Intake, Receive
 from sim.live.gateway.openapi import description
 from sim.live.gateway.prompt_tokens import PromptCounter
-from sim.live.gateway.relay import Outgoing, Relay, Send
+from sim.live.gateway.relay import Relay
+from sim.live.gateway.replies import Outgoing
 from sim.live.gateway.request_body import Endpoint, upstream_body
 from sim.live.gateway.settings import Settings
+from sim.live.gateway.settling import Send
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Upstreams
 
@@ -128,7 +130,7 @@ class Application:
         finally:
             if client is not None:
                 client.left = None
-            self._relay.cancel(exchange)
+            self._relay.settling.cancel(exchange)
             self.intake.budget.give_back(exchange)
             self.in_flight.close(exchange)
 
@@ -140,13 +142,13 @@ class Application:
             except asyncio.CancelledError:
                 if exchange.cut_by is None:  # the server is told to stop, and will not wait
                     raise
-                if not await self._relay.settle_cut(exchange, send):
+                if not await self._relay.settling.settle_cut(exchange, send):
                     _abort(scope)
         except ApiError as problem:
             await self._answer(exchange, problem, send)
         except Exception:
             LOG.exception("%s: an error of the gateway's own", exchange.request_id)
-            self._relay.cancel(exchange)
+            self._relay.settling.cancel(exchange)
             exchange.error, exchange.outcome = "internal_error", Ended.FAILED
             if exchange.started:
                 _abort(scope)
@@ -166,7 +168,10 @@ class Application:
         ApiError : it is nobody's, makes no sense, or there is nothing such.
         """
         raw_headers, method = scope["headers"], scope["method"]
-        headers = single_headers(raw_headers, needs_host=scope["http_version"] == "1.1")
+        try:
+            headers = single_headers(raw_headers, needs_host=scope["http_version"] == "1.1")
+        except ValueError as error:
+            raise ApiError(400, "invalid_request", str(error), close=True) from None
         exchange.client_request_id = client_id(headers)
         endpoint: Endpoint = scope["tokenpools.endpoint"]
         raw_path = scope["raw_path"].decode("latin-1")
@@ -174,7 +179,7 @@ class Application:
         exchange.key_name, exchange.tenant, exchange.entitlement = key.name, spec.tenant, spec.name
         exchange.service_class = spec.service_class
         exchange.attempt = _attempt(headers)
-        if self.in_flight.of_key(key.name) > self.settings.limits.requests_per_key:
+        if self.in_flight.identified(exchange) > self.settings.limits.requests_per_key:
             raise ApiError(
                 429, "too_many_requests", "This key has as many requests on their way as it may.", kind="requests",
                 retry_after_s=1.0, close=True,

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 Json = dict[str, Any]
 Span = tuple[int, int]
+
+
+class Raw(str):
+    """A value that is JSON already."""
+
 
 _SPACE = " \t\n\r"
 _DECODER = json.JSONDecoder()
@@ -62,7 +67,7 @@ def changed(body: bytes, where: Mapping[str, Span], changes: Mapping[str, Any]) 
     if not changes:
         return body
     more = {name: value for name, value in changes.items() if name not in where}
-    places = sorted((where[name], json.dumps(value)) for name, value in changes.items() if name in where)
+    places = sorted((where[name], _written(value)) for name, value in changes.items() if name in where)
     if places:
         text, parts, last = body.decode(), [], 0
         for (begin, end), value in places:
@@ -73,7 +78,12 @@ def changed(body: bytes, where: Mapping[str, Span], changes: Mapping[str, Any]) 
         return body
     head = body.rstrip()[:-1]
     comma = b"" if head.rstrip().endswith(b"{") else b","
-    return head + comma + json.dumps(more).encode()[1:-1] + b"}"
+    added = ", ".join(f"{json.dumps(name)}: {_written(value)}" for name, value in more.items())
+    return head + comma + added.encode() + b"}"
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, Raw) else json.dumps(value)
 
 
 def describe(value: object) -> str:

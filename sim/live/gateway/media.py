@@ -1,7 +1,7 @@
 """What pictures, sounds and embeddings cost, in tokens: estimates from what a request holds of them.
 
-A picture's tokens follow from its pixels, which its header tells; a sound's and an embedding's from their bytes. What is
-only an address costs the configured number. None of it is exact: engines differ.
+A picture's tokens follow from its pixels, which its header tells; a sound's and an embedding's from their bytes. What
+is only an address costs the configured number. None of it is exact: engines differ.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _data(part: dict[str, Any]) -> str:
         if isinstance(value, dict):
             inner = next((value[name] for name in ("data", "url", "file_data") if type(value.get(name)) is str), None)
         if type(inner) is str:
-            head, comma, rest = inner.partition(",") if inner.startswith("data:") else ("", "", inner)
+            _, comma, rest = inner.partition(",") if inner.startswith("data:") else ("", "", inner)
             if comma or (len(rest) > 256 and "://" not in rest[:16]):
                 return rest
     return ""

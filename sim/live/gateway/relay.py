@@ -13,8 +13,8 @@ import logging
 
 import aiohttp
 
-from policies.api import Forward, Reason, Refuse
 from policies.api import Failed as FailedEvent
+from policies.api import Forward, Reason, Refuse
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError, ended, refusal
 from sim.live.gateway.headers import BadAnswerError, bearer, to_upstream
@@ -111,7 +111,7 @@ class Relay:
         if replica is None:
             raise UpstreamFailedError(ended(Reason.REPLICA_FAILED))
         timeouts = self._settings.timeouts
-        # An answer in one piece begins when it is complete, so that its first byte says nothing of the replica's health.
+        # An answer in one piece begins when it is complete, so that its first byte says nothing of its replica.
         longest_s = timeouts.first_byte_s if exchange.stream else timeouts.whole_s
         exchange.wait(self._loop.time() + longest_s, Cut.UPSTREAM_SILENT)
         response: aiohttp.ClientResponse | None = None
@@ -214,7 +214,7 @@ class Relay:
                     return
         except asyncio.CancelledError:
             if exchange.cut_by is not None:
-                exchange.uncut_for(self._poll(replica, "POST", f"{url}/cancel"))
+                await self._poll(replica, "POST", f"{url}/cancel")
             raise
 
     async def _poll(self, replica: Replica, method: str, path: str) -> tuple[int, dict[str, object] | None]:

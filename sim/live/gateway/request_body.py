@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from sim.live.gateway.error_responses import ApiError
-from sim.live.gateway.json_text import Json, Span, changed, describe, read_object, spans
+from sim.live.gateway.json_text import Json, Raw, Span, changed, describe, read_object, spans
 
 _MOST_TOKENS = 2**31
 _NOT_FOR_CLIENTS = (
@@ -68,6 +68,7 @@ class ParsedBody:
     background : whether the answer is made after the request has been answered.
     previous : the stored response that it goes on from.
     fields : the whole body; dropped once it is counted.
+    stream_options : as the client wrote them; empty where there are none.
     where : where the fields stand that the gateway may set.
     """
 
@@ -82,6 +83,7 @@ class ParsedBody:
     background: bool
     previous: str | None
     fields: Json
+    stream_options: str
     where: Mapping[str, Span]
 
     @property
@@ -122,7 +124,12 @@ def read_body(endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: 
     fields, text = read_json(body)
     parsed = parse_body(endpoint, fields, most_answers, most_prompts)
     names = [name for name in (*endpoint.limits[:1], *_SET_BY_GATEWAY) if name in fields]
-    return replace(parsed, where=spans(text, names)) if names else parsed
+    where = spans(text, names) if names else {}
+    options = ""
+    if isinstance(fields.get("stream_options"), dict):
+        begin, end = where["stream_options"]
+        options = text[begin:end]
+    return replace(parsed, where=where, stream_options=options)
 
 
 def parse_body(endpoint: Endpoint, fields: Json, most_answers: int, most_prompts: int = 2048) -> ParsedBody:
@@ -166,7 +173,7 @@ def parse_body(endpoint: Endpoint, fields: Json, most_answers: int, most_prompts
         model=model, stream=bool(stream), max_output_tokens=max(limits) if limits else None, prompts=prompts,
         samples=samples, priority=priority, wants_usage=options.get("include_usage") is True,
         wants_continuous=options.get("continuous_usage_stats") is True, background=background, previous=previous,
-        fields=fields, where={},
+        fields=fields, stream_options="", where={},
     )  # fmt: skip
 
 
@@ -186,10 +193,12 @@ def upstream_body(
     if parsed.max_output_tokens is None and default_output_tokens is not None and endpoint.limits:
         changes[endpoint.limits[0]] = default_output_tokens
     if parsed.stream and endpoint.tells_usage:
-        wanted = {"include_usage": True} | ({"continuous_usage_stats": True} if continuous else {})
-        options = parsed.fields.get("stream_options") or {}
-        if any(options.get(name) is not True for name in wanted):
-            changes["stream_options"] = {**options, **wanted}
+        wanted = {} if parsed.wants_usage else {"include_usage": True}
+        if continuous and not parsed.wants_continuous:
+            wanted["continuous_usage_stats"] = True
+        if wanted:
+            options = parsed.stream_options or "{}"
+            changes["stream_options"] = Raw(changed(options.encode(), spans(options, wanted), wanted).decode())
     if priority != parsed.priority:
         changes["priority"] = priority
     if cache_salt is not None:

@@ -1,4 +1,4 @@
-"""Server-sent events, as far as a gateway must read them: where one ends, what it says of output, usage, errors, the end.
+"""Server-sent events, as far as a gateway must read them: where one ends, and what it says of usage.
 
 Events are passed on byte for byte. JSON is parsed only where the bytes say that there is something to find: inside a
 JSON string the quotes of ``"usage"`` would be escaped, so what is searched for is never text that a model wrote.

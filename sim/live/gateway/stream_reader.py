@@ -19,7 +19,9 @@ from sim.live.gateway.sse import Usage, data_of, later, parsed, split, usage_of
 
 _LINE_DATA = re.compile(rb"(?:^|[\r\n])data:")
 _MARKS = re.compile(rb'"usage"|"error"|\[DONE\]|"finish_reason"\s*:\s*"')
-_USAGE_LAST = re.compile(rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)')
+_USAGE_LAST = re.compile(
+    rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)'
+)
 _SAYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
 _COMPLETE = ("response.completed", "response.incomplete", "response.failed", "message_stop")
 
