@@ -125,6 +125,7 @@ class Checker:
         self._auditing = policy if isinstance(policy, Auditing) else None
         self._now_s = now_s
         self._flights: dict[str, tuple[str, int, int, int]] = {}
+        self._sequences = 0
         self._held: dict[str, RequestView] = dict(core.held)
         self._entitlements = {
             name: _Sums(admitted=book.admitted, refused=book.refused) for name, book in core.pool.entitlements.items()
@@ -249,12 +250,14 @@ class Checker:
 
     def _take(self, request: RequestView, replica_id: int, tokens: int) -> None:
         name, sequences = request.entitlement, request.sequences
+        self._sequences += sequences
         self._flights[request.request_id] = name, replica_id, tokens, sequences
         self._count(self._entitlements[name], sequences, tokens)
         self._count(self._replicas.setdefault(replica_id, _Sums()), sequences, tokens)
 
     def _end(self, request_id: str) -> str:
         name, replica_id, tokens, sequences = self._flights.pop(request_id)
+        self._sequences -= sequences
         self._count(self._entitlements[name], -sequences, -tokens)
         self._count(self._replicas[replica_id], -sequences, -tokens)
         return name
@@ -272,9 +275,8 @@ class Checker:
         pool = core.pool
         if len(pool.in_flight) != len(self._flights):
             self._broken("requests", "requests in flight", len(pool.in_flight), len(self._flights))
-        sequences = sum(book.in_flight for book in pool.entitlements.values()) - pool.others_in_flight
-        if pool.sequences_in_flight != sequences:
-            self._broken("requests", "sequences in flight", pool.sequences_in_flight, sequences)
+        if pool.sequences_in_flight != self._sequences:
+            self._broken("requests", "sequences in flight", pool.sequences_in_flight, self._sequences)
         if len(core.held) != len(self._held):
             self._broken("requests", "requests held", len(core.held), len(self._held))
         for name in touched:
