@@ -66,8 +66,9 @@ class TokenPoolPolicy:
         self.rules = rules = params.resolved()
         self.tick_s: float | None = rules.tick_s
         self.wants_progress = rules.metering == "work"
+        listed = {spec.name: index for index, spec in enumerate(entitlements)}
         specs = sorted(entitlements, key=lambda spec: spec.name)
-        self._accounts = {spec.name: open_account(spec, index, rules) for index, spec in enumerate(specs)}
+        self._accounts = {spec.name: open_account(spec, listed[spec.name], rules) for spec in specs}
         self._kv_bytes_per_token = kv_bytes_per_token
         self._chance = chance
         self._floor: Floor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
@@ -75,7 +76,7 @@ class TokenPoolPolicy:
         self._admit_when_full = rules.full_pool == "admit"
         self._kv_check = rules.kv_check and kv_bytes_per_token is not None
         self._allocated = rules.limits == "allocated"
-        leases = LeaseBook(specs, rules.overcommit) if rules.binding == "leased" else None
+        leases = LeaseBook(entitlements, rules.overcommit) if rules.binding == "leased" else None
         self.leases: Leases | None = leases
         self._promised = leases.promised if leases is not None else None
         self._reserved_tokens = 0
