@@ -104,7 +104,7 @@ def _fields(value: Any) -> list[Plain]:
     """Return the fields; those that were added later only where they say something."""
     kept = len(value)
     names, defaults = value._fields, value._field_defaults
-    while names[kept - 1] in _ADDED and value[kept - 1] == defaults[names[kept - 1]]:
+    while kept and names[kept - 1] in _ADDED and value[kept - 1] == defaults[names[kept - 1]]:
         kept -= 1
     return [_plain(each) for each in value[:kept]]
 
