@@ -58,6 +58,11 @@ def run(
     click.echo(format_table(result.summary))
     if "warm_up" in result.manifest:
         click.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for name, found in result.manifest["cells"][0].get("recorded", {}).items():
+        click.echo(
+            f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
+            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+        )  # fmt: skip
     click.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
 
 

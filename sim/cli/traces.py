@@ -146,6 +146,10 @@ def convert(
     )
     if done.lost:
         click.echo(f"left out, {layout.name} has no place for it: {', '.join(done.lost)}", err=True)
+    if done.dropped:
+        click.echo(f"left out: {done.dropped:,} requests that failed", err=True)
+    if done.clipped:
+        click.echo(f"raised: {done.clipped:,} counts of 0 tokens count as 1", err=True)
     click.echo(f"wrote {done.rows:,} requests to {' and '.join(map(str, done.files))}", err=True)
 
 
