@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sim.errors import InputError
+from sim.records.whole_files import whole_file
 from sim.traces.sources import Source, merged, spread_out
 from workloads.formats.layouts import LAYOUTS, SUFFIXES, Layout
 from workloads.formats.rows import Rows, carried
@@ -76,13 +76,11 @@ def convert(
             clipped += rows.clipped
             yield rows
 
-    # The name keeps its ending: it says whether to pack.
-    half = out.with_name(f".half-written-{os.getpid()}-{out.name}")
     try:
-        count = write_trace(noted(), half, layout)
-        if not count:
-            raise InputError(str(out), "no row is in that part of the trace", "give another --from-s and --until-s")
-        half.replace(out)
+        with whole_file(out) as half:
+            count = write_trace(noted(), half, layout)
+            if not count:
+                raise InputError(str(out), "no row is in that part of the trace", "give another --from-s and --until-s")
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
         raise InputError(str(out), problem, fix) from None
@@ -90,8 +88,6 @@ def convert(
         raise InputError(
             str(out), f"cannot be written ({error.strerror})", "name a file in a folder that exists"
         ) from None
-    finally:
-        half.unlink(missing_ok=True)
     files = [out]
     if layout.name == "trace-v2":
         header = out.with_suffix(".yaml")

@@ -127,7 +127,7 @@ def test_times_in_every_unit_are_read_or_refused(unit: str, text: str, tmp_path:
     if text == "1e-308":
         assert trace.read(None).rows.time_ns.tolist() == [0]
     else:
-        with pytest.raises(TraceError, match="out of range|not a number"):
+        with pytest.raises(TraceError, match=r"out of range|not a number"):
             trace.read(None)
 
 
