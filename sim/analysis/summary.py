@@ -28,6 +28,7 @@ _LEVELS = (0.5, 0.95, 0.99)
 LATENCIES = ("ttft", "tpot", "e2e")
 LATENCY_COLUMNS = tuple(f"{metric}_{name}_s" for metric in LATENCIES for name in STATISTICS)
 
+_SHARES = frozenset({"slo_attainment", "violation", "refused_share", "unfinished_share"})
 _LOW_PRIORITY = "low_priority"
 _UNSTATED = "unstated"
 
@@ -291,8 +292,17 @@ def _average(replications: Sequence[Row]) -> Row:
             continue
         row[name] = float(values.mean()) if values.size else math.nan
         if name in LATENCY_COLUMNS:
-            row[f"{name}_ci_low"], row[f"{name}_ci_high"] = interval(values)
+            row[f"{name}_ci_low"], row[f"{name}_ci_high"] = within_bounds(name, *interval(values))
     return row
+
+
+def within_bounds(name: str, low: float, high: float) -> tuple[float, float]:
+    """Return an interval of one of the summary's measures without what the measure can never be.
+
+    None is below 0; a share is at most 1. Student's t knows of neither. NaN stays NaN.
+    """
+    most = 1.0 if name in _SHARES else math.inf
+    return (max(0.0, low), min(most, high)) if low == low else (low, high)
 
 
 def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:

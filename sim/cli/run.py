@@ -63,6 +63,8 @@ def run(
             f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
             f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
         )  # fmt: skip
+    for caveat in result.manifest.get("caveats", ()):
+        click.echo(f"warning: {caveat}", err=True)
     click.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
 
 
