@@ -12,7 +12,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sim.json_text import parse_json
 from sim.records.integrity import FILES, SEAL, digest, digests, is_broken, sealed
 from sim.records.manifest_shape import check_manifest
 from sim.records.schema import join_tables, request_schema, timeline_schema
-from sim.records.whole_files import remove_abandoned, whole_file, whole_folder
+from sim.records.whole_files import remove_abandoned, scratch_folder, whole_file, whole_folder
 from sim.scenario.yaml_file import one_line
 
 Cell = str | int | float
@@ -36,6 +37,7 @@ _DIGESTED = (
     "requests.parquet", "timeline.parquet", "decisions.parquet", "shadows.parquet", "summary.csv", "cells.csv",
 )  # fmt: skip
 _GIVE_ANOTHER = "name another folder with --out"
+_OURS = ("manifest.json", CELLS, "acceptance.csv")  # what tells a folder of ours from somebody's own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +102,43 @@ def write_result(
             write_manifest(manifest, partial)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `InputError` unless ``folder`` is free, or holds what tokenpools wrote and may be replaced."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        check_output_folder(folder)
+        return
+    if not any((folder / name).exists() for name in _OURS):
+        fix = f"{_GIVE_ANOTHER}, or remove this one by hand"
+        raise InputError(str(folder), "is no result, so --overwrite leaves it alone", fix)
+    check_output_folder(folder.with_name(f"{folder.name}.probe"))  # may its parent be written to?
+
+
+@contextmanager
+def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield where to write a result: ``folder`` itself, or a place beside it that replaces it when all went well.
+
+    Raises
+    ------
+    InputError : ``folder`` holds something that is no result.
+    """
+    if not overwrite:
+        yield folder
+        return
+    check_replaceable(folder)
+    if not folder.exists():
+        yield folder
+        return
+    with scratch_folder(folder.parent) as scratch:
+        made, old = scratch / folder.name, scratch / f"{folder.name}.old"
+        yield made
+        folder.rename(old)
+        try:
+            made.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
 
 
 def read_result(folder: Path) -> Result:

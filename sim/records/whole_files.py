@@ -8,12 +8,20 @@ abandoned. Process ids would not do: they are used again, and a container does n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+
+import psutil
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, whose process ids must do
+    fcntl = None
 
 _MARK = ".tokenpools-partial-"
 
@@ -47,6 +55,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in ``parent`` that is gone at the end, with what is in it.
+
+    Raises
+    ------
+    OSError : it cannot be written.
+    """
+    with _place_beside(parent / "scratch", is_folder=True) as scratch:
+        yield scratch
+
+
+@contextmanager
 def _place_beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
     place = path.absolute()
     if is_folder:
@@ -57,10 +77,11 @@ def _place_beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
         yield partial
     finally:  # after an interrupt too
         _remove(partial)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _begun(place: Path, is_folder: bool) -> tuple[Path, int]:
+def _begun(place: Path, is_folder: bool) -> tuple[Path, int | None]:
     """Make what is worked on and lock it; again if another process took it for abandoned in between."""
     partial = place.with_name(f"{_MARK}{os.getpid()}-{os.urandom(3).hex()}-{place.name}")
     while True:
@@ -68,6 +89,8 @@ def _begun(place: Path, is_folder: bool) -> tuple[Path, int]:
             partial.mkdir()
         else:
             partial.touch()
+        if fcntl is None:
+            return partial, None
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(partial, os.O_RDONLY)
             with contextlib.suppress(OSError):  # a file system without locks: then nobody removes anything there
@@ -80,15 +103,23 @@ def _begun(place: Path, is_folder: bool) -> tuple[Path, int]:
 def remove_abandoned(folder: Path) -> None:
     """Remove what processes that are no more left half-written in a folder."""
     with contextlib.suppress(OSError):
-        names = [entry.name for entry in os.scandir(folder) if entry.name.startswith(_MARK)]
-        for name in names:
+        for name in [entry.name for entry in os.scandir(folder) if entry.name.startswith(_MARK)]:
             with contextlib.suppress(OSError):
-                lock = os.open(folder / name, os.O_RDONLY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(folder / name)
-                finally:
-                    os.close(lock)
+                _remove_if_abandoned(folder / name)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    if fcntl is None:
+        pid = path.name.removeprefix(_MARK).partition("-")[0]
+        if not pid.isdecimal() or not psutil.pid_exists(int(pid)):
+            _remove(path)
+        return
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where somebody holds it
+        _remove(path)
+    finally:
+        os.close(lock)
 
 
 def _remove(path: Path) -> None:
