@@ -24,7 +24,8 @@ from sim.live.gateway.settings import Settings
 LOG = logging.getLogger("tokenpools.reload")
 
 _FIXED = (
-    "host", "port", "upstreams", "prompt_tokens", "limits", "timeouts", "passthrough", "scrape_interval_s", "records",
+    "host", "port", "tls", "upstreams", "prompt_tokens", "limits", "timeouts", "paths", "metering", "cors_origins",
+    "decode_s", "scrape_interval_s", "records",
     "admin", "logs", "recording", "telemetry", "scaling", "state", "class_header",
 )  # fmt: skip
 
