@@ -75,6 +75,11 @@ def run(
     tables.show_summary(result.summary, wide=wide)
     if "warm_up" in result.manifest:
         typer.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for name, found in result.manifest["cells"][0].get("recorded", {}).items():
+        typer.echo(
+            f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
+            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+        )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
