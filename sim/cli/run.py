@@ -71,7 +71,9 @@ def run(
         typer.echo(f"{folder} holds this very run already; --overwrite runs it again", err=True)
         return
     with replacing(folder, overwrite) as place, shown(loaded, progress) as on_progress:
-        result = run_scenario(loaded, place, jobs=jobs, on_progress=on_progress)
+        result = run_scenario(
+            loaded, place, jobs=jobs, on_progress=on_progress, check_invariants=check_invariants
+        )
     tables.show_summary(result.summary, wide=wide)
     if "warm_up" in result.manifest:
         typer.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
