@@ -1,6 +1,6 @@
-"""The library behind the commands, in four names: `load_scenario`, `run`, `sweep`, `Results`.
+"""The library behind the commands; `tokenpools` has its names.
 
-from sim import load_scenario, sweep
+from tokenpools import load_scenario, sweep
 
 results = sweep(load_scenario("paper-exp1", overrides=["replications=5"]), "results/mine", jobs=2)
 results.differences(["ttft_p99_s", "slo_attainment"])
@@ -8,6 +8,7 @@ results.differences(["ttft_p99_s", "slo_attainment"])
 
 from __future__ import annotations
 
+import html
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -22,11 +23,21 @@ from sim.scenario.load import Scenario, load_scenario, parse_scenario
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from sim.analysis.compare import Comparison
     from sim.experiments.sweep import OnCell
 
-__all__ = ["Results", "load_scenario", "run", "sweep"]
+__all__ = ["Findings", "Results", "compare", "load_scenario", "run", "sweep"]
+
+_SHOWN = ("offered", "refused", "slo_attainment", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s", "output_tokens_per_s")
 
 AnyScenario = Scenario | str | Path | dict[str, Any]
+
+
+class Findings(list[str]):
+    """Sentences; Jupyter shows them as a list."""
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in self)}</ul>"
 
 
 class Results(Study):
@@ -37,18 +48,18 @@ class Results(Study):
     """
 
     @property
-    def findings(self) -> list[str]:
+    def findings(self) -> Findings:
         """What the result says, in sentences with intervals."""
         from sim.analysis.findings import findings
 
-        return findings(self)
+        return Findings(findings(self))
 
     @property
-    def cautions(self) -> list[str]:
+    def cautions(self) -> Findings:
         """What to know before believing it."""
         from sim.analysis.cautions import cautions
 
-        return cautions(self)
+        return Findings(cautions(self))
 
     @property
     def figures(self) -> list[str]:
@@ -80,24 +91,13 @@ class Results(Study):
         return f"<Results of {title!r}: {runs} runs, {len(self.errors)} failed, in {self.folder}>"
 
     def _repr_html_(self) -> str:
-        import html
-
-        columns = [
-            "offered",
-            "refused",
-            "slo_attainment",
-            "ttft_p50_s",
-            "ttft_p99_s",
-            "e2e_p99_s",
-            "output_tokens_per_s",
-        ]
-        keys = ["policy", *self.varied, "tenant"]
         head = f"<p><b>{html.escape(str(self.scenario.get('title') or self.folder.name))}</b></p>"
-        texts = "".join(f"<li>{html.escape(text)}</li>" for text in self.findings[:6])
+        said = Findings(self.findings[:6])._repr_html_()
         if not len(self.summary):
-            return f"{head}<ul>{texts}</ul>"
-        table = self.summary[keys + columns].head(30).to_html(index=False, float_format="{:.4g}".format, border=0)
-        return f"{head}<ul>{texts}</ul>{table}"
+            return head + said
+        columns = ["policy", *self.varied, "tenant", *_SHOWN]
+        table = self.summary[columns].head(30).to_html(index=False, float_format="{:.4g}".format, border=0)
+        return head + said + table
 
     def _drawers(self) -> dict[str, Any]:
         from sim.analysis import plots_over_time, plots_summary
@@ -169,6 +169,24 @@ def sweep(
     else:
         run_sweep(loaded, folder, executor=where, on_cell=on_cell)
     return _results(folder, ours)
+
+
+def compare(before: Study | Path | str, after: Study | Path | str, metrics: Sequence[str] | None = None) -> Comparison:
+    """Return what two results differ in: results, or the folders that hold them.
+
+    Parameters
+    ----------
+    metrics : columns of ``summary.csv``; left out, those that ``tokenpools compare`` shows.
+
+    Raises
+    ------
+    TokenpoolsError : one of them is no result.
+    """
+    from sim.analysis.compare import COMPARED
+    from sim.analysis.compare import compare as compared
+
+    studies = [one if isinstance(one, Study) else Results(Path(one)) for one in (before, after)]
+    return compared(studies[0], studies[1], COMPARED if metrics is None else metrics)
 
 
 def _loaded(scenario: AnyScenario) -> Scenario:
