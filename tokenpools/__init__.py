@@ -7,7 +7,7 @@
     tokenpools.compare("results/before", "results/mine")
 
 `tokenpools.policies` and `tokenpools.workloads` hold what a policy, router, arrival law or client of your own is made
-with. Everything is imported when it is first asked for.
+with, `tokenpools.testing` the contract suite for it. Everything is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _own_packages.install()
 
 if TYPE_CHECKING:
     from sim.analysis.compare import Comparison
-    from sim.api import Results, compare, load_scenario, run, sweep
+    from sim.api import Results, compare, load_scenario, register, run, sweep, with_kinds
     from sim.errors import RunError, TokenpoolsError
     from sim.scenario.load import Scenario, parse_scenario, shipped_scenarios
-    from tokenpools import policies, workloads
+    from tokenpools import policies, testing, workloads
 
     __version__: str
 
@@ -37,15 +37,18 @@ _PLACES = {
     "compare": "sim.api",
     "load_scenario": "sim.scenario.load",
     "parse_scenario": "sim.scenario.load",
+    "register": "sim.api",
     "run": "sim.api",
     "shipped_scenarios": "sim.scenario.load",
     "sweep": "sim.api",
+    "with_kinds": "sim.api",
 }
-_MODULES = ("policies", "workloads")
+_MODULES = ("policies", "testing", "workloads")
 
 __all__ = [
     "Comparison", "Results", "RunError", "Scenario", "TokenpoolsError", "__version__", "compare", "load_scenario",
-    "parse_scenario", "policies", "run", "shipped_scenarios", "sweep", "workloads",
+    "parse_scenario", "policies", "register", "run", "shipped_scenarios", "sweep", "testing", "with_kinds",
+    "workloads",
 ]  # fmt: skip
 
 

@@ -44,9 +44,8 @@ def install() -> None:
                 f"rename that file, or import tokenpools first",
                 name=name,
             )
-    # Typeshed wants the abstract class, whose module a command need not load.
     if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _FINDER)
 
 
 def _elsewhere(name: str, module: ModuleType) -> str:

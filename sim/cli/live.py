@@ -36,7 +36,7 @@ def serve(config: str, check: bool, state: str | None) -> None:
     gc.enable()
     run_server(
         settings, core, recorded_head(loaded), load=load,
-        core_of=lambda head, leaving: core_of_head(head, config, leaving),
+        core_of=lambda head, leaving: core_of_head(head, config, leaving, may_import=False),
     )
 
 

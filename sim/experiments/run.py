@@ -12,19 +12,20 @@ from typing import Any
 import pyarrow as pa
 
 from policies.api import AdmissionPolicy
-from policies.registry import POLICIES, ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim import collector
 from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
-from sim.errors import RunError
+from sim.errors import RunError, TokenpoolsError
 from sim.experiments.demands import client_chances, demands, named_chance
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.records import provenance
 from sim.records.decisions import decisions_table, opinions_table
 from sim.records.result_folder import check_output_folder, write_result
 from sim.records.schema import join_tables, requests_table, timeline_table
+from sim.scenario import plugins
 from sim.scenario.load import Cell, Event, Scenario, expand, scenario_hash
 
 Progress = Callable[[float, int], None]
@@ -94,7 +95,14 @@ def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
     """Run one cell."""
     scenario = cell.scenario
     started_s, cpu_s = time.perf_counter(), time.process_time()
-    outcomes = _simulate(cell, on_progress)
+    try:
+        outcomes = _simulate(cell, on_progress)
+    except TokenpoolsError:
+        raise
+    except Exception as error:
+        if whose := plugins.raised_by(scenario, error):
+            raise RunError(whose) from error
+        raise
     labels: dict[str, Any] = {
         "run_id": f"{scenario_hash(scenario)}-{cell.replication}",
         "policy": cell.policy,
@@ -138,7 +146,7 @@ def world_of(cell: Cell) -> World:
     entitlements = [entitlement.spec() for entitlement in pool.entitlements]
 
     def built(stream_name: str, params: Any = scenario.policies[0].params) -> AdmissionPolicy:
-        return POLICIES[params.kind].build(
+        return plugins.POLICY_KINDS[params.kind].build(
             params,
             entitlements=entitlements,
             kv_bytes_per_token=pool.profile.kv_bytes_per_token,
@@ -146,7 +154,7 @@ def world_of(cell: Cell) -> World:
         )
 
     policy = built("policy/chance")
-    router = ROUTERS[pool.router.kind]
+    router = plugins.ROUTER_KINDS[pool.router.kind]
     scaling = scenario.autoscaler_of(scenario.policies[0])
     scaler = SCALERS[scaling.kind].build(
         scaling, policy=policy, entitlements=entitlements, per_replica=pool.capacity(1)
