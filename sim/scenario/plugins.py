@@ -226,7 +226,7 @@ def register(group: str, params: type, *, kind: str | None = None) -> Plugin:
             "give it another kind",
         )
     try:
-        TypeAdapter(params)
+        TypeAdapter(params).rebuild(force=True, raise_errors=True)
     except Exception as error:
         text = " ".join(str(error).split("\n")[0].split())
         problem = f"its fields cannot be read ({text})"

@@ -54,8 +54,8 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
             info = folder / f"{name}-1.0.dist-info"
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-            lines = [f"[tokenpools.policies]\n{kind.replace('_', '-')} = {value}\n" for kind, value in announced.items()]
-            (info / "entry_points.txt").write_text("\n".join(lines))
+            lines = [f"{kind.replace('_', '-')} = {value}" for kind, value in announced.items()]
+            (info / "entry_points.txt").write_text("\n".join(["[tokenpools.policies]", *lines]))
         return folder / f"{name}.py"
 
     yield write
@@ -66,6 +66,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     plugins._announced.cache_clear()
     plugins._source_hash.cache_clear()
     for name in set(sys.modules) - before:
-        if name.split(".")[0] == "fair_halves" or str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+        file = str(getattr(sys.modules[name], "__file__", ""))
+        if name.split(".")[0] == "fair_halves" or file.startswith(str(folder)):
             del sys.modules[name]
     rebuild_models()
