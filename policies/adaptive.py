@@ -20,6 +20,9 @@ from policies.no_control import NoControlPolicy
 from policies.parts.queueing import weights_of
 from policies.parts.room import Room
 
+_BOUNDS: Mapping[str, tuple[int, int]] = {"aimd": (20, 200), "vegas": (1, 1000), "gradient2": (20, 200)}
+"""The least and the largest limit, as in the source."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptive:
@@ -30,8 +33,13 @@ class Adaptive:
         default="gradient2", metadata={"description": "aimd, vegas or gradient2"}
     )
     initial: int = field(default=20, metadata={"gt": 0, "description": "give the limit at first, e.g. 20"})
-    least: int = field(default=20, metadata={"gt": 0, "description": "give the least limit, e.g. 20"})
-    most: int = field(default=200, metadata={"gt": 0, "description": "give the largest limit, e.g. 200"})
+    least: int | None = field(
+        default=None, metadata={"gt": 0, "description": "give the least limit, e.g. 20; left out, 20, or 1 with vegas"}
+    )
+    most: int | None = field(
+        default=None,
+        metadata={"gt": 0, "description": "give the largest limit, e.g. 200; left out, 200, or 1000 with vegas"},
+    )
     tolerance: float = field(
         default=1.5, metadata={"ge": 1, "description": "give how much slower than usual is still good, e.g. 1.5"}
     )
@@ -50,18 +58,30 @@ class Adaptive:
         default_factory=dict, metadata={"description": "give parts of the limit by entitlement, e.g. {chat: 2}; else 1"}
     )
 
+    def __post_init__(self) -> None:
+        least, most = self.bounds()
+        if least > most:
+            raise ValueError(f"least {least} is above most {most}; give a least limit of at most {most}")
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the least and the largest limit: what is given, else the source's for this kind of limit."""
+        least, most = _BOUNDS[self.limit]
+        return least if self.least is None else self.least, most if self.most is None else self.most
+
 
 class Limit:
     """A number that follows samples of latency."""
 
     def __init__(self, params: Adaptive) -> None:
         self.params = params
-        self.value = float(min(params.most, max(params.least, params.initial)))
+        least, most = params.bounds()
+        self.least, self.most = float(least), float(most)
+        self.value = min(self.most, max(self.least, float(params.initial)))
 
     def sample(self, ttft_s: float, in_flight: int) -> None:
         """Take the time of one first token, and how many were in flight then."""
         wanted = self.after(ttft_s, in_flight)
-        self.value = min(float(self.params.most), max(float(self.params.least), wanted))
+        self.value = min(self.most, max(self.least, wanted))
 
     def after(self, ttft_s: float, in_flight: int) -> float:
         """Return the next limit, unbounded."""
@@ -93,7 +113,7 @@ class _Vegas(Limit):
             return self.value
         if 2 * in_flight < self.value or ttft_s <= 0:
             return self.value
-        step = math.log10(max(1.0, self.value))
+        step = max(1, math.floor(math.log10(self.value)))
         waiting = math.ceil(self.value * (1 - self._fastest_s / ttft_s))
         if waiting <= step:
             return self.value + 6 * step

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
+from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.queueing import QueueingPolicy, Waits
@@ -48,15 +48,20 @@ class Cohort(Waits):
         default="slots", metadata={"description": "slots: requests; dominant: slots or KV cache, whichever is more"}
     )
     within: Within = field(default="fcfs", metadata={"description": "fcfs, edf or shortest: the order in a queue"})
+    queue_each: int | None = field(
+        default=None,
+        metadata={"gt": 0, "description": "give how many of one entitlement may wait, e.g. 300; left out, any"},
+    )
 
 
 class _Member:
-    """One entitlement: its demand over the period, and its limit."""
+    """One entitlement: its demand over the period, its limit, and its place in the order in which they first came."""
 
     __slots__ = (
         "area",
         "area_of_squares",
         "at_s",
+        "came",
         "demand",
         "held_tokens",
         "high",
@@ -73,6 +78,7 @@ class _Member:
         self.share = share
         self.slo_s = slo_s
         self.line = Line()
+        self.came = math.inf
         self.slots = 0
         self.held_tokens = 0
         self.demand = self.high = self.area = self.area_of_squares = self.at_s = 0.0
@@ -115,6 +121,8 @@ class CohortPolicy(QueueingPolicy):
             for spec in specs
         }
         self._heap = KeyedHeap()
+        self._came = 0
+        self._parts = [0.0] * len(self._members)
         self._capacity = (0.0, math.inf)
         self._period_began_s = 0.0
 
@@ -159,7 +167,13 @@ class CohortPolicy(QueueingPolicy):
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if sum(limit(middle, bound) for bound in bounds) < slots else (low, middle)
-        whole = _rounded([limit(high, bound) for bound in bounds], math.floor(slots))
+        self._parts = [limit(high, bound) for bound in bounds]
+        self._round()
+
+    def _round(self) -> None:
+        """Make the limits whole."""
+        members = list(self._members.values())
+        whole = _rounded(self._parts, math.floor(self._capacity[0]), [member.came for member in members])
         for member, rounded in zip(members, whole, strict=True):
             member.limit = rounded
 
@@ -169,6 +183,24 @@ class CohortPolicy(QueueingPolicy):
         """Return its place among those of its entitlement."""
         slo_s = self._members[request.entitlement].slo_s
         return place(self._params.within, request, max_output_tokens, slo_s, now_s)
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Take note of who comes for the first time: the parts of slots are dealt anew."""
+        member = self._members[request.entitlement]
+        if member.came == math.inf:
+            member.came = self._came
+            self._came += 1
+            self._round()
+            for name in self._members:
+                self._changed(name, now_s)
+        return super().decide(request, max_output_tokens, pool, now_s)
+
+    def refusal(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Deny | None:
+        """Each entitlement's queue has a bound too."""
+        most, waiting = self._params.queue_each, self._members[request.entitlement].line.length
+        if most is not None and waiting >= most:
+            return Deny(Reason.QUEUE_FULL, waiting + 1, most, self.retry_s())
+        return super().refusal(request, max_output_tokens, pool, now_s)
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether it is below its limit, and there is room."""
@@ -242,13 +274,14 @@ class CohortPolicy(QueueingPolicy):
             yield Gauge("entitlement", name, "limit_slots", member.limit)
 
 
-def _rounded(limits: list[float], most: int) -> list[float]:
+def _rounded(limits: list[float], most: int, came: list[float]) -> list[float]:
     """Return whole numbers that sum to at most ``most``; the largest parts of a slot are rounded up first.
 
-    Everyone has at least 1, or it could never start; where the pool has less than one slot each, limits pass it.
+    Of equal parts, that of whoever ``came`` first. Everyone has at least 1, or it could never start; where the pool has
+    less than one slot each, limits pass it.
     """
     whole = [float(max(1, math.floor(limit))) for limit in limits]
-    by_rest = sorted(range(len(limits)), key=lambda i: (math.floor(limits[i]) - limits[i], i))
+    by_rest = sorted(range(len(limits)), key=lambda i: (round(math.floor(limits[i]) - limits[i], 9), came[i]))
     for index in by_rest:
         if sum(whole) + 1 > most:
             break

@@ -338,7 +338,8 @@ class GatewayCore(PoolState):
         if not flight.prompt_credited:  # an answer in one piece has no first token of its own
             self._credit(flight, flight.output_tokens)
         if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
-            ledger.worked_tokens += event.prompt_tokens - flight.request.prompt_tokens
+            # Of a prompt that other books have counted (`Adopted`), these may not hold what is taken off here.
+            ledger.worked_tokens = max(0, ledger.worked_tokens + event.prompt_tokens - flight.request.prompt_tokens)
             flight.request = flight.request._replace(prompt_tokens=event.prompt_tokens)
         self._close(flight, event.output_tokens, now_s)
         return tuple(self._release(now_s)) if self._held else ()

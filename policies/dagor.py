@@ -6,8 +6,9 @@ where the pool is overloaded, else up until a share beta more would. Overloaded 
 ``threshold_s``, or, in a period without any, one that waits longer: DAGOR's 20 ms of queueing are below one iteration
 of a large model.
 
-A gateway sees keys, not users: all requests of an entitlement have one hash, renewed every hour. With few entitlements
-the level moves in large steps. DAGOR also closes a period after 2000 requests; here only time does.
+A period ends after ``period_s`` or ``period_requests``, whichever is first; requests are counted when one of them is
+let in. A gateway sees keys, not users: all requests of an entitlement have one hash, renewed every hour, of the number
+that it got when it first came, so that a name is worth nothing. With few entitlements the level moves in large steps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Dagor:
         default=1.0, metadata={"gt": 0, "description": "give a mean TTFT in seconds that is overload, e.g. 1"}
     )
     period_s: float = field(default=1.0, metadata={"gt": 0, "description": "give seconds between moves, e.g. 1"})
+    period_requests: int = field(
+        default=2000, metadata={"gt": 0, "description": "give the requests after which it moves too, e.g. 2000"}
+    )
     alpha: float = field(
         default=0.05, metadata={"gt": 0, "lt": 1, "description": "give the share less under overload, e.g. 0.05"}
     )
@@ -59,9 +63,13 @@ class DagorPolicy(NoControlPolicy):
         }
         self._level = _LEVELS - 1
         self._turn = -1
+        self._numbers: dict[str, int] = {}
         self._keys: dict[str, int] = {}
         self._rotate(0.0)
         self._came = dict.fromkeys(self._classes, 0)
+        self._seen = dict.fromkeys(self._classes, 0)
+        self._seen_in_period = 0
+        self._moved_s = 0.0
         self._waited_s = 0.0
         self._firsts = 0
         self._unstarted: dict[str, float] = {}
@@ -70,25 +78,36 @@ class DagorPolicy(NoControlPolicy):
         turn = int(now_s // self._params.rotate_s)
         if turn != self._turn:
             self._turn = turn
-            self._keys = {
-                name: rank * _USERS + zlib.crc32(f"{turn}/{name}".encode()) % _USERS
-                for name, rank in self._classes.items()
-            }
+            self._keys = {name: self._hashed(name) for name in self._numbers}
+
+    def _hashed(self, name: str) -> int:
+        number = zlib.crc32(f"{self._turn}/{self._numbers[name]}".encode())
+        return self._classes[name] * _USERS + number % _USERS
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Let it in if its priority is at most the level."""
         too_large = self._room.too_large(request, max_output_tokens, pool)
         if too_large is not None:
             return too_large
-        key = self._keys[request.entitlement]
+        name = request.entitlement
+        if name not in self._numbers:
+            self._numbers[name] = len(self._numbers)
+            self._keys[name] = self._hashed(name)
+        key = self._keys[name]
         if key <= self._level:
             return ADMIT
         return Deny(Reason.OVERLOADED, key, self._level, self._params.period_s)
 
-    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
-        """Wait for its first token."""
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Wait for its first token, and end the period if enough have come."""
         if not flight.prompt_credited:
             self._unstarted[flight.request.request_id] = now_s
+        name = flight.request.entitlement
+        total = flight.ledger.admitted + flight.ledger.refused
+        self._seen_in_period += total - self._seen[name]
+        self._seen[name] = total
+        if self._seen_in_period >= self._params.period_requests:
+            self._move(pool, now_s)
 
     def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Wait for it no longer."""
@@ -101,14 +120,22 @@ class DagorPolicy(NoControlPolicy):
         self._firsts += 1
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
-        """Move the level by what came in this period."""
+        """Move the level by what came in this period, unless that has just ended."""
         self._rotate(now_s)
+        if now_s - self._moved_s >= self._params.period_s * (1 - 1e-9):
+            self._move(pool, now_s)
+
+    def _move(self, pool: PoolLedger, now_s: float) -> None:
         histogram: list[tuple[int, int]] = []
         for name, before in self._came.items():
+            if name not in self._numbers:  # nothing of it came: what counts is that its class is there
+                histogram.append((self._classes[name] * _USERS, 0))
+                continue
             book = pool.entitlements[name]
             total = book.admitted + book.refused
             histogram.append((self._keys[name], total - before))
-            self._came[name] = total
+            self._came[name] = self._seen[name] = total
+        self._moved_s, self._seen_in_period = now_s, 0
         histogram.sort()
         within = sum(count for key, count in histogram if key <= self._level)
         if self._overloaded(now_s):
@@ -143,7 +170,7 @@ class DagorPolicy(NoControlPolicy):
             if key <= self._level:
                 continue
             come += count
-            if come > within * (1 + self._params.beta) or key == histogram[-1][0]:
+            if (come > within and come >= within * (1 + self._params.beta)) or key == histogram[-1][0]:
                 return _LEVELS - 1 if key == histogram[-1][0] else key
         return _LEVELS - 1
 

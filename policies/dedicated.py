@@ -20,8 +20,9 @@ _RETRY_S = 1.0
 class Dedicated:
     """Replicas of its own for each entitlement, and no sharing (the paper's dedicated endpoints).
 
-    Left out, replicas are dealt evenly in the order of names; where there are fewer of them than entitlements,
-    neighbours share one. Who is not named in ``replicas`` shares what the named leave.
+    Left out, replicas are dealt evenly; what does not go evenly goes, one each, to those who come first. Where there
+    are fewer of them than entitlements, neighbours share one. Who is not named in ``replicas`` shares what the named
+    leave.
     """
 
     kind: Literal["dedicated"] = "dedicated"
@@ -48,16 +49,20 @@ class DedicatedPolicy(NoControlPolicy):
         self._room = Room(kv_bytes_per_token, 1.0)
         self._known: list[int] = []
         self._own: dict[str, tuple[int, ...]] = {}
+        self._came: list[str] = []
 
     def _deal(self, replica_ids: list[int]) -> None:
         self._known = replica_ids
         named = self._params.replicas
         if not named:
             parts, count = len(self._names), len(replica_ids)
+            each = count // parts
             for index, name in enumerate(self._names):
-                first = index * count // parts
-                end = max(first + 1, (index + 1) * count // parts)
-                self._own[name] = tuple(replica_ids[first:end])
+                first = index * each if each else index * count // parts
+                self._own[name] = tuple(replica_ids[first : first + max(1, each)])
+            over = replica_ids[parts * each :] if each else []
+            for name, replica_id in zip(self._came, over, strict=False):
+                self._own[name] += (replica_id,)
             return
         at = 0
         for name in self._names:
@@ -73,6 +78,9 @@ class DedicatedPolicy(NoControlPolicy):
         too_large = self._room.too_large(request, max_output_tokens, pool)
         if too_large is not None:
             return too_large
+        if request.entitlement not in self._came:
+            self._came.append(request.entitlement)
+            self._deal(self._known)
         own = self._own[request.entitlement]
         books = [book for book in pool.replicas if book.replica_id in own and book.ready]
         if not books:

@@ -176,8 +176,10 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
         return None if self._params.when_full == "displace" and not over_tokens else refusal
 
     def displaced(self) -> Waiting | None:
-        """Return the last of the longest line."""
-        return max(self._lines.items(), key=lambda one: (one[1].length, one[0]))[1].last()
+        """Return the last of the longest line; of lines as long, the one that grew last."""
+        longest = max(line.length for line in self._lines.values())
+        newest = next(item for item in reversed(self._waiting.values()) if self._lines[item.flow].length == longest)
+        return self._lines[newest.flow].last()
 
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`."""

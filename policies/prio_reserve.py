@@ -2,13 +2,16 @@
 
 All share one limit for the model. While less than ``threshold`` of it is used, shares do not matter; above, each may
 use its own and no more, so that a floor becomes a ceiling and a tenant alone stops at max(share, threshold) of it.
-Saturation is looked at every ``cache_s``, which makes it late.
+LiteLLM keeps what it read of saturation for 60 s. Taken as the age of all that a gateway knows, that contradicts the
+documented ceiling: a tenant alone then has whole windows before anybody looks. So a gateway knows its own counts at
+once here, and ``cache_s`` makes it look as seldom as that.
 
 Source: BerriAI/litellm, ``proxy/hooks/dynamic_rate_limiter_v3.py``; litellm-docs issue 735 on the ceilings.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +29,8 @@ _DEFAULT = ""
 class PrioReserve:
     """Shares of the pool's limit per minute, enforced only while it is nearly used up (LiteLLM's dynamic limiter).
 
-    Entitlements without a weight share one pool of ``default_weight``. Weights that sum to more than 1 are scaled down.
+    Entitlements without a weight share one pool of ``default_weight``. Weights that sum to more than 1 are scaled down
+    to 1; ``default_weight`` is outside that sum.
     """
 
     kind: Literal["prio-reserve"] = "prio-reserve"
@@ -41,8 +45,9 @@ class PrioReserve:
     threshold: float = field(
         default=0.8, metadata={"ge": 0, "description": "give the used share above which shares hold, e.g. 0.8"}
     )
-    cache_s: float = field(
-        default=60.0, metadata={"gt": 0, "description": "give seconds between looks at saturation, e.g. 60"}
+    cache_s: float | None = field(
+        default=None,
+        metadata={"gt": 0, "description": "give seconds between looks at saturation, e.g. 60; left out, always"},
     )
     window_s: float = field(default=60.0, metadata={"gt": 0, "description": "give the window in seconds, e.g. 60"})
     input_weight: float = field(default=1.0, metadata=INPUT_WEIGHT)
@@ -65,12 +70,13 @@ class PrioReservePolicy(NoControlPolicy):
         self.tick_s: float | None = params.cache_s
         self._params = params
         self._share_of = {name: name if name in params.weights else _DEFAULT for name in names}
-        weights = {**params.weights, _DEFAULT: params.default_weight}
-        total = max(1.0, sum(weights[one] for one in sorted(set(self._share_of.values()))))
+        total = max(1.0, math.fsum(params.weights.values()))
+        weights = {name: weight / total for name, weight in params.weights.items()}
+        weights[_DEFAULT] = params.default_weight
         limits = (params.requests_per_min, params.tokens_per_min)
         self._model = [self._window(limit, 1.0) for limit in limits]
         self._shares = {
-            one: [self._window(limit, weight / total) for limit in limits] for one, weight in sorted(weights.items())
+            one: [self._window(limit, weight) for limit in limits] for one, weight in sorted(weights.items())
         }
         self._saturation = 0.0
 
@@ -83,6 +89,8 @@ class PrioReservePolicy(NoControlPolicy):
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Check the pool's limit, then the share's where the pool is saturated."""
         held = [self._model]
+        if self._params.cache_s is None:
+            self._look(now_s)
         if self._saturation >= self._params.threshold:
             held.append(self._shares[self._share_of[request.entitlement]])
         for windows in held:
@@ -109,6 +117,9 @@ class PrioReservePolicy(NoControlPolicy):
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Look at saturation."""
+        self._look(now_s)
+
+    def _look(self, now_s: float) -> None:
         self._saturation = max(
             (window.used(now_s) / window.limit for window in self._model if window is not None), default=0.0
         )

@@ -153,6 +153,24 @@ class Allowing(Protocol):
 
 
 @runtime_checkable
+class Granting(Protocol):
+    """A policy that grants each entitlement a number of slots; `policies.invariants` holds it to that."""
+
+    def slots_granted(self, entitlement: str) -> float:
+        """Return the most slots that an entitlement may have in flight when one more is let in; infinity for any."""
+        ...
+
+
+@runtime_checkable
+class Auditing(Protocol):
+    """A policy with books beside the core's that must agree with them; `policies.invariants` asks."""
+
+    def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:
+        """Return what does not agree, a sentence each. No side effect; it may look at everything."""
+        ...
+
+
+@runtime_checkable
 class Reclaiming(Protocol):
     """A policy that takes back what was admitted where the pool has less than what is in flight needs."""
 

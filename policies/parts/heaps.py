@@ -8,17 +8,18 @@ Key = tuple[float, ...]
 
 
 class KeyedHeap:
-    """Names by key, the least first; equal keys go by name. Every change costs O(log n), spread over the changes.
+    """Names by key, the least first; of equal keys the one that was put in first.
 
-    A change leaves the old entry behind; it is passed over when it comes to the top, and all are swept out when they
-    are many.
+    Every change costs O(log n), spread over the changes. A change leaves the old entry behind; it is passed over when
+    it comes to the top, and all are swept out when they are many.
     """
 
-    __slots__ = ("_entries", "_keys")
+    __slots__ = ("_came", "_entries", "_keys")
 
     def __init__(self) -> None:
-        self._keys: dict[str, Key] = {}
-        self._entries: list[tuple[Key, str]] = []
+        self._keys: dict[str, tuple[Key, int]] = {}
+        self._entries: list[tuple[Key, int, str]] = []
+        self._came = 0
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -32,14 +33,20 @@ class KeyedHeap:
 
     def set(self, name: str, key: Key) -> None:
         """Put a name in, or change its key."""
-        if self._keys.get(name) == key:
+        known = self._keys.get(name)
+        if known is None:
+            self._came += 1
+            place = self._came
+        elif known[0] == key:
             return
-        self._keys[name] = key
+        else:
+            place = known[1]
+        self._keys[name] = (key, place)
         if len(self._entries) > 4 * len(self._keys) + 64:
-            self._entries = [(each, one) for one, each in self._keys.items()]
+            self._entries = [(each, at, one) for one, (each, at) in self._keys.items()]
             heapq.heapify(self._entries)
         else:
-            heapq.heappush(self._entries, (key, name))
+            heapq.heappush(self._entries, (key, place, name))
 
     def remove(self, name: str) -> None:
         """Take a name out."""
@@ -50,6 +57,8 @@ class KeyedHeap:
     def least(self) -> tuple[Key, str]:
         """Return the least key and its name; there must be one."""
         entries, keys = self._entries, self._keys
-        while keys.get(entries[0][1]) != entries[0][0]:
+        while True:
+            key, place, name = entries[0]
+            if keys.get(name) == (key, place):
+                return key, name
             heapq.heappop(entries)
-        return entries[0]

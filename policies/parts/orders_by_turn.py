@@ -52,7 +52,12 @@ class InTurn(Order):
 
 
 class Drr(Order):
-    """Dynamo's form: a flow that no turn can pay for is given its missing turns at once, with everyone else."""
+    """Dynamo's form: a flow that no turn can pay for is given its missing turns at once, with everyone else.
+
+    A deficit belongs to a flow that waits. Whoever begins to wait begins with nothing, neither credit nor debt (M.
+    Shreedhar, G. Varghese, "Efficient Fair Queueing Using Deficit Round Robin", SIGCOMM 1995); what is charged while
+    nobody of a flow waits is not remembered.
+    """
 
     def __init__(self, quantum: float) -> None:
         self._quantum = quantum
@@ -63,14 +68,14 @@ class Drr(Order):
     def joined(self, flow: str, head: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""
         self._ring[flow] = None
-        self._deficit.setdefault(flow, 0.0)
+        self._deficit[flow] = 0.0
 
     def left(self, flow: str) -> None:
         """See `Order`."""
         if next(iter(self._ring)) == flow:
             self._paid = False
         del self._ring[flow]
-        self._deficit[flow] = min(0.0, self._deficit[flow])
+        del self._deficit[flow]
 
     def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
         """See `Order`."""
@@ -97,9 +102,8 @@ class Drr(Order):
 
     def charge(self, flow: str, cost: float, now_s: float) -> None:  # noqa: ARG002
         """See `Order`."""
-        self._deficit[flow] = self._deficit.get(flow, 0.0) - cost
-        if flow not in self._ring:
-            self._deficit[flow] = min(0.0, self._deficit[flow])
+        if flow in self._deficit:
+            self._deficit[flow] -= cost
 
 
 class Drf(ByKey):

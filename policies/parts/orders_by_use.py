@@ -105,14 +105,15 @@ class Las(Order):
     def pick(self, lines: Mapping[str, Line], now_s: float) -> str:  # noqa: ARG002
         """See `Order`."""
         used, since_s = self._waiting_used.values(), self._waiting_since_s.values()
-        most, oldest_s = max(used), now_s - min(since_s)
-        if most <= 0 or self._share >= 1:
+        # Both run from 0 for the least to 1 for the most of those who wait; where all are alike they decide nothing.
+        used_range, since_range_s = max(used) - min(used), max(since_s) - min(since_s)
+        if used_range <= 0 or self._share >= 1:
             scores = list(since_s)
-        elif oldest_s <= 0:
+        elif since_range_s <= 0:
             scores = list(used)
         else:
             # 0.8 (1 - a/A) + 0.2 w/W is largest where a + since * (0.2 A) / (0.8 W) is least.
-            per_s = self._share * most / ((1 - self._share) * oldest_s)
+            per_s = self._share * used_range / ((1 - self._share) * since_range_s)
             scores = [one_used + per_s * one_s for one_used, one_s in zip(used, since_s, strict=True)]
         place = scores.index(min(scores))  # ties go to who began to wait first
         return next(islice(self._waiting_used, place, None))

@@ -204,6 +204,17 @@ class QueueingPolicy(NoControlPolicy):
         """Take note of how large a request may be."""
         self.room.learn(pool)
 
+    def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:
+        """See `policies.api.Auditing`."""
+        if held.keys() != self._waiting.keys():
+            yield f"{sorted(held.keys() ^ self._waiting.keys())[:5]} are held or wait in a queue, not both"
+        tokens = sum(item.request.prompt_tokens for item in self._waiting.values())
+        if tokens != self._waiting_tokens:
+            yield f"{self._waiting_tokens} prompt tokens wait, by request {tokens}"
+        reserved = sum(flight.reserved_tokens for flight in pool.in_flight.values())
+        if reserved != self.room.reserved_tokens:
+            yield f"{self.room.reserved_tokens} tokens are reserved, requests in flight reserve {reserved}"
+
     def retry_s(self) -> float:
         """Return the moving mean of waits, in whole seconds."""
         mean_s = _FIRST_WAIT_S if self._mean_wait_s is None else self._mean_wait_s

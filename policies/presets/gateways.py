@@ -19,12 +19,15 @@ _VERSION = {"description": "the version that was read"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiteLlm:
-    """LiteLLM's ``dynamic_rate_limiter_v3``: ``prio-reserve`` with its threshold, cache and default weight.
+    """LiteLLM's ``dynamic_rate_limiter_v3``: ``prio-reserve`` with its threshold and default weight.
 
-    The limit of the model holds always, the shares of priorities above 80 % of it, looked at every 60 s; who has no
-    priority shares one pool of weight 0.25. Left out: failing open on errors, and budgets in dollars.
+    The limit of the model holds always, the shares of priorities above 50 % of it; who has no priority shares one pool
+    of weight 0.25. Whoever is alone stops at max(share, 50 %) of the limit, as documented. ``cache_s: 60`` is its
+    ``saturation_check_cache_ttl`` applied to all that the gateway knows: see `policies.prio_reserve`. Left out: failing
+    open on errors, shares as whole numbers, and budgets in dollars.
 
-    Source: BerriAI/litellm, ``proxy/hooks/dynamic_rate_limiter_v3.py``, September 2026 (the docs say 0.5 for both).
+    Source: BerriAI/litellm, ``proxy/hooks/dynamic_rate_limiter_v3.py`` and the defaults in ``types/utils.py``;
+    litellm-docs 735 (August 2026).
     """
 
     kind: Literal["litellm"] = "litellm"
@@ -35,11 +38,16 @@ class LiteLlm:
         default_factory=dict, metadata={"description": "give shares of the limit by entitlement, e.g. {chat: 0.5}"}
     )
 
+    cache_s: float | None = field(
+        default=None,
+        metadata={"gt": 0, "description": "give seconds between looks at saturation, e.g. 60; left out, always"},
+    )
+
     def expand(self) -> PrioReserve:
         """Return the policy that this stands for."""
         return PrioReserve(
             requests_per_min=self.requests_per_min, tokens_per_min=self.tokens_per_min, weights=self.weights,
-            default_weight=0.25, threshold=0.8, cache_s=60.0, window_s=60.0,
+            default_weight=0.25, threshold=0.5, cache_s=self.cache_s, window_s=60.0,
         )
 
 

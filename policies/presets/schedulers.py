@@ -131,7 +131,9 @@ class K8sApf:
     """Kubernetes API Priority and Fairness with slots as seats: ``cohort``, borrowing adjusted every 10 s.
 
     Demand decays by 0.977 a period; half of the nominal seats are lent, and any number may be borrowed. [choice: both]
-    Left out: shuffle-sharded queues inside a level (one queue each, as long as 64 of length 50), and seats by work.
+    Each entitlement is a level with one flow in it, so of its 64 queues only the hand of 6 is ever used, 50 deep: 300
+    may wait. Among those queues a flow picks the shortest and they are served in turn, which is first come, first
+    served. Left out: shuffle sharding of several flows in a level, and seats by work.
 
     Source: KEP-1040, ``apiserver/pkg/util/flowcontrol`` (Kubernetes 1.26 and later).
     """
@@ -149,6 +151,6 @@ class K8sApf:
     def expand(self) -> Cohort:
         """Return the policy that this stands for."""
         return Cohort(
-            shares=self.shares, period_s=10.0, decay=0.977, lend=self.lend, borrow=self.borrow, queue_requests=64 * 50,
-            timeout_s=60.0, timeout_status=429,
+            shares=self.shares, period_s=10.0, decay=0.977, lend=self.lend, borrow=self.borrow,
+            queue_requests=1_000_000, queue_each=6 * 50, timeout_s=60.0, timeout_status=429,
         )

@@ -31,15 +31,14 @@ class LeaseBook:
 
     Parameters
     ----------
+    specs : of leases of one class and age, those listed first are placed first.
     overcommit : share of a baseline that its lease reserves; below 1 the pool promises more than it has.
     """
 
     def __init__(self, specs: Sequence[EntitlementSpec], overcommit: float = 1.0) -> None:
         self._leases = {spec.name: lease_of(spec, overcommit) for spec in specs}
         rank = {service_class: place for place, service_class in enumerate(ServiceClass)}
-        self._order = [
-            spec.name for spec in sorted(specs, key=lambda spec: (rank[spec.service_class], spec.from_s, spec.name))
-        ]
+        self._order = [spec.name for spec in sorted(specs, key=lambda spec: (rank[spec.service_class], spec.from_s))]
         self._bound: set[str] = set()
 
     def settle(self, in_force: Collection[str], capacity: PoolCapacity) -> Mapping[str, EntitlementState]:

@@ -19,7 +19,7 @@ _LEAST_WEIGHT = _ROUNDING = 1e-9
 
 def share_out(accounts: Iterable[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:
     """Share out what the pool has among who is Bound."""
-    bound = [account for account in accounts if account.bound]
+    bound = sorted((account for account in accounts if account.bound), key=lambda account: account.index)
     claims = [
         Claim(
             account.spec.service_class, max(account.weight, _LEAST_WEIGHT), baseline_vector(account.spec.baseline),

@@ -24,7 +24,7 @@ class Account:
 
     Attributes
     ----------
-    index : its place in the order of names, which breaks ties.
+    index : its place in the list of entitlements, which breaks ties: a name must not.
     rank : of its service class; 0 for all where only weights count.
     protected : dedicated or guaranteed.
     limits : what the entitlement says it may have at most; infinite where nothing is said.

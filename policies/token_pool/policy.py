@@ -66,8 +66,9 @@ class TokenPoolPolicy:
         self.rules = rules = params.resolved()
         self.tick_s: float | None = rules.tick_s
         self.wants_progress = rules.metering == "work"
+        listed = {spec.name: index for index, spec in enumerate(entitlements)}
         specs = sorted(entitlements, key=lambda spec: spec.name)
-        self._accounts = {spec.name: open_account(spec, index, rules) for index, spec in enumerate(specs)}
+        self._accounts = {spec.name: open_account(spec, listed[spec.name], rules) for spec in specs}
         self._kv_bytes_per_token = kv_bytes_per_token
         self._chance = chance
         self._floor: Floor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
@@ -75,7 +76,7 @@ class TokenPoolPolicy:
         self._admit_when_full = rules.full_pool == "admit"
         self._kv_check = rules.kv_check and kv_bytes_per_token is not None
         self._allocated = rules.limits == "allocated"
-        leases = LeaseBook(specs, rules.overcommit) if rules.binding == "leased" else None
+        leases = LeaseBook(entitlements, rules.overcommit) if rules.binding == "leased" else None
         self.leases: Leases | None = leases
         self._promised = leases.promised if leases is not None else None
         self._reserved_tokens = 0
@@ -346,6 +347,23 @@ class TokenPoolPolicy:
         if bucket is not None:
             tokens = Margin(bucket.depth, bucket.available(now_s), bucket.full_in_s(now_s))
         return Allowance(requests, tokens)
+
+    def slots_granted(self, entitlement: str) -> float:
+        """See `policies.api.Granting`."""
+        return self._accounts[entitlement].limit_slots
+
+    def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:  # noqa: ARG002
+        """See `policies.api.Auditing`."""
+        reserved = sum(flight.reserved_tokens for flight in pool.in_flight.values())
+        if reserved != self._reserved_tokens:
+            yield f"{self._reserved_tokens} tokens are reserved, requests in flight reserve {reserved}"
+        kind = ServiceClass.PREEMPTIBLE
+        names = {each for each, flight in pool.in_flight.items() if flight.ledger.spec.service_class is kind}
+        if names != self._preemptible.keys():
+            yield f"{sorted(names ^ self._preemptible.keys())[:5]} are preemptible in one of the books only"
+        idle = math.fsum(account.idle_slots for account in self._accounts.values())
+        if not math.isclose(idle, self._idle_dedicated, abs_tol=1e-6):
+            yield f"{self._idle_dedicated} dedicated slots are idle, by entitlement {idle}"
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""

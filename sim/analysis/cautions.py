@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.analysis.own_limit import own_limit_losses
 from sim.analysis.study import Case, Study
 from sim.analysis.warm_up import FEWEST, Series, settled_s
 from sim.errors import InputError
@@ -38,7 +40,8 @@ def cautions(study: Study) -> list[str]:
     if not len(study.replications):
         return found
     return [
-        *found, *_unequal_refusals(study), *_unfinished(study), *few_requests(study), *_few_replications(study),
+        *found, *_own_limit(study), *_unequal_refusals(study), *_unfinished(study), *few_requests(study),
+        *_few_replications(study),
         *_warm_up(study), *_oracle(study),
     ]  # fmt: skip
 
@@ -68,6 +71,22 @@ def _unfinished(study: Study) -> Iterator[str]:
             f"{worst[0]:.1%} of the requests under {worst[1]} had not finished at the horizon; their latencies, the "
             "longest of all, are not in the percentiles."
         )
+
+
+def _own_limit(study: Study) -> Iterator[str]:
+    """Name who lost most to the limit of a guaranteed entitlement while the pool had room."""
+    runs = [cell for cell in study.manifest["cells"] if not cell.get("error") and not cell["replication"]]
+    warmup_s = study.scenario.get("warmup_s")
+    found = []
+    for cell in runs[:_MOST_RUNS_READ]:
+        with contextlib.suppress(InputError):  # a result whose records were taken away
+            found += own_limit_losses(
+                study.run(cell), study.run_timeline(cell), study.scenario["pool"],
+                warmup_s=warmup_s if isinstance(warmup_s, int | float) else 0.0,
+            )  # fmt: skip
+    worst = max(found, key=lambda loss: loss.share, default=None)
+    if worst is not None and worst.share > UNEQUAL:
+        yield str(worst)
 
 
 def few_requests(study: Study) -> Iterator[str]:

@@ -11,14 +11,24 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sim.analysis import frames, style
+from sim.analysis.binding import declared_tokens_per_s
 from sim.analysis.plots_over_time import capacity_share, latency_over_time, queue_over_time
+from sim.analysis.plots_shares import fair_share, fair_share_totals, gauges
 from sim.analysis.plots_summary import refusals, tail_latency
 from sim.analysis.style import Phase
 from sim.records.result_folder import Result
 
+_GAUGES = {
+    "debt": ("Debt by entitlement: above 0 somebody is owed service", "debt (share of the baseline)"),
+    "weight": ("Weight by entitlement: who is let in first", "weight"),
+}
+
 
 def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -> list[Path]:
-    """Write every figure of this module that the result has data for; return the files."""
+    """Write every figure that the result has data for; return the files.
+
+    Within `style.drawn_for` they have the width of a paper, and a PDF each.
+    """
     fixed = style.looks_of(result.requests, result.timeline)
     figures: dict[str, Figure] = {}
     if result.requests.num_rows:
@@ -27,7 +37,18 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
     if sampled & {"running", "waiting"}:
         figures["queue-over-time"] = queue_over_time(result.timeline, phases=phases)
     if sampled >= {"in_flight", "capacity_slots"}:
-        figures["capacity-share"] = capacity_share(result.timeline, looks=fixed, phases=phases)
+        pool = result.manifest.get("scenario", {}).get("pool", {"entitlements": []})
+        tokens_per_s = declared_tokens_per_s(pool)
+        figures["capacity-share"] = capacity_share(
+            result.timeline, looks=fixed, phases=phases, tokens_per_s=tokens_per_s
+        )
+        figures["fair-share"] = fair_share(result.timeline, pool, looks=fixed, phases=phases)
+        figures["fair-share-totals"] = fair_share_totals(result.timeline, pool, looks=fixed)
+    for metric, (title, label) in _GAUGES.items():
+        if metric in sampled:
+            figures[metric] = gauges(
+                result.timeline, metric, title=title, y_label=label, looks=fixed, phases=phases
+            )
     if result.summary:
         figures["tail-latency"] = tail_latency(result.summary, looks=fixed)
         figures["refusals"] = refusals(result.summary)

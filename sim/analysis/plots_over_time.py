@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 
 from sim.analysis import frames, style
+from sim.analysis.binding import WORDS, binding, use_over_time
 from sim.analysis.style import Looks, Phase
 
 REQUEST_COLUMNS = ("final", "tenant", "outcome", "first_arrival_s", "first_token_s")
@@ -132,24 +133,39 @@ def draw_queue(series: Sequence[tuple[str, pd.DataFrame]], *, title: str, note: 
 
 
 @style.styled
-def capacity_share(timeline: pa.Table, *, looks: Looks | None = None, phases: Sequence[Phase] = ()) -> Figure:
+def capacity_share(
+    timeline: pa.Table, *, looks: Looks | None = None, phases: Sequence[Phase] = (), tokens_per_s: float | None = None
+) -> Figure:
     """Return what each entitlement has in flight as a share of the pool's slots, stacked.
 
-    What lies above 100 % was sent to a replica and waits there.
+    What lies above 100 % was sent to a replica and waits there. A panel's title says which resource binds; where it is
+    not the slots, its use is a line beside the stack.
+
+    Parameters
+    ----------
+    tokens_per_s : the declared capacity, prompt and output together; None where none is declared.
     """
     cut = frames.cut(timeline, TIMELINE_COLUMNS)
-    shares = []
+    shares, titles, lines = [], [], []
     for label, frame in cut.cases:
+        pool = frames.pool_series(frame)
+        found = binding(pool, tokens_per_s=tokens_per_s)
         in_flight = frames.entitlement_series(frame, "in_flight")
-        slots = frames.pool_series(frame)["capacity_slots"].reindex(in_flight.index, method="ffill")
+        slots = pool["capacity_slots"].reindex(in_flight.index, method="ffill")
         shares.append((label, in_flight.div(slots.where(slots > 0), axis=0).fillna(0.0)))
+        titles.append(f"{label}\n{found}")
+        lines.append(None if found.resource == "slots" else use_over_time(pool, found.resource, tokens_per_s))
     looks = looks or style.looks(str(name) for _, share in shares for name in share)
     title = "Share of the pool's slots in flight, by entitlement"
-    figure, axes = style.panels([label for label, _ in shares], height_in=3.3, title=title, y_label="share of slots")
-    for axis, (_, share) in zip(axes, shares, strict=True):
+    figure, axes = style.panels(titles, height_in=3.4, title=title, y_label="share of slots")
+    for axis, (_, share), line in zip(axes, shares, lines, strict=True):
         stack(axis, share, looks)
         style.shade(axis, phases)
         axis.axhline(1.0, color=style.INK, linewidth=1.0, linestyle=(0, (4, 2)), label="all slots")
+        if line is not None:
+            thin = frames.thinned(line.to_frame("used"))["used"]
+            words = f"{WORDS[str(line.name)]} in use"
+            axis.plot(thin.index, thin, color=style.INK, linewidth=1.4, label=words)
     note = "In flight = sent to a replica and not ended; what is above 100 % waits there."
     style.legend_below(figure, axes, f"{note} {cut.note}".strip())
     return figure

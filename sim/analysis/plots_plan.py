@@ -34,7 +34,7 @@ def frontier(
     most : whether there shall be much of it.
     chosen : by policy, the setting that the plan chose; it is ringed and its cost written beside it.
     """
-    figure = Figure(figsize=(style.WIDTH_IN, 4.2), layout="constrained")
+    figure = Figure(figsize=(style.width_in(), 4.2), layout="constrained")
     axis = figure.subplots()
     looks = style.looks(tried)
     for policy, points in tried.items():

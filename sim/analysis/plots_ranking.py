@@ -23,7 +23,7 @@ def heat_map(scores: Sequence[Score], *, replications: int) -> Figure:
     scenarios = list(dict.fromkeys(one.scenario for one in scores))
     cells = {(one.scenario, one.policy): one for one in scores}
     values = np.asarray([[100 * cells[s, p].score if (s, p) in cells else np.nan for p in policies] for s in scenarios])
-    figure = Figure(figsize=(style.WIDTH_IN, 1.7 + 0.32 * (len(scenarios) + 1)), layout="constrained")
+    figure = Figure(figsize=(style.width_in(), 1.7 + 0.32 * (len(scenarios) + 1)), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(values, cmap=_SHADES, vmin=0, vmax=100, aspect="auto")
     axis.set_xticks(range(len(policies)), policies, rotation=45, ha="right", rotation_mode="anchor")

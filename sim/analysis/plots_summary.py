@@ -42,7 +42,7 @@ def tail_latency(summary: Sequence[Mapping[str, Any]], *, looks: Looks | None = 
         known = [value for value in values if math.isfinite(value)]
         top = max((high for _, high in spans if math.isfinite(high)), default=1.0) or 1.0
         log = style.log_if_wide(axis, known, along="x")
-        low = min((v for v in known if v > 0), default=1.0) / 2 if log else 0.0
+        low = _decade_below(min(v for v in known if v > 0)) if log else 0.0
         # Room on the right for the figures at the bars' ends.
         axis.set_xlim(low, top * (top / low) ** 0.75 if log else top * 1.75)
         axis.set_xlabel(label)
@@ -62,6 +62,11 @@ def tail_latency(summary: Sequence[Mapping[str, Any]], *, looks: Looks | None = 
     legend = [_patch(colour, hatch, words) for _, words, hatch, colour in _SHARES]
     style.legend_below(figure, axes, _summary_note(rows, _WHAT_N_IS), legend)
     return figure
+
+
+def _decade_below(value: float) -> float:
+    """Return the power of ten at which a logarithmic bar begins: lengths of bars then say something of decades."""
+    return float(10.0 ** (math.ceil(math.log10(value)) - 1))
 
 
 def _span(row: Mapping[str, Any], column: str) -> tuple[float, float]:
@@ -141,9 +146,10 @@ def _bar_figure(rows: Sequence[Mapping[str, Any]], *, columns: int, title: str) 
     """Return a figure of horizontal bars: a row says tenant and case, and a rule parts the tenants."""
     names = list(rows[0])
     labels = names[: names.index("tenant")]
-    figure = Figure(figsize=(style.WIDTH_IN, 1.6 + 0.27 * len(rows)), layout="constrained")
+    below = columns if style.narrow() else 1
+    figure = Figure(figsize=(style.width_in(), below * (0.6 + 0.27 * len(rows)) + 1.0), layout="constrained")
     figure.suptitle(title)
-    axes: list[Axes] = list(figure.subplots(1, columns, sharey=True, squeeze=False).flat)
+    axes: list[Axes] = list(figure.subplots(below, columns // below, sharey=True, squeeze=False).flat)
     tenants = [str(row["tenant"]) for row in rows]
     cases = [frames.case_label({label: str(row[label]) for label in labels}).replace("\n", ", ") for row in rows]
     ticks = [f"{tenant}: {case}" for tenant, case in zip(tenants, cases, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 
 from sim.analysis.cell_measures import read_measures
 from sim.analysis.statistics import Difference, Interval, mean_interval, paired_difference
-from sim.analysis.summary import ALL, LATENCY_COLUMNS
+from sim.analysis.summary import ALL, LATENCY_COLUMNS, within_bounds
 from sim.records.result_folder import horizon_s, read_manifest, read_records, read_summary
 
 COUNTS = ("offered", "admitted", "finished", "refused", "evicted", "failed", "cancelled", "unfinished")
@@ -175,8 +175,10 @@ class Study:
         return rows[metric].astype(float)
 
     def interval(self, case: Case, tenant: str, metric: str) -> Interval:
-        """Return the mean of a metric over replications, with its 95 % interval."""
-        return mean_interval(self.values(case, tenant, metric))
+        """Return the mean of a metric over replications, with its 95 % interval within what the metric can be."""
+        found = mean_interval(self.values(case, tenant, metric))
+        low, high = within_bounds(metric, found.low, found.high)
+        return replace(found, low=low, high=high)
 
     def difference(self, baseline: Case, other: Case, tenant: str, metric: str) -> Difference:
         """Return how much more ``other`` measured; both met the same arrivals, so by replication."""

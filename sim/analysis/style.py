@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -23,6 +25,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDTH_IN = 9.0
+Width = Literal["screen", "column", "page"]
+"""What a figure is for: a screen, or one or two columns of a paper."""
+
+_PAPER_IN = {"screen": WIDTH_IN, "column": 3.5, "page": 7.16}  # IEEE's templates; ACM's differ by less than 0.2
+_WIDTH: ContextVar[Width] = ContextVar("width", default="screen")
+
 PNG_DPI = 150
 LOG_FROM = 30.0
 MAX_COLUMNS = 3
@@ -60,6 +68,19 @@ RC: Any = {
     "lines.linewidth": 1.6,
     "path.simplify": True,
     "svg.hashsalt": "tokenpools",
+}
+
+
+_PAPER_RC: Any = {
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8.5,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,  # submission systems refuse Type 3 fonts
 }
 
 
@@ -114,7 +135,7 @@ def styled(plot: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
 
     @functools.wraps(plot)
     def draw(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
-        with mpl.rc_context(RC):
+        with mpl.rc_context(RC if _WIDTH.get() == "screen" else RC | _PAPER_RC):
             return plot(*args, **kwargs)
 
     return draw
@@ -122,10 +143,11 @@ def styled(plot: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
 
 def panels(titles: Sequence[str], *, height_in: float, title: str, y_label: str) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel for each title, at most three to a row, all with the same axes."""
-    columns = min(len(titles), MAX_COLUMNS)
+    columns = 1 if narrow() else min(len(titles), MAX_COLUMNS)
     rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(WIDTH_IN, height_in * rows), layout="constrained")
-    figure.suptitle(title)
+    flatter = 0.8 if _WIDTH.get() == "page" else 1.0
+    figure = Figure(figsize=(width_in(), height_in * rows * flatter), layout="constrained")
+    figure.suptitle(textwrap.fill(title, round(100 * width_in() / WIDTH_IN)))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     axes: list[Axes] = list(grid.flat)
     for spare in axes[len(titles) :]:
@@ -168,7 +190,7 @@ def note_below(figure: Figure, note: str) -> float:
     """Write a note along the lower edge and keep the rest of the figure above it; return the share it takes."""
     if not note:
         return 0.0
-    text = textwrap.fill(note, 140)
+    text = textwrap.fill(note, round(140 * width_in() / WIDTH_IN))
     height_in = float(figure.get_figheight())
     figure.text(0.5, 0.05 / height_in, text, ha="center", va="bottom", fontsize=8, color=MUTED)
     share = (0.16 * (text.count("\n") + 1) + 0.08) / height_in  # 8 pt lines and a margin
@@ -220,11 +242,34 @@ def nice_window_s(span_s: float, wanted: int = 30) -> float:
     return float(power * min((1, 2, 5, 10), key=lambda step: (abs(np.log(step * power / exact)), step)))
 
 
+@contextmanager
+def drawn_for(width: Width) -> Iterator[None]:
+    """Draw and save what is drawn within for this width: figures for a paper keep their text at 7 to 8 points."""
+    token = _WIDTH.set(width)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(token)
+
+
+def width_in() -> float:
+    """Return how wide figures are now, in inches."""
+    return _PAPER_IN[_WIDTH.get()]
+
+
+def narrow() -> bool:
+    """Return whether figures have the width of one column of a paper, where panels go below each other."""
+    return _WIDTH.get() == "column"
+
+
 @styled
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` and ``name.svg``; equal figures give equal bytes."""
+    """Write ``name.png`` and ``name.svg``, and ``name.pdf`` for a paper; equal figures give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     figure.savefig(paths[0], dpi=PNG_DPI, metadata={"Software": None})
     figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    if _WIDTH.get() != "screen":
+        paths.append(folder / f"{name}.pdf")
+        figure.savefig(paths[-1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths

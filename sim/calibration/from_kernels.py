@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
-from sim.calibration.kernel_tables import grid_errors, read_kernel_tables, step_from_tables
-from sim.engine.step_table import ExtrapolationWarning
+from sim.calibration.kernel_tables import KernelTables, grid_errors, read_kernel_tables, read_meta, step_from_tables
+from sim.calibration.link_tables import LinkTable, gpu_named, read_link_table, shipped_links
+from sim.engine.links import Links
+from sim.engine.step_table import ExtrapolationWarning, TableStepTime
+from sim.errors import InputError
+from sim.profiles.gpus import GPUS
+from sim.profiles.models import MODELS, model_named
 from sim.scenario.profile import Calibration, Physics, Profile
+from sim.scenario.validation_errors import suggestion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChoice:
+    """Where the times of collectives come from.
+
+    Nothing given means what comes with tokenpools for the GPU that the tables name. ``table`` is a file of measured
+    all-reduces, ``latency_s`` and ``bytes_per_s`` a law, ``gpu`` a GPU whose shipped times to take; ``none`` leaves
+    collectives out.
+    """
+
+    table: Path | None = None
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
+    gpu: str | None = None
+    none: bool = False
 
 
 def calibrate_kernels(
     folder: Path,
     *,
-    layers: int,
     kv_blocks: int,
+    layers: int | None = None,
+    hidden_size: int | None = None,
+    experts: int | None = None,
+    experts_per_token: int | None = None,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
-    gpus: int = 1,
+    gpus: int | None = None,
+    expert_parallel: int = 1,
+    links: LinkChoice | None = None,
     async_scheduling: bool = True,
     prefix_caching: bool = True,
     kv_bytes_per_token: float | None = None,
@@ -29,29 +59,53 @@ def calibrate_kernels(
 ) -> Profile:
     """Return a profile whose step time is interpolated from a folder of kernel times; see `read_kernel_tables`.
 
+    Parameters
+    ----------
+    layers, hidden_size, experts, experts_per_token : of the model; left out, those of the model that ``meta.yaml``
+        names, if `MODELS` knows it.
+    gpus : that share the layers by tensor parallelism, as in the tables; left out, what the folder's name ends in
+        (``tp2``), else 1.
+    expert_parallel : ranks that share the experts, each with requests of its own; the tables are those of one rank.
+    links : where the times of what GPUs tell each other come from.
+
     Raises
     ------
-    InputError : the folder does not hold what it should.
+    InputError : the folder does not hold what it should, or not for so many GPUs.
     """
-    tables = read_kernel_tables(folder, layers=layers)
-    step_time = step_from_tables(tables, gpus)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)
-        grid = grid_errors(step_time, tables)
-    # Iterations that no engine of these settings can run are measured too, and left out here.
-    feasible = grid[
-        (grid.prefill_chunk + grid.n_decode <= max_num_batched_tokens)
-        & (grid.n_decode * grid.kv_decode + grid.kv_prefill <= kv_blocks * 16)
-    ]
-    means = feasible.groupby("kind").error.agg(lambda error: float(error.abs().mean()))
-    meta = tables.meta
+    meta = read_meta(folder)
+    shape = _shape(meta)
+    ranks = _ranks(folder, meta, gpus)
+    count = layers or _needed(shape.get("num_hidden_layers"), "layers", "the layers of the model, e.g. --layers 32")
+    tables = read_kernel_tables(
+        folder,
+        layers=int(count),
+        experts=experts or int(shape.get("num_experts", 128)),
+        experts_per_token=experts_per_token or int(shape.get("num_experts_per_tok", 8)),
+    )
+    if expert_parallel > 1:
+        if tables.experts is None:
+            problem = f"--expert-parallel {expert_parallel}, and the tables hold no moe.csv"
+            raise InputError(str(folder), problem, "leave it out, or give tables of a mixture of experts")
+        tables = replace(tables, experts=replace(tables.experts, ranks=expert_parallel))
+    choice, found = links or LinkChoice(), None
+    if max(ranks, expert_parallel) > 1 and not choice.none:
+        hidden = hidden_size or shape.get("hidden_size")
+        found = _links(choice, meta, ranks, expert_parallel, int(count), hidden)
+    elif choice != LinkChoice() and not choice.none:
+        raise InputError("--link-*", "given for one GPU, which has none to talk to", "leave it out, or give --gpus")
+    step_time = step_from_tables(tables, ranks, found[0] if found else None)
+    error, measurements = _against_itself(step_time, tables, kv_blocks, max_num_batched_tokens)
     measured = " ".join(str(meta[key]) for key in ("gpu", "model") if key in meta) or folder.name
     engine = f"vLLM {meta['vllm_version']}, CUDA {meta['cuda_version']}" if "vllm_version" in meta else ""
+    source = f"kernel times of {measured}, {engine or 'engine unknown'}"
+    total = ranks * expert_parallel
+    if total > 1 and found is None:
+        error += f"; made without the links between its {total} GPUs: too fast by what their collectives take"
     return Profile(
         name=name or folder.name,
-        source=f"kernel times of {measured}, {engine or 'engine unknown'}",
-        error=f"against {len(feasible)} iterations of its own tables: "
-        + ", ".join(f"{kind} {100 * error:.1f} %" for kind, error in means.items()),
+        source=source + (f"; links: {found[1]}" if found else ""),
+        error=error,
+        gpus=total,
         step_time=step_time,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -65,7 +119,7 @@ def calibrate_kernels(
             method="interpolation of measured kernel times, all layers summed",
             date=(today or date.today()).isoformat(),
             engine=engine,
-            measurements=len(tables.attention) + len(tables.dense_s) + len(tables.sequence_s),
+            measurements=measurements,
             ranges={
                 "prefill_tokens": (1.0, step_time.prefill_tokens[-1]),
                 "decode_sequences": (1.0, step_time.decode_batch[-1]),
@@ -73,3 +127,83 @@ def calibrate_kernels(
             },
         ),
     )
+
+
+def _against_itself(
+    step_time: TableStepTime, tables: KernelTables, kv_blocks: int, max_num_batched_tokens: int
+) -> tuple[str, int]:
+    """Return the sentence about the step time against its own tables, and how many measurements those are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        grid = grid_errors(step_time, tables)
+    # Iterations that no engine of these settings can run are measured too, and left out here.
+    feasible = grid[
+        (grid.prefill_chunk + grid.n_decode <= max_num_batched_tokens)
+        & (grid.n_decode * grid.kv_decode + grid.kv_prefill <= kv_blocks * 16)
+    ]
+    means = feasible.groupby("kind").error.agg(lambda error: float(error.abs().mean()))
+    sentence = f"against {len(feasible)} iterations of its own tables: " + ", ".join(
+        f"{kind} {100 * error:.1f} %" for kind, error in means.items()
+    )
+    return sentence, len(tables.attention) + len(tables.dense_s) + len(tables.sequence_s)
+
+
+def _shape(meta: dict[str, Any]) -> dict[str, Any]:
+    known = model_named(str(meta.get("model", "")))
+    return dict(known[1]) if known else {}
+
+
+def _needed(value: Any, option: str, fix: str) -> Any:
+    if value is None:
+        names = ", ".join(MODELS)
+        raise InputError(f"--{option}", "missing, and meta.yaml names no known model", f"give {fix} (known: {names})")
+    return value
+
+
+def _ranks(folder: Path, meta: dict[str, Any], gpus: int | None) -> int:
+    """Return the GPUs that the tables are of, and refuse another number."""
+    named = re.search(r"tp(\d+)$", folder.resolve().name)
+    of_tables = int(named[1]) if named else None
+    if gpus is None:
+        return of_tables or 1
+    profiled = meta.get("tp_degrees") or [gpus]
+    if of_tables is not None and gpus != of_tables:
+        problem = f"holds the tables of {of_tables} GPU{'s' * (of_tables > 1)}, not of {gpus}"
+        raise InputError(str(folder), problem, f"give --gpus {of_tables}, or the folder of {gpus}")
+    if gpus not in profiled:
+        problem = f"was profiled for {', '.join(map(str, profiled))} GPUs, not for {gpus}"
+        raise InputError(str(folder), problem, f"give --gpus {profiled[-1]}, or tables of {gpus}")
+    return gpus
+
+
+def _links(
+    choice: LinkChoice, meta: dict[str, Any], ranks: int, expert_parallel: int, layers: int, hidden: Any
+) -> tuple[Links, str] | None:
+    """Return the collectives of an iteration and where their times come from; None where nothing is known."""
+    if ranks > 1 and expert_parallel > 1:
+        problem = "experts shared beside tensor parallelism are not in such tables"
+        raise InputError("--expert-parallel", problem, "give --gpus 1")
+    joined = max(ranks, expert_parallel)
+    table: LinkTable | None = None
+    source = ""
+    if choice.table is not None:
+        table = read_link_table(choice.table, joined)
+    elif choice.bytes_per_s is None and choice.latency_s is None:
+        gpu = choice.gpu or gpu_named(str(meta.get("gpu", "")))
+        if choice.gpu is not None and choice.gpu not in GPUS:
+            raise InputError("--link-gpu", f"unknown GPU {choice.gpu}", suggestion(choice.gpu, list(GPUS)))
+        table = shipped_links(gpu, joined, str(meta.get("vllm_version", ""))) if gpu else None
+        if table is None and choice.gpu is not None:
+            raise InputError("--link-gpu", f"no times between {joined} {gpu} are shipped", "give --link-bytes-per-s")
+        if table is None:
+            return None
+    elif choice.bytes_per_s is None:
+        raise InputError("--link-latency-s", "given without a bandwidth", "give --link-bytes-per-s too, e.g. 4.5e11")
+    else:
+        source = f"{choice.latency_s or 0:g} s and {choice.bytes_per_s:g} bytes/s a GPU, as given"
+    width = _needed(hidden, "hidden-size", "the width of the model, e.g. --hidden-size 5120")
+    per_iteration: dict[str, Any] = {"all_reduces": 2 * layers} if ranks > 1 else {"all_to_alls": 2 * layers}
+    common: dict[str, Any] = {"ranks": joined, "bytes_per_token": 2.0 * int(width), **per_iteration}
+    if table is not None:
+        return Links(**common, message_bytes=table.message_bytes, all_reduce_s=table.all_reduce_s), table.source
+    return Links(**common, latency_s=choice.latency_s or 0.0, bytes_per_s=choice.bytes_per_s), source

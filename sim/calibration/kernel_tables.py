@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from numpy.typing import NDArray
 
+from sim.engine.experts import Experts
+from sim.engine.links import Links
 from sim.engine.step_table import TableStepTime
 from sim.errors import InputError
-
-Floats = NDArray[np.float64]
 
 _ONCE = ("embedding", "final_layernorm")  # of the dense layers, those that a model has once
 _TWICE = ("layernorm",)  # before attention and before the feed-forward part
@@ -38,14 +37,16 @@ class KernelTables:
 
     Attributes
     ----------
-    dense_s, sequence_s : by tokens, and by sequences.
+    dense_s, sequence_s : by tokens, those of experts left out, and by sequences.
     attention : columns prefill_chunk, kv_prefill, n_decode, kv_decode, s.
+    experts : of a mixture of experts, on one rank.
     meta : what ``meta.yaml`` says.
     """
 
     dense_s: pd.Series[float]
     sequence_s: pd.Series[float]
     attention: pd.DataFrame
+    experts: Experts | None
     meta: dict[str, Any]
 
 
@@ -66,18 +67,51 @@ def read_kernel_tables(folder: Path, *, layers: int, experts_per_token: int = 8,
     )
     per_sequence = _read(folder / "per_sequence.csv", ["layer", "sequences", "time_us"])
     attention = _read(folder / "attention.csv", ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"])
-    meta_file = folder / "meta.yaml"
-    meta = yaml.safe_load(meta_file.read_text(encoding="utf-8")) if meta_file.exists() else {}
+    meta = read_meta(folder)
     weight = {name: 1 if name in _ONCE else 2 * layers if name in _TWICE else layers for name in dense.columns}
     dense_s = sum((dense[name] * times for name, times in weight.items()), start=pd.Series(0.0, dense.index)) * 1e-6
+    experts_of_folder = None
     if (folder / "moe.csv").exists():
         moe = _read(folder / "moe.csv", ["tokens", "activated_experts", "time_us"])
-        tokens = dense.index.to_numpy(float)
-        touched = experts * (1 - (1 - experts_per_token / experts) ** tokens)
-        dense_s = dense_s + layers * 1e-6 * _expert_us(moe, tokens, touched)
+        experts_of_folder = _experts(moe, layers, experts, experts_per_token)
     attention["s"] = attention.time_us * layers * 1e-6
     sequence_s = per_sequence.groupby("sequences").time_us.sum() * 1e-6
-    return KernelTables(dense_s, sequence_s, attention, meta)
+    return KernelTables(dense_s, sequence_s, attention, experts_of_folder, meta)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return what ``meta.yaml`` says, of the folder or of the one above; empty where there is none.
+
+    Raises
+    ------
+    InputError : it is no mapping.
+    """
+    for place in (folder, folder.resolve().parent):
+        file = place / "meta.yaml"
+        if not file.exists():
+            continue
+        try:
+            meta = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = f"cannot be read ({str(error).splitlines()[0]})"
+            raise InputError(str(file), problem, "give the profiler's file as written") from None
+        if not isinstance(meta, dict):
+            raise InputError(str(file), "is not a mapping", "give the profiler's file as written")
+        return meta
+    return {}
+
+
+def _experts(moe: pd.DataFrame, layers: int, count: int, per_token: int) -> Experts:
+    """Return the experts' times; few tokens cannot touch many experts, and take what they do with the most."""
+    grid = moe.pivot(index="tokens", columns="activated_experts", values="time_us").sort_index()
+    filled = grid.interpolate(axis=1, method="index", limit_area="inside").ffill(axis=1).bfill(axis=1)
+    return Experts(
+        count=count,
+        per_token=per_token,
+        tokens=_knots(filled.index),
+        touched=_knots(filled.columns),
+        seconds=_rows(filled * (layers * 1e-6)),
+    )
 
 
 def _skew(meta: dict[str, Any], gpus: int) -> float:
@@ -91,10 +125,11 @@ def _skew(meta: dict[str, Any], gpus: int) -> float:
     return float(found.get("alpha_default", 0.0)) if fit.get("enabled") else 0.0
 
 
-def step_from_tables(tables: KernelTables, gpus: int = 1) -> TableStepTime:
+def step_from_tables(tables: KernelTables, gpus: int = 1, links: Links | None = None) -> TableStepTime:
     """Return the step time that the tables make: few enough numbers for a file, close enough to the tables.
 
-    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number.
+    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number, and ``links`` what
+    they tell each other, which no such table holds.
     """
     times = tables.attention.set_index(["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]).s
     alone = _grid(times.xs((0, 0), level=("prefill_chunk", "kv_prefill")))
@@ -124,7 +159,7 @@ def step_from_tables(tables: KernelTables, gpus: int = 1) -> TableStepTime:
         decode_batch=_knots(alone.index), decode_context=_knots(alone.columns), decode_s=_rows(alone),
         prefill_tokens=_knots(prompts.index), prefill_context=_knots(prompts.columns), prefill_s=_rows(prompts),
         beside_batch=_knots(beside.index), beside_context=_knots(beside.columns), beside_s=_rows(beside),
-        skew=_skew(tables.meta, gpus),
+        skew=_skew(tables.meta, gpus), links=links, experts=tables.experts,
         mixed_tokens=tuple(map(float, axes[0])), mixed_before=tuple(map(float, axes[1])),
         mixed_batch=tuple(map(float, axes[2])), mixed_context=tuple(map(float, axes[3])),
         mixed_ratio=_tuples(ratio),
@@ -135,7 +170,8 @@ def grid_errors(step: Any, tables: KernelTables) -> pd.DataFrame:
     """Return, for each iteration that the attention table holds, the tables' duration and the step time's.
 
     Columns: those of the table, ``kind`` (prompt, decode, mixed), ``measured_s``, ``step_s`` and ``error`` (relative).
-    The dense layers of an iteration of more tokens than were measured are taken at the last measured number.
+    The dense layers of an iteration of more tokens than were measured are taken at the last measured number. Links are
+    in neither.
     """
     rows = tables.attention.copy()
     tokens = np.minimum(rows.prefill_chunk + rows.n_decode, tables.dense_s.index[-1])
@@ -145,8 +181,11 @@ def grid_errors(step: Any, tables: KernelTables) -> pd.DataFrame:
         + np.interp(sampled, tables.sequence_s.index, tables.sequence_s)
         + rows.s
     )
+    experts, links = tables.experts, step.links
+    if experts is not None:
+        rows["measured_s"] += [experts.iteration_s(n) for n in tokens]
     rows["step_s"] = [
-        step.iteration_s(p, p * (c + (p + 1) / 2), n, n * k)
+        step.iteration_s(p, p * (c + (p + 1) / 2), n, n * k) - (links.iteration_s(p + n) if links is not None else 0.0)
         for p, c, n, k in zip(rows.prefill_chunk, rows.kv_prefill, rows.n_decode, rows.kv_decode, strict=True)
     ]
     kinds = {(True, False): "prompt", (False, True): "decode", (True, True): "mixed"}
@@ -165,18 +204,6 @@ def thinned(points: pd.Series[float], tolerance: float) -> tuple[list[float], li
         if error[worst] <= tolerance:
             return [float(v) for v in x[keep]], [float(f"{v:.5g}") for v in y[keep]]
         keep = sorted([*keep, worst])
-
-
-def _expert_us(moe: pd.DataFrame, tokens: Floats, touched: Floats) -> Floats:
-    """Interpolate, linearly in experts for each measured number of tokens, then in tokens."""
-    measured = np.unique(moe.tokens.to_numpy(float))
-    rows = [(n, moe[moe.tokens == n]) for n in measured]
-    result = np.empty(len(tokens))
-    for i, (n, experts) in enumerate(zip(tokens, touched, strict=True)):
-        us = [float(np.interp(experts, of.activated_experts, of.time_us)) for _, of in rows]
-        # A measurement of few tokens cannot touch many experts; those of at least as many tokens can.
-        result[i] = np.interp(n, measured, us)
-    return result
 
 
 def _grid(times: pd.Series[float]) -> pd.DataFrame:

@@ -53,6 +53,6 @@ def measure_endpoint(
 
 def _number(cache: object, name: str, base_url: str, option: str) -> int:
     value = cache.get(name, "") if isinstance(cache, dict) else ""
-    if not value.isdecimal():
+    if not (value.isascii() and value.isdecimal() and len(value) < 19):
         raise InputError(base_url, f"its metrics do not say {name}", f"{_STATE}: {option}")
     return int(value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from policies.api import Adopted, Arrived, CallMeAt, CapacityChanged, Event, Instruction, ReplicaReport, Tick
 from policies.core import GatewayCore
+from policies.invariants import CheckedCore
 from policies.sharing import Peers, exchange
 
 _NEVER_S = float("inf")
@@ -26,6 +27,9 @@ class Gateways:
         self._cores = cores
         self._share_s = share_s
         self._peers = [Peers(core.pool, policy) for core, policy in zip(cores, policies, strict=True)]
+        for core, peer in zip(cores, self._peers, strict=True):
+            if isinstance(core, CheckedCore):
+                core.checker.peers = peer
         self._calls_s = [_NEVER_S] * len(cores)
         self._exchange_s = _NEVER_S
         self._called_s = _NEVER_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import simpy
@@ -21,6 +22,7 @@ from policies.api import (
     Scaler,
 )
 from policies.core import GatewayCore
+from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Alarm, Clock
@@ -109,6 +111,7 @@ def simulate(
     record_decisions: bool = False,
     on_progress: Callable[[float, int], None] | None = None,
     through: Callable[[GatewayCore], GatewayCore] | None = None,
+    check_invariants: bool = False,
 ) -> Outcomes:
     """Run it.
 
@@ -116,6 +119,11 @@ def simulate(
     ----------
     on_progress : hears simulated seconds and ended attempts at every sample of the timeline.
     through : handed the core of each gateway before the run begins; what it returns takes the core's place.
+    check_invariants : whether `policies.invariants` looks on, which ends the run at the first violation.
+
+    Raises
+    ------
+    InvariantError : an invariant did not hold.
     """
     workloads, demands = split_over_keys(world.workloads, world.demands)
     if len(workloads) > len(world.workloads):
@@ -126,6 +134,8 @@ def simulate(
     others = [_core(world, policy, router, None) for policy, router in world.others]
     if through is not None:
         core, *others = (through(one) for one in (core, *others))
+    if check_invariants:
+        core, *others = (cast("GatewayCore", CheckedCore(one, Checker())) for one in (core, *others))
     policies = [world.policy, *(policy for policy, _ in world.others)]
     watching = [policy for policy, _ in world.shadows.values()]
     opinions: list[Opinion] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sim.engine.linear_decode import LinearDecode
+from sim.engine.links import Links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,9 @@ class RooflineStepTime(LinearDecode):
     per_decode_sequence_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds per decoding sequence, e.g. 1.0e-5"}
     )
+    links: Links | None = field(
+        default=None, metadata={"description": "give the collectives of several GPUs, e.g. {ranks: 2, ...}"}
+    )
 
     def iteration_s(
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
@@ -95,8 +99,10 @@ class RooflineStepTime(LinearDecode):
         flops_per_s = self.compute_efficiency * self.hardware.flops_per_s
         bytes_per_s = self.memory_efficiency * self.hardware.bytes_per_s
         dense_s = max(work.weight_bytes(tokens) / bytes_per_s, work.flops_per_token() * tokens / flops_per_s)
+        links_s = self.links.iteration_s(tokens) if self.links is not None else 0.0
         return (
             self.base_s
+            + links_s
             + dense_s
             + self.per_decode_sequence_s * decode_sequences
             + self.per_context_token_s * context_tokens

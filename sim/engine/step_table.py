@@ -18,7 +18,9 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from sim.engine.decode_curve import DecodeCurve
+from sim.engine.experts import Experts
 from sim.engine.interpolation import clamped, on_line, on_square, place
+from sim.engine.links import Links
 
 Knots = tuple[float, ...]
 Row = tuple[float, ...]
@@ -87,6 +89,12 @@ class TableStepTime:
         },
     )
     scale: float = field(default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"})
+    experts: Experts | None = field(
+        default=None, metadata={"description": "give the times of experts, where they are not in dense_s"}
+    )
+    links: Links | None = field(
+        default=None, metadata={"description": "give the collectives of several GPUs, e.g. {ranks: 2, ...}"}
+    )
 
     def __post_init__(self) -> None:
         for name, axes in _AXES:
@@ -120,7 +128,8 @@ class TableStepTime:
         sequence_s = self._sequence.get(sequences)
         if sequence_s is None:
             sequence_s = self._sequence[sequences] = self._sequence_s(sequences)
-        return self.base_s + self.per_prefill_iteration_s + self.scale * (dense_s + sequence_s + attention_s)
+        kernels_s = self.base_s + self.per_prefill_iteration_s + self.scale * (dense_s + sequence_s + attention_s)
+        return kernels_s if self.links is None else kernels_s + self.links.iteration_s(tokens)
 
     def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`."""
@@ -157,18 +166,20 @@ class TableStepTime:
                 self._check("decode_batch", sequences)
             at = place(self.decode_batch, sequences)
             rest_s = self._dense_s(sequences) + self._sequence_s(sequences)
+            fixed_s = self.base_s + (self.links.iteration_s(sequences) if self.links is not None else 0.0)
             columns = zip(*self.decode_s, strict=True)
             # Below the first batch and beyond the last, a straight line may fall under what one sequence takes.
             attention_s = [max(on_line(column, at), _LEAST_SHARE * min(column)) for column in columns]
             contexts = [sequences * each for each in self.decode_context]
-            seconds = [self.base_s + self.scale * (rest_s + each) for each in attention_s]
+            seconds = [fixed_s + self.scale * (rest_s + each) for each in attention_s]
             curve = self._curves[sequences] = DecodeCurve(sequences, contexts, seconds)
         return curve
 
     def _dense_s(self, tokens: int) -> float:
         if tokens > self.dense_tokens[-1]:
             self._check("dense_tokens", tokens)
-        return on_line(self.dense_s, place(self.dense_tokens, tokens))
+        dense_s = on_line(self.dense_s, place(self.dense_tokens, tokens))
+        return dense_s if self.experts is None else dense_s + self.experts.iteration_s(tokens)
 
     def _sequence_s(self, sequences: int) -> float:
         return on_line(self.sequence_s, place(self.sequences, sequences))

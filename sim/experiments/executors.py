@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from sim.errors import InputError
+from sim.extras import EXTRA_OF, needs
 from tokenpools._worker import Unloadable, call, ignore_interrupts
 
 Task = TypeVar("Task")
@@ -61,8 +62,7 @@ class Executor:
             raise InputError("executor", "loky has no address", "give --executor dask or --executor ray")
         module = {"loky": "joblib", "dask": "distributed", "ray": "ray"}[self.kind]
         if not self.here and find_spec(module) is None:
-            extra = "tokenpools" if self.kind == "loky" else f"tokenpools[{self.kind}]"
-            raise InputError("executor", f"{module} is not installed", f"pip install '{extra}'")
+            raise InputError(f"--executor {self.kind}", *needs(EXTRA_OF.get(module, "all"), module))
 
     @property
     def here(self) -> bool:

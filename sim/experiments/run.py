@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from policies.api import AdmissionPolicy
+from policies.invariants import InvariantError
 from policies.registry import SCALERS
 from sim import collector
 from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
@@ -19,6 +21,7 @@ from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
 from sim.errors import RunError, TokenpoolsError
+from sim.experiments.caveats import caveats
 from sim.experiments.demands import client_chances, demands, named_chance
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.records import provenance
@@ -59,24 +62,31 @@ class ScenarioResult:
 
 
 def run_scenario(
-    scenario: Scenario, out: Path | None = None, *, jobs: int = 1, on_progress: Progress | None = None
+    scenario: Scenario, out: Path | None = None, *, jobs: int = 1, on_progress: Progress | None = None,
+    check_invariants: bool = False,
 ) -> ScenarioResult:
     """Run every cell and, with ``out``, write the result there, whole or not at all.
+
+    Parameters
+    ----------
+    check_invariants : whether `policies.invariants` looks on at every gateway core.
 
     Raises
     ------
     InputError : ``out`` cannot be written, or a trace is missing or damaged.
+    RunError : an invariant did not hold.
     """
     if out is not None:
         check_output_folder(out)
     started_s, cpu_s = time.time(), _cpu_s()
     cells = expand(scenario)
-    results = sorted(_run_cells(cells, jobs, on_progress), key=lambda result: result.index)
+    results = sorted(_run_cells(cells, jobs, on_progress, check_invariants), key=lambda result: result.index)
     requests = join_tables([r.requests for r in results])
     timeline = join_tables([r.timeline for r in results])
     decisions = _joined([r.decisions for r in results])
     shadows = _joined([r.shadows for r in results])
     summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
+    notes = caveats((cells[r.index].scenario.pool.profile, r.requests) for r in results)
     manifest: dict[str, Any] = {
         **provenance.origin(scenario),
         "host": provenance.host(),
@@ -84,6 +94,7 @@ def run_scenario(
         "wall_s": round(time.time() - started_s, 3),
         "cpu_s": round(_cpu_s() - cpu_s, 3),
         **warm_ups_in_manifest(cuts),
+        **({"caveats": notes} if notes else {}),
         "cells": [r.stats for r in results],
     }
     if out is not None:
@@ -91,12 +102,19 @@ def run_scenario(
     return ScenarioResult(requests, timeline, decisions, shadows, summary, manifest, out)
 
 
-def run_cell(cell: Cell, on_progress: Progress | None = None) -> CellResult:
-    """Run one cell."""
+def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: bool = False) -> CellResult:
+    """Run one cell.
+
+    Raises
+    ------
+    RunError : an invariant did not hold.
+    """
     scenario = cell.scenario
     started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
-        outcomes = _simulate(cell, on_progress)
+        outcomes = _simulate(cell, on_progress, check_invariants)
+    except InvariantError as error:
+        raise RunError(f"{cell.policy}, replication {cell.replication}: {error}; please report it") from None
     except TokenpoolsError:
         raise
     except Exception as error:
@@ -206,12 +224,13 @@ def _pool_event(event: Event) -> PoolEvent:
     )
 
 
-def _simulate(cell: Cell, on_progress: Progress | None) -> Outcomes:
+def _simulate(cell: Cell, on_progress: Progress | None, check_invariants: bool) -> Outcomes:
     world = world_of(cell)
     # Nothing a run makes is garbage in a cycle, so looking for cycles in millions of live objects only costs time.
     with collector.paused():
         return simulate(
-            world, record_decisions=cell.scenario.record_decisions, on_progress=_steps(on_progress)
+            world, record_decisions=cell.scenario.record_decisions, on_progress=_steps(on_progress),
+            check_invariants=check_invariants,
         )
 
 
@@ -229,14 +248,16 @@ def _steps(on_progress: Progress | None) -> Progress | None:
     return step
 
 
-def _run_cells(cells: Sequence[Cell], jobs: int, on_progress: Progress | None) -> Iterator[CellResult]:
+def _run_cells(
+    cells: Sequence[Cell], jobs: int, on_progress: Progress | None, check_invariants: bool
+) -> Iterator[CellResult]:
     if jobs == 1 or len(cells) == 1:
         for cell in cells:
-            yield run_cell(cell, on_progress)
+            yield run_cell(cell, on_progress, check_invariants)
         return
     from sim.experiments.executors import Executor, Lost
 
-    for i, result in Executor(jobs=min(jobs, len(cells))).map(_run_or_error, cells):
+    for i, result in Executor(jobs=min(jobs, len(cells))).map(partial(_run_or_error, check_invariants), cells):
         if isinstance(result, Lost):
             raise RunError(f"{cells[i].policy}, replication {cells[i].replication}: {result.problem}")
         if isinstance(result, Exception):
@@ -246,9 +267,9 @@ def _run_cells(cells: Sequence[Cell], jobs: int, on_progress: Progress | None) -
         yield result
 
 
-def _run_or_error(cell: Cell) -> CellResult | Exception:
+def _run_or_error(check_invariants: bool, cell: Cell) -> CellResult | Exception:
     try:
-        return run_cell(cell)
+        return run_cell(cell, check_invariants=check_invariants)
     except Exception as error:
         return error
 

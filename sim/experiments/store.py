@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from sim.analysis.summary import Row
@@ -87,7 +88,7 @@ class CellStore:
         """Remove what a killed sweep left half-written."""
         for partial in self._cells.glob(".*.partial-*"):
             pid = partial.name.rpartition("-")[2]
-            if not Path(f"/proc/{pid}").exists():
+            if not pid.isdecimal() or not psutil.pid_exists(int(pid)):
                 shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -13,7 +13,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SummaryRow = dict[str, Cell]
 
 CELLS = "cells"
 _GIVE_ANOTHER = "name another folder with --out"
+_OURS = ("manifest.json", CELLS, "acceptance.csv")  # what tells a folder of ours from somebody's own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +99,45 @@ def write_result(
         if isinstance(error, OSError):
             raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
         raise
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `InputError` unless ``folder`` is free, or holds what tokenpools wrote and may be replaced."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        check_output_folder(folder)
+        return
+    if not any((folder / name).exists() for name in _OURS):
+        fix = f"{_GIVE_ANOTHER}, or remove this one by hand"
+        raise InputError(str(folder), "is no result, so --overwrite leaves it alone", fix)
+    check_output_folder(folder.with_name(f"{folder.name}.probe"))  # may its parent be written to?
+
+
+@contextmanager
+def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield where to write a result: ``folder`` itself, or a place beside it that replaces it when all went well.
+
+    Raises
+    ------
+    InputError : ``folder`` holds something that is no result.
+    """
+    if not overwrite:
+        yield folder
+        return
+    check_replaceable(folder)
+    if not folder.exists():
+        yield folder
+        return
+    made = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    try:
+        yield made
+        folder.rename(old)
+        made.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (made, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_result(folder: Path) -> Result:

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from sim.engine.disaggregation import Disaggregated
 from sim.engine.speculation import Speculation
-from sim.engine.step_roofline import Hardware, Work, least_iteration_s
-from sim.engine.step_table import ExtrapolationWarning
+from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_iteration_s
+from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
 from sim.scenario.registered_types import MisfitError, OneOf, Strict
@@ -61,6 +61,7 @@ class Profile(Strict):
     max_num_batched_tokens: int = Field(gt=0, description="give the tokens of one iteration, e.g. 2048")
     kv_blocks: int = Field(gt=0, description="give the KV cache blocks of one replica, e.g. 30000")
     block_tokens: int = Field(default=16, gt=0, description="give the tokens of one KV block, e.g. 16")
+    gpus: int = Field(default=1, gt=0, description="give the GPUs of one replica, e.g. 2")
     kv_bytes_per_token: float | None = Field(
         default=None,
         gt=0,
@@ -99,12 +100,37 @@ class Profile(Strict):
     request_overhead_s: float = Field(
         default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
     )
+    request_handling_s: float = Field(
+        default=0.0, ge=0, description="give the seconds a server takes for each request, one at a time, e.g. 0.001"
+    )
+    request_per_running_s: float = Field(
+        default=0.0, ge=0, description="give the seconds that each request in the engine adds to that, e.g. 0.0002"
+    )
     physics: Physics | None = Field(
         default=None, description="give work and hardware, to have the step time checked against what they allow"
     )
     calibration: Calibration | None = Field(
         default=None, description="say how the numbers were found; tokenpools calibrate writes it"
     )
+
+    @property
+    def lacks_links(self) -> bool:
+        """Whether several GPUs compute, and the step time holds nothing of what they tell each other.
+
+        Coefficients that were fitted to measured runs hold it in what they say of tokens and iterations.
+        """
+        of_kernels = isinstance(self.step_time, TableStepTime | RooflineStepTime)
+        return self.gpus > 1 and of_kernels and self.step_time.links is None
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of this profile's results must know, a sentence each."""
+        if not self.lacks_links:
+            return ()
+        return (
+            f"profile {self.name} has {self.gpus} GPUs and no links between them: iterations are too short by their "
+            "all-reduces; give step_time.links, or make it again with tokenpools calibrate kernels --link-...",
+        )
 
     @property
     def goes_by_deadlines(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from sim.scenario.load import Scenario, load_scenario
 from sim.studies import paper_acceptance as acceptance
 from sim.studies import paper_measures as measures
 
+OnProgress = Callable[[float, int], None]
 EXPERIMENTS = ("paper-exp1", "paper-exp2")
 
 
@@ -28,7 +29,9 @@ class Reproduction:
     passed: bool
 
 
-def reproduce(out: Path, jobs: int = 1, *, replications: int | None = None) -> Reproduction:
+def reproduce(
+    out: Path, jobs: int = 1, *, replications: int | None = None, on_progress: OnProgress | None = None
+) -> Reproduction:
     """Run both experiments as shipped, and write results, table and figures to ``out``, whole or not at all.
 
     ``out`` then holds ``paper-exp1`` and ``paper-exp2`` (result folders), ``acceptance.md``, ``acceptance.csv`` and
@@ -37,6 +40,7 @@ def reproduce(out: Path, jobs: int = 1, *, replications: int | None = None) -> R
     Parameters
     ----------
     replications : fewer or more than the scenarios say, for a quick look.
+    on_progress : hears simulated seconds and requests as they are done.
 
     Raises
     ------
@@ -47,7 +51,7 @@ def reproduce(out: Path, jobs: int = 1, *, replications: int | None = None) -> R
     scenarios = [shipped(name, replications) for name in EXPERIMENTS]
     with whole_folder(out) as partial:
         first, second = (
-            run_scenario(scenario, partial / name, jobs=jobs)
+            run_scenario(scenario, partial / name, jobs=jobs, on_progress=on_progress)
             for name, scenario in zip(EXPERIMENTS, scenarios, strict=True)
         )
         rows = judged(first, second, scenarios)

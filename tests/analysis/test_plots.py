@@ -10,7 +10,8 @@ from analysis.toy import columns, spec
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from sim.analysis import frames, paper_plots, plots_over_time, plots_summary, style
+from sim.analysis import frames, paper_plots, plots_over_time, plots_shares, plots_summary, style
+from sim.analysis.binding import binding, promised_shares
 from sim.analysis.plots import plot_result
 from sim.analysis.summary import summarise
 from sim.records.result_folder import Result
@@ -70,6 +71,75 @@ def test_a_window_holds_the_median_the_p99_and_their_n():
     assert table["p50"].tolist()[::2] == [2.0, 4.0]
     assert table["p99"].iloc[0] == pytest.approx(2.0 + 0.98 * 7.0)
     assert np.isnan(table["p99"].iloc[1])
+
+
+def pool_frame(**series):
+    return pd.DataFrame({name: np.asarray(values, dtype=float) for name, values in series.items()})
+
+
+def test_what_binds_is_what_is_used_most_in_the_busy_hours():
+    kv = [0.2] * 18 + [0.9] * 2
+    pool = pool_frame(in_flight=[4] * 20, capacity_slots=[16] * 20, kv_used_fraction=kv, tokens_per_s=[100] * 20)
+    found = binding(pool, tokens_per_s=200.0)
+    assert found.used == {"slots": 0.25, "kv": 0.9, "tokens_per_s": 0.5}
+    assert found.resource == "kv"
+    assert str(found) == "KV blocks bind: 90% in use at P95"
+    assert binding(pool.drop(columns="kv_used_fraction")).resource == "slots"  # no capacity in tokens is declared
+    assert binding(pool_frame(waiting=[1.0])).used == {"slots": 0.0}
+    assert binding(pool_frame(in_flight=[1.0, 1.0], capacity_slots=[0.0, 2.0])).used == {"slots": 0.5}  # none, then two
+
+
+def test_promised_shares_are_of_what_binds():
+    baselines = {"a": {"slots": 6.0, "tokens_per_s": 10.0}, "b": {"slots": 2.0}, "c": None}
+    pool = {"entitlements": [{"name": name, "baseline": baseline} for name, baseline in baselines.items()]}
+    assert promised_shares(pool, "slots") == {"a": 0.75, "b": 0.25, "c": 0.0}
+    assert promised_shares(pool, "tokens_per_s") == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert promised_shares({"entitlements": [{"name": "c"}]}, "slots") == {}
+
+
+def test_the_fair_share_figures_have_parts_of_a_whole_and_the_promise(exp2):
+    _, timeline = exp2
+    names = frames.names(timeline, "name")
+    names = [name for name in names if name != "pool"]
+    promised = [{"name": name, "baseline": {"slots": i}} for i, name in enumerate(names, 1)]
+    pool = {"replicas": 1, "entitlements": promised}
+    figure = plots_shares.fair_share(timeline, pool)
+    whole = sum(i for i in range(1, len(names) + 1))
+    for axis in figure.axes:
+        lines = {str(each.get_label()): np.asarray(each.get_ydata(), dtype=float) for each in axis.lines}
+        parts = np.nansum([lines[name] for name in names], axis=0)
+        assert np.allclose(parts[parts > 0], 1.0)
+        dotted = sorted(float(each.get_ydata()[0]) for each in axis.lines if str(each.get_label()).startswith("_"))
+        assert dotted == pytest.approx([i / whole for i in range(1, len(names) + 1)])
+    assert texts_apart(figure) == []
+    totals = plots_shares.fair_share_totals(timeline, pool)
+    assert totals.axes[0].get_yticklabels()[0].get_text() == "promised"
+    assert texts_apart(totals) == []
+
+
+@pytest.mark.parametrize("width", ["screen", "column", "page"])
+def test_figures_fit_the_width_they_are_drawn_for(tmp_path, exp1, width):
+    _, timeline = exp1
+    inches = {"screen": 9.0, "column": 3.5, "page": 7.16}[width]
+    with style.drawn_for(width):
+        figure = plots_over_time.queue_over_time(timeline)
+        assert figure.get_figwidth() == pytest.approx(inches)
+        names = [path.name for path in style.save(figure, tmp_path, "queue")]
+    assert ("queue.pdf" in names) == (width != "screen")
+    assert texts_apart(figure) == []
+    assert plots_over_time.queue_over_time(timeline).get_figwidth() == 9.0
+
+
+def test_a_pdf_has_stable_bytes(tmp_path, exp1):
+    _, timeline = exp1
+    with style.drawn_for("column"):
+        for folder in ("a", "b"):
+            style.save(plots_over_time.queue_over_time(timeline), tmp_path / folder, "queue")
+    assert (tmp_path / "a/queue.pdf").read_bytes() == (tmp_path / "b/queue.pdf").read_bytes()
+
+
+def test_logarithmic_bars_begin_at_a_power_of_ten_below_the_least():
+    assert [plots_summary._decade_below(value) for value in (0.3, 1, 7, 100)] == pytest.approx([0.1, 0.1, 1, 10])
 
 
 def test_mean_present_is_the_integral_over_the_window():
@@ -278,6 +348,7 @@ def test_plot_result_writes_both_formats_with_stable_bytes(tmp_path, exp1):
     result = Result(*exp1, summarise(exp1[0], horizon_s=90.0, warmup_s=0.0), {})
     first, second = (plot_result(result, tmp_path / name, phases=PHASE) for name in ("one", "two"))
     names = {"latency-over-time", "queue-over-time", "capacity-share", "tail-latency", "refusals"}
+    names |= {"fair-share", "fair-share-totals", "debt", "weight"}
     assert {path.name for path in first} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name

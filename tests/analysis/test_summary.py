@@ -11,7 +11,7 @@ from analysis.toy import NAN, columns, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.analysis.summary import LATENCY_COLUMNS, format_table, interval, summarise
+from sim.analysis.summary import LATENCY_COLUMNS, format_table, interval, summarise, within_bounds
 from sim.records import metrics
 from sim.records.schema import REASONS, Outcome, join_tables, requests_table
 
@@ -146,7 +146,8 @@ def test_replications_are_averaged_with_student_intervals():
     means = [1.5, 3.0, 5.0]
     low, high = scipy.stats.t.interval(0.95, df=2, loc=np.mean(means), scale=scipy.stats.sem(means))
     assert row["ttft_mean_s"] == pytest.approx(np.mean(means))
-    assert (row["ttft_mean_s_ci_low"], row["ttft_mean_s_ci_high"]) == pytest.approx((low, high))
+    assert low < 0  # which no time can be
+    assert (row["ttft_mean_s_ci_low"], row["ttft_mean_s_ci_high"]) == pytest.approx((0.0, high))
     assert {name.removesuffix("_ci_low") for name in row if name.endswith("_ci_low")} == set(LATENCY_COLUMNS)
 
 
@@ -237,3 +238,17 @@ def test_a_hundred_thousand_rows_take_a_moment():
     # Measured at 0.1 and 0.07 s; the bounds leave room for a slow machine but none for a loop over rows.
     assert built - begun < 0.5
     assert ended - built < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "within"),
+    [
+        ("ttft_p99_s", (-0.2, 3.0), (0.0, 3.0)),
+        ("slo_attainment", (0.9, 1.1), (0.9, 1.0)),
+        ("offered", (-3.0, 12.0), (0.0, 12.0)),
+        ("ttft_p99_s", (0.1, 0.2), (0.1, 0.2)),
+    ],
+)
+def test_an_interval_has_no_values_that_its_measure_cannot_have(name, given, within):
+    assert within_bounds(name, *given) == within
+    assert all(np.isnan(within_bounds(name, NAN, NAN)))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from live.gate import Gate, config, gateway
 from live.stand_in import Behaviour, StandIn, running
+from typer.testing import CliRunner
 
 from sim.cli import app
 from sim.errors import InputError, ScenarioError

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from live.stand_in import StandIn
 from policies.api import Event, Instruction
+from policies.invariants import Checker, Violation
 from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.service import Service
 from sim.live.observability.observer import RequestLog
 from sim.live.observability.wiring import Observability
@@ -91,12 +91,22 @@ class Gate:
     observability: Observability = None  # type: ignore[assignment]
     logs: list[RequestLog] = field(default_factory=list)
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
+    broken: list[Violation] = field(default_factory=list)
+    checker: Checker | None = None
 
     def ended(self, log: RequestLog) -> None:
         self.logs.append(log)
 
     def record(self, now_s: float, event: Event, instructions: Sequence[Instruction]) -> None:
         self.events.append((now_s, event, instructions))
+
+    def check(self, now_s: float, event: Event, instructions: Sequence[Instruction]) -> None:
+        """Hold the core to its invariants (`policies.invariants`)."""
+        if self.service is None:  # it is being put together
+            return
+        if self.checker is None:
+            self.checker = Checker(self.broken.append, every_events=50)
+        self.checker.after(self.service.gateway.core, event, now_s, instructions)
 
     @property
     def base_url(self) -> str:
@@ -146,6 +156,9 @@ class Gate:
 
     def _audit(self) -> None:
         core = self.service.gateway.core
+        if self.checker is not None:
+            self.checker.check_all(core, self.service.gateway.now_s())
+        assert not self.broken, "; ".join(map(str, self.broken))
         assert not core.pool.in_flight
         for book in core.pool.entitlements.values():
             assert (book.in_flight, book.reserved_tokens) == (0, 0), book
@@ -196,7 +209,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
             gate = Gate(
                 None, asyncio.get_running_loop(), listening.getsockname()[1],  # type: ignore[arg-type]
             )
-            gate.service = await Service.open(settings, core, observers=[gate], recorders=[gate.record])
+            gate.service = await Service.open(settings, core, observers=[gate], recorders=[gate.record, gate.check])
             found.append(gate)
             server = gate.service.server()
             servers.append(server)
@@ -217,7 +230,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
 
     def work() -> None:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(serve())
         except BaseException as error:
             failed.append(error)

@@ -129,17 +129,21 @@ names = st.sampled_from("abcdefg")
 @given(st.lists(st.tuples(names, st.none() | st.integers(0, 9)), max_size=200))
 def test_a_keyed_heap_is_a_dictionary_that_knows_its_least(steps: list[tuple[str, int | None]]) -> None:
     heap, model = KeyedHeap(), {}
-    for name, key in steps:
+    came: dict[str, int] = {}
+    for at, (name, key) in enumerate(steps):
         if key is None:
             if name in model:
                 heap.remove(name)
                 del model[name]
         else:
             heap.set(name, (key,))
+            if name not in model:
+                came[name] = at
             model[name] = (key,)
         assert (len(heap), name in heap) == (len(model), name in model)
         if model:
-            assert heap.least() == min((key, name) for name, key in model.items())
+            least, _, first = min((key, came[name], name) for name, key in model.items())
+            assert heap.least() == (least, first)  # of equals, who was put in first
 
 
 line_steps = st.one_of(st.integers(0, 5), st.just("pop"), st.tuples(st.just("drop"), st.integers(0, 30)))

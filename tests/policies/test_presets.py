@@ -7,15 +7,43 @@ from typing import Any
 import pytest
 from parity.by_hand import Hand
 
+from policies.fair_queue import Drr
 from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
 from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
+from policies.prio_reserve import PrioReserve
 from policies.registry import POLICIES
 
 PRESETS = {kind: entry for kind, entry in POLICIES.items() if hasattr(entry.params, "expand")}
 
 
-def test_litellm_enforces_shares_only_above_its_threshold_and_late() -> None:
-    hand = Hand(LiteLlm(tokens_per_min=6000, weights={"a": 0.5}))  # shares: a 3000, all others 1500
+def test_litellm_alone_stops_at_the_greater_of_share_and_threshold() -> None:
+    """litellm-docs 735: a team alone gets max(reservation, threshold) of the capacity, never all of it."""
+    for weight, most in ((0.25, 3000), (0.75, 4500)):  # of 6000; the threshold is 0.5
+        hand = Hand(LiteLlm(tokens_per_min=6000, weights={"a": weight}), slots=1000)
+        used = [0] * 3
+        for k in range(180):  # 400 tokens a second for three windows, each known at once
+            if hand.ask(k, f"a{k}", 100) == f"a{k}:in":
+                hand.end(k, f"a{k}", 300)
+                used[k // 60] += 400
+        # The first sixteen (twelve) hundred tokens beyond the last that still fits: one request more at most.
+        assert [most <= tokens < most + 400 for tokens in used] == [True] * 3
+
+
+def test_litellm_s_reservations_above_one_are_scaled_and_the_default_pool_is_outside_that_sum() -> None:
+    hand = Hand(LiteLlm(tokens_per_min=6000, weights={"a": 1.5, "b": 0.5}, cache_s=60))
+    # a: 1.5 / 2 of 6000 = 4500, b: 1500, and all others 0.25 of 6000 = 1500 whatever the others sum to.
+    assert hand.ask(0, "c1", 1000) == "c1:in"
+    hand.end(1, "c1", 499)  # c has 1499 of its 1500 in [1, 61)
+    assert hand.ask(2, "b1", 1000) == "b1:in"
+    hand.end(2, "b1", 501)  # b has 1501 of 1500; the model 3000 of 6000
+    hand.wait(60)  # 3000 / 6000 = 0.5 is the threshold
+    assert hand.ask(60.2, "c2") == "c2:in"  # 1499 < 1500
+    assert hand.ask(60.2, "b2") == "b2:tokens/429/2"  # until 62
+    assert hand.ask(60.2, "a1") == "a1:in"
+
+
+def test_litellm_with_a_cache_enforces_shares_late() -> None:
+    hand = Hand(PrioReserve(tokens_per_min=6000, weights={"a": 0.5}, threshold=0.8, cache_s=60))  # a 3000, others 1500
     assert hand.ask(0, "a1", 1000) == "a1:in"
     hand.end(10, "a1", 3000)  # model 4000 in the window [10, 70); more than a's share, but nobody looks
     assert hand.ask(61, "a2", 1000) == "a2:in"  # at 60: 4000 / 6000 = 0.67 < 0.8
@@ -141,16 +169,31 @@ def test_bedrock_reserves_max_tokens_and_burns_output_five_times() -> None:
 
 def test_dynamo_takes_turns_by_prompt_tokens_and_never_charges_the_output() -> None:
     hand = Hand(Dynamo(quantum=100), slots=1)
-    hand.ask(0, "a0", 100)  # in at once: a's deficit is -100
+    hand.ask(0, "a0", 100)  # in at once, with nobody waiting: it leaves no debt
     for name, prompt in (("a1", 100), ("b1", 300), ("a2", 100), ("a3", 100)):
         assert hand.ask(0, name, prompt) == f"{name}:held"
-    # a: 0, b: 100; then a: 100 pays for a1.
+    # a: 100 pays for a1.
     assert hand.end(1, "a0", 5000) == "a1:in"
-    # a: 0 has had its turn, b: 200; then a: 100 pays for a2.
+    # a: 0 has had its turn, b: 100; then a: 100 pays for a2.
     assert hand.end(2, "a1", 5000) == "a2:in"
-    # a: 0 has had its turn, b: 300 pays for b1.
-    assert hand.end(3, "a2", 5000) == "b1:in"
-    assert hand.end(4, "b1", 1) == "a3:in"
+    # a: 0 has had its turn, b: 200; then a: 100 pays for a3, and nobody of a waits any more.
+    assert hand.end(3, "a2", 5000) == "a3:in"
+    # b: 300 pays for b1.
+    assert hand.end(4, "a3", 1) == "b1:in"
+
+
+def test_a_deficit_starts_at_nothing_whenever_nobody_of_a_flow_waited() -> None:
+    """Neither credit nor debt outlives a queue (Shreedhar and Varghese 1995): here the debt of 900 tokens would."""
+    hand = Hand(Drr(quantum=100, charge="prompt"), slots=1)
+    for k in range(3):  # three requests that never waited
+        assert hand.ask(2 * k, f"a{k}", 300) == f"a{k}:in"
+        hand.end(2 * k + 1, f"a{k}", 10)
+    assert hand.ask(10, "c0", 100) == "c0:in"
+    for name in ("a3", "b1", "a4", "b2"):
+        assert hand.ask(10, name, 100) == f"{name}:held"
+    # Each turn's 100 tokens pay for one: a, b, a, b. With a's debt of 900 b would have come twice before it.
+    turns = [hand.end(11 + i, name, 10) for i, name in enumerate(("c0", "a3", "b1", "a4"))]
+    assert turns == ["a3:in", "b1:in", "a4:in", "b2:in"]
 
 
 def test_kthena_serves_who_used_least_in_five_minutes() -> None:

@@ -26,6 +26,7 @@ from sim.live.gateway.settings import (
     LOOPBACK,
     PROMPT_TOKENS,
     Admin,
+    CheckInvariants,
     Key,
     Limits,
     Logs,
@@ -163,6 +164,9 @@ class ServeConfig(Strict):
     scaling: Annotated[Any, OneOf(SCALING, short=named(SCALING))] = Field(
         default=None, description="give log, {kind: kubernetes, name: vllm}, or {kind: command or processes, ...}"
     )
+    check_invariants: CheckInvariants | None = Field(
+        default=None, description="give {on_violation: log} to check the core's books while it serves"
+    )
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several gateways share the pool"
     )
@@ -243,6 +247,8 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
         found["pool"] = {**pool, "replicas": len(upstreams)}
     if isinstance(found.get("state"), str):
         found["state"] = {"url": found["state"]}
+    if isinstance(found.get("check_invariants"), bool):
+        found["check_invariants"] = {} if found["check_invariants"] else None
     if isinstance(found.get("scaling"), str):
         found["scaling"] = {"kind": found["scaling"]}
     if isinstance(found.get("prompt_tokens"), str):
@@ -353,7 +359,8 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
         passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
-        telemetry=config.telemetry, scaling=config.scaling, state=config.state, state_config=agreed(config),
+        telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
+        state=config.state, state_config=agreed(config),
     )  # fmt: skip
 
 

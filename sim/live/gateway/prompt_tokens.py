@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from sim.errors import InputError
+from sim.extras import needs
 from sim.live.gateway.request_body import Json
 from sim.live.gateway.settings import Estimate, Tokenize, Tokenizer
 
@@ -129,10 +130,8 @@ def _local(file: str) -> Callable[[str], int]:
     try:
         library = importlib.import_module("tokenizers")
     except ImportError:
-        raise InputError(
-            "prompt_tokens", "needs the library tokenizers, which is not installed",
-            "pip install tokenizers, or use {kind: tokenize}",
-        ) from None  # fmt: skip
+        problem, fix = needs("tokenizer", "tokenizers")
+        raise InputError("prompt_tokens", problem, f"{fix}, or use {{kind: tokenize}}") from None
     try:
         tokenizer = library.Tokenizer.from_file(file)
     except Exception as error:  # the library raises bare exceptions

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import uvloop
-
 from policies.core import GatewayCore
+from sim.errors import RunError
+from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import CoreOf, Loaded, Reloader
 from sim.live.gateway.service import Service
-from sim.live.gateway.settings import Settings
+from sim.live.gateway.settings import CheckInvariants, Settings
 from sim.live.loadgen.table_writer import Tables
 from sim.live.observability.logs import set_up
 from sim.live.observability.recording import Recording
@@ -24,6 +25,7 @@ from sim.live.observability.wiring import Observability
 from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
 
 if TYPE_CHECKING:
+    from sim.live.observability.invariants import InvariantWatch
     from sim.live.shared_state.replicated_core import SharedLog
 
 LOG = logging.getLogger("tokenpools.serve")
@@ -47,7 +49,7 @@ def serve(
     RunError : other gateways that share the state have another configuration.
     """
     set_up(style=settings.logs.style, level=settings.logs.level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(settings, core, about or {}, load, core_of))
 
 
@@ -73,10 +75,16 @@ async def _serve(
                 from sim.live.shared_state.metrics import SharedMetrics
 
                 observability.metrics.registry.register(SharedMetrics(log.status))
+            watch = None
+            if settings.check_invariants is not None:
+                watch = _watched(settings.check_invariants, service)
+                observability.metrics.registry.register(watch)
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
                 service.in_flight.observers.append(await stack.enter_async_context(tables))
             await service.run()
+            if watch is not None and watch.stopped:
+                raise RunError(f"stopped: {watch.first}")
     finally:
         if wanted is not None:
             await wanted.close()
@@ -84,6 +92,18 @@ async def _serve(
             await log.close()
         if recording is not None:
             recording.close()
+
+
+def _watched(how: CheckInvariants, service: Service) -> InvariantWatch:
+    """Let the checker hear every event."""
+    from sim.live.observability.invariants import InvariantWatch
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watch = InvariantWatch(how, lambda: service.gateway.core, stop)
+    service.recorders.append(watch)
+    return watch
 
 
 def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:

@@ -160,6 +160,20 @@ class Logs:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckInvariants:
+    """Whether what must hold of the core is checked while it serves, see `policies.invariants`.
+
+    Attributes
+    ----------
+    every_events : everything is looked at every so many events; what an event touches is after each.
+    on_violation : log: say it and go on; stop: end, with what is in flight, and with exit code 1.
+    """
+
+    every_events: int = _count(1000, "the events between two looks at everything")
+    on_violation: Literal["log", "stop"] = field(default="log", metadata={"description": "give log or stop"})
+
+
 Mode = Literal["open", "closed"]
 
 
@@ -233,6 +247,7 @@ class Settings:
     recording : file for every event and instruction of the core; None for none.
     telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
     scaling : what makes the replicas that the autoscaler wants; None: nothing, and nobody is told.
+    check_invariants : whether the core is checked while it serves; None: it is not.
     state : where the state is that several processes share; None: this process has the pool for itself.
     state_config : a digest of what the processes must agree on.
     """
@@ -257,6 +272,7 @@ class Settings:
     recording: str | None = None
     telemetry: Literal["none", "otlp"] = "none"
     scaling: Scaling | None = None
+    check_invariants: CheckInvariants | None = None
     state: SharedState | None = None
     state_config: str = ""
     class_header: str = "x-tokenpools-class"

@@ -24,6 +24,8 @@ class LiveAttempt:
     connect_s : that time; 0 where a connection was open.
     prefix : the lines of text that its prompt runs through, where something is known of it.
     token_s : when each event with output came, where somebody wants to know.
+    events : events with output that have come; a server may put several tokens in one.
+    usage_tokens : output tokens by the server's usage; -1 where it has said nothing.
     """
 
     request_id: str
@@ -52,3 +54,5 @@ class LiveAttempt:
     error: str = ""
     prefix: Prefix | None = None
     token_s: list[float] | None = None
+    events: int = 0
+    usage_tokens: int = -1

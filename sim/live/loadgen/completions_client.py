@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import email.utils
 import json
+import math
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +20,13 @@ import numpy as np
 from sim.errors import InputError
 from sim.live.gateway.headers import bearer
 from sim.live.loadgen.attempt import LiveAttempt
+from sim.live.loadgen.event_stream import BadAnswerError, EventDecoder, StreamEvent, json_of, read_event
 from sim.live.observability.observer import NEVER_S
 from sim.records.schema import REASONS, Outcome
+from sim.scenario.yaml_file import one_line
 
 _REASON_OF_CODE = {"request_too_large": "too_large", "overloaded": "no_capacity"}
+_MOST_ERROR_BYTES = 65_536
 _TURNED_AWAY = (503, 529)  # of the 5xx, those that say "not now" instead of "I broke"
 
 
@@ -103,13 +110,17 @@ class Completions:
     ----------
     origin_s : the loop's time that is 0 in the records.
     timeout_s : longest silence of the server, between two of its bytes, after which an attempt has failed.
+    now_unix_s : the clock that a date in Retry-After is read by.
     """
 
-    def __init__(self, base_url: str, *, origin_s: float, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, base_url: str, *, origin_s: float, timeout_s: float = 600.0, now_unix_s: Callable[[], float] = time.time
+    ) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/completions"
         self._origin_s = origin_s
+        self._now_unix_s = now_unix_s
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=timeout_s)
-        self.events_of_several_tokens = 0
+        self._known_keys: set[str | None] = set()
 
     async def __aenter__(self) -> Completions:
         """Open the connections."""
@@ -153,7 +164,7 @@ class Completions:
         Raises
         ------
         asyncio.CancelledError : the caller cancelled, which closes the connection; the outcome is the caller's to set.
-        InputError : the server does not know the key; no other request would fare better.
+        InputError : the server has never known the key; no other request would fare better.
         """
         headers = {
             "content-type": "application/json",
@@ -164,91 +175,89 @@ class Completions:
         try:
             async with self._session.post(self._url, data=body, headers=headers, trace_request_ctx=attempt) as answer:
                 attempt.http_status = answer.status
-                if answer.status == 401:
-                    raise InputError(
-                        f"the key of request {attempt.request_id}",
-                        f"the server does not know it ({_error_in(await answer.read()).get('message', '')})",
-                        "give keys with --keys FILE or TOKENPOOLS_KEY_<ENTITLEMENT>",
-                    )
                 if answer.status != 200:
-                    self._turned_away(attempt, answer.status, _error_in(await answer.read()), answer.headers)
+                    said = _error_in(await _body(answer))
+                    if answer.status == 401 and key not in self._known_keys:
+                        raise InputError(
+                            f"the key of request {attempt.request_id}",
+                            f"the server does not know it ({_message(said)})",
+                            "give keys with --keys FILE or TOKENPOOLS_KEY_<ENTITLEMENT>",
+                        )
+                    self._turned_away(attempt, answer.status, said, answer.headers)
                 else:
+                    self._known_keys.add(key)
                     attempt.forwarded_s = attempt.arrival_s
                     await self._follow(attempt, answer)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        # The last three: what aiohttp and json raise for what no server should send.
+        except (
+            aiohttp.ClientError, TimeoutError, OSError, BadAnswerError, ValueError, LookupError, RecursionError
+        ) as error:
             self._broke(attempt, f"{type(error).__name__}: {error}", attempt.http_status or 0)
 
     async def _follow(self, attempt: LiveAttempt, answer: aiohttp.ClientResponse) -> None:
-        """Read the events of a stream."""
-        events = 0
-        counted: int | None = None
-        complete = False
-        async for line in answer.content:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                complete = True
-                break
-            try:
-                event = json.loads(data)
-            except ValueError:
-                break  # half a line
-            if event.get("error"):
-                self._error_event(attempt, event["error"], answer.headers)
+        """Read the events of a stream.
+
+        Raises
+        ------
+        BadAnswerError : they are none.
+        """
+        decoder = EventDecoder()
+        while chunk := await answer.content.readany():
+            if self._take(attempt, decoder.feed(chunk), answer.headers):
                 return
-            if event.get("choices"):
-                now_s = self.now_s()
-                if not events:
-                    attempt.first_token_s = now_s
-                if attempt.token_s is not None:
-                    attempt.token_s.append(now_s)
-                events += 1
-                attempt.delivered_tokens = events
-                if event["choices"][0].get("finish_reason"):
-                    attempt.finish_s = now_s
-            if event.get("usage"):
-                counted = event["usage"].get("completion_tokens")
-        if not complete:
+        if not self._take(attempt, decoder.rest(), answer.headers):
             self._broke(attempt, "the stream ended before [DONE]", 502)
-            return
-        if counted is not None:
-            attempt.delivered_tokens = counted
-            self.events_of_several_tokens += counted > events
-        if attempt.finish_s != attempt.finish_s:
-            attempt.finish_s = self.now_s()
-        attempt.outcome = Outcome.FINISHED
+
+    def _take(self, attempt: LiveAttempt, events: Sequence[bytes], headers: Mapping[str, str]) -> bool:
+        """Take note of events that came at once; returns whether the attempt has ended with one of them."""
+        now_s = self.now_s()
+        for data in events:
+            if data.strip() == b"[DONE]":
+                if math.isnan(attempt.finish_s):
+                    attempt.finish_s = now_s
+                attempt.outcome = Outcome.FINISHED
+                return True
+            event = read_event(data)
+            if event.error is not None:
+                self._error_event(attempt, event.error, headers)
+                return True
+            if event.output:
+                _output(attempt, event, now_s)
+            if event.tokens is not None:
+                attempt.usage_tokens = attempt.delivered_tokens = event.tokens
+        return False
 
     def _error_event(self, attempt: LiveAttempt, error: Any, headers: Mapping[str, str]) -> None:
         """Take an error in a stream that began with status 200."""
-        said = error if isinstance(error, dict) else {"message": str(error)}
+        said = error if isinstance(error, dict) else {"message": error}
         code = said.get("code")
+        status = code if type(code) is int and 100 <= code <= 599 else 502
         if code == "preempted":
             attempt.outcome, attempt.reason, attempt.http_status = Outcome.EVICTED, "preempted", 503
-            attempt.finish_s, attempt.error = self.now_s(), str(said.get("message", ""))
-        elif not attempt.delivered_tokens and isinstance(code, int) and (code == 429 or code in _TURNED_AWAY):
+            attempt.finish_s, attempt.error = self.now_s(), _message(said)
+        elif not attempt.delivered_tokens and (status == 429 or status in _TURNED_AWAY):
             attempt.forwarded_s = NEVER_S
-            self._turned_away(attempt, code, said, headers)
+            self._turned_away(attempt, status, said, headers)
         else:
-            self._broke(attempt, str(said.get("message", said)), code if isinstance(code, int) else 502)
+            self._broke(attempt, _message(said), status)
 
     def _turned_away(
         self, attempt: LiveAttempt, status: int, error: Mapping[str, Any], headers: Mapping[str, str]
     ) -> None:
         """Take an answer other than 200."""
         attempt.finish_s, attempt.http_status = self.now_s(), status
-        attempt.error = str(error.get("message", ""))
+        attempt.error = _message(error)
         if status >= 500 and status not in _TURNED_AWAY:
             attempt.outcome, attempt.reason = Outcome.FAILED, "replica_failed"
             return
         attempt.outcome, attempt.reason = Outcome.REFUSED, reason_of(error, headers)
-        wait_s = retry_after_s(headers)
+        wait_s = retry_after_s(headers, self._now_unix_s())
         if wait_s is not None:
             attempt.retry_after_s = wait_s
 
     def _broke(self, attempt: LiveAttempt, error: str, status: int) -> None:
         attempt.outcome, attempt.reason, attempt.http_status = Outcome.FAILED, "replica_failed", status
-        attempt.finish_s, attempt.error = self.now_s(), error
+        attempt.finish_s, attempt.error = self.now_s(), one_line(error)[:300]
 
 
 def reason_of(error: Mapping[str, Any], headers: Mapping[str, str]) -> str:
@@ -260,21 +269,59 @@ def reason_of(error: Mapping[str, Any], headers: Mapping[str, str]) -> str:
     return ""
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return how long an answer tells its client to wait; None where it names no number of seconds."""
+def retry_after_s(headers: Mapping[str, str], now_unix_s: float) -> float | None:
+    """Return how long an answer tells its client to wait; None where it names neither seconds nor a date to come.
+
+    Read as OpenAI's library reads it: milliseconds, then seconds, then a date. A wait that is negative or not finite
+    tells nothing.
+    """
+    wait_s: float | None = None
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            return float(headers[name]) * unit_s
-        except (KeyError, ValueError):
-            continue  # not there, or a date, which nobody sends to a machine that counts in seconds
-    return None
+        with contextlib.suppress(KeyError, ValueError):
+            wait_s = float(headers[name]) * unit_s
+            break
+    else:
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        if date is not None:
+            with contextlib.suppress(ValueError, OverflowError):
+                wait_s = email.utils.mktime_tz(date) - now_unix_s
+    return wait_s if wait_s is not None and 0 <= wait_s < math.inf else None
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the beginning of an answer's body: an error is short, and what is not is no error's text."""
+    found = b""
+    while len(found) < _MOST_ERROR_BYTES and (chunk := await answer.content.readany()):
+        found += chunk
+    return found[:_MOST_ERROR_BYTES]
 
 
 def _error_in(body: bytes) -> dict[str, Any]:
     """Return the error of an answer's body, whatever shape it has."""
     try:
-        said = json.loads(body)
-    except ValueError:
+        said = json_of(body)
+    except BadAnswerError:
         return {"message": body[:300].decode("utf-8", "replace")}
     error = said.get("error", said) if isinstance(said, dict) else said
     return error if isinstance(error, dict) else {"message": str(error)[:300]}
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    """Return what an error says, on one line and short."""
+    said = error.get("message")
+    return one_line(str(said if isinstance(said, str | int) else error))[:300]
+
+
+def _output(attempt: LiveAttempt, event: StreamEvent, now_s: float) -> None:
+    """Take note of an event with output."""
+    if event.empty_end and attempt.events and attempt.events == attempt.output_tokens:
+        attempt.finish_s = now_s  # tells the end and nothing else
+        return
+    if not attempt.events:
+        attempt.first_token_s = now_s
+    if attempt.token_s is not None:
+        attempt.token_s.append(now_s)
+    attempt.events += 1
+    attempt.delivered_tokens = max(attempt.delivered_tokens, attempt.events)
+    if event.finished:
+        attempt.finish_s = now_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ import aiohttp
 
 from sim.errors import InputError
 from sim.live.gateway.headers import bearer
+from sim.live.replicas.engine_metrics import cache_config
 
 STATE_PATH, CAPACITY_PATH = "/admin/state", "/admin/capacity"
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
     kind = "a gateway that shows its state" if is_gateway else "vLLM" if is_vllm else "a server without vLLM's metrics"
     return Found(
         model=str(card["id"]),
-        max_model_tokens=longest if isinstance(longest, int) else None,
+        max_model_tokens=longest if type(longest) is int and 0 < longest < 2**31 else None,
         metrics=(f"{base_url}/metrics",) if is_vllm else (),
         cache=cache,
         state=admin + STATE_PATH if is_gateway else None,
@@ -84,14 +84,14 @@ async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str |
                 raise InputError(url, f"answers {answer.status}",
                                  "give keys with --keys, TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY")  # fmt: skip
             answer.raise_for_status()
-            cards = (await answer.json())["data"]
+            cards = json.loads(await answer.read())["data"]
             card = cards[0]
             card["id"]
     except aiohttp.ClientResponseError as error:
         raise InputError(url, f"answers {error.status}", fix) from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise InputError(url, f"does not answer ({error or type(error).__name__})", fix) from None
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise InputError(url, "lists no model", fix) from None
     return dict(card)
 
@@ -99,14 +99,6 @@ async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str |
 async def _text(session: aiohttp.ClientSession, url: str, token: str | None) -> str | None:
     try:
         async with session.get(url, headers=bearer(token)) as answer:
-            return await answer.text() if answer.status == 200 else None
+            return (await answer.read()).decode(errors="replace") if answer.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return None
-
-
-def cache_config(page: str) -> dict[str, str]:
-    """Return the labels of ``vllm:cache_config_info`` on a metrics page; empty where it has none."""
-    for line in page.splitlines():
-        if line.startswith("vllm:cache_config_info{"):
-            return dict(_LABEL.findall(line))
-    return {}

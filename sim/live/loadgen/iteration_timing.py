@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sim.errors import RunError
 from sim.live.loadgen.attempt import LiveAttempt
@@ -23,7 +24,11 @@ from sim.records.schema import Outcome
 
 _GAPS = 16  # decode iterations to watch
 _SPAN = 4  # of which so many are timed at once, since a token that is shown late makes one gap long and the next short
+_TRIES = 3
+_MOST_MISSED = 6  # measurements in a row, after which the server is not what it is taken for
 _SETTLE = 3  # tokens of the background stream before a prompt is sent beside it
+
+_T = TypeVar("_T")
 
 
 class DecodeSeen(NamedTuple):
@@ -105,12 +110,15 @@ def _spread(least: int, most: int, count: int) -> list[int]:
     return sorted({round(least * factor**i) for i in range(count)})
 
 
+class _MissedError(Exception):
+    """A measurement that came to nothing."""
+
+
 class Probe:
     """Sends what a plan asks for, one measurement after the other, to a server that nobody else uses.
 
-    Raises
-    ------
-    RunError : a request was refused or broke off.
+    A measurement of which a request is refused, breaks off or is answered with nonsense is taken again, three times in
+    all, and then left out. A server whose events do not carry one token each is refused: its iterations cannot be seen.
     """
 
     def __init__(self, completions: Completions, prompts: PromptKind, engine: Engine, key: str | None = None) -> None:
@@ -119,46 +127,73 @@ class Probe:
         self._engine = engine
         self._key = key
         self._sent = 0
+        self._missed = 0  # in a row
 
     async def measure(self, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Seen:
-        """Return what was seen; ``progress`` hears what is measured next."""
+        """Return what was seen; ``progress`` hears what is measured next, and what is left out.
+
+        Raises
+        ------
+        RunError : `_MOST_MISSED` measurements in a row came to nothing.
+        """
         seen = Seen()
-        await self._ask(self._attempt(16, 4))  # connections and caches
+        await self._tried(lambda: self._ask(self._attempt(16, 4)), progress)  # connections and caches
         for length in plan.prompts:
             progress(f"prompts of {length} tokens")
-            seen.idle += [await self._idle(length) for _ in range(plan.repeats)]
-            seen.prompts += await self._beside(length, plan.repeats)
+            for _ in range(plan.repeats):
+                seen.idle += await self._tried(partial(self._idle, length), progress)
+            for repeat in range(plan.repeats):
+                part = 0.2 + 0.6 * repeat / max(1, plan.repeats)
+                seen.prompts += filter(None, await self._tried(partial(self._beside, length, part), progress))
         for sequences, context in plan.decodes:
             progress(f"{sequences} sequences of {context} tokens")
-            found = await self._decode(sequences, context)
-            if found is not None:
-                seen.decodes.append(found)
+            seen.decodes += filter(None, await self._tried(partial(self._decode, sequences, context), progress))
         return seen
+
+    async def _tried(self, take: Callable[[], Awaitable[_T]], progress: Callable[[str], None]) -> list[_T]:
+        """Return a measurement as the one element of a list, which is empty where it came to nothing."""
+        for attempt in range(_TRIES):
+            try:
+                found = [await take()]
+            except _MissedError as error:
+                self._missed += 1
+                if self._missed >= _MOST_MISSED:
+                    raise RunError(str(error)) from None
+                if attempt == _TRIES - 1:
+                    progress(f"nothing more of this: {error}")
+            else:
+                self._missed = 0
+                return found
+        return []
 
     async def _idle(self, prompt_tokens: int) -> IdleSeen:
         attempt = await self._ask(self._attempt(prompt_tokens, 1))
         return IdleSeen(prompt_tokens, attempt.first_token_s - attempt.arrival_s)
 
-    async def _beside(self, prompt_tokens: int, repeats: int) -> list[PromptSeen]:
-        """Send prompts beside a stream, each in a different moment of its iterations."""
-        found: list[PromptSeen] = []
-        for repeat in range(repeats):
-            output = min(_SETTLE + 8, self._engine.max_model_tokens - 16)
-            stream = self._attempt(8, output)
-            running = asyncio.ensure_future(self._ask(stream))
-            while len(stream.token_s or ()) < _SETTLE and not running.done():
+    async def _beside(self, prompt_tokens: int, part: float) -> PromptSeen | None:
+        """Send a prompt beside a stream, after this part of one of its iterations; None where they did not meet."""
+        output = min(_SETTLE + 8, self._engine.max_model_tokens - 16)
+        stream = self._attempt(8, output)
+        running = asyncio.ensure_future(self._ask(stream))
+        try:
+            tokens = stream.token_s = []  # filled while it runs
+            while len(tokens) < _SETTLE and not running.done():
                 await asyncio.sleep(0.001)
-            gap_s = (stream.token_s or [0.0, 0.0])[-1] - (stream.token_s or [0.0, 0.0])[-2]
-            await asyncio.sleep(gap_s * (0.2 + 0.6 * repeat / max(1, repeats)))
+            if len(tokens) < 2:
+                await running
+                return None
+            await asyncio.sleep((tokens[-1] - tokens[-2]) * part)
             beside = await self._ask(self._attempt(prompt_tokens, 1))
             await running
-            tokens = stream.token_s or []
-            # Both tokens of an iteration are sent at once, so the nearest one tells which gap it was.
-            nearest = min(range(1, len(tokens)), key=lambda i: abs(tokens[i] - beside.first_token_s))
-            duration_s = tokens[nearest] - tokens[nearest - 1]
-            if abs(tokens[nearest] - beside.first_token_s) < duration_s / 2:
-                found.append(PromptSeen(prompt_tokens, 8 + nearest, duration_s))
-        return found
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        # Both tokens of an iteration are sent at once, so the nearest one tells which gap it was.
+        nearest = min(range(1, len(tokens)), key=lambda i: abs(tokens[i] - beside.first_token_s))
+        duration_s = tokens[nearest] - tokens[nearest - 1]
+        if abs(tokens[nearest] - beside.first_token_s) < duration_s / 2:
+            return PromptSeen(prompt_tokens, 8 + nearest, duration_s)
+        return None
 
     async def _decode(self, sequences: int, context_tokens: int) -> DecodeSeen | None:
         """Watch a batch while all of it decodes; None where it never did, for want of memory."""
@@ -166,7 +201,10 @@ class Probe:
         waits = math.ceil(sequences * context_tokens / self._engine.max_num_batched_tokens) + 2
         output = min(_GAPS + waits, self._engine.max_model_tokens - context_tokens)
         batch = [self._attempt(context_tokens, output) for _ in range(sequences)]
-        await asyncio.gather(*(self._ask(one) for one in batch))
+        ended = await asyncio.gather(*(self._ask(one) for one in batch), return_exceptions=True)
+        for one in ended:  # raised when all have ended, so that none is left on the server
+            if isinstance(one, BaseException):
+                raise one
         from_s, until_s = max(a.first_token_s for a in batch), min(a.finish_s for a in batch)
         gaps: list[float] = []
         contexts: list[float] = []
@@ -191,9 +229,19 @@ class Probe:
         body = self._prompts.body(attempt)
         attempt.arrival_s = self._completions.now_s()
         await self._completions.ask(attempt, body, self._key)
+        asked = f"a request of {attempt.prompt_tokens} + {attempt.asked_tokens} tokens"
         if attempt.outcome is not Outcome.FINISHED:
             words = f"{attempt.outcome.name.lower()}, status {attempt.http_status}: {attempt.error}"
-            raise RunError(f"a request of {attempt.prompt_tokens} + {attempt.asked_tokens} tokens was {words}")
+            raise _MissedError(f"{asked} was {words}")
+        events = len(attempt.token_s or ())
+        counted = attempt.usage_tokens if attempt.usage_tokens >= 0 else attempt.asked_tokens
+        # Some servers tell the end in an event of its own.
+        if counted not in (events, events - 1) or counted != attempt.asked_tokens:
+            said = f"{counted} tokens" if attempt.usage_tokens >= 0 else "no usage"
+            raise _MissedError(
+                f"{asked} was answered with {events} events and {said}: iterations show only where each event "
+                "is one token (no speculative decoding, --stream-interval 1) and min_tokens and ignore_eos are obeyed"
+            )
         return attempt
 
 

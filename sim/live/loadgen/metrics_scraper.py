@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from sim.errors import RunError
 from sim.live.gateway.headers import bearer
-from sim.live.replicas.upstreams import read_gauges
+from sim.live.replicas.engine_metrics import read_gauges
 from sim.records.schema import TimelineBlock
 
 Floats = NDArray[np.float64]
 
 _METRICS = ("running", "waiting", "kv_used_fraction")
+NOT_AS_AGREED = (ValueError, LookupError, TypeError, RecursionError, OverflowError)
+"""What reading JSON of another shape than agreed raises."""
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -92,7 +95,7 @@ class Watch:
         try:
             async with session.get(url) as answer:
                 answer.raise_for_status()
-                found = read_gauges(await answer.text())
+                found = read_gauges((await answer.read()).decode(errors="replace"))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             self.missed += 1
             return
@@ -103,11 +106,16 @@ class Watch:
         try:
             async with session.get(url, headers=self._headers) as answer:
                 answer.raise_for_status()
-                state = await answer.json()
-            for scope, name, metric, value in state["gauges"]:
-                self.samples.add(due_s, scope, name, metric, math.nan if value is None else float(value))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                state = json.loads(await answer.read())
+            gauges = [
+                (str(scope), str(name), str(metric), math.nan if value is None else float(value))
+                for scope, name, metric, value in state["gauges"]
+            ]
+        except (aiohttp.ClientError, TimeoutError, OSError, *NOT_AS_AGREED):
             self.missed += 1
+            return
+        for gauge in gauges:
+            self.samples.add(due_s, *gauge)
 
 
 async def clock_ahead_s(state: str, token: str | None = None) -> float:
@@ -125,11 +133,13 @@ async def clock_ahead_s(state: str, token: str | None = None) -> float:
             for _ in range(5):
                 asked_s = loop.time()
                 async with session.get(state, headers=headers) as answer:
-                    shown_s = float((await answer.json())["now_s"])
+                    shown_s = float(json.loads(await answer.read())["now_s"])
                 took_s = loop.time() - asked_s
                 if best is None or took_s < best[0]:  # the quickest answer is the least old
                     best = took_s, shown_s - (asked_s + took_s / 2)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+                if not math.isfinite(shown_s):
+                    raise ValueError("no time")
+    except (aiohttp.ClientError, TimeoutError, OSError, *NOT_AS_AGREED) as error:
         raise RunError(f"{state}: does not show the gateway's clock ({error or type(error).__name__})") from None
     assert best is not None
     return best[1]

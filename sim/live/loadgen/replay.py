@@ -78,7 +78,7 @@ class LiveRun:
 
     @property
     def valid(self) -> bool:
-        """Whether the requests were sent when they were due."""
+        """Whether the requests were sent when they were due, and their tokens were counted."""
         return bool(self.stats["valid"])
 
 
@@ -165,6 +165,7 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
     with collector.paused():  # a collection of everything that is loaded takes longer than a request may be late
         attempts, end_s = asyncio.run(go())
     entitlements = [entitlement.spec() for entitlement in scenario.pool.entitlements]
+    per_event = count_by_usage(attempts)
     columns = attempt_columns(attempts, [w.entitlement for w in workloads], entitlements)
     labels: dict[str, Any] = {
         "run_id": f"{scenario_hash(scenario)}-{replication}-live",
@@ -177,8 +178,10 @@ def replay_live(scenario: Scenario, target: Target, *, replication: int = 0) -> 
         "attempts": len(attempts),
         "end_s": end_s,
         "send_lag": lag,
-        "valid": not lag["p99_s"] > MOST_LAG_S,
+        "valid": lag["p99_s"] <= MOST_LAG_S and not uncounted(attempts),
         "wrong_lengths": wrong_lengths(attempts),
+        "uncounted": uncounted(attempts),
+        "tokens_per_event": round(per_event, 4),
         "missed_samples": watch.missed,
         "base_url": target.base_url,
         "lost_tokens": lost_tokens(columns),
@@ -256,6 +259,29 @@ def send_lag(attempts: Sequence[LiveAttempt]) -> dict[str, float]:
 def wrong_lengths(attempts: Sequence[LiveAttempt]) -> int:
     """Return how many finished with other output than was drawn: the server did not do what ``min_tokens`` asks."""
     return sum(a.outcome is Outcome.FINISHED and a.delivered_tokens != a.output_tokens for a in attempts)
+
+
+def uncounted(attempts: Sequence[LiveAttempt]) -> int:
+    """Return how many finished with nobody saying how long: no usage, and other events than tokens were drawn."""
+    return sum(
+        a.outcome is Outcome.FINISHED and a.usage_tokens < 0 and a.events != a.output_tokens for a in attempts
+    )
+
+
+def count_by_usage(attempts: Sequence[LiveAttempt]) -> float:
+    """Return the tokens of an event, by the usage of what finished, and count what broke off by that.
+
+    The usage comes with the end. A server that sends several tokens an event (speculative decoding, vLLM's
+    ``--stream-interval``) would otherwise seem to have computed that much less for whoever was cut off.
+    """
+    counted = [a for a in attempts if a.outcome is Outcome.FINISHED and a.usage_tokens >= 0 and a.events]
+    events = sum(a.events for a in counted)
+    per_event = max(1.0, sum(a.usage_tokens for a in counted) / events) if events else 1.0
+    for attempt in attempts:
+        if attempt.usage_tokens < 0 and attempt.outcome is not Outcome.FINISHED and attempt.events:
+            about = min(attempt.output_tokens, round(attempt.events * per_event))
+            attempt.delivered_tokens = max(attempt.events, about)
+    return per_event
 
 
 def _timeline(

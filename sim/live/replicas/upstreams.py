@@ -19,6 +19,7 @@ from yarl import URL
 from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
 from sim.live.gateway.headers import bearer
 from sim.live.gateway.settings import Timeouts, UpstreamAddress
+from sim.live.replicas.engine_metrics import read_gauges
 
 LOG = logging.getLogger("tokenpools.upstreams")
 
@@ -29,10 +30,6 @@ _KEEP_S = 4.0
 """An idle connection is closed here before the server does it: uvicorn, and so vLLM, waits 5 s. A request that is sent
 while the server closes is lost."""
 _MOST_METRICS_BYTES = 8 * 2**20
-_GAUGES = {
-    "vllm:num_requests_running": 0, "vllm:num_requests_waiting": 1,
-    "vllm:kv_cache_usage_perc": 2, "vllm:gpu_cache_usage_perc": 2,
-}  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -262,27 +259,6 @@ def _with_slots(capacity: PoolCapacity, slots: int | None) -> PoolCapacity:
         return capacity
     rate = capacity.tokens_per_s
     return capacity._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / capacity.slots)
-
-
-def read_gauges(text: str) -> tuple[float, float, float] | None:
-    """Return running and waiting requests (summed over engines) and the largest share of KV cache in use.
-
-    None where the text has neither of the first two: it is no vLLM's.
-    """
-    found: list[list[float]] = [[], [], []]
-    for line in text.splitlines():
-        if line.startswith("vllm:"):
-            name = line[: min(place for place in (line.find("{"), line.find(" "), len(line)) if place > 0)]
-            where = _GAUGES.get(name)
-            if where is not None:
-                try:
-                    found[where].append(float(line.rsplit(None, 1)[-1]))
-                except ValueError:
-                    continue
-    running, waiting, kv = found
-    if not running and not waiting:
-        return None
-    return sum(running), sum(waiting), max(kv, default=0.0)
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import json
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from parity.virtual_loop import VirtualLoop
 
 from sim.cluster.world import simulate
@@ -230,9 +234,28 @@ def test_reasons_are_those_of_the_records(error: dict[str, Any], headers: dict[s
     [
         ({"retry-after-ms": "1200", "retry-after": "2"}, 1.2),
         ({"retry-after": "2"}, 2.0),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 20.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:27:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 99999999999 07:27:00 GMT"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
         ({}, None),
     ],
 )
-def test_milliseconds_go_before_seconds(headers: dict[str, str], wait_s: float | None) -> None:
-    assert retry_after_s(headers) == wait_s
+def test_milliseconds_go_before_seconds_and_seconds_before_a_date(
+    headers: dict[str, str], wait_s: float | None
+) -> None:
+    assert retry_after_s(headers, datetime(2026, 10, 21, 7, 27, 40, tzinfo=UTC).timestamp()) == wait_s
+
+
+@given(st.integers(1, 2**31), st.integers(0, 10**6))
+def test_a_date_is_read_as_openais_library_reads_it(at_unix_s: int, before_s: int) -> None:
+    now_unix_s = float(at_unix_s - before_s)
+    text = email.utils.formatdate(at_unix_s, usegmt=True)
+    tuple_ = email.utils.parsedate_tz(text)
+    assert tuple_ is not None
+    # openai/_base_client.py, _parse_retry_after_header
+    assert retry_after_s({"retry-after": text}, now_unix_s) == float(email.utils.mktime_tz(tuple_) - now_unix_s)

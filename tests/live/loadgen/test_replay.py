@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from click.testing import CliRunner
 from live.stand_in import Behaviour, StandIn, running
+from typer.testing import CliRunner
 
 from sim.analysis.compare import compare
 from sim.analysis.study import Study
@@ -25,7 +25,7 @@ from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
 from sim.live.loadgen.event_hooks import Command, LiveEvent, SlotsFile, apply, environment
 from sim.live.loadgen.replay import MOST_LAG_S, Target, live_events, replay_live, send_lag
-from sim.live.replicas.upstreams import read_gauges
+from sim.live.replicas.engine_metrics import read_gauges
 from sim.records.schema import Outcome
 from sim.scenario.load import Scenario, parse_scenario
 
