@@ -190,10 +190,28 @@ def _loky_until_a_death(
 
 def _loky_pool(jobs: int) -> Any:
     loky: Any = import_module("joblib.externals.loky")
+    _stop_workers_at_exit()
     # The processes stay for half a minute, so that the next batch of a sequence of sweeps need not start them again.
     return loky.get_reusable_executor(
         max_workers=jobs, timeout=30, initializer=ignore_interrupts, env={"OPENBLAS_NUM_THREADS": "1"}
     )
+
+
+@cache
+def _stop_workers_at_exit() -> None:
+    """Have the end of the program not wait for idle processes, as loky itself would, for as long as they stay.
+
+    What `atexit` has comes too late: Python first waits for the thread of loky's that waits for the processes.
+    """
+    reusable: Any = import_module("joblib.externals.loky.reusable_executor")
+
+    def stop() -> None:
+        if reusable._executor is not None:
+            reusable._executor.shutdown(wait=False, kill_workers=True)
+
+    register = getattr(threading, "_register_atexit", None)  # as loky does; the last to come goes first
+    if register is not None:
+        register(stop)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -396,11 +396,11 @@ def _files(module: ModuleType) -> list[Path]:
 @lru_cache(maxsize=64)
 def _source_hash(name: str, params: type) -> str:  # noqa: ARG001  (a class that was defined anew is hashed anew)
     module = sys.modules.get(name)
-    files = _files(module) if module is not None else []
+    files = [file for file in _files(module) if file.is_file()] if module is not None else []
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    if not files:  # a notebook, whose cells are in no file
+    if not files:  # a notebook, whose cells are in no file, or an archive
         own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == name}
         for key in sorted(own):
             digest.update(key.encode() + b"\0" + _text_of(own[key]) + b"\0")

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def ran(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, env=os.environ | variables, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | variables, check=False
     )
 
 

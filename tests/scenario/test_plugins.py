@@ -246,7 +246,6 @@ def test_workers_run_them(modules: Write, tmp_path: Path, kind: str) -> None:
 def test_a_worker_that_cannot_import_it_says_so(modules: Write, tmp_path: Path) -> None:
     file = modules("only_here")
     found = scenario("only_here:Mine", replications=2)
-    expand(found)
     for each in (file, *file.parent.glob("__pycache__/only_here.*")):
         each.unlink()
     result = sweep(found, tmp_path / "s", executor=Executor(jobs=2))
