@@ -45,6 +45,9 @@ def run(
     progress: Progress = None,
     overwrite: Overwrite = False,
     wide: Wide = False,
+    check_invariants: Annotated[
+        bool, typer.Option("--check-invariants", help="Check the gateway's books at every event; exit 1 if broken.")
+    ] = False,
 ) -> None:
     """Run SCENARIO (a path, or the name of a shipped one) and write its records.
 
@@ -68,10 +71,17 @@ def run(
         typer.echo(f"{folder} holds this very run already; --overwrite runs it again", err=True)
         return
     with replacing(folder, overwrite) as place, shown(loaded, progress) as on_progress:
-        result = run_scenario(loaded, place, jobs=jobs, on_progress=on_progress)
+        result = run_scenario(
+            loaded, place, jobs=jobs, on_progress=on_progress, check_invariants=check_invariants
+        )
     tables.show_summary(result.summary, wide=wide)
     if "warm_up" in result.manifest:
         typer.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for name, found in result.manifest["cells"][0].get("recorded", {}).items():
+        typer.echo(
+            f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
+            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+        )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)

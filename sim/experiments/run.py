@@ -111,8 +111,9 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
     """
     scenario = cell.scenario
     started_s, cpu_s = time.perf_counter(), time.process_time()
+    world = world_of(cell)
     try:
-        outcomes = _simulate(cell, on_progress, check_invariants)
+        outcomes = _simulate(world, scenario.record_decisions, on_progress, check_invariants)
     except InvariantError as error:
         raise RunError(f"{cell.policy}, replication {cell.replication}: {error}; please report it") from None
     except TokenpoolsError:
@@ -143,6 +144,7 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
         "lost_tokens": lost_tokens(outcomes.columns),
         "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
         "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
+        **({"recorded": found} if (found := _recorded(world)) else {}),
         **({"oracle": True} if _knows_lengths(scenario) else {}),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
@@ -224,13 +226,22 @@ def _pool_event(event: Event) -> PoolEvent:
     )
 
 
-def _simulate(cell: Cell, on_progress: Progress | None, check_invariants: bool) -> Outcomes:
-    world = world_of(cell)
+def _recorded(world: World) -> dict[str, dict[str, int]]:
+    """Return, of workloads whose recording has such, requests that failed there and counts of 0 that count as 1."""
+    return {
+        workload.name: {"failed": demand.failed, "raised": demand.raised}
+        for workload, demand in zip(world.workloads, world.demands, strict=True)
+        if demand.failed or demand.raised
+    }
+
+
+def _simulate(
+    world: World, record_decisions: bool, on_progress: Progress | None, check_invariants: bool
+) -> Outcomes:
     # Nothing a run makes is garbage in a cycle, so looking for cycles in millions of live objects only costs time.
     with collector.paused():
         return simulate(
-            world, record_decisions=cell.scenario.record_decisions, on_progress=_steps(on_progress),
-            check_invariants=check_invariants,
+            world, record_decisions=record_decisions, on_progress=_steps(on_progress), check_invariants=check_invariants
         )
 
 
