@@ -126,19 +126,15 @@ def _tournament(
     overrides: list[str] | None, seed: int | None, replications: int | None, out: Path | None,
     policies: list[str] | None, jobs: int, progress: bool | None,
 ) -> None:  # fmt: skip
-    from policies.registry import POLICIES
     from sim.experiments.executors import Executor
     from sim.experiments.sweep import Count
-    from sim.scenario.validation_errors import suggestion
     from sim.studies.tournament import REPLICATIONS
     from sim.studies.tournament import tournament as run_tournament
-    from sim.studies.tournament_policies import VARIANTS
+    from sim.studies.tournament_policies import check_names
 
     if overrides or seed is not None:
         raise InputError(TOURNAMENT, "takes no --set and no --seed", "run one of its scenarios by name instead")
-    for name in policies or ():
-        if name not in POLICIES and name not in VARIANTS:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*POLICIES, *VARIANTS]))
+    check_names(policies or ())
     shown = sys.stderr.isatty() if progress is None else progress
 
     def hear(name: str, count: Count) -> None:
