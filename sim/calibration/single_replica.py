@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cluster.discipline import Batcher
 from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.node import replica_of
 from sim.cluster.replica import Replica
@@ -32,77 +34,150 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """Requests of a measured run, by arrival: seconds from the first one on, and tokens, shape (n,) each."""
+    """Requests of a measured run, by arrival: seconds from the first one on, and tokens, shape (n,) each.
+
+    ``cached_tokens`` are those of each prompt that the engine found in its cache, where that was measured; else the
+    replica finds none.
+    """
 
     arrival_s: Floats
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    cached_tokens: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
         return len(self.arrival_s)
 
 
-def replay(profile: Profile, requests: Requests, *, step_time: StepTime | None = None) -> Latencies:
+def replay(
+    profile: Profile,
+    requests: Requests,
+    *,
+    step_time: StepTime | None = None,
+    max_in_flight: int | None = None,
+    batcher: Batcher | None = None,
+) -> Latencies:
     """Simulate the requests on one replica and return their latencies.
 
     Parameters
     ----------
     step_time : used instead of the profile's.
+    max_in_flight : requests that whoever asks keeps open at most; the others wait there, first come, first served.
+    batcher : used instead of the engine's own.
 
     Notes
     -----
     No gateway and no SimPy: an arrival is handed to the replica as soon as its clock has come there.
     """
-    run = _Run(profile, step_time or profile.step_time)
-    jobs = [
-        _Job(i, int(prompt), int(output))
-        for i, (prompt, output) in enumerate(zip(requests.prompt_tokens, requests.output_tokens, strict=True))
-    ]
+    run = _Run(profile, step_time or profile.step_time, given_hits=requests.cached_tokens is not None)
+    run.max_in_flight = len(requests) if max_in_flight is None else max_in_flight
+    if batcher is not None:
+        run.replica._batcher = batcher
+    jobs = _jobs(requests)
     run.drive(zip(requests.arrival_s.tolist(), jobs, strict=True))
     return Latencies(np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions)
 
 
-def closed_loop(profile: Profile, requests: Requests, concurrency: int) -> Latencies:
+def closed_loop(
+    profile: Profile, requests: Requests, concurrency: int, *, max_in_flight: int | None = None
+) -> Latencies:
     """Simulate clients that each send the next request when their last one has ended, as load generators do.
 
     ``requests.arrival_s`` is not used: the first ``concurrency`` come at 0. The latencies' ``arrival_s`` says when.
+    ``max_in_flight`` is how many of them the generator's connections let through at a time.
     """
-    run = _Run(profile, profile.step_time)
-    jobs = [
-        _Job(i, int(prompt), int(output))
-        for i, (prompt, output) in enumerate(zip(requests.prompt_tokens, requests.output_tokens, strict=True))
-    ]
+    run = _Run(profile, profile.step_time, given_hits=requests.cached_tokens is not None)
+    run.max_in_flight = concurrency if max_in_flight is None else max_in_flight
+    jobs = _jobs(requests)
     arrival_s = run.drive_closed(jobs, concurrency)
     return Latencies(
         np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions, np.array(arrival_s)
     )
 
 
+def _jobs(requests: Requests) -> list[_Job]:
+    lengths = zip(requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
+    jobs = [_Job(i, prompt, output) for i, (prompt, output) in enumerate(lengths)]
+    if requests.cached_tokens is not None:
+        for job, cached in zip(jobs, requests.cached_tokens.tolist(), strict=True):
+            job.prefix, job.given_tokens = (), cached
+    return jobs
+
+
+class _GivenHits:
+    """In a replica's place of `sim.cluster.prefix_cache.PrefixCache`: finds what a measured run found.
+
+    Blocks that requests share are counted once for each, so a cache that shares much is fuller here than there.
+    """
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+
+    def sync(self, free_blocks: int) -> None:
+        """Blocks are the replica's to count."""
+
+    def look(self, request: _Job, tokens: int) -> tuple[int, int]:
+        """Return how many blocks of a prompt are there; at least its last token is computed."""
+        given = 0 if request.preemptions else min(request.given_tokens, tokens - 1)
+        return given // self._block_tokens, 0
+
+    def hold(self, request: _Job, blocks: int) -> None:
+        """Nobody else looks for them."""
+
+    def name(self, request: _Job, tokens: int) -> None:
+        """Nobody else looks for them."""
+
+    def let_go(self, request: _Job, blocks: int, tokens: int, *, comes_back: bool) -> int:  # noqa: ARG002
+        """Return that all its blocks became free."""
+        return blocks
+
+
 class _Job(EngineRequest):
-    __slots__ = ("finish_s", "first_token_s", "index")
+    __slots__ = ("finish_s", "first_token_s", "given_tokens", "index")
 
     def __init__(self, index: int, prompt_tokens: int, output_tokens: int) -> None:
         super().__init__(prompt_tokens, output_tokens)
         self.index = index
+        self.given_tokens = 0
         self.first_token_s = self.finish_s = NEVER_S
 
 
 class _Run:
     """The loop that stands in for SimPy."""
 
-    def __init__(self, profile: Profile, step_time: StepTime) -> None:
+    max_in_flight = 1
+
+    def __init__(self, profile: Profile, step_time: StepTime, *, given_hits: bool) -> None:
         self._wake_s = NEVER_S
         self._next: Iterator[_Job] = iter(())
         self._overhead_s = profile.request_overhead_s
+        self._handling_s = profile.request_handling_s
+        self._handled_s = -NEVER_S
+        self._per_running_s = profile.request_per_running_s
+        self._in_flight = 0
+        self._queue: deque[_Job] = deque()
+        if given_hits:
+            profile = profile.model_copy(update={"prefix_caching": True})
         self.replica: Replica[_Job] = replica_of(profile, step_time, self, self._arm)
+        if given_hits:
+            self.replica._cache = _GivenHits(profile.block_tokens)  # type: ignore[assignment]
 
     def drive(self, arrivals: Iterable[tuple[float, _Job]]) -> None:
         """Run until all requests have ended."""
         for at_s, job in arrivals:
             self._run_until(at_s)
-            self.replica.submit(job, at_s + self._overhead_s)
+            self._ask(job, at_s)
         self._run_until(NEVER_S)
+
+    def _ask(self, job: _Job, now_s: float) -> None:
+        if self._in_flight < self.max_in_flight:
+            self._in_flight += 1
+            self._handled_s = max(self._handled_s, now_s) + self._handling_s
+            others = self.replica.running_count + self.replica.waiting_count
+            self.replica.submit(job, self._handled_s + self._overhead_s + self._per_running_s * others)
+        else:
+            self._queue.append(job)
 
     def drive_closed(self, jobs: list[_Job], concurrency: int) -> list[float]:
         """Run with ``concurrency`` requests at a time; returns when each came."""
@@ -117,7 +192,7 @@ class _Run:
         job = next(self._next, None)
         if job is not None:
             self._came_s.append(now_s)
-            self.replica.submit(job, now_s + self._overhead_s)
+            self._ask(job, now_s)
 
     def first_token_s(self, jobs: list[_Job]) -> list[float]:
         """Return the times of first tokens."""
@@ -140,4 +215,7 @@ class _Run:
 
     def on_finish(self, request: _Job, now_s: float) -> None:
         request.finish_s = now_s
+        self._in_flight -= 1
+        if self._queue:
+            self._ask(self._queue.popleft(), now_s)
         self._send(now_s)

@@ -90,10 +90,18 @@ class Node:
         self.replica = unit_of(profile, listener, self._arm)
         self._boundary = self.replica.boundary
         self._overhead_s = profile.request_overhead_s
-        self.submit = self._submit_later if self._overhead_s else self.replica.submit
+        self._handling_s = profile.request_handling_s
+        self._handled_s = -NEVER_S
+        self._per_running_s = profile.request_per_running_s
+        late = self._overhead_s or self._handling_s or self._per_running_s
+        self.submit = self._submit_later if late else self.replica.submit
 
     def _submit_later(self, attempt: Attempt, now_s: float) -> None:
         """Hand over a request that reaches the engine only after what the server does to it first."""
+        if self._handling_s:  # one at a time
+            self._handled_s = now_s = max(self._handled_s, now_s) + self._handling_s
+        if self._per_running_s:  # the server hands on what all of them make
+            now_s += self._per_running_s * (self.replica.running_count + self.replica.waiting_count)
         self.replica.submit(attempt, now_s + self._overhead_s)
 
     def _arm(self, at_s: float) -> None:

@@ -16,6 +16,11 @@ class FittedStepTime(LinearDecode):
     Reading the weights takes the same time for 1 token and for 100; computing takes the longer the more tokens there
     are: the greater of the two rules, which is the bend that a straight line misses. Attention of decodes is slower
     in an iteration that also computes prompts, because the engine then uses another kernel.
+
+    An iteration cannot be shorter than its launch by the host. Decodes are one captured graph, and so is a prompt of
+    which one token is left to compute. Other prompts are launched in pieces, which takes ``lone_prefill_s`` where
+    the engine has nothing else to do meanwhile; iterations of more tokens than the largest captured graph holds are
+    launched kernel by kernel, and take at least ``uncaptured_s``.
     """
 
     kind: Literal["fitted"] = "fitted"
@@ -41,6 +46,17 @@ class FittedStepTime(LinearDecode):
     )
     per_prefill_iteration_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds to add where prompts are computed, e.g. 0.004"}
+    )
+    lone_prefill_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give the seconds that prompts alone take at least, e.g. 0.016"},
+    )
+    captured_tokens: int = field(
+        default=0, metadata={"ge": 0, "description": "give the tokens of the largest captured graph, e.g. 512"}
+    )
+    uncaptured_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give the seconds that prompts beyond captured graphs take at least"},
     )
     links: Links | None = field(
         default=None, metadata={"description": "give the collectives of several GPUs, e.g. {ranks: 2, ...}"}
@@ -71,4 +87,12 @@ class FittedStepTime(LinearDecode):
                 + self.per_prefill_pair_s * prefill_pairs
                 + self.per_context_token_beside_prompts_s * context_tokens
             )
+            if prefill_tokens > 1:
+                duration_s = max(duration_s, self._launch_s(prefill_tokens + decode_sequences, decode_sequences))
         return duration_s
+
+    def _launch_s(self, tokens: int, decode_sequences: int) -> float:
+        """Return how long the host takes to launch an iteration that computes prompts."""
+        if self.captured_tokens and tokens > self.captured_tokens:
+            return self.uncaptured_s
+        return 0.0 if decode_sequences else self.lone_prefill_s

@@ -100,6 +100,12 @@ class Profile(Strict):
     request_overhead_s: float = Field(
         default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
     )
+    request_handling_s: float = Field(
+        default=0.0, ge=0, description="give the seconds a server takes for each request, one at a time, e.g. 0.001"
+    )
+    request_per_running_s: float = Field(
+        default=0.0, ge=0, description="give the seconds that each request in the engine adds to that, e.g. 0.0002"
+    )
     physics: Physics | None = Field(
         default=None, description="give work and hardware, to have the step time checked against what they allow"
     )

@@ -25,7 +25,7 @@ from sim.analysis.markdown_tables import markdown
 from sim.calibration.fitting import Term
 from sim.calibration.from_records import calibrate_records
 from sim.calibration.measured import MeasuredRun
-from sim.calibration.single_replica import Latencies, Requests
+from sim.calibration.single_replica import Latencies, Requests, replay
 from sim.engine.step_time import LinearStepTime
 from sim.errors import InputError
 from sim.experiments.run import run_scenario
@@ -50,6 +50,7 @@ TERMS = (
 )
 _KV_BLOCKS = 10_000  # more than all slots can fill: the slots stand for S-LoRA's admission by foreseen KV cache
 _WAITED_S = 5.0
+_ITERATIONS_BETWEEN = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +190,47 @@ def table(found: Hardware) -> str:
         ("policy", "refused, measured", "simulated", "same verdict", "TTFT mean s, measured (simulated)", "error",
          "P50 s", "error", "P99 s", "error", "rank correlation of tenants"), rows,
     )  # fmt: skip
+
+
+class _EveryTenth:
+    """Takes prompts on only where ten iterations have passed since it last did, or nothing runs: S-LoRA's loop.
+
+    Its router, as LightLLM's, counts iterations since the last admission (``max_wait_tokens``, 10) and looks at the
+    queue again once there are so many; see `sim.cluster.discipline.Batcher`.
+    """
+
+    def __init__(self) -> None:
+        self._last = -_ITERATIONS_BETWEEN
+
+    def prefill_tokens(
+        self, batch: Any, budget_tokens: int, decoding: int, context_tokens: float, now_s: float  # noqa: ARG002
+    ) -> int:
+        if decoding and not batch.prompt_under_way_tokens and batch.clock - self._last < _ITERATIONS_BETWEEN:
+            return 0
+        self._last = batch.clock
+        return budget_tokens
+
+
+def light_load(folder: Path | None = None) -> str:
+    """Return times to first token of the lightly loaded run (5 requests/min), with and without S-LoRA's loop.
+
+    The requests are those that were let in, as Markdown.
+    """
+    measured = measured_requests(folder)
+    run = _run_of(measured, POLICIES["rate-limit-5"][0])
+    profile = load_profile(PROFILE)
+    there = run.latencies.first_token_s - run.requests.arrival_s
+    rows = []
+    for name, batcher in (("admits at every iteration", None), ("admits every tenth iteration", _EveryTenth())):
+        here = replay(profile, run.requests, batcher=batcher).first_token_s - run.requests.arrival_s
+        cells = [_error(float(here.mean()), float(there.mean()))]
+        cells += [_error(float(np.quantile(here, q)), float(np.quantile(there, q))) for q in (0.1, 0.5, 0.9, 0.99)]
+        rows.append((name, *cells))
+    return markdown(("engine", "TTFT mean", "P10", "P50", "P90", "P99"), rows)
+
+
+def _error(here: float, there: float) -> str:
+    return f"{100 * (here / there - 1):+.0f} %"
 
 
 def tenant_table(found: Hardware, policies: Sequence[str] = ("none", "vtc")) -> str:

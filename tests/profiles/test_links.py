@@ -12,6 +12,7 @@ import pytest
 
 from sim.calibration.link_tables import gpu_named, read_link_table, shipped_links
 from sim.calibration.profile_file import profile_text
+from sim.calibration.single_replica import Requests, replay
 from sim.engine.experts import Experts
 from sim.engine.links import Links
 from sim.engine.step_fitted import FittedStepTime
@@ -188,3 +189,25 @@ def test_the_shipped_profile_of_two_gpus_has_links_and_is_written_with_them() ->
         )
     assert links_s == pytest.approx(128 * 2048 * 10240 / 15e9, rel=0.05)
     assert "links: {ranks: 2" in profile_text(profile)
+
+
+def test_prompts_take_their_launch_alone_and_beyond_the_captured_graphs() -> None:
+    step = FittedStepTime(
+        weights_s=0.006, per_token_s=2.5e-5, lone_prefill_s=0.016, captured_tokens=512, uncaptured_s=0.042
+    )
+    assert step.iteration_s(1, 1.0, 0, 0) == pytest.approx(0.006)  # one token left to compute: as a decode
+    assert step.iteration_s(2, 3.0, 0, 0) == step.iteration_s(400, 1.0, 0, 0) == pytest.approx(0.016)
+    assert step.iteration_s(400, 1.0, 8, 800) == pytest.approx(408 * 2.5e-5)
+    assert step.iteration_s(600, 1.0, 8, 800) == pytest.approx(0.042)
+    assert step.iteration_s(4000, 1.0, 8, 800) == pytest.approx(4008 * 2.5e-5)
+    assert step.iteration_s(0, 0.0, 600, 800) == pytest.approx(600 * 2.5e-5)
+
+
+def test_a_scenario_and_a_replay_ask_the_server_alike() -> None:
+    profile = load_profile("h100-llama-3.1-8b").model_copy(update={"calibration": None})
+    table = run_scenario(small(profile)).requests.to_pandas().sort_values("arrival_s")
+    asked = Requests(table.arrival_s.to_numpy(), table.prompt_tokens.to_numpy(), table.output_tokens.to_numpy())
+    made = replay(profile, asked)
+    assert len(table) > 20
+    assert table.first_token_s.to_numpy() == pytest.approx(made.first_token_s)
+    assert table.finish_s.to_numpy() == pytest.approx(made.finish_s)

@@ -1,0 +1,353 @@
+"""Tenants behind limiters in front of real vLLM, predicted: 15 arms of kvwarden, measured on A100 and H100.
+
+One profile, fitted to closed-loop sweeps of one H100 alone (means of 16 runs), predicts every arm: who is refused, when
+the first token comes and when the last. For the A100 its times of reading and of computing are scaled by the data
+sheets of the two GPUs. Limiters are the policies of this package; the gateway's 3 ms and its 100 connections are as
+measured beside the arms.
+
+The measurements, and which of their rows show a true first token, are described in the data's own README.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from policies.api import Arrived, EntitlementSpec, Forward, PoolCapacity, RequestView, ServiceClass
+from policies.core import GatewayCore
+from policies.no_control import NoControlPolicy
+from policies.rate_limit import RateLimit, RateLimitPolicy
+from policies.routing import RoundRobinRouter
+from sim.analysis.markdown_tables import markdown
+from sim.calibration.single_replica import Floats, Requests, closed_loop, replay
+from sim.engine.step_fitted import FittedStepTime
+from sim.errors import InputError
+from sim.profiles.gpus import GPUS
+from sim.scenario.profile import Profile
+
+FOLDER = "kvwarden-vllm-0.19"
+SWEEPS, ARMS, TENANTS = "sweeps.csv.gz", "arms.yaml", "tenant_arms.csv.gz"
+_WARM_UP_S = 10.0  # cold engines wait seconds for kernels to compile
+_CONNECTIONS = 100  # of the load generator in the sweeps, of the gateway in the arms
+_GATEWAY_S = 0.003
+_WEIGHTS = {"tpot": 3.0, "ttft mean": 0.1}  # by how well a run repeats: 0.2 % in the first, up to 21 % in the last
+_TERMS: Mapping[str, float] = {
+    "weights_s": 6.4e-3, "per_token_s": 2.6e-5, "per_decode_sequence_s": 1.4e-5, "per_context_token_s": 3.9e-8,
+    "per_prefill_pair_s": 1.3e-9, "lone_prefill_s": 1.65e-2, "uncaptured_s": 4.2e-2, "request_overhead_s": 1.05e-2,
+    "request_handling_s": 1.3e-3, "request_per_running_s": 2.0e-4,
+}  # fmt: skip
+"""What is fitted, and where the search begins."""
+
+_BY_BYTES = ("weights_s", "per_context_token_s")
+_BY_FLOPS = ("per_token_s", "per_prefill_pair_s")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """An arm as it was measured, and as it is predicted, request by request in the order of arrival.
+
+    ``requests`` has the columns tenant, start_s, measured_status, status, measured_ttft_s, ttft_s, measured_e2e_s,
+    e2e_s and exact (whether the measured first token is the first, or in the mixed arms the second); ``flaws`` says why
+    an arm does not count.
+    """
+
+    name: str
+    mixed: bool
+    requests: pd.DataFrame
+    flaws: str
+
+    def refused(self) -> pd.DataFrame:
+        """Return the refusals of each tenant, measured and predicted, and what it asked."""
+        rows = self.requests
+        counts = pd.DataFrame(
+            {"asked": 1, "measured": rows.measured_status == "refused", "predicted": rows.status == "refused"}
+        )
+        return counts.groupby(rows.tenant).sum()
+
+    def refusals_agree(self) -> bool:
+        """Whether every tenant's refusals differ by at most 1, or 0.1 % of what it asked."""
+        table = self.refused()
+        return bool(((table.measured - table.predicted).abs() <= np.maximum(1, table.asked / 1000)).all())
+
+    def latencies(self) -> dict[str, tuple[float, float]]:
+        """Return statistics in seconds, measured and predicted: e2e mean and P50, TTFT P50 and P99."""
+        warm = self.requests[self.requests.start_s >= _WARM_UP_S]
+        there, here = warm[warm.measured_status == "ok"], warm[warm.status == "ok"]
+        exact = there[there.exact]
+        return {
+            "e2e mean": (float(there.measured_e2e_s.mean()), float(here.e2e_s.mean())),
+            "e2e p50": (float(there.measured_e2e_s.median()), float(here.e2e_s.median())),
+            "ttft p50": (float(exact.measured_ttft_s.median()), float(here.ttft_s.median())),
+            "ttft p99": (float(exact.measured_ttft_s.quantile(0.99)), float(here.ttft_s.quantile(0.99))),
+        }
+
+    def misses(self) -> list[str]:
+        """Return which of the goals are missed: e2e 3 %, TTFT P50 10 % or 3 ms, P99 15 %, refusals 1 or 0.1 %."""
+        missed = [] if self.refusals_agree() else ["refusals"]
+        for name, (there, here) in self.latencies().items():
+            allowed = {"e2e mean": 0.03, "e2e p50": 0.03, "ttft p50": max(0.10, 0.003 / there), "ttft p99": 0.15}[name]
+            if not abs(here / there - 1) <= allowed:
+                missed.append(name)
+        return missed
+
+
+def data_folder(folder: Path | None = None) -> Path:
+    """Return where the measurements are.
+
+    Raises
+    ------
+    InputError : they are not there.
+    """
+    data = folder or (Path(os.environ["TOKENPOOLS_DATA"]) if "TOKENPOOLS_DATA" in os.environ else None)
+    if data is None:
+        fix = f"set TOKENPOOLS_DATA to the folder that holds {FOLDER}"
+        raise InputError("hardware-check", "needs measured data", fix)
+    for name in (SWEEPS, ARMS, TENANTS):
+        if not (data / FOLDER / name).is_file():
+            raise InputError(str(data / FOLDER / name), "is not there", f"name a folder with {FOLDER}")
+    return data / FOLDER
+
+
+def sweep_profile(folder: Path) -> Profile:
+    """Return the H100's profile, from its closed-loop sweeps alone."""
+    points = _points(pd.read_csv(folder / SWEEPS))
+    start = np.array(list(_TERMS.values()))
+
+    def residuals(x: Floats) -> Floats:
+        profile = _profile(dict(zip(_TERMS, (x * start).tolist(), strict=True)))
+        return np.concatenate([point.residuals(profile) for point in points])
+
+    found = least_squares(
+        residuals,
+        np.ones(len(start)),
+        diff_step=np.full(len(start), 0.02),
+        loss="soft_l1",
+        f_scale=0.02,
+        bounds=(0.05, 5.0),
+        max_nfev=12,
+    )
+    return _profile(dict(zip(_TERMS, (found.x * start).tolist(), strict=True)))
+
+
+def check_tenants(folder: Path | None = None, profile: Profile | None = None) -> list[Arm]:
+    """Predict every arm.
+
+    Parameters
+    ----------
+    folder : of the data; None: the one that TOKENPOOLS_DATA names.
+    profile : of the H100; None: fitted to the sweeps.
+
+    Raises
+    ------
+    InputError : the data are not there.
+    """
+    data = data_folder(folder)
+    profile = profile or sweep_profile(data)
+    described = yaml.safe_load((data / ARMS).read_text(encoding="utf-8"))
+    rows = pd.read_csv(data / TENANTS, dtype={"prompt": str})
+    return [
+        _predict(arm, described["engines"][arm["engine"]], rows[rows.arm == arm["id"]], profile)
+        for arm in described["arms"]
+    ]
+
+
+def arms_table(arms: Sequence[Arm]) -> str:
+    """Return the arms as Markdown: refusals, and each latency measured, predicted and its error."""
+    names = ("e2e mean", "e2e p50", "ttft p50", "ttft p99")
+    rows = []
+    for arm in arms:
+        refused = arm.refused()
+        latencies = arm.latencies()
+        cells = [f"{1e3 * there:.1f} ({100 * (here / there - 1):+.1f} %)" for there, here in latencies.values()]
+        missed = arm.misses()
+        rows.append((
+            arm.name, f"{int(refused.measured.sum())} ({int(refused.predicted.sum())})", *cells,
+            "all" if not missed else "misses " + ", ".join(missed),
+        ))  # fmt: skip
+    heads = ("arm", "refused, measured (predicted)", *(f"{name} ms (error)" for name in names), "goals met")
+    return markdown(heads, rows)
+
+
+# --------------------------------------------------------------------------------------------------------- the sweeps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Point:
+    """One closed-loop run: what was asked, and what the fit compares."""
+
+    requests: Requests
+    concurrency: int
+    measured: dict[str, float]
+
+    def residuals(self, profile: Profile) -> Floats:
+        made = closed_loop(profile, self.requests, self.concurrency, max_in_flight=_CONNECTIONS)
+        assert made.arrival_s is not None
+        statistics = _statistics(
+            self.requests, self.concurrency, made.first_token_s - made.arrival_s, made.finish_s - made.arrival_s
+        )
+        return np.array(
+            [
+                _WEIGHTS.get(name, 1.0) * np.log(statistics[name] / there)
+                for name, there in self.measured.items()
+            ]
+        )
+
+
+def _points(sweeps: pd.DataFrame) -> list[_Point]:
+    """Return the runs of the later series; of ``fixed`` alone also the first, in which no prompt was cached."""
+    points = []
+    runs = sweeps[(sweeps.series == "benchmark") & (sweeps.ok == 1) & (sweeps.concurrency <= 2 * 64)]
+    for key, unordered in runs.groupby(["workload", "concurrency", "run"]):
+        workload, concurrency, run = str(key[0]), int(str(key[1])), int(str(key[2]))
+        if run == 1 and not (workload == "fixed" and concurrency == 1):
+            continue
+        rows = unordered.sort_values("request")
+        requests = Requests(
+            np.zeros(len(rows)),
+            rows.prompt_tokens.to_numpy(np.int64),
+            rows.max_tokens.to_numpy(np.int64),
+            rows.prefix_hit_tokens.to_numpy(np.int64),
+        )
+        measured = _statistics(requests, concurrency, rows.ttft_s.to_numpy(), rows.e2e_s.to_numpy())
+        measured["tpot"] = float(rows.tpot_s.mean())
+        points.append(_Point(requests, concurrency, measured))
+    return points
+
+
+def _statistics(requests: Requests, concurrency: int, ttft_s: Floats, e2e_s: Floats) -> dict[str, float]:
+    """Return means and, of a client alone, the median first token by the tokens that were computed for it."""
+    found = {
+        "tpot": float(np.mean((e2e_s - ttft_s) / (requests.output_tokens - 1))),
+        "e2e": float(np.mean(e2e_s)),
+    }
+    if 1 < concurrency < _CONNECTIONS:  # beyond, requests wait in the client
+        found["ttft mean"] = float(np.mean(ttft_s))
+    if concurrency == 1:
+        assert requests.cached_tokens is not None
+        computed = requests.prompt_tokens - requests.cached_tokens
+        size = np.where(computed < 256, np.minimum(computed, 2), computed)  # all of a captured graph are alike
+        later = np.arange(len(requests)) > 3  # the first ones meet a cold engine
+        for each in np.unique(size):
+            found[f"ttft of {each}"] = float(np.median(ttft_s[later & (size == each)]))
+    return found
+
+
+def _profile(values: Mapping[str, float]) -> Profile:
+    of_step: dict[str, Any] = {name: value for name, value in values.items() if not name.startswith("request_")}
+    return Profile(
+        name="h100-llama-3.1-8b-kvwarden",
+        source="fitted to 16 closed-loop runs of kvwarden: vLLM 0.19.0, Llama-3.1-8B bf16, one H100",
+        step_time=FittedStepTime(captured_tokens=512, **of_step),
+        max_num_seqs=1024,
+        max_num_batched_tokens=8192,
+        kv_blocks=25_699,
+        async_scheduling=True,
+        prefix_caching=True,
+        request_overhead_s=values["request_overhead_s"],
+        request_handling_s=values["request_handling_s"],
+        request_per_running_s=values["request_per_running_s"],
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- the arms
+
+
+def _predict(arm: Mapping[str, Any], engine: Mapping[str, Any], rows: pd.DataFrame, profile: Profile) -> Arm:
+    rows = rows.sort_values("start_s", kind="stable").reset_index(drop=True)
+    status = _admitted(arm["policy"], rows)
+    status[(status == "ok") & (rows.prompt_tokens > engine["max_model_len"]).to_numpy()] = "too_long"
+    served = rows[status == "ok"]
+    through_s = 0.0 if arm["gateway"] is None else _GATEWAY_S
+    requests = Requests(
+        served.start_s.to_numpy() + through_s,
+        served.prompt_tokens.to_numpy(np.int64),
+        _output_tokens(arm, served),
+        served.prefix_hit_tokens.to_numpy(np.int64) if engine["prefix_caching"] else np.zeros(len(served), np.int64),
+    )
+    made = replay(_engine_profile(profile, engine), requests, max_in_flight=_CONNECTIONS)
+    mixed = isinstance(arm["workload"]["prompt_tokens"], dict) and "one_of" not in arm["workload"]["prompt_tokens"]
+    table = pd.DataFrame(
+        {
+            "tenant": rows.tenant,
+            "start_s": rows.start_s,
+            "measured_status": rows.status,
+            "status": status,
+            "measured_ttft_s": rows.ttft_s,
+            "measured_e2e_s": rows.e2e_s,
+            "exact": rows.chunks == rows.output_tokens - (1 if mixed else 0),
+            "ttft_s": np.nan,
+            "e2e_s": np.nan,
+        }
+    )
+    first_s = made.first_token_s
+    if mixed:  # what was measured is the second token
+        first_s = first_s + (made.finish_s - first_s) / (requests.output_tokens - 1)
+    table.loc[served.index, "ttft_s"] = first_s - served.start_s.to_numpy()
+    table.loc[served.index, "e2e_s"] = made.finish_s - served.start_s.to_numpy()
+    return Arm(arm["id"], mixed, table, " ".join(arm["flaws"]))
+
+
+def _output_tokens(arm: Mapping[str, Any], served: pd.DataFrame) -> NDArray[np.int64]:
+    """Return what each makes: all that was asked for, which is what was measured of those that were let in."""
+    return np.full(len(served), int(arm["workload"]["max_tokens"]), np.int64)
+
+
+def _admitted(policy: Mapping[str, Any] | str, rows: pd.DataFrame) -> NDArray[np.object_]:
+    """Return "ok" or "refused" for every request: the verdicts of this package's own limiter."""
+    tenants = sorted(rows.tenant.unique())
+    specs = [EntitlementSpec(name=each, tenant=each, service_class=ServiceClass.SPOT) for each in tenants]
+    limiter = policy["each_tenant"] if isinstance(policy, Mapping) else {}
+    if limiter.get("limiter") == "token_bucket":
+        per_s, burst = float(limiter["rate_per_s"]), float(limiter["burst"])
+        control: Any = RateLimitPolicy(RateLimit(requests_per_min=60 * per_s, burst_s=burst / per_s), specs)
+    else:
+        control = NoControlPolicy()
+    core = GatewayCore(
+        entitlements=specs,
+        capacity=PoolCapacity(1, 1 << 20),
+        replica_ids=[0],
+        policy=control,
+        router=RoundRobinRouter(),
+    )
+    core.start(0.0)
+    verdicts = np.full(len(rows), "refused", dtype=object)
+    for i, (tenant, at_s, prompt) in enumerate(zip(rows.tenant, rows.start_s, rows.prompt_tokens, strict=True)):
+        first, *_ = core.handle(Arrived(RequestView(f"r{i}", tenant, tenant, int(prompt), 64)), float(at_s))
+        if isinstance(first, Forward):
+            verdicts[i] = "ok"
+    return verdicts
+
+
+def _engine_profile(profile: Profile, engine: Mapping[str, Any]) -> Profile:
+    """Return the H100's profile with an arm's engine settings, and with the times of its GPU."""
+    step_time = profile.step_time
+    if "a100" in str(engine["gpu"]).lower():
+        step_time = _scaled(step_time, "H100-SXM", "A100-80GB")
+    step_time = replace(step_time, captured_tokens=int(engine["cuda_graphs_decode_up_to"]))
+    return profile.model_copy(
+        update={
+            "step_time": step_time,
+            "max_num_seqs": int(engine["max_num_seqs"]),
+            "max_num_batched_tokens": int(engine["max_num_batched_tokens"]),
+            "kv_blocks": int(engine["kv_tokens"]) // 16,
+            "async_scheduling": bool(engine["async_scheduling"]),
+        }
+    )
+
+
+def _scaled(step_time: FittedStepTime, measured_on: str, to: str) -> FittedStepTime:
+    """Return a step time on another GPU, by the ratios of the data sheets; what the host does stays."""
+    there, here = GPUS[measured_on], GPUS[to]
+    bytes_ratio, flops_ratio = there.bytes_per_s / here.bytes_per_s, there.flops_per_s[16] / here.flops_per_s[16]
+    changes = {name: getattr(step_time, name) * bytes_ratio for name in _BY_BYTES}
+    changes |= {name: getattr(step_time, name) * flops_ratio for name in _BY_FLOPS}
+    return replace(step_time, **changes)
