@@ -8,7 +8,7 @@ PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo install test lint pythons bench bench-gateway live clean
+.PHONY: demo install test lint pythons bench bench-gateway live mutants clean
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -34,6 +34,10 @@ pythons: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
+
+# Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
+mutants: $(VENV)/.ready
+	$(BIN)/python benchmarks/mutants.py --per-area 20 --budget-s 3600
 
 # What the live gateway costs, with LiteLLM's proxy beside it; about 3 minutes on a quiet machine.
 bench-gateway: $(VENV)/.ready

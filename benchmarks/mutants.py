@@ -18,19 +18,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-import aiohttp  # noqa: F401, what tests need and nobody plants faults in
-import numpy  # noqa: F401
-import pandas  # noqa: F401
 import parso
-import pyarrow.parquet  # noqa: F401
-import pydantic  # noqa: F401
-import scipy.stats  # noqa: F401
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
@@ -264,52 +257,22 @@ def tests_of(area: Area, tree: Path) -> list[str]:
 
 def run_tests(area: Area, tree: Path, limit_s: float | None) -> tuple[bool | None, float, str]:
     """Run an area's tests until one fails: whether all passed (None: too slow), seconds, and who failed."""
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", *tests_of(area, tree)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(area, tree)]
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     began_s = time.monotonic()
-    with tempfile.TemporaryFile("w+") as file:
-        pid = os.fork()
-        if not pid:
-            run_pytest(arguments, tree, file.fileno())
-        status = wait_for(pid, None if limit_s is None else began_s + limit_s)
-        file.seek(0)
-        output = file.read().strip().splitlines()
-    took_s = time.monotonic() - began_s
-    if status is None:
-        return None, took_s, "too slow"
-    failed = [line for line in output if line.startswith(("FAILED", "ERROR"))]
-    why = failed[0].split(" - ")[0] if failed else output[-1] if output else ""
-    return status == 0, took_s, why
-
-
-def run_pytest(arguments: Sequence[str], tree: Path, to: int) -> NoReturn:
-    """Be pytest in a tree, in a process of its own; what every test needs is imported already and not once more."""
-    status = 70
-    try:
-        os.setsid()
-        for stream in (1, 2):
-            os.dup2(to, stream)
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ["PYTHONPATH"] = str(tree)  # for those that tests start
-        import pytest
-
-        status = int(pytest.main(list(arguments)))
-        sys.stdout.flush()
-    finally:
-        os._exit(status)
-
-
-def wait_for(pid: int, until_s: float | None) -> int | None:
-    """Return how a process ended; None where it had to be stopped, with all that it started."""
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if until_s is not None and time.monotonic() > until_s:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
-        time.sleep(0.02)
+    with subprocess.Popen(
+        command, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return None, time.monotonic() - began_s, "too slow"
+    lines = output.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    why = failed[0].split(" - ")[0] if failed else lines[-1] if lines else ""
+    return process.returncode == 0, time.monotonic() - began_s, why
 
 
 def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
