@@ -8,7 +8,7 @@ PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo test lint pythons bench bench-gateway live clean
+.PHONY: demo install test lint pythons bench bench-gateway live clean
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -22,6 +22,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Extras by name, e.g. make install EXTRAS=live,report; pyproject.toml lists them, all has what commands need.
+EXTRAS ?= all
+install: $(VENV)/.core
+	$(INSTALL) --editable ".[$(EXTRAS)]"
 
 # The core's tests, and the bytes of a summary, on every Python from 3.11 on that this machine has.
 pythons: $(VENV)/.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +100,9 @@ class Comparison:
     differences: dict[tuple[Case, str, str], Difference]
     only_before: list[Case]
     only_after: list[Case]
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(in_words(self))}</pre>"
 
     def broken(self, limits: Sequence[Limit]) -> list[str]:
         """Return a line for each limit that a case breaks, or of which nobody can say that it does not.

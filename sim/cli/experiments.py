@@ -302,6 +302,9 @@ def _draw(answers: Sequence[Answer], goal: Goal, cost: Cost, folder: Path) -> No
         confidence=goal.confidence,
         cost=cost.path.removeprefix("pool."),
         most=cost.most,
+        chosen={
+            one.policy: (cost.of(one.best.cost), one.best.attainment, one.best.at_least) for one in answers if one.best
+        },
     )
     style.save(figure, folder, "frontier")
 
