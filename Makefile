@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UV ?= $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --no-compile) --quiet --constraint constraints.txt
 PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo test lint bench bench-gateway live clean
+.PHONY: demo install test lint pythons bench bench-gateway live clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.core
 	rm -rf results/demo
 	$(BIN)/tokenpools reproduce --out results/demo --jobs 2
 	@echo "figures and table: results/demo"
@@ -20,6 +22,15 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Extras by name, e.g. make install EXTRAS=live,report; pyproject.toml lists them, all has what commands need.
+EXTRAS ?= all
+install: $(VENV)/.core
+	$(INSTALL) --editable ".[$(EXTRAS)]"
+
+# The core's tests, and the bytes of a summary, on every Python from 3.11 on that this machine has.
+pythons: $(VENV)/.ready
+	$(BIN)/python benchmarks/pythons.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
@@ -44,9 +55,17 @@ $(LIVE)/.ready: benchmarks/paced_vllm/requirements.txt
 	$(LIVE)/bin/python -m pip install --quiet --no-deps $(PIP_LIVE) --requirement benchmarks/paced_vllm/requirements.txt
 	touch $@
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Two stamps for one environment: .core has what run, plot and reproduce need, .ready everything. make test after make
+# demo adds to it. uv installs where it is present, pip elsewhere; compiling waits until a module is imported.
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $(PYTHON) is older than 3.11; give a newer one, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,dask,docs,kubernetes,live,notebooks,otel,plan,ray,tokenizer]"
+	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable .
 	touch $@
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable ".[all,dev,docs,notebooks]"
+	touch $(VENV)/.core $@

@@ -30,11 +30,11 @@ def setup(app: Any) -> None:
 
 
 def _generate(_: Any) -> None:
-    from sim.cli import app
+    from sim.cli import tree
     from sim.reference.reference import pages
 
     GENERATED.mkdir(exist_ok=True)
-    for name, text in pages(app).items():
+    for name, text in pages(tree()).items():
         _write(f"reference-{name}", text.lstrip())
     for path in sorted((HERE.parent / "notebooks").glob("*.md")):
         text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -167,11 +167,12 @@ class AdaptivePolicy(NoControlPolicy):
         if too_large is not None:
             return too_large
         in_flight, limit = pool.all_in_flight, math.floor(self._limit.value)
-        if in_flight < limit:
+        sequences = request.sequences
+        if in_flight + sequences <= limit or (sequences > limit and not in_flight):
             return ADMIT
-        if pool.entitlements[request.entitlement].in_flight + 1 <= self._parts[request.entitlement] * limit:
+        if pool.entitlements[request.entitlement].in_flight + sequences <= self._parts[request.entitlement] * limit:
             return ADMIT
-        return Deny(Reason.OVERLOADED, in_flight + 1, limit, 1.0, 503)
+        return Deny(Reason.OVERLOADED, in_flight + sequences, limit, 1.0, 503)
 
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Take a sample."""

@@ -61,6 +61,7 @@ from policies.protocols import (
     Reclaiming,
     Router,
     Scaler,
+    Screening,
     Watching,
 )
 
@@ -114,6 +115,7 @@ __all__ = [
     "Router",
     "Scale",
     "Scaler",
+    "Screening",
     "ServiceClass",
     "Tick",
     "Verdict",

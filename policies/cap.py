@@ -57,7 +57,7 @@ class CapPolicy(QueueingPolicy):
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:  # noqa: ARG002
         """Return the first come, if it fits."""
         item = self._line.head()
-        return item if self.room.fits(item.need_tokens, pool) else None
+        return item if self.room.fits(item.need_tokens, pool, item.request.sequences) else None
 
     def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""

@@ -100,13 +100,17 @@ class ClassSlotsPolicy(QueueingPolicy):
         kept = sum(max(0.0, self._reserves[one] - self._used[one]) for one in range(which))
         return self._slots - sum(self._used) - kept
 
+    def _takes(self, which: int, sequences: int) -> bool:
+        """Whether a class has room for so many; for more than it could ever have, when nothing runs."""
+        return self._headroom(which) >= sequences or (sequences > 1 and not any(self._used))
+
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and its class has room, or at another's cost if its class may preempt."""
         verdict = super().decide(request, max_output_tokens, pool, now_s)
         which = self._class[request.entitlement]
         if (
             (isinstance(verdict, Deny) and verdict.reason is Reason.TOO_LARGE)
-            or not self._params.can_preempt[which] or sum(self._used) < self._slots
+            or not self._params.can_preempt[which] or sum(self._used) < self._slots or request.sequences > 1
             or not pool.capacity.ready_replicas or self._lines[which].length
         ):
             return verdict
@@ -117,7 +121,7 @@ class ClassSlotsPolicy(QueueingPolicy):
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether its class has a slot left."""
-        return pool.capacity.ready_replicas > 0 and self._headroom(self._class[request.entitlement]) >= 1
+        return pool.capacity.ready_replicas > 0 and self._takes(self._class[request.entitlement], request.sequences)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:  # noqa: ARG002
         """Return whoever starves, the lowest class first; else the first of the highest class that has room."""
@@ -126,9 +130,10 @@ class ClassSlotsPolicy(QueueingPolicy):
         for which in range(len(NAMES) - 1, -1, -1):
             line = self._lines[which]
             if line.length and now_s - line.head().since_s > self._params.starved_s[which]:
-                return line.head()
+                head = line.head()
+                return head if sum(self._used) + head.request.sequences <= self._slots or not any(self._used) else None
         for which, line in enumerate(self._lines):
-            if line.length and self._headroom(which) >= 1:
+            if line.length and self._takes(which, line.head().request.sequences):
                 return line.head()
         return None
 
@@ -158,7 +163,7 @@ class ClassSlotsPolicy(QueueingPolicy):
         """Count its slot."""
         super().on_admitted(flight, pool, now_s)
         which = self._class[flight.request.entitlement]
-        self._used[which] += 1
+        self._used[which] += flight.request.sequences
         if not flight.prompt_credited:
             self._unstarted[which][flight.request.request_id] = flight
 
@@ -170,7 +175,7 @@ class ClassSlotsPolicy(QueueingPolicy):
         """Give its slot back."""
         super().on_ended(flight, pool, now_s)
         which = self._class[flight.request.entitlement]
-        self._used[which] -= 1
+        self._used[which] -= flight.request.sequences
         self._unstarted[which].pop(flight.request.request_id, None)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:

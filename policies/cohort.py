@@ -134,12 +134,16 @@ class CohortPolicy(QueueingPolicy):
         slots, kv_bytes = self._capacity
         return max(member.slots, slots * member.held_tokens * self._per_token / kv_bytes)
 
+    def _below(self, member: _Member, sequences: int) -> bool:
+        """Whether so many more are within its limit; more than that when nothing of it runs."""
+        return self._use(member) + sequences - 1 < member.limit or (sequences > 1 and not member.slots)
+
     def _changed(self, name: str, now_s: float) -> None:
         """Follow a change of what one has in flight or waiting: its demand, and its place among those who wait."""
         member = self._members[name]
         use = self._use(member)
         member.wants(use + member.line.length, now_s)
-        if member.line.length and use < member.limit:
+        if member.line.length and self._below(member, member.line.head().request.sequences):
             self._heap.set(name, (use / member.limit, member.line.head().since_s))
         elif name in self._heap:
             self._heap.remove(name)
@@ -205,14 +209,14 @@ class CohortPolicy(QueueingPolicy):
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether it is below its limit, and there is room."""
         member = self._members[request.entitlement]
-        return self._use(member) < member.limit and self.room.fits(need_tokens, pool)
+        return self._below(member, request.sequences) and self.room.fits(need_tokens, pool, request.sequences)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:  # noqa: ARG002
         """Return the first of whoever uses least of its limit, if it fits."""
         if not len(self._heap):
             return None
         item = self._members[self._heap.least()[1]].line.head()
-        return item if self.room.fits(item.need_tokens, pool) else None
+        return item if self.room.fits(item.need_tokens, pool, item.request.sequences) else None
 
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`."""
@@ -237,7 +241,7 @@ class CohortPolicy(QueueingPolicy):
     def _hold(self, flight: InFlight, sign: int, now_s: float) -> None:
         name = flight.request.entitlement
         member = self._members[name]
-        member.slots += sign
+        member.slots += sign * flight.request.sequences
         member.held_tokens += sign * flight.reserved_tokens
         self._changed(name, now_s)
 

@@ -47,6 +47,7 @@ from policies.api import (
     Router,
     Scale,
     Scaler,
+    Screening,
     Tick,
     Verdict,
     Watching,
@@ -98,6 +99,7 @@ class GatewayCore(PoolState):
         self._decide: Decide = policy.decide
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
         self._allowance = policy.allowance if isinstance(policy, Allowing) else None
+        self._screens = policy.screens if isinstance(policy, Screening) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
         self._route = router.route
         self._max_context = NEVER_S if max_context_tokens is None else max_context_tokens
@@ -171,6 +173,24 @@ class GatewayCore(PoolState):
         self._decide = wrap(self._decide)
 
     @property
+    def max_context_tokens(self) -> int | None:
+        """The longest prompt + output that a replica can serve; None where it is not known."""
+        return None if self._max_context == NEVER_S else int(self._max_context)
+
+    def refuses_any(self, entitlement: str, sequences: int, now_s: float) -> bool:
+        """Return whether a request would be refused now, however small: to know it before it is counted.
+
+        False says nothing. No side effect.
+        """
+        ledger = self._ledgers[entitlement]
+        if ledger.state is not BOUND or not self._ready:
+            return True
+        if self._screens is not None and self._screens(entitlement, sequences, self.pool):
+            return True
+        left = self.allowance(entitlement, now_s)
+        return any(margin is not None and margin.remaining < 1 for margin in (left.requests, left.tokens))
+
+    @property
     def started_s(self) -> float:
         """The time at which it began."""
         return self._start_s
@@ -182,7 +202,7 @@ class GatewayCore(PoolState):
         # The state of an entitlement must not hang on whether the Tick or an arrival of the same instant comes first.
         before = self._change_states(now_s) if now_s >= self._next_change_s else ()
         request = event.request
-        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _ = request
+        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _, sequences, context_tokens = request
         ledger = self._ledgers.get(name)
         if ledger is None:
             raise KeyError(f"request {request_id} names entitlement {name!r}; this pool has {list(self._ledgers)}")
@@ -191,12 +211,14 @@ class GatewayCore(PoolState):
         if max_output_tokens is None:
             max_output_tokens = self.default_max_output_tokens
         reserved_tokens = prompt_tokens + max_output_tokens
-        if attempt == 1:
+        if context_tokens is None:
+            context_tokens = reserved_tokens
+        if attempt == 1 and context_tokens <= self._max_context:
             ledger.demanded_tokens += reserved_tokens
-            ledger.demanded_requests += 1
-        if ledger.state is not BOUND or not self._ready or reserved_tokens > self._max_context:
+            ledger.demanded_requests += sequences
+        if ledger.state is not BOUND or not self._ready or context_tokens > self._max_context:
             ledger.refused += 1
-            return (*before, self._unservable(request, ledger, reserved_tokens, now_s))
+            return (*before, self._unservable(request, ledger, context_tokens, now_s))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
         if verdict is ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
@@ -223,7 +245,7 @@ class GatewayCore(PoolState):
         return ()
 
     def _unservable(
-        self, request: RequestView, ledger: EntitlementLedger, reserved_tokens: int, now_s: float
+        self, request: RequestView, ledger: EntitlementLedger, context_tokens: int, now_s: float
     ) -> Refuse:
         """Return the refusal of a request that no policy could let in."""
         if ledger.state is EntitlementState.DEGRADED:
@@ -233,7 +255,7 @@ class GatewayCore(PoolState):
             return Refuse(request.request_id, Reason.NOT_BOUND, 403, wait_s, 1, 0)
         if not self._ready:
             return Refuse(request.request_id, Reason.NO_CAPACITY, 503, NO_CAPACITY_RETRY_S, 1, 0)
-        return Refuse(request.request_id, Reason.CONTEXT_LENGTH, 400, None, reserved_tokens, self._max_context)
+        return Refuse(request.request_id, Reason.CONTEXT_LENGTH, 400, None, context_tokens, self._max_context)
 
     def _carry_out(
         self, verdict: Verdict, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float
@@ -252,12 +274,20 @@ class GatewayCore(PoolState):
         if isinstance(verdict, Deny):
             reason, needed, available, retry_after_s, status = verdict
             ledger.refused += 1
+            if retry_after_s is None and request.attempt == 1:
+                self._was_no_demand(request, ledger, max_output_tokens)
             return [Refuse(request_id, reason, status, retry_after_s, needed, available)]
         if self._queueing is None:
             raise TypeError(f"{type(self._policy).__name__} holds request {request_id} and has no way to release it")
         self._held[request_id] = request
         self._queueing.on_held(request, max_output_tokens, self.pool, now_s)
         return [Hold(request_id, verdict.reason), *self._release(now_s)]
+
+    @staticmethod
+    def _was_no_demand(request: RequestView, ledger: EntitlementLedger, max_output_tokens: int) -> None:
+        """Take back from what was asked for what can never be had: nobody shall gain by asking for it."""
+        ledger.demanded_tokens -= request.prompt_tokens + max_output_tokens
+        ledger.demanded_requests -= request.sequences
 
     def _forward(
         self, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float,
@@ -275,6 +305,7 @@ class GatewayCore(PoolState):
         flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
         if only_at is not None:
             flight.only_at = only_at
+        flight.counted_demand = request.attempt == 1
         self._book(flight, now_s)
         return _new(Forward, (request_id, replica_id, max_output_tokens))
 
@@ -365,7 +396,7 @@ class GatewayCore(PoolState):
         if output_tokens > flight.output_tokens:
             self._credit(flight, output_tokens)
         for book, sign in ((lost_at, -1), (self._replica[replica_id], 1)):
-            book.in_flight += sign
+            book.in_flight += sign * flight.request.sequences
             book.outstanding_tokens += sign * flight.reserved_tokens
         flight.replica_id = replica_id
         return Forward(flight.request.request_id, replica_id, flight.max_output_tokens)
@@ -373,6 +404,8 @@ class GatewayCore(PoolState):
     def _broken_off(self, event: Failed | Cancelled, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.pop(event.request_id, None)
         if flight is not None:
+            if type(event) is Cancelled:
+                self._before_cancelled(flight, event)
             self._close(flight, event.output_tokens, now_s)
         elif type(event) is Cancelled and self._withdraw(event.request_id, now_s):
             self.withdrawn += 1
@@ -380,6 +413,14 @@ class GatewayCore(PoolState):
             self.late_events += 1
             return ()
         return tuple(self._release(now_s)) if self._held else ()
+
+    def _before_cancelled(self, flight: InFlight, event: Cancelled) -> None:
+        """Count the prompt of what a replica had begun, and take what it refused out of the demand."""
+        if event.prompt_begun and not flight.prompt_credited:
+            self._credit(flight, flight.output_tokens)
+        if event.refused and flight.counted_demand:
+            flight.counted_demand = False
+            self._was_no_demand(flight.request, flight.ledger, flight.max_output_tokens)
 
     # ----------------------------------------------------------------------------------------------------------------
     # What becomes of the pool

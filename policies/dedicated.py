@@ -87,8 +87,9 @@ class DedicatedPolicy(NoControlPolicy):
             return Deny(Reason.NO_CAPACITY, 1, 0, _RETRY_S, 503)
         if self._params.max_in_flight_per_replica is not None:
             most, in_flight = len(books) * self._params.max_in_flight_per_replica, sum(book.in_flight for book in books)
-            if in_flight >= most:
-                return Deny(Reason.CONCURRENCY, in_flight + 1, most, _RETRY_S)
+            needed = in_flight + request.sequences
+            if needed > most:
+                return Deny(Reason.CONCURRENCY, needed, most, None if request.sequences > most else _RETRY_S)
         return Admit(replicas=own)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002

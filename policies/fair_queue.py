@@ -192,7 +192,7 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return the head of the flow whose turn it is, if it fits."""
         item = self._lines[self._order.pick(self._lines, now_s)].head()
-        return item if self.room.fits(item.need_tokens, pool) else None
+        return item if self.room.fits(item.need_tokens, pool, item.request.sequences) else None
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Charge what is charged at the start."""
@@ -211,7 +211,7 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
             order.served(flow)
         if item.cost:
             self._charge(flow, item.cost, now_s)
-        order.hold(flow, 1, flight.reserved_tokens, pool)
+        order.hold(flow, request.sequences, flight.reserved_tokens, pool)
         output_tokens = 0.0
         if self._predicts:
             prompt_cost = self._params.input_weight * request.prompt_tokens
@@ -223,7 +223,7 @@ class FairQueuePolicy(Foresight, QueueingPolicy):
         super().on_ended(flight, pool, now_s)
         params, request = self._params, flight.request
         flow = self._flows[request.entitlement]
-        self._order.hold(flow, -1, -flight.reserved_tokens, pool)
+        self._order.hold(flow, -request.sequences, -flight.reserved_tokens, pool)
         charged_tokens = self._charged.pop(request.request_id)
         cost = 0.0
         if self._charges_output:

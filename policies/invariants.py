@@ -86,7 +86,7 @@ def stop(violation: Violation) -> None:
 
 @dataclass(slots=True)
 class _Sums:
-    requests: int = 0
+    sequences: int = 0
     tokens: int = 0
     admitted: int = 0
     refused: int = 0
@@ -124,14 +124,15 @@ class Checker:
         self._granting = policy if isinstance(policy, Granting) else None
         self._auditing = policy if isinstance(policy, Auditing) else None
         self._now_s = now_s
-        self._flights: dict[str, tuple[str, int, int]] = {}
+        self._flights: dict[str, tuple[str, int, int, int]] = {}
+        self._sequences = 0
         self._held: dict[str, RequestView] = dict(core.held)
         self._entitlements = {
             name: _Sums(admitted=book.admitted, refused=book.refused) for name, book in core.pool.entitlements.items()
         }
         self._replicas: dict[int, _Sums] = {}
-        for request_id, flight in core.pool.in_flight.items():
-            self._take(request_id, flight.request.entitlement, flight.replica_id, flight.reserved_tokens)
+        for flight in core.pool.in_flight.values():
+            self._take(flight.request, flight.replica_id, flight.reserved_tokens)
         self._withdrawn = core.withdrawn
         self.check_all(core, now_s)
 
@@ -178,7 +179,7 @@ class Checker:
             request = event.request
             self._held.pop(request.request_id, None)
             tokens = request.prompt_tokens + event.max_output_tokens
-            self._take(request.request_id, request.entitlement, event.replica_id, tokens)
+            self._take(request, event.replica_id, tokens)
             self._entitlements[request.entitlement].admitted += 1
             touched.add(request.entitlement)
         for step in instructions:
@@ -217,13 +218,13 @@ class Checker:
             if request_id != moving:
                 self._broken("one-answer", request_id, "forwarded", "an arrival, or a request that is held")
                 return arriving
-            name, left, tokens = self._flights[request_id]
-            self._count(self._replicas.setdefault(left, _Sums()), -1, -tokens)
-            self._count(self._replicas.setdefault(replica_id, _Sums()), 1, tokens)
-            self._flights[request_id] = name, replica_id, tokens
+            name, left, tokens, sequences = self._flights[request_id]
+            self._count(self._replicas.setdefault(left, _Sums()), -sequences, -tokens)
+            self._count(self._replicas.setdefault(replica_id, _Sums()), sequences, tokens)
+            self._flights[request_id] = name, replica_id, tokens, sequences
         else:
             name = request.entitlement
-            self._take(request_id, name, replica_id, request.prompt_tokens + max_output_tokens)
+            self._take(request, replica_id, request.prompt_tokens + max_output_tokens)
             self._entitlements[name].admitted += 1
             if self._granting is not None:
                 granted, book = self._granting.slots_granted(name), core.pool.entitlements[name]
@@ -247,20 +248,23 @@ class Checker:
         touched.add(request.entitlement)
         return arriving
 
-    def _take(self, request_id: str, name: str, replica_id: int, tokens: int) -> None:
-        self._flights[request_id] = name, replica_id, tokens
-        self._count(self._entitlements[name], 1, tokens)
-        self._count(self._replicas.setdefault(replica_id, _Sums()), 1, tokens)
+    def _take(self, request: RequestView, replica_id: int, tokens: int) -> None:
+        name, sequences = request.entitlement, request.sequences
+        self._sequences += sequences
+        self._flights[request.request_id] = name, replica_id, tokens, sequences
+        self._count(self._entitlements[name], sequences, tokens)
+        self._count(self._replicas.setdefault(replica_id, _Sums()), sequences, tokens)
 
     def _end(self, request_id: str) -> str:
-        name, replica_id, tokens = self._flights.pop(request_id)
-        self._count(self._entitlements[name], -1, -tokens)
-        self._count(self._replicas[replica_id], -1, -tokens)
+        name, replica_id, tokens, sequences = self._flights.pop(request_id)
+        self._sequences -= sequences
+        self._count(self._entitlements[name], -sequences, -tokens)
+        self._count(self._replicas[replica_id], -sequences, -tokens)
         return name
 
     @staticmethod
-    def _count(sums: _Sums, requests: int, tokens: int) -> None:
-        sums.requests += requests
+    def _count(sums: _Sums, sequences: int, tokens: int) -> None:
+        sums.sequences += sequences
         sums.tokens += tokens
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -271,6 +275,8 @@ class Checker:
         pool = core.pool
         if len(pool.in_flight) != len(self._flights):
             self._broken("requests", "requests in flight", len(pool.in_flight), len(self._flights))
+        if pool.sequences_in_flight != self._sequences:
+            self._broken("requests", "sequences in flight", pool.sequences_in_flight, self._sequences)
         if len(core.held) != len(self._held):
             self._broken("requests", "requests held", len(core.held), len(self._held))
         for name in touched:
@@ -282,7 +288,7 @@ class Checker:
         book, own = core.pool.entitlements[name], self._entitlements[name]
         theirs = _NOTHING if self.peers is None else self.peers.entitlements.get(name, _NOTHING)
         for field, found, expected in (
-            ("in_flight", book.in_flight, own.requests + theirs.in_flight),
+            ("in_flight", book.in_flight, own.sequences + theirs.in_flight),
             ("reserved_tokens", book.reserved_tokens, own.tokens + theirs.reserved_tokens),
             ("admitted", book.admitted, own.admitted),
             ("refused", book.refused, own.refused),
@@ -299,9 +305,9 @@ class Checker:
         for book in core.pool.replicas:
             own = self._replicas.get(book.replica_id, _EMPTY)
             theirs = _NOTHING if self.peers is None else self.peers.replicas.get(book.replica_id, _NOTHING)
-            if book.in_flight != own.requests + theirs.in_flight:
+            if book.in_flight != own.sequences + theirs.in_flight:
                 where = f"in_flight of replica {book.replica_id}"
-                self._broken("replica", where, book.in_flight, own.requests + theirs.in_flight)
+                self._broken("replica", where, book.in_flight, own.sequences + theirs.in_flight)
             if book.outstanding_tokens != own.tokens + theirs.reserved_tokens:
                 where = f"outstanding_tokens of replica {book.replica_id}"
                 self._broken("replica", where, book.outstanding_tokens, own.tokens + theirs.reserved_tokens)
@@ -346,8 +352,8 @@ class Checker:
             where = f"tokens of {request_id}"
             self._broken("non-negative", where, (flight.output_tokens, flight.reserved_tokens), "nothing below 0")
         known = self._flights.get(request_id)
-        if known is not None and known != (name, flight.replica_id, flight.reserved_tokens):
-            found = (name, flight.replica_id, flight.reserved_tokens)
+        found = (name, flight.replica_id, flight.reserved_tokens, flight.request.sequences)
+        if known is not None and known != found:
             self._broken("requests", f"entitlement, replica and tokens of {request_id}", found, known)
 
     def _broken(self, invariant: str, where: str, found: object, expected: object) -> None:
@@ -372,7 +378,7 @@ def _measures(core: GatewayCore) -> Iterator[tuple[str, float]]:
     pool = core.pool
     yield "first tokens", pool.first_tokens
     yield "seconds to first tokens", pool.waited_s
-    yield "requests of others", pool.others_in_flight
+    yield "sequences of others", pool.others_in_flight
     yield "reserved tokens of others", pool.others_reserved_tokens
     if pool.mean_service_s is not None:
         yield "the mean service time", pool.mean_service_s

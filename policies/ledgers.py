@@ -13,7 +13,7 @@ class InFlight:
     """A request that was forwarded and has not ended.
 
     ``failed_at`` names the replicas that lost it, ``only_at`` those that it may go to (None: any). ``cached_tokens`` of
-    its prompt is known at its end.
+    its prompt is known at its end. ``counted_demand`` where its entitlement's demand holds it.
     """
 
     request: RequestView
@@ -27,6 +27,7 @@ class InFlight:
     failed_at: tuple[int, ...] = ()
     only_at: tuple[int, ...] | None = None
     cached_tokens: int = 0
+    counted_demand: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +36,12 @@ class EntitlementLedger:
 
     Attributes
     ----------
-    in_flight : forwarded and not ended.
+    in_flight : sequences of what was forwarded and has not ended; a request is one unless it says otherwise.
     reserved_tokens : prompt + max_output_tokens, summed over what is in flight.
     worked_tokens : tokens of work done since the start: a prompt counts at its first token, output as it is seen.
-    demanded_tokens : prompt + max_output_tokens of everything that arrived, refused or not, first attempts only.
-    demanded_requests : how many those were.
+    demanded_tokens : prompt + max_output_tokens of everything that arrived and could have been served, refused or not,
+        first attempts only. What is refused for good is no demand: nobody gains by asking for what cannot be had.
+    demanded_requests : how many sequences those were.
     mean_service_s : moving average of forwarded-to-finished times, None before the first.
     """
 
@@ -57,7 +59,10 @@ class EntitlementLedger:
 
 @dataclass(slots=True, eq=False)
 class ReplicaLedger:
-    """What the gateway knows of one replica: its own bookkeeping, and the last report with its age."""
+    """What the gateway knows of one replica: its own bookkeeping, and the last report with its age.
+
+    ``in_flight`` counts sequences.
+    """
 
     replica_id: int
     ready: bool = True
@@ -71,7 +76,8 @@ class PoolLedger:
     """The books of the pool.
 
     ``mean_service_s`` is over all entitlements, None before the first completion. ``first_tokens`` counts those that
-    the driver told of, and ``waited_s`` sums the seconds from forwarding to them. ``others_in_flight`` and
+    the driver told of, and ``waited_s`` sums the seconds from forwarding to them. ``sequences_in_flight`` are those of
+    ``in_flight``. ``others_in_flight`` (sequences) and
     ``others_reserved_tokens`` are known of other gateways of the same pool; in the books of entitlements and replicas
     they are included.
     """
@@ -83,10 +89,11 @@ class PoolLedger:
     mean_service_s: float | None = None
     first_tokens: int = 0
     waited_s: float = 0.0
+    sequences_in_flight: int = 0
     others_in_flight: int = 0
     others_reserved_tokens: int = 0
 
     @property
     def all_in_flight(self) -> int:
-        """How many requests the pool has in flight, those of other gateways included."""
-        return len(self.in_flight) + self.others_in_flight
+        """How many sequences the pool has in flight, those of other gateways included."""
+        return self.sequences_in_flight + self.others_in_flight

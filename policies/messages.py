@@ -109,7 +109,10 @@ class PoolCapacity(NamedTuple):
 class RequestView(NamedTuple):
     """What a gateway can know about one attempt of a request: never its true output length.
 
-    ``max_output_tokens`` is None where the client named none. ``priority`` is the engine's: lower goes first.
+    ``max_output_tokens`` is None where the client named none; it is of all answers together. ``priority`` is the
+    engine's: lower goes first. ``sequences`` is how many slots it takes at a replica: one for each answer to each
+    prompt. ``context_tokens`` is the least that its largest sequence is known to need of a replica's context; None
+    where prompt and output are one sequence, and known exactly, as in a simulation.
     """
 
     request_id: str
@@ -119,6 +122,8 @@ class RequestView(NamedTuple):
     max_output_tokens: int | None
     attempt: int = 1
     priority: int = 0
+    sequences: int = 1
+    context_tokens: int | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -168,10 +173,16 @@ class Failed(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """The client went away after ``output_tokens``."""
+    """The client went away after ``output_tokens``, seen or not.
+
+    ``prompt_begun`` where a replica had the request, so that its prompt counts as done. ``refused`` where the replica
+    turned it away as its client's fault: it could never have been served, and was no demand.
+    """
 
     request_id: str
     output_tokens: int = 0
+    prompt_begun: bool = False
+    refused: bool = False
 
 
 class ReplicaReport(NamedTuple):

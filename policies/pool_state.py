@@ -77,7 +77,7 @@ class PoolState:
         values = [
             Gauge("pool", "pool", "capacity_slots", pool.capacity.slots),
             Gauge("pool", "pool", "ready_replicas", self._ready),
-            Gauge("pool", "pool", "in_flight", len(self._flights)),
+            Gauge("pool", "pool", "in_flight", pool.sequences_in_flight),
             Gauge("pool", "pool", "held", len(self._held)),
             Gauge("pool", "pool", "held_tokens", held_tokens),
         ]
@@ -91,13 +91,14 @@ class PoolState:
         return self.default_max_output_tokens if asked is None else asked
 
     def _book(self, flight: InFlight, now_s: float) -> None:
-        ledger, reserved_tokens = flight.ledger, flight.reserved_tokens
+        ledger, reserved_tokens, sequences = flight.ledger, flight.reserved_tokens, flight.request.sequences
         self._flights[flight.request.request_id] = flight
-        ledger.in_flight += 1
+        self.pool.sequences_in_flight += sequences
+        ledger.in_flight += sequences
         ledger.admitted += 1
         ledger.reserved_tokens += reserved_tokens
         replica = self._replica[flight.replica_id]
-        replica.in_flight += 1
+        replica.in_flight += sequences
         replica.outstanding_tokens += reserved_tokens
         self._on_admitted(flight, self.pool, now_s)
 
@@ -105,12 +106,13 @@ class PoolState:
         """Take a request that is no longer in flight out of the other books."""
         if output_tokens > flight.output_tokens:
             self._credit(flight, output_tokens)
-        reserved_tokens = flight.reserved_tokens
+        reserved_tokens, sequences = flight.reserved_tokens, flight.request.sequences
         ledger = flight.ledger
-        ledger.in_flight -= 1
+        self.pool.sequences_in_flight -= sequences
+        ledger.in_flight -= sequences
         ledger.reserved_tokens -= reserved_tokens
         replica = self._replica[flight.replica_id]
-        replica.in_flight -= 1
+        replica.in_flight -= sequences
         replica.outstanding_tokens -= reserved_tokens
         self._on_ended(flight, self.pool, now_s)
 

@@ -153,6 +153,15 @@ class Allowing(Protocol):
 
 
 @runtime_checkable
+class Screening(Protocol):
+    """A policy that may know that a request is refused before anybody has counted its tokens."""
+
+    def screens(self, entitlement: str, sequences: int, pool: PoolLedger) -> bool:
+        """Return whether so many more sequences of an entitlement are refused, however small. No side effect."""
+        ...
+
+
+@runtime_checkable
 class Granting(Protocol):
     """A policy that grants each entitlement a number of slots; `policies.invariants` holds it to that."""
 

@@ -119,7 +119,7 @@ class SloFeasiblePolicy(QueueingPolicy):
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether there is room, and decoding stays fast enough."""
-        return self.room.fits(need_tokens, pool) and self._decodes_fast_enough(pool)
+        return self.room.fits(need_tokens, pool, request.sequences) and self._decodes_fast_enough(pool)
 
     def urgency_of(self, request: RequestView, max_output_tokens: int, now_s: float) -> float:  # noqa: ARG002
         """Return its deadline, put off by its prompt."""

@@ -51,6 +51,8 @@ INSTRUCTIONS: Mapping[str, type] = types.MappingProxyType({
     "call_me_at": CallMeAt,
 })  # fmt: skip
 
+_ADDED = frozenset(("sequences", "context_tokens", "prompt_begun", "refused"))
+"""Fields that recordings of earlier versions do not have; they stand last, and have defaults."""
 _NAMES = {kind: name for name, kind in (*EVENTS.items(), *INSTRUCTIONS.items())}
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
@@ -70,7 +72,7 @@ def to_plain(value: Event | Instruction | RequestView) -> list[Plain]:
     WireError : a field is not a number (NaN), which JSON cannot hold.
     """
     name = _NAMES.get(type(value))
-    fields = [_plain(each) for each in value]
+    fields = _fields(value)
     return fields if name is None else [name, *fields]
 
 
@@ -98,9 +100,20 @@ def instruction_from(data: object) -> Instruction:
 # Writing
 
 
+def _fields(value: Any) -> list[Plain]:
+    """Return the fields; those that were added later only where they say something."""
+    kept = len(value)
+    names, defaults = value._fields, value._field_defaults
+    while kept and names[kept - 1] in _ADDED and value[kept - 1] == defaults[names[kept - 1]]:
+        kept -= 1
+    return [_plain(each) for each in value[:kept]]
+
+
 def _plain(value: Any) -> Plain:
     if isinstance(value, StrEnum):
         return value.value
+    if hasattr(value, "_fields"):
+        return _fields(value)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -128,18 +141,21 @@ def _reader_of_tuple(kind: Any, name: str) -> Read:
     hints = typing.get_type_hints(kind)
     fields = [(field, _reader(hints[field])) for field in kind._fields]
     make = cast("Callable[[type, list[Any]], Any]", tuple.__new__)
+    least = sum(field not in _ADDED for field, _ in fields)
+    left_out = [kind._field_defaults[field] for field, _ in fields[least:]]
 
     def read(data: object) -> Any:
-        if not isinstance(data, list) or len(data) != len(fields):
+        if not isinstance(data, list) or not least <= len(data) <= len(fields):
             found = f"{len(data)} fields" if isinstance(data, list) else _shown(data)
-            raise WireError(f"{name}: found {found}; expected {len(fields)}: {[field for field, _ in fields]}")
+            wanted = str(least) if least == len(fields) else f"{least} to {len(fields)}"
+            raise WireError(f"{name}: found {found}; expected {wanted}: {[field for field, _ in fields]}")
         values = []
-        for (field, read_field), value in zip(fields, data, strict=True):
+        for (field, read_field), value in zip(fields, data, strict=False):
             try:
                 values.append(read_field(value))
             except WireError as error:
                 raise WireError(f"{name}.{field}: {error}") from None
-        return make(kind, values)
+        return make(kind, values + left_out[len(data) - least :])
 
     return read
 

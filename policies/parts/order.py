@@ -51,7 +51,7 @@ class Order:
         """Count what a flow used; below 0 where it was charged too much before."""
 
     def hold(self, flow: str, slots: int, tokens: int, pool: PoolLedger) -> None:
-        """Hear that a flow has so many more requests and reserved tokens in flight."""
+        """Hear that a flow has so many more sequences and reserved tokens in flight."""
 
     def tick(self, pool: PoolLedger, now_s: float) -> None:
         """Hear that time passes, or that the pool's capacity is another."""

@@ -89,7 +89,7 @@ class QueueingPolicy(NoControlPolicy):
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether a request may start now where nobody waits. No side effect."""
-        return self.room.fits(need_tokens, pool)
+        return self.room.fits(need_tokens, pool, request.sequences)
 
     def refusal(
         self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float  # noqa: ARG002

@@ -26,7 +26,7 @@ class Room:
         self.reserved_tokens = 0
 
     def slots_free(self, pool: PoolLedger) -> float:
-        """Return how many more requests fit."""
+        """Return how many more sequences fit."""
         capacity = pool.capacity
         most = max(1.0, self.occupancy * capacity.slots)
         if self._per_replica is not None:
@@ -40,9 +40,11 @@ class Room:
             return math.inf
         return self.occupancy * kv_bytes / self._per_token - self.reserved_tokens - pool.others_reserved_tokens
 
-    def fits(self, need_tokens: int, pool: PoolLedger) -> bool:
-        """Whether one more request of this size fits now."""
-        if self.slots_free(pool) < 1 or not pool.capacity.ready_replicas:
+    def fits(self, need_tokens: int, pool: PoolLedger, sequences: int = 1) -> bool:
+        """Whether one more request of this size fits now; one that needs more than all fits when nothing is there."""
+        if not pool.capacity.ready_replicas:
+            return False
+        if self.slots_free(pool) < sequences and (sequences == 1 or pool.all_in_flight):
             return False
         return need_tokens <= self.tokens_free(pool) or not pool.in_flight
 

@@ -30,7 +30,7 @@ class Account:
     limits : what the entitlement says it may have at most; infinite where nothing is said.
     limit_slots, limit_kv_bytes : what check 3 and the KV check compare with: ``limits``, or what was allocated.
     most_tokens : a request of more than these can never be let in by check 4; infinite where there is no limit.
-    exempt_slots : below this many in flight, check 5 does not apply.
+    exempt_slots : below this many sequences in flight, check 5 does not apply.
     bucket : what check 4 asks; None where there is no token limit.
     weight, debt, burst : w_e, d_e and b_e of the paper's equations 1 to 3.
     gap : g_e of equation 2, at the last tick.
@@ -133,8 +133,9 @@ def meter(
     if elapsed_s <= 0:
         return
     account.tokens_per_s = (_work_tokens(account, ledger, rules) - account.metered_work_tokens) / elapsed_s
-    demand_per_s = (ledger.demanded_tokens - account.metered_demand_tokens) / elapsed_s
-    requests_per_s = (ledger.demanded_requests - account.metered_requests) / elapsed_s
+    # What turned out to be no demand may have been counted before the last tick.
+    demand_per_s = max(0, ledger.demanded_tokens - account.metered_demand_tokens) / elapsed_s
+    requests_per_s = max(0, ledger.demanded_requests - account.metered_requests) / elapsed_s
     service_s = pool_service_s if ledger.mean_service_s is None else ledger.mean_service_s
     account.demand = _demand(
         account, ledger, rules.gamma_demand, kv_bytes_per_token or 0.0, service_s or 0.0, demand_per_s, requests_per_s

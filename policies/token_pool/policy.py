@@ -94,8 +94,9 @@ class TokenPoolPolicy:
         account = self._accounts[request.entitlement]
         ledger = pool.entitlements[request.entitlement]
         in_flight = ledger.in_flight
-        if in_flight + 1 > account.limit_slots:
-            return self._over_concurrency(account, ledger)
+        sequences = request.sequences
+        if in_flight + sequences > account.limit_slots:
+            return self._over_concurrency(account, ledger, sequences)
         need_tokens = request.prompt_tokens + max_output_tokens
         bucket = account.bucket
         if bucket is not None:
@@ -110,8 +111,8 @@ class TokenPoolPolicy:
             refusal = self._over_kv(account, ledger, need_tokens)
             if refusal is not None:
                 return refusal
-        exempt = in_flight < account.exempt_slots
-        contended = self._contended(pool)
+        exempt = in_flight + sequences - 1 < account.exempt_slots
+        contended = self._contended(pool, sequences)
         if contended and not exempt:
             floor = self._floor.least(pool)
             if floor is not None:
@@ -120,12 +121,18 @@ class TokenPoolPolicy:
                     return Deny(Reason.LOW_PRIORITY, floor[1], account.weight, self._contention_retry_s(pool))
         if self._admit_when_full or not (contended or self._known_kv):
             return ADMIT
-        return self._into_free_place(account, exempt, need_tokens, pool)
+        return self._into_free_place(account, exempt, need_tokens, sequences, pool)
 
-    def _over_concurrency(self, account: Account, ledger: EntitlementLedger) -> Deny:
+    def screens(self, entitlement: str, sequences: int, pool: PoolLedger) -> bool:
+        """See `policies.api.Screening`."""
+        return pool.entitlements[entitlement].in_flight + sequences > self._accounts[entitlement].limit_slots
+
+    def _over_concurrency(self, account: Account, ledger: EntitlementLedger, sequences: int) -> Deny:
         limit = account.limit_slots
+        if sequences > 1 and sequences > account.limits[2]:
+            return Deny(Reason.TOO_LARGE, sequences, account.limits[2], None)
         retry_s = None if limit < 1 else self._retry_s(_service_s(ledger.mean_service_s) / limit)
-        return Deny(Reason.CONCURRENCY, ledger.in_flight + 1, limit, retry_s)
+        return Deny(Reason.CONCURRENCY, ledger.in_flight + sequences, limit, retry_s)
 
     def _over_kv(self, account: Account, ledger: EntitlementLedger, need_tokens: int) -> Deny | None:
         per_token = self._kv_bytes_per_token or 0.0
@@ -138,10 +145,10 @@ class TokenPoolPolicy:
         retry_s = self._retry_s(_service_s(ledger.mean_service_s) / max(1, ledger.in_flight))
         return Deny(Reason.KV_CACHE, need, available, retry_s)
 
-    def _contended(self, pool: PoolLedger) -> bool:
-        """Whether there is no room for everyone: slots (less what is reserved and idle), KV cache or throughput."""
+    def _contended(self, pool: PoolLedger, sequences: int) -> bool:
+        """Whether there is no room for so many more: slots (less what is reserved and idle), KV cache or throughput."""
         capacity = pool.capacity
-        if pool.all_in_flight >= capacity.slots - self._idle_dedicated:
+        if pool.all_in_flight + sequences - 1 >= capacity.slots - self._idle_dedicated:
             return True
         per_token = self._kv_bytes_per_token
         if capacity.kv_bytes is not None and per_token:
@@ -152,7 +159,9 @@ class TokenPoolPolicy:
             return False
         return capacity.tokens_per_s is not None and self._pool_tokens_per_s >= capacity.tokens_per_s
 
-    def _into_free_place(self, account: Account, exempt: bool, need_tokens: int, pool: PoolLedger) -> Verdict:
+    def _into_free_place(
+        self, account: Account, exempt: bool, need_tokens: int, sequences: int, pool: PoolLedger
+    ) -> Verdict:
         """Admit into free capacity, or into what evicting preemptible requests frees, the youngest first.
 
         An exempt request was promised its slot: it enters even where that cannot be freed. KV cache is promised only by
@@ -160,7 +169,7 @@ class TokenPoolPolicy:
         """
         capacity = pool.capacity
         lendable = capacity.slots - self._idle_dedicated + account.idle_slots
-        slots_over = pool.all_in_flight + 1 - lendable
+        slots_over = pool.all_in_flight + sequences - lendable
         tokens_over = 0.0
         per_token = self._kv_bytes_per_token
         if capacity.kv_bytes is not None and per_token:
@@ -173,7 +182,7 @@ class TokenPoolPolicy:
         if account.spec.service_class is not ServiceClass.PREEMPTIBLE:
             for request_id, flight in reversed(self._preemptible.items()):
                 victims.append(request_id)
-                slots_over -= 1
+                slots_over -= flight.request.sequences
                 tokens_over -= flight.reserved_tokens
                 if slots_over <= 0 and tokens_over <= 0:
                     return Admit(tuple(victims))
@@ -182,7 +191,7 @@ class TokenPoolPolicy:
         retry_s = self._contention_retry_s(pool)
         if tokens_over > 0 and per_token:
             return Deny(Reason.POOL_FULL, need_tokens, need_tokens - tokens_over, retry_s)
-        return Deny(Reason.POOL_FULL, 1, 1 - slots_over, retry_s)
+        return Deny(Reason.POOL_FULL, sequences, sequences - slots_over, retry_s)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Retry-After
@@ -305,7 +314,7 @@ class TokenPoolPolicy:
             if slots_over <= 0 and tokens_over <= 0:
                 break
             victims.append(request_id)
-            slots_over -= 1
+            slots_over -= flight.request.sequences
             tokens_over -= flight.reserved_tokens
         return victims
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from sim.analysis.cautions import UNEQUAL, few_requests
 from sim.analysis.statistics import Difference, paired_difference, unpaired_difference
 from sim.analysis.study import METRICS, MORE_IS_BETTER, Case, Study, difference_columns
 from sim.analysis.summary import LATENCIES
+from sim.analysis.text_tables import TextTable
 from sim.errors import InputError
+from sim.extras import require
 from sim.scenario.validation_errors import suggestion
 
 COMPARED = ("offered", "refused_share", "slo_attainment", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "e2e_p99_s",
@@ -92,6 +95,9 @@ class Comparison:
     only_before: list[Case]
     only_after: list[Case]
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(in_words(self))}</pre>"
+
     def broken(self, limits: Sequence[Limit]) -> list[str]:
         """Return a line for each limit that a case breaks.
 
@@ -155,6 +161,7 @@ def compare(before: Study, after: Study, metrics: Sequence[str] = COMPARED) -> C
     Results of one seed drew from the same streams, and where a workload did not change, met the same arrivals: their
     replications are compared one by one. Others are compared as independent samples.
     """
+    require("scipy", "a comparison")
     changes = list(scenario_changes(before.scenario, after.scenario))
     paired = _same_streams(before, after)
     shared = [case for case in before.cases if case in set(after.cases)]
@@ -196,8 +203,8 @@ def scenario_changes(before: Any, after: Any, path: str = "") -> Iterator[Change
         yield Change(path, before, after)
 
 
-def in_words(found: Comparison) -> str:
-    """Return the comparison as text for a terminal."""
+def head(found: Comparison) -> str:
+    """Return what was compared, and what changed in the scenario, as lines for a terminal."""
     lines = [f"before  {_origin(found.before)}", f"after   {_origin(found.after)}"]
     how = "replication by replication (one seed)" if found.paired else "as independent samples"
     lines.append(f"compared {how}")
@@ -205,23 +212,33 @@ def in_words(found: Comparison) -> str:
     for cases, which in ((found.only_before, "before"), (found.only_after, "after")):
         if cases:
             lines.append(f"only {which}: {'; '.join(map(str, cases[:5]))}{' ...' if len(cases) > 5 else ''}")
-    lines.append("")
-    heads = ("case", "tenant", "metric", "before", "after", "change", "95 % interval", "effect", "")
+    return "\n".join([*lines, ""])
+
+
+def table(found: Comparison) -> TextTable:
+    """Return what changed in the outcome, a row for each case, tenant and metric."""
+    heads = ("case", "tenant", "metric", "before", "after", "change", "95 % interval", "effect", "verdict")
     body = []
     for (case, tenant, metric), one in found.differences.items():
         mine, theirs = found.before.interval(case, tenant, metric), found.after.interval(case, tenant, metric)
         if math.isnan(mine.estimate) and math.isnan(theirs.estimate):
             continue
         body.append(
-            (str(case), tenant, metric, _number(mine.estimate), _number(theirs.estimate), _change(one), _ends(one),
-             "" if math.isnan(one.effect) else f"{one.effect:+.2f}", verdict(metric, one))
+            (str(case).replace("\n", " "), tenant, metric, _number(mine.estimate), _number(theirs.estimate),
+             _change(one), _ends(one), "" if math.isnan(one.effect) else f"{one.effect:+.2f}", verdict(metric, one))
         )  # fmt: skip
-    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
-    for row in (heads, *body):
-        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    care = list(_care(found))
-    return "\n".join([*lines, *([""] if care else []), *(f"read with care: {text}" for text in care)])
+    return TextTable(heads, tuple(body), 3, ("change", "verdict", "95 % interval", "before", "after", "effect"))
+
+
+def care(found: Comparison) -> list[str]:
+    """Return what to know before believing it, a line each."""
+    lines = [f"read with care: {text}" for text in _care(found)]
+    return ["", *lines] if lines else []
+
+
+def in_words(found: Comparison, width: int | None = None) -> str:
+    """Return the comparison as text."""
+    return "\n".join([head(found), table(found).text(width), *care(found)])
 
 
 def _care(found: Comparison) -> Iterator[str]:

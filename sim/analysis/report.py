@@ -29,6 +29,7 @@ from sim.analysis.study import Study, short_paths
 from sim.analysis.summary import ALL
 from sim.analysis.warm_up import in_words
 from sim.errors import RunError
+from sim.extras import require
 
 COMPARED = ("ttft_p99_s", "ttft_p50_s", "tpot_mean_s", "e2e_p99_s", "slo_attainment", "goodput_per_s", "refused_share")
 _SUMMARY = ("offered", "admitted", "finished", "refused", "unfinished", "slo_attainment", "violation",
@@ -64,7 +65,14 @@ def write_report(study: Study, path: Path, *, baseline: str | None = None) -> Pa
 
 
 def report_html(study: Study, *, baseline: str | None = None) -> str:
-    """Return the page."""
+    """Return the page.
+
+    Raises
+    ------
+    InputError : plotly or scipy is not installed.
+    """
+    require("plotly", "a report")
+    require("scipy", "a report")
     scenario = study.scenario
     title = scenario.get("title") or study.folder.name
     data = json.dumps(plot_data(study), separators=(",", ":"), allow_nan=False).replace("</", "<\\/")

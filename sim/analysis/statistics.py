@@ -1,5 +1,7 @@
 """Intervals, paired differences and warm-up: what turns replications into evidence. scipy does the mathematics.
 
+scipy is an extra and slow to import: it waits until something other than a plain interval is asked for.
+
 Coverage of each interval, measured where the truth is known, is in docs/statistics.md.
 
 References
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+from sim.analysis.student_t import quantile as student_t
 
 Floats = NDArray[np.float64]
 
@@ -161,6 +164,8 @@ def bootstrap_quantile(
         weight = np.cumsum(np.bincount(chosen, minlength=n)[owner])
         return float(values[np.searchsorted(weight, q * weight[-1])])
 
+    from scipy import stats
+
     found = stats.bootstrap(
         (np.arange(n),), quantile, vectorized=False, n_resamples=resamples, confidence_level=level,
         method="percentile", rng=np.random.default_rng(seed),
@@ -187,7 +192,7 @@ def paired_difference(baseline: ArrayLike, other: ArrayLike, level: float = LEVE
     ratio = b.mean() / a.mean() if a.mean() else math.nan
     error = float((b - ratio * a).std(ddof=1)) / math.sqrt(n) / abs(a.mean()) if a.mean() else math.nan
     if spread:
-        p_value = float(2 * stats.t.sf(abs(absolute.estimate) / spread * math.sqrt(n), n - 1))
+        p_value = _two_sided(abs(absolute.estimate) / spread * math.sqrt(n), n - 1)
     else:
         p_value = float(absolute.estimate == 0)
     return Difference(
@@ -215,7 +220,7 @@ def unpaired_difference(baseline: ArrayLike, other: ArrayLike, level: float = LE
     small = 1 - 3 / (4 * (len(a) + len(b)) - 9)  # Hedges' correction
     mean = float(a.mean())
     ratio_error = math.sqrt(vb + (b.mean() / mean) ** 2 * va) / abs(mean) if mean else math.nan
-    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    p_value = _two_sided(abs(difference) / error, freedom) if error else float(difference == 0)
     return Difference(
         _around(difference, error, freedom, n, level),
         _relative(a, b, ratio_error, freedom, level),
@@ -260,15 +265,21 @@ def replications_needed(values: ArrayLike, half_width: float, level: float = LEV
     found = _known(values)
     deviation = float(found.std(ddof=1)) if len(found) > 1 else 0.0
     n = max(2, len(found))
-    while n < 1_000_000 and float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n) > half_width:
+    while n < 1_000_000 and student_t((1 + level) / 2, n - 1) * deviation / math.sqrt(n) > half_width:
         n = max(n + 1, int(n * 1.05))
     return n
+
+
+def _two_sided(statistic: float, freedom: float) -> float:
+    from scipy import stats
+
+    return float(2 * stats.t.sf(statistic, freedom))
 
 
 def _around(centre: float, error: float, freedom: float, n: int, level: float) -> Interval:
     if math.isnan(error) or freedom <= 0:
         return Interval(centre, math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    half = student_t((1 + level) / 2, freedom) * error
     return Interval(centre, centre - half, centre + half, n)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sim.analysis.student_t import quantile as student_t
+from sim.analysis.text_tables import TextTable
 from sim.records import metrics
 from sim.records.arrow_columns import codes_of, flags, floats
 from sim.records.schema import OUTCOMES, Outcome, variant_columns
@@ -109,28 +111,27 @@ def average_cells(measures: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def format_table(rows: Sequence[Mapping[str, str | int | float]]) -> str:
-    """Return the summary as an aligned table for a terminal: counts first, then latency."""
+def summary_table(rows: Sequence[Mapping[str, str | int | float]]) -> TextTable | None:
+    """Return the summary as a table for a terminal, counts first, then latency; None if there is no row."""
     if not rows:
-        return "no requests"
+        return None
     names = list(rows[0])
     labels = names[: names.index("tenant") + 1]
     promised = any(not math.isnan(float(row.get(_VIOLATION[1], math.nan))) for row in rows)
     shown = (*_SHOWN[:_LATENCY_AT], _VIOLATION, *_SHOWN[_LATENCY_AT:]) if promised else _SHOWN
-    heads = [*labels, *(head for head, _, _, _ in shown)]
-    lines = [heads]
-    for row in rows:
-        numbers = [_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in shown]
-        lines.append([*(str(row[label]) for label in labels), *numbers])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(w) if i < len(labels) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+    heads = (*labels, *(head for head, _, _, _ in shown))
+    cells = [
+        (*(str(row[label]) for label in labels),
+         *(_show(row.get(column, math.nan), scale, digits) for _, column, scale, digits in shown))
+        for row in rows
+    ]  # fmt: skip
+    return TextTable(heads, tuple(cells), len(labels), _FIRST)
+
+
+def format_table(rows: Sequence[Mapping[str, str | int | float]], width: int | None = None) -> str:
+    """Return the summary as aligned text; None: with every column, whatever its width."""
+    table = summary_table(rows)
+    return "no requests" if table is None else table.text(width)
 
 
 # Heading, column, scale, digits after the point. Milliseconds only here, where they are printed.
@@ -149,6 +150,8 @@ _SHOWN = (
 )
 _VIOLATION = ("violated %", "violation", 100, 1)  # where something was promised
 _LATENCY_AT = 5
+# Where there is no room for all: what was asked and turned away, then whether the objective held, then latency.
+_FIRST = ("offered", "refused", "SLO met %", "TTFT p99 s", "output tok/s", "finished", "E2E p99 s", "violated %")
 
 
 def _show(value: str | int | float, scale: int, digits: int) -> str:
@@ -312,12 +315,10 @@ def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
     ----------
     A. M. Law, "Simulation Modeling and Analysis", 5th ed., 2015, section 9.4.1 (replications).
     """
-    from scipy.special import stdtrit  # here, because a single run must not pay for importing scipy
-
     n = len(values)
     if n < 2:
         return math.nan, math.nan
-    half = float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / math.sqrt(n))
+    half = float(student_t((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return float(values.mean()) - half, float(values.mean()) + half
 
 

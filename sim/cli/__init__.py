@@ -1,13 +1,23 @@
 """The command: one module for a group of commands. Bodies load, call one function and print.
 
-Heavy imports wait until a command needs them; these modules import nothing heavier than click.
+Heavy imports wait until a command needs them; these modules import nothing heavier than typer, and rich waits for a
+terminal. Command modules import none of each other: what they share is in `sim.cli.app`, `tables`, `progress` and
+`completion`. The order of the imports is the order of the help page.
 """
 
-from sim.cli import calibration, experiments, judging, live, replay, run, traces
-from sim.cli.app import app, main
+from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live  # noqa: I001
+from sim.cli.app import app, main, tree
 
-__all__ = ["app", "calibration", "experiments", "judging", "live", "main", "replay", "run", "traces"]
-
-calibration.register(app)
-live.register(app)
-judging.register(app)
+__all__ = [
+    "app",
+    "calibration",
+    "experiments",
+    "judging",
+    "live",
+    "main",
+    "replay",
+    "run",
+    "scenarios",
+    "traces",
+    "tree",
+]

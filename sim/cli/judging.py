@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Annotated
 
-import click
+import typer
 
+from sim.cli import completion, tables
+from sim.cli.app import JUDGING, TRAFFIC, AsCsv, Jobs, ResultFolder, Wide, above_zero, command
 from sim.errors import InputError
 
-_RESULT = click.Path(path_type=Path)
 
-
-@click.command()
-@click.argument("result", type=_RESULT)
-@click.option("--alone", is_flag=True, help="Also run each tenant alone, for the isolation index.")
-@click.option("--refusals", type=click.IntRange(min=1), metavar="N",
-              help="Judge up to N refusals of each run, by letting each in.")  # fmt: skip
-@click.option("--window", "window_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
-              help="Seconds of a window of the windowed metrics.")  # fmt: skip
-@click.option("--convergence", is_flag=True, help="Print how service came to its fair share after each change.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes for further runs.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@command(panel=JUDGING)
 def metrics(
-    result: Path, alone: bool, refusals: int | None, window_s: float, convergence: bool, jobs: int, as_csv: bool
+    result: ResultFolder,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Also run each tenant alone, for the isolation index.")
+    ] = False,
+    refusals: Annotated[
+        int | None,
+        typer.Option("--refusals", min=1, metavar="N", help="Judge up to N refusals of each run, by letting each in."),
+    ] = None,
+    window_s: Annotated[
+        float, typer.Option("--window", callback=above_zero, help="Seconds of a window of the windowed metrics.")
+    ] = 30.0,
+    convergence: Annotated[
+        bool, typer.Option("--convergence", help="Print how service came to its fair share after each change.")
+    ] = False,
+    jobs: Jobs = 1,
+    as_csv: AsCsv = False,
+    wide: Wide = False,
 ) -> None:
     """Write RESULT/metrics.csv: fairness, service, isolation, refusals, waste and cost; docs/metrics.md defines each.
 
@@ -32,23 +39,37 @@ def metrics(
     """
     from sim.judging.judge import judge
 
-    found = judge(
-        result, alone=alone, refusals=refusals, window_s=window_s, convergence=convergence, jobs=jobs
-    )
-    click.echo(found.csv() if as_csv else found.text(), nl=not as_csv)
+    found = judge(result, alone=alone, refusals=refusals, window_s=window_s, convergence=convergence, jobs=jobs)
+    if as_csv:
+        typer.echo(found.csv(), nl=False)
+    else:
+        for i, table in enumerate(found.tables()):
+            if i:
+                typer.echo()
+            tables.show(table, wide=wide)
     if convergence and not found.changes:
-        click.echo("--convergence: nothing changed; no event, and no workload or entitlement that begins or ends",
+        typer.echo("--convergence: nothing changed; no event, and no workload or entitlement that begins or ends",
                    err=True)  # fmt: skip
-    click.echo(f"wrote {found.path}", err=True)
+    typer.echo(f"wrote {found.path}", err=True)
 
 
-@click.command()
-@click.argument("result", type=_RESULT)
-@click.argument("request_id")
-@click.option("--policy", help="Under this policy; without it, the first that turned the request away.")
-@click.option("--replication", type=click.IntRange(min=0), help="Of this replication.")
-@click.option("--attempt", type=click.IntRange(min=1), help="This attempt; without it, the last that was turned away.")
-def explain(result: Path, request_id: str, policy: str | None, replication: int | None, attempt: int | None) -> None:
+@command(panel=JUDGING)
+def explain(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A result folder, or a gateway's recording.")],
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="As in requests.parquet.")],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", help="Under this policy; without it, the first that turned the request away.",
+            autocompletion=completion.policies,
+        ),
+    ] = None,
+    replication: Annotated[int | None, typer.Option("--replication", min=0, help="Of this replication.")] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option("--attempt", min=1, help="This attempt; without it, the last that was turned away."),
+    ] = None,
+) -> None:  # fmt: skip
     """Say why REQUEST_ID of RESULT was let in, held or turned away, and what would have let it in.
 
     The run is repeated up to that instant, and the gateway's books are read there. RESULT may also be the file of
@@ -59,15 +80,13 @@ def explain(result: Path, request_id: str, policy: str | None, replication: int 
     from sim.judging.explain_text import in_words
 
     if result.is_file():
-        click.echo(in_words(explain_recording(result, request_id, attempt=attempt)))
+        typer.echo(in_words(explain_recording(result, request_id, attempt=attempt)))
         return
-    click.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
+    typer.echo(in_words(run_again(result, request_id, policy=policy, replication=replication, attempt=attempt)))
 
 
-@click.command()
-@click.argument("result", type=_RESULT)
-@click.option("--csv", "as_csv", is_flag=True, help="Print the table by tenant as CSV.")
-def shadow(result: Path, as_csv: bool) -> None:
+@command(panel=JUDGING)
+def shadow(result: ResultFolder, as_csv: AsCsv = False) -> None:
     """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant."""
     from sim.analysis.shadows import agreement, by_tenant, in_words
     from sim.records.result_folder import read_manifest, read_records, rows_csv
@@ -76,14 +95,19 @@ def shadow(result: Path, as_csv: bool) -> None:
     if not manifest["scenario"].get("shadow"):
         raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
     table = read_records(result, manifest, "shadows")
-    click.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
+    typer.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
 
 
-@click.command("hardware-check")
-@click.option("--data", type=_RESULT, help="Folder that holds lmsys-arena-vtc; without it, TOKENPOOLS_DATA's.")
-@click.option("--fit", is_flag=True, help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
-@click.option("--tenants", is_flag=True, help="Also print every tenant.")
-def hardware_check(data: Path | None, fit: bool, tenants: bool) -> None:
+@command("hardware-check", panel=TRAFFIC)
+def hardware_check(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder that holds lmsys-arena-vtc; without it, TOKENPOOLS_DATA's.")
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
+    ] = False,
+    tenants: Annotated[bool, typer.Option("--tenants", help="Also print every tenant.")] = False,
+) -> None:
     """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did.
 
     Prints refusals and times to first token, measured and simulated, by policy.
@@ -91,45 +115,7 @@ def hardware_check(data: Path | None, fit: bool, tenants: bool) -> None:
     from sim.studies.hardware_check import check, table, tenant_table
 
     found = check(data, fit=fit)
-    click.echo(table(found))
+    tables.show_markdown(table(found))
     if tenants:
-        click.echo("\n" + tenant_table(found))
-    click.echo(f"{found.profile.name}: {found.profile.error}", err=True)
-
-
-def run_tournament(
-    overrides: tuple[str, ...], seed: int | None, replications: int | None, out: Path | None, policies: tuple[str, ...],
-    jobs: int, progress: bool | None,
-) -> None:  # fmt: skip
-    """Do what `tokenpools run tournament` asks for."""
-    from policies.registry import POLICIES
-    from sim.experiments.executors import Executor
-    from sim.experiments.sweep import Count
-    from sim.scenario.validation_errors import suggestion
-    from sim.studies.tournament import REPLICATIONS, tournament
-    from sim.studies.tournament_policies import VARIANTS
-
-    if overrides or seed is not None:
-        raise InputError("tournament", "takes no --set and no --seed", "run one of its scenarios by name instead")
-    for name in policies:
-        if name not in POLICIES and name not in VARIANTS:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*POLICIES, *VARIANTS]))
-    shown = sys.stderr.isatty() if progress is None else progress
-
-    def hear(name: str, count: Count) -> None:
-        if shown and (count.finished + count.failed) % 10 == 0:
-            click.echo(f"{name}: {count.finished + count.failed} of {count.total} runs", err=True)
-
-    folder = out if out is not None else Path("results/tournament")
-    found = tournament(
-        folder, policies=policies, replications=replications or REPLICATIONS, executor=Executor(jobs=jobs),
-        on_scenario=hear,
-    )  # fmt: skip
-    click.echo(found.standing() + "\n\n" + found.grid())
-    click.echo(f"wrote {folder}: tournament.md, tournament.csv, heat-map.png and a sweep for each scenario", err=True)
-
-
-def register(app: click.Group) -> None:
-    """Add the commands to the application."""
-    for command in (metrics, explain, shadow, hardware_check):
-        app.add_command(command)
+        tables.show_markdown("\n" + tenant_table(found))
+    typer.echo(f"{found.profile.name}: {found.profile.error}", err=True)

@@ -1,107 +1,166 @@
-"""Run a scenario, look at what there is, draw a result."""
+"""Run a scenario or a tournament, draw a result, reproduce the paper."""
 
 from __future__ import annotations
 
 import gc
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
+import typer
 
-from sim.cli.app import FAILED, app, load, scenario_options
+from sim.cli import tables
+from sim.cli.app import (
+    EVIDENCE,
+    FAILED,
+    SCENARIOS,
+    Jobs,
+    Overrides,
+    Overwrite,
+    Policies,
+    Progress,
+    Replications,
+    ResultFolder,
+    RunOut,
+    ScenarioRef,
+    Seed,
+    Wide,
+    command,
+    load,
+)
 from sim.errors import InputError
 
+if TYPE_CHECKING:
+    from sim.experiments.run import ScenarioResult
 
-@app.command()
-@scenario_options
-@click.option("--out", type=click.Path(path_type=Path), help="Result folder; without it results/<scenario>-<hash>.")
-@click.option("--policy", "policies", multiple=True, metavar="NAME", help="Run these policies only.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to run cells in.")
-@click.option("--progress/--no-progress", default=None, help="Progress on stderr; without it, if that is a terminal.")
+TOURNAMENT = "tournament"
+FigureWidth = Literal["screen", "column", "page"]
+
+
+@command(panel=SCENARIOS)
 def run(
-    scenario: str,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    replications: int | None,
-    out: Path | None,
-    policies: tuple[str, ...],
-    jobs: int,
-    progress: bool | None,
+    scenario: ScenarioRef,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    replications: Replications = None,
+    out: RunOut = None,
+    policies: Policies = None,
+    jobs: Jobs = 1,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    wide: Wide = False,
+    check_invariants: Annotated[
+        bool, typer.Option("--check-invariants", help="Check the gateway's books at every event; exit 1 if broken.")
+    ] = False,
 ) -> None:
     """Run SCENARIO (a path, or the name of a shipped one) and write its records.
 
-    The summary goes to stdout. `tokenpools plot RESULT` draws the result. SCENARIO "tournament" runs every policy over
-    all scenarios whose names begin so (docs/tournament.md).
+    The summary goes to stdout. `tokenpools plot RESULT` draws the result.
     """
-    from sim.analysis.summary import format_table
     from sim.analysis.warm_up import in_words
     from sim.cli.progress import shown
     from sim.experiments.run import run_scenario
     from sim.experiments.select import default_folder, with_policies
-    from sim.records.result_folder import read_result
+    from sim.records.result_folder import read_result, replacing
 
     gc.freeze()
     gc.enable()
-    if scenario == "tournament":
-        from sim.cli.judging import run_tournament
-
-        run_tournament(overrides, seed, replications, out, policies, jobs, progress)
+    if scenario == TOURNAMENT:
+        _tournament(overrides, seed, replications, out, policies, jobs, progress)
         return
-    loaded = with_policies(load(scenario, overrides, seed, replications), policies)
+    loaded = with_policies(load(scenario, overrides, seed, replications), policies or ())
     folder = out if out is not None else default_folder(scenario, loaded)
-    if out is None and (folder / "manifest.json").exists():
-        click.echo(format_table(read_result(folder).summary))
-        click.echo(f"{folder} holds this very run already; remove it, or give --out, to run again", err=True)
+    if out is None and not overwrite and (folder / "manifest.json").exists():
+        tables.show_summary(read_result(folder).summary, wide=wide)
+        typer.echo(f"{folder} holds this very run already; --overwrite runs it again", err=True)
         return
-    with shown(loaded, progress) as on_progress:
-        result = run_scenario(loaded, folder, jobs=jobs, on_progress=on_progress)
-    click.echo(format_table(result.summary))
+    with replacing(folder, overwrite) as place, shown(loaded, progress) as on_progress:
+        result = run_scenario(
+            loaded, place, jobs=jobs, on_progress=on_progress, check_invariants=check_invariants
+        )
+    tables.show_summary(result.summary, wide=wide)
     if "warm_up" in result.manifest:
-        click.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+        typer.echo(f"left out as warm-up: {in_words(result.manifest)}", err=True)
+    for name, found in result.manifest["cells"][0].get("recorded", {}).items():
+        typer.echo(
+            f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
+            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+        )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
-        click.echo(f"warning: {caveat}", err=True)
-    click.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
+        typer.echo(f"warning: {caveat}", err=True)
+    for warning in _own_limit(result):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
 
 
-@app.command()
-@scenario_options
-def validate(scenario: str, overrides: tuple[str, ...], seed: int | None, replications: int | None) -> None:
-    """Check SCENARIO and say what it would run."""
-    from sim.scenario.load import expand, scenario_hash
+def _own_limit(result: ScenarioResult) -> list[str]:
+    """Return what guaranteed entitlements lost to their own limits, looked for where the summary shows refusals."""
+    pool = result.manifest["scenario"]["pool"]
+    names = {one["tenant"] or one["name"] for one in pool["entitlements"] if one["service_class"] == "guaranteed"}
+    rows = [row for row in result.summary if row["tenant"] in names]
+    if not any(float(row["refused"]) > 0.01 * float(row["offered"]) for row in rows):
+        return []
+    from sim.analysis.own_limit import worst_losses
 
-    loaded = load(scenario, overrides, seed, replications)
-    cells = expand(loaded)
-    click.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
-
-
-@app.command("list")
-@click.argument("what", type=click.Choice(["scenarios", "policies", "profiles", "traces"]))
-def list_(what: str) -> None:
-    """List what a scenario may name."""
-    from sim.scenario.catalogue import entries
-
-    rows = entries(what)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows:
-        click.echo(f"{name:<{width}}  {text}".rstrip())
+    return [str(loss) for loss in worst_losses(result.requests, result.timeline, pool)]
 
 
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of a scenario file, for editors."""
-    import json
+@command(panel=EVIDENCE)
+def tournament(
+    out: Annotated[Path | None, typer.Option("--out", help="Result folder; without it results/tournament.")] = None,
+    policies: Policies = None,
+    replications: Replications = None,
+    jobs: Jobs = 1,
+    progress: Progress = None,
+) -> None:
+    """Run every policy over every scenario that tells them apart, on common random numbers, and rank them.
 
-    from sim.scenario.load import json_schema
+    A killed tournament goes on with the same command. `tokenpools run tournament` does the same.
+    """
+    gc.freeze()
+    gc.enable()
+    _tournament(None, None, replications, out, policies, jobs, progress)
 
-    click.echo(json.dumps(json_schema(), indent=2))
+
+def _tournament(
+    overrides: list[str] | None, seed: int | None, replications: int | None, out: Path | None,
+    policies: list[str] | None, jobs: int, progress: bool | None,
+) -> None:  # fmt: skip
+    from sim.experiments.executors import Executor
+    from sim.experiments.sweep import Count
+    from sim.studies.tournament import REPLICATIONS
+    from sim.studies.tournament import tournament as run_tournament
+    from sim.studies.tournament_policies import check_names
+
+    if overrides or seed is not None:
+        raise InputError(TOURNAMENT, "takes no --set and no --seed", "run one of its scenarios by name instead")
+    check_names(policies or ())
+    shown = sys.stderr.isatty() if progress is None else progress
+
+    def hear(name: str, count: Count) -> None:
+        if shown and (count.finished + count.failed) % 10 == 0:
+            typer.echo(f"{name}: {count.finished + count.failed} of {count.total} runs", err=True)
+
+    folder = out if out is not None else Path("results/tournament")
+    found = run_tournament(
+        folder, policies=tuple(policies or ()), replications=replications or REPLICATIONS,
+        executor=Executor(jobs=jobs), on_scenario=hear,
+    )  # fmt: skip
+    tables.show_markdown(found.standing() + "\n\n" + found.grid())
+    typer.echo(f"wrote {folder}: tournament.md, tournament.csv, heat-map.png and a sweep for each scenario", err=True)
 
 
-@app.command()
-@click.argument("result", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the figures; without it RESULT/plots.")
-def plot(result: Path, out: Path | None) -> None:
+@command(panel=SCENARIOS)
+def plot(
+    result: ResultFolder,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures; without it RESULT/plots.")] = None,
+    width: Annotated[
+        FigureWidth, typer.Option("--width", help="column or page: as wide as a paper's column or page, with PDFs.")
+    ] = "screen",
+) -> None:
     """Draw the figures of RESULT as PNG and SVG, and print their paths."""
     from sim.analysis.plots import plot_result
+    from sim.analysis.style import drawn_for
     from sim.records.result_folder import read_result
 
     folder = out if out is not None else result / "plots"
@@ -112,19 +171,29 @@ def plot(result: Path, out: Path | None) -> None:
         raise InputError(
             str(folder), f"cannot be written ({error.strerror})", "name another folder with --out"
         ) from None
-    for path in plot_result(loaded, folder):
-        click.echo(path)
+    with drawn_for(width):
+        for path in plot_result(loaded, folder):
+            typer.echo(path)
 
 
-@app.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/reproduction"), show_default=True)
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to run cells in.")
-def reproduce(out: Path, jobs: int) -> None:
+@command(panel=EVIDENCE)
+def reproduce(
+    out: Annotated[Path, typer.Option("--out", help="Folder for results, table and figures.")] = Path(
+        "results/reproduction"
+    ),
+    jobs: Jobs = 1,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Run the paper's experiments and compare them with its figures; exit code 1 if a row is out of its range."""
+    from sim.cli.progress import total_of
+    from sim.records.result_folder import replacing
+    from sim.studies.paper_reproduction import EXPERIMENTS, shipped
     from sim.studies.paper_reproduction import reproduce as run_reproduction
 
-    reproduction = run_reproduction(out, jobs=jobs)
-    click.echo(reproduction.table)
-    click.echo(f"wrote {out}", err=True)
+    with replacing(out, overwrite) as place, total_of([shipped(name) for name in EXPERIMENTS], progress) as hear:
+        reproduction = run_reproduction(place, jobs=jobs, on_progress=hear)
+    tables.show_markdown(reproduction.table)
+    typer.echo(f"wrote {out}", err=True)
     if not reproduction.passed:
         sys.exit(FAILED)

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from sim.cli.app import app
+from sim.cli import completion
+from sim.cli.app import TRAFFIC, command, group
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from workloads.trace import Columns
 
 
-@app.group()
-def trace() -> None:
-    """Fetch public traces, see what a trace is like, and convert between formats."""
+trace = group(
+    "trace", panel=TRAFFIC, about="Fetch public traces, see what a trace is like, and convert between formats."
+)
+
+_Format = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="The format; without it, it is recognised.")
+]
+_Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns", metavar="ROLE=COLUMN,...",
+        help="Columns of a plain table: time, prompt, output; limit, tenant, service, session, turn, time_unit.",
+    ),
+]  # fmt: skip
+_Sort = Annotated[bool, typer.Option("--sort", help="Take rows in any order, and sort them in memory.")]
+_Seed = Annotated[int, typer.Option("--seed", help="Of what is drawn or spread.")]
 
 
-def _reading(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--format", "format_", metavar="NAME", help="The format; without it, it is recognised."),
-        click.option(
-            "--columns",
-            metavar="ROLE=COLUMN,...",
-            help="Columns of a plain table: time, prompt, output; limit, tenant, service, session, turn, time_unit.",
-        ),
-        click.option("--sort", is_flag=True, help="Take rows in any order, and sort them in memory."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn or spread."),
-    ):
-        command = option(command)
-    return command
-
-
-@trace.command()
-@click.argument("names", nargs=-1)
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to keep them; without it the cache folder.")
-def fetch(names: tuple[str, ...], folder: Path | None) -> None:
+@command(of=trace)
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAMES]...", help="Data sets.", autocompletion=completion.data_sets),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where to keep them; without it the cache folder.")
+    ] = None,
+) -> None:
     """Fetch public traces by NAME, each with a checksum; without a name, list them."""
     from sim.scenario.validation_errors import suggestion
     from sim.traces.catalogue import DATA_SETS
@@ -47,7 +51,7 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> None:
     if not names:
         width = max(map(len, DATA_SETS))
         for name, one in DATA_SETS.items():
-            click.echo(f"{name:<{width}}  {one.title}; {one.licence}" + (" (not fetched)" if one.by_hand else ""))
+            typer.echo(f"{name:<{width}}  {one.title}; {one.licence}" + (" (not fetched)" if one.by_hand else ""))
         return
     for name in names:
         if name not in DATA_SETS:
@@ -57,22 +61,29 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> None:
 
     for name in names:
         data_set = DATA_SETS[name]
-        click.echo(f"{name}: {data_set.title}. Licence: {data_set.licence}, see {data_set.home}", err=True)
+        typer.echo(f"{name}: {data_set.title}. Licence: {data_set.licence}, see {data_set.home}", err=True)
         with Meter() as meter:
             for file in fetch_files(data_set, folder or cache_folder(), on_progress=meter):
                 note = "" if file.checked else f"  (no checksum was known; it is sha256:{file.sha256})"
-                click.echo(f"{file.path}{note}")
+                typer.echo(f"{file.path}{note}")
 
 
-@trace.command()
-@_reading
-@click.argument("source")
-@click.option("--as-published", is_flag=True, help="Leave times that the publisher rounded as they are.")
-@click.option("--json", "as_json", is_flag=True, help="Print a mapping instead of a table.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it too, as PNG or SVG.")
+@command(of=trace)
 def inspect(
-    source: str, format_: str | None, columns: str | None, sort: bool, seed: int, as_published: bool, as_json: bool,
-    plot: Path | None,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A path or a name.", autocompletion=completion.traces)
+    ],
+    format_: _Format = None,
+    columns: _Columns = None,
+    sort: _Sort = False,
+    seed: _Seed = 0,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="Leave times that the publisher rounded as they are.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a mapping instead of a table.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it too, as PNG or SVG.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Say what SOURCE, a path or a name, is like: rate, burstiness, lengths, tenants, prefix reuse."""
     import json
@@ -91,9 +102,9 @@ def inspect(
     if opened.layout is None:
         note = f"a day drawn with seed {seed} from measured distributions, not a trace"
     if as_json:
-        click.echo(json.dumps(as_mapping(found, source, opened.format, note), indent=2))
+        typer.echo(json.dumps(as_mapping(found, source, opened.format, note), indent=2))
     else:
-        click.echo(as_table(found, source, opened.format, note))
+        typer.echo(as_table(found, source, opened.format, note))
     if plot is not None:
         from sim.traces.plots import save_trace_plot
 
@@ -102,22 +113,39 @@ def inspect(
         except OSError as error:
             problem = f"cannot be written ({error.strerror})"
             raise InputError(str(plot), problem, "name a file in a folder that exists") from None
-        click.echo(f"wrote {plot}", err=True)
+        typer.echo(f"wrote {plot}", err=True)
 
 
-@trace.command()
-@_reading
-@click.argument("sources", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="What to write; .gz is packed.")
-@click.option("--to", metavar="NAME", help="The format to write; without it tokenpools' own, by the ending of FILE.")
-@click.option("--spread", is_flag=True, help="Spread times that the publisher rounded.")
-@click.option("--from-s", type=float, default=0.0, help="Begin this many seconds after the first row.")
-@click.option("--until-s", type=float, help="End this many seconds after the first row.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
-@click.option("--fit", "fitting", is_flag=True, help="Write the workload that matches instead, and how well it does.")
+@command(of=trace)
 def convert(
-    sources: tuple[str, ...], format_: str | None, columns: str | None, sort: bool, seed: int, out: Path | None,
-    to: str | None, spread: bool, from_s: float, until_s: float | None, overwrite: bool, fitting: bool,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCES...", help="Paths or names.", autocompletion=completion.traces),
+    ],
+    format_: _Format = None,
+    columns: _Columns = None,
+    sort: _Sort = False,
+    seed: _Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="What to write; .gz is packed.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="NAME", help="The format to write; without it tokenpools' own, by the ending of FILE."
+        ),
+    ] = None,
+    spread: Annotated[bool, typer.Option("--spread", help="Spread times that the publisher rounded.")] = False,
+    from_s: Annotated[
+        float, typer.Option("--from-s", help="Begin this many seconds after the first row.")
+    ] = 0.0,
+    until_s: Annotated[
+        float | None, typer.Option("--until-s", help="End this many seconds after the first row.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    fitting: Annotated[
+        bool, typer.Option("--fit", help="Write the workload that matches instead, and how well it does.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Write SOURCES, paths or names, as one trace in another format; several are merged on one clock."""
     from sim.traces.convert import convert as convert_sources
@@ -129,14 +157,14 @@ def convert(
         from sim.traces.fitted import fitted
 
         text, report = fitted(opened, from_s=from_s, until_s=until_s, seed=seed)
-        click.echo(report, err=out is None)
+        typer.echo(report, err=out is None)
         if out is None:
-            click.echo(text, nl=False)
+            typer.echo(text, nl=False)
             return
         from sim.traces.fitted import write_text
 
         write_text(out, text, overwrite=overwrite)
-        click.echo(f"wrote {out}", err=True)
+        typer.echo(f"wrote {out}", err=True)
         return
     if out is None:
         raise InputError("--out", "missing", "name the file to write")
@@ -145,8 +173,12 @@ def convert(
         opened, out, layout, from_s=from_s, until_s=until_s, spread=spread, seed=seed, overwrite=overwrite
     )
     if done.lost:
-        click.echo(f"left out, {layout.name} has no place for it: {', '.join(done.lost)}", err=True)
-    click.echo(f"wrote {done.rows:,} requests to {' and '.join(map(str, done.files))}", err=True)
+        typer.echo(f"left out, {layout.name} has no place for it: {', '.join(done.lost)}", err=True)
+    if done.dropped:
+        typer.echo(f"left out: {done.dropped:,} requests that failed", err=True)
+    if done.clipped:
+        typer.echo(f"raised: {done.clipped:,} counts of 0 tokens count as 1", err=True)
+    typer.echo(f"wrote {done.rows:,} requests to {' and '.join(map(str, done.files))}", err=True)
 
 
 def _columns(text: str | None) -> Columns | None:

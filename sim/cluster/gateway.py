@@ -144,7 +144,10 @@ class SimulatedGateway:
         asked_tokens = attempt.asked_tokens or None
         view = _new(
             RequestView,
-            (request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority),
+            (
+                request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
+                1, None,
+            ),
         )
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:
             until_s = deadline_s(self._clients[attempt.workload], now_s)

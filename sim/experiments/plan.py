@@ -13,18 +13,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from sim.analysis.statistics import mean_interval
+from sim.analysis.student_t import quantile as student_t
 from sim.analysis.study import Case, Study
 from sim.errors import InputError, ScenarioError
 from sim.experiments.executors import Executor
 from sim.experiments.plan_model import Answer, Cost, Goal, Knob, Setting, Trial, default_cost, parse_knob
 from sim.experiments.sweep import sweep
+from sim.extras import require
 from sim.records.result_folder import replace_file
 from sim.scenario.load import Scenario, parse_scenario, resolved
 from sim.scenario.validation_errors import suggestion
@@ -70,6 +69,7 @@ def plan(
         is needed and not installed.
     ScenarioError : a knob's path leads nowhere, or no value of it is valid.
     """
+    require("scipy", "a plan")
     tenants = _tenants(scenario, goal)
     paths = {knob.path for knob in knobs}
     for path in varied_paths(resolved(scenario)["vary"]):
@@ -82,8 +82,8 @@ def plan(
         fix = suggestion(cost.path, [knob.path for knob in knobs])
         raise InputError(f"{option} {cost.path}", "no --over sets it", fix)
     single = len(knobs) == 1 and knobs[0].whole
-    if not single and find_spec("optuna") is None:
-        raise InputError("plan", "more than one whole-number knob needs Optuna", "pip install 'tokenpools[plan]'")
+    if not single:
+        require("optuna", "a plan with more than one whole-number knob")
     tried: dict[tuple[str, str], Trial] = {}
 
     def attempt(policy: str, setting: Setting) -> Trial | None:
@@ -226,7 +226,7 @@ def _measured(
         found = mean_interval(values)
         error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
         bound = (
-            found.estimate - float(stats.t.ppf(goal.confidence, max(1, len(values) - 1))) * error
+            found.estimate - student_t(goal.confidence, max(1, len(values) - 1)) * error
             if error
             else found.estimate
         )

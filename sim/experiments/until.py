@@ -15,6 +15,7 @@ from sim.analysis.study import METRICS, Study
 from sim.errors import InputError
 from sim.experiments.executors import Executor
 from sim.experiments.sweep import OnCell, SweepResult, sweep
+from sim.extras import require
 from sim.scenario.load import Scenario
 from sim.scenario.validation_errors import suggestion
 
@@ -98,6 +99,7 @@ def sweep_until(
     Each look asks how many replications the variance so far calls for, and runs as many, doubling at most. All
     replications count: none is thrown away because the interval was wide.
     """
+    require("scipy", "--until")  # how many replications it takes may lie beyond the tabulated quantiles
     n = min(most, max(FIRST, scenario.replications))
     while True:
         wanted = scenario.model_copy(update={"replications": n})

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.analysis.markdown_tables import markdown
 from sim.analysis.metric_rows import WINDOW_S, average, convergence_rows, measure
 from sim.analysis.summary import ALL, Row
+from sim.analysis.text_tables import TextTable
 from sim.experiments.executors import Executor
 from sim.judging.counterfactual import judge_refusals
 from sim.judging.result_runs import alone_runs, result_runs, run_key
@@ -30,13 +30,14 @@ class Judged:
         """Return what to print as CSV: the changes where they were asked for, else the metrics."""
         return rows_csv(self.changes or self.rows)
 
-    def text(self) -> str:
-        """Return tables for a terminal."""
-        parts = [_table([row for row in self.rows if row["tenant"] == ALL], _POOL)]
-        parts.append(_table([row for row in self.rows if row["tenant"] != ALL], _TENANT))
-        if self.changes:
-            parts.append(_table(self.changes, _CHANGE))
-        return "\n\n".join(part for part in parts if part)
+    def tables(self) -> list[TextTable]:
+        """Return tables for a terminal: everybody by policy, by tenant, and of changes where they were asked for."""
+        parts = (
+            _table([row for row in self.rows if row["tenant"] == ALL], _POOL),
+            _table([row for row in self.rows if row["tenant"] != ALL], _TENANT),
+            _table(self.changes, _CHANGE),
+        )
+        return [part for part in parts if part is not None]
 
 
 def judge(
@@ -113,17 +114,17 @@ _CHANGE = (
 )  # fmt: skip
 
 
-def _table(rows: Sequence[Row], shown: Sequence[tuple[str, str, int, int]]) -> str:
+def _table(rows: Sequence[Row], shown: Sequence[tuple[str, str, int, int]]) -> TextTable | None:
     if not rows:
-        return ""
+        return None
     names = list(rows[0])
     labels = names[: names.index("tenant") + 1]
     kept = [one for one in shown if any(not _empty(row.get(one[1])) for row in rows)]
-    lines = [
-        [*(str(row[label]) for label in labels), *(_show(row.get(c), scale, digits) for _, c, scale, digits in kept)]
+    lines = tuple(
+        (*(str(row[label]) for label in labels), *(_show(row.get(c), scale, digits) for _, c, scale, digits in kept))
         for row in rows
-    ]
-    return markdown([*labels, *(head for head, *_ in kept)], lines)
+    )
+    return TextTable((*labels, *(head for head, *_ in kept)), lines, len(labels))
 
 
 def _show(value: object, scale: int, digits: int) -> str:

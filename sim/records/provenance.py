@@ -6,12 +6,15 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sim.scenario import plugins
 from sim.scenario.load import Scenario, resolved, scenario_hash
 
+UNKNOWN = "unknown"
 _LIBRARIES = ("tokenpools", "simpy", "numpy", "pyarrow", "pydantic")
 
 
@@ -23,6 +26,7 @@ def origin(scenario: Scenario) -> dict[str, Any]:
         "seed": scenario.seed,
         "versions": versions(),
         "commit": commit(),
+        **plugins.in_manifest(scenario),
     }
 
 
@@ -37,17 +41,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """Return the commit of the checkout this code runs from, with ``-dirty`` after local changes; None outside one."""
+def commit() -> str:
+    """Return the commit of the checkout this code runs from, or of the one that the installed package was built from.
+
+    ``-dirty`` follows it after local changes; `UNKNOWN` where nobody knows, as in a copy of the files.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return None
+        return _built_from()
     try:
         head = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return _built_from()
     return f"{head}-dirty" if changes else head
+
+
+def version_line() -> str:
+    """Return version and commit in a line."""
+    try:
+        number = version("tokenpools")
+    except PackageNotFoundError:
+        number = UNKNOWN
+    return f"tokenpools {number}, commit {commit()}"
+
+
+def _built_from() -> str:
+    """Return what `hatch_build.py` wrote into the package."""
+    try:
+        return str(import_module("sim._build").COMMIT)
+    except (ImportError, AttributeError):
+        return UNKNOWN
 
 
 def host() -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from typing import Any
 
-import click
+from typer import Context
+from typer.core import TyperGroup
 
 from policies.registry import PARTS, POLICIES, ROUTERS, SCALERS
 from sim.analysis.markdown_tables import markdown
@@ -18,8 +20,10 @@ from sim.scenario.model import Scenario
 from sim.scenario.vary import SAMPLES
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
 
+_HELP_WIDTH = 110
 
-def pages(app: click.Group) -> dict[str, str]:
+
+def pages(app: TyperGroup) -> dict[str, str]:
     """Return the pages of the reference as Markdown, by file name."""
     policies = {
         "Policies": {kind: entry.params for kind, entry in POLICIES.items()},
@@ -126,17 +130,18 @@ def _metrics() -> str:
     )
 
 
-def _commands(app: click.Group) -> str:
+def _commands(app: TyperGroup) -> str:
     parts = ["# Commands\n"]
-    context = click.Context(app, info_name="tokenpools")
+    context = Context(app, info_name="tokenpools", max_content_width=_HELP_WIDTH, help_option_names=["-h", "--help"])
     parts += [_command(app.commands[name], name, context) for name in sorted(app.commands)]
     return "".join(parts)
 
 
-def _command(command: click.Command, name: str, parent: click.Context) -> str:
-    context = click.Context(command, info_name=name, parent=parent)
+def _command(command: Any, name: str, parent: Context) -> str:
+    context = Context(command, info_name=name, parent=parent, terminal_width=_HELP_WIDTH)
+    command.rich_markup_mode = None  # the plain page, which comes as text
     text = f"\n## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         text += "".join(_command(command.commands[sub], sub, context) for sub in sorted(command.commands))
     return text
 

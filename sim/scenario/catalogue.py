@@ -6,19 +6,26 @@ import re
 from importlib.resources import files
 
 from policies.registry import POLICIES
+from sim.scenario import plugins
 from sim.scenario.load import load_scenario, shipped_scenarios
 from sim.scenario.profile import load_profile, shipped_profiles
+from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
 from workloads.trace import TRACES
+
+_LAWS = {"arrivals": ARRIVALS, "clients": CLIENTS, "lengths": LENGTHS}
 
 
 def entries(what: str) -> list[tuple[str, str]]:
-    """Return (name, one line) for scenarios, policies, profiles or traces."""
+    """Return (name, one line) for scenarios, policies, profiles, traces, arrivals, clients or lengths."""
     if what == "scenarios":
         return [(name, load_scenario(name).title or "") for name in shipped_scenarios()]
     if what == "policies":
-        return [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
+        own = [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
+        return [*own, *plugins.listed("policies")]
     if what == "profiles":
         return [(name, load_profile(name).source) for name in shipped_profiles()]
+    if what in _LAWS:
+        return [(name, _first_sentence(law.__doc__)) for name, law in _LAWS[what].items()]
     return [(name, file) for name, file in TRACES.items()]
 
 

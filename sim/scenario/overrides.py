@@ -125,6 +125,17 @@ def _names(elements: list[Any]) -> Iterator[str]:
         yield _own_name(element) or str(index)
 
 
+def element_names(elements: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each element of a list with what a path calls it: its own name, or its index where that is taken."""
+    seen: set[str] = set()
+    for index, element in enumerate(elements):
+        name = _own_name(element)
+        if name is None or name in seen:
+            name = str(index)
+        seen.add(name)
+        yield name, element
+
+
 def labels_of(values: Sequence[Any]) -> list[str]:
     """Return a short text for each value: what it calls itself where that tells them apart, else what it is."""
     names = [_own_name(value) for value in values]

@@ -16,6 +16,7 @@ from sim.analysis.ranking import Score, judge, standing
 from sim.errors import RunError
 from sim.experiments.executors import Executor
 from sim.experiments.sweep import Count, sweep
+from sim.extras import require
 from sim.records.result_folder import replace_file
 from sim.scenario.load import Scenario, load_scenario, shipped_scenarios
 from sim.studies.tournament_policies import policy_settings
@@ -89,6 +90,7 @@ def tournament(
     InputError : the folder cannot be written, or there is no such scenario.
     RunError : a cell broke.
     """
+    require("scipy", "a tournament")
     scores: list[Score] = []
     for name, scenario in scenarios_of(scenarios).items():
         asked = scenario.model_copy(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from calibration.lawful_tables import write_tables
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from sim.calibration.fitting import Term, fit
 from sim.calibration.from_records import RECORD_TERMS, calibrate_records
@@ -24,7 +24,7 @@ from sim.calibration.from_sweep import SweepPoint, calibrate_sweep, simulate_poi
 from sim.calibration.kernel_tables import grid_errors, read_kernel_tables, step_from_tables, thinned
 from sim.calibration.measured import MeasuredRun, errors, read_run
 from sim.calibration.single_replica import Latencies, Requests, closed_loop, replay
-from sim.cli.calibration import calibrate, validate_profile
+from sim.cli import app
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Profile, load_profile
@@ -199,15 +199,15 @@ def test_a_run_is_read_as_written_and_bad_ones_are_named(tmp_path: Path) -> None
 def test_the_commands_write_a_profile_and_judge_it(tmp_path: Path) -> None:
     file, out = run_csv(tmp_path, made(TRUTH)), tmp_path / "found.yaml"
     options = ["--kv-blocks", "20000", "--max-num-seqs", "64", "--no-async-scheduling", "--out", str(out)]
-    result = CliRunner().invoke(calibrate, ["records", str(file), *options], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["calibrate", "records", str(file), *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert load_profile(str(out)).step_time.weights_s == pytest.approx(TRUTH.weights_s, rel=0.1)
     options = ["--at-most", "5", "--plots", str(tmp_path / "p")]
-    judge = CliRunner().invoke(validate_profile, [str(out), str(file), *options])
+    judge = CliRunner().invoke(app, ["validate-profile", str(out), str(file), *options])
     assert judge.exit_code == 0, judge.output
     assert judge.output.splitlines()[2].startswith("ttft    mean")
     assert (tmp_path / "p" / "run.png").stat().st_size > 10_000
-    strict = CliRunner().invoke(validate_profile, [str(out), str(file), "--at-most", "0.0000001"])
+    strict = CliRunner().invoke(app, ["validate-profile", str(out), str(file), "--at-most", "0.0000001"])
     assert strict.exit_code == 1
     for name, code, said in ((str(out), 1, ""), ("nothing", 2, "error: PROFILE: unknown profile 'nothing'")):
         words = ["validate-profile", name, str(file), "--at-most", "0.0000001"]  # as from a shell

@@ -9,9 +9,9 @@ from datetime import date
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from live.stand_in import Behaviour, running
 from parity.virtual_loop import VirtualLoop
+from typer.testing import CliRunner
 
 from sim.calibration.from_server import Measurements, calibrate_live
 from sim.calibration.measure_server import measure_endpoint

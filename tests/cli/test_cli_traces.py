@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from sim.cli import app
 from sim.errors import InputError, TokenpoolsError

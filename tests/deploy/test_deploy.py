@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from sim.cli import app as main
 from sim.errors import ScenarioError

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
-from click.testing import CliRunner
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
-from sim.cli import app
+from sim.cli import app, tree
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,15 +53,15 @@ def inline_of(path: Path) -> Iterator[str]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Raise `click.UsageError` where there is no such command or option, or an argument is missing."""
-    command: click.Command = app
+    """Raise `typer.TyperException` where there is no such command or option, or an argument is missing."""
+    command: Any = tree()
     words = list(arguments)
-    while isinstance(command, click.Group) and words:
+    while isinstance(command, TyperGroup) and words:
         if words[0].startswith("-") and "endpoint" in command.commands:  # tokenpools calibrate --base-url URL
             words.insert(0, "endpoint")
         name = words.pop(0)
         if name not in command.commands:
-            raise click.UsageError(f"no command {name}: {' '.join(arguments)}")
+            raise typer.BadParameter(f"no command {name}: {' '.join(arguments)}")
         command = command.commands[name]
     command.make_context("tokenpools", words)
 
@@ -94,8 +95,11 @@ def test_every_command_in_a_sentence_is_one(path: Path) -> None:
         if "..." in words:
             words = words[: words.index("...")]
         # In a sentence a command may be named without its arguments, a group without its commands.
-        with suppress(click.MissingParameter, click.exceptions.NoArgsIsHelpError):
+        try:
             parse(words)
+        except typer.TyperException as error:
+            if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
+                raise
 
 
 def test_commands_are_found_where_they_are() -> None:
@@ -103,5 +107,5 @@ def test_commands_are_found_where_they_are() -> None:
     assert lines_of(ROOT / "docs/traffic.md")[0][:2] == ["trace", "fetch"]
     assert ["list", "scenarios"] in lines_of(ROOT / "README.md")
     assert "tokenpools schema" in list(inline_of(ROOT / "README.md"))
-    with pytest.raises(click.UsageError, match="No such option"):
+    with pytest.raises(typer.TyperException, match="No such option"):
         parse(["sweep", "paper-exp1", "--policies", "none"])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from live.gate import gateway
 from live.stand_in import StandIn, running
+from typer.testing import CliRunner
 
 from sim.calibration.profile_file import write_profile
 from sim.cli import app

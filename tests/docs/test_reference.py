@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-import click
 import pytest
+from typer.core import TyperGroup
 
 from policies.registry import POLICIES
-from sim.cli import app
+from sim.cli import tree
 from sim.reference.reference import pages
 from sim.reference.reference_types import in_words
 from sim.scenario.load import shipped_scenarios
@@ -25,7 +25,7 @@ from workloads.trace import TRACES
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, str]:
-    return pages(app)
+    return pages(tree())
 
 
 def test_every_registered_kind_and_field_is_in_it(found: dict[str, str]) -> None:
@@ -76,9 +76,9 @@ def test_types_are_said_in_words(annotation: Any, said: str) -> None:
 
 
 def test_every_command_is_in_it(found: dict[str, str]) -> None:
-    for name, command in app.commands.items():
+    for name, command in tree().commands.items():
         assert f"## tokenpools {name}\n" in found["commands.md"]
-        for sub in command.commands if isinstance(command, click.Group) else ():
+        for sub in command.commands if isinstance(command, TyperGroup) else ():
             assert f"## tokenpools {name} {sub}\n" in found["commands.md"]
 
 

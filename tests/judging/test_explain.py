@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pytest
-from click.testing import CliRunner
 from cluster.busy_day import busy
 from cluster.worlds import POLICIES
 from experiments.small import TREE, scenario
+from typer.testing import CliRunner
 
 from policies.api import Evict, Forward, Reason, Refuse
 from sim.cli import app

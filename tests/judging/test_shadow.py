@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from cluster.busy_day import busy
 from cluster.worlds import POLICIES, cell_of
 from experiments.small import scenario
+from typer.testing import CliRunner
 
 from sim.analysis.shadows import agreement, by_tenant
 from sim.cli import app

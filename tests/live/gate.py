@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from live.stand_in import StandIn
 from policies.api import Event, Instruction
 from policies.invariants import Checker, Violation
 from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.service import Service
 from sim.live.observability.observer import RequestLog
 from sim.live.observability.wiring import Observability
@@ -231,7 +230,7 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
 
     def work() -> None:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(serve())
         except BaseException as error:
             failed.append(error)

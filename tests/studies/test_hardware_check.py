@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from sim.cli import app
 from sim.studies.hardware_check import FOLDER, MEASURED, Hardware, check, measured_requests, tenant_table

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from policies.registry import POLICIES
 from sim.analysis.plots_ranking import heat_map

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,27 +20,29 @@ from starlette.routing import BaseRoute, Route
 from policies.api import Arrived, RequestView
 from sim.live.gateway.authentication import Identity
 from sim.live.gateway.core_driver import AsyncGateway
+from sim.live.gateway.cors import Cors
+from sim.live.gateway.endpoints import Endpoints, stored_id
 from sim.live.gateway.error_responses import ApiError, allowance_headers
-from sim.live.gateway.headers import client_id
+from sim.live.gateway.headers import Headers, client_id, single_headers
 from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
+from sim.live.gateway.intake import Intake, Receive
 from sim.live.gateway.openapi import description
 from sim.live.gateway.prompt_tokens import PromptCounter
-from sim.live.gateway.relay import Outgoing, Relay, Send
-from sim.live.gateway.request_body import Endpoint, ParsedBody, endpoint_of, parse_body, read_json, upstream_body
+from sim.live.gateway.relay import Relay
+from sim.live.gateway.replies import Outgoing
+from sim.live.gateway.request_body import Endpoint, upstream_body
 from sim.live.gateway.settings import Settings
+from sim.live.gateway.settling import Send
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Upstreams
 
 LOG = logging.getLogger("tokenpools.app")
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_LINGER_BYTES = 256 * 2**20
-_LINGER_S = 5.0
 _MOST_ATTEMPTS = 100
-_NEVER_PASSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-"""They change the upstream for everybody. [choice]"""
+_SOUND_WINDOW_TOKENS = 750
+"""Of 30 s of sound, which is what a sequence of a speech model takes."""
 
 
 class Application:
@@ -59,6 +61,9 @@ class Application:
     ) -> None:
         self.settings = settings
         self.identity = Identity(settings.keys, settings.entitlements, settings.class_header)
+        self.endpoints = Endpoints(settings.paths)
+        self.cors = Cors(settings.cors_origins)
+        self.intake = Intake(settings, counter, self._refuses_any)
         self.gateway = gateway
         self.in_flight = in_flight
         self.upstreams = upstreams
@@ -68,7 +73,6 @@ class Application:
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
         ]  # fmt: skip
         self._relay = relay
-        self._counter = counter
         self._pages: Starlette | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -76,20 +80,20 @@ class Application:
         """Serve one request (ASGI)."""
         if scope["type"] != "http":
             return
-        path = scope["path"]
-        if self._passes(path):
-            await self._exchange(scope, receive, send)
+        raw_path = scope["raw_path"].decode("latin-1")
+        endpoint = self.endpoints.find(raw_path)
+        if endpoint is not None:
+            scope["tokenpools.endpoint"] = endpoint
+            headers = dict(scope["headers"])
+            if scope["method"] == "OPTIONS":
+                await _options(self.cors.preflight(endpoint.methods, headers), send)
+                return
+            origin = headers.get(b"origin")
+            await self._exchange(scope, receive, send if origin is None else self.cors.through(origin, send))
         else:
             if self._pages is None:
                 self._pages = Starlette(routes=self.routes, exception_handlers={404: _nothing, 405: _not_so})
             await self._pages(scope, receive, send)
-
-    def _passes(self, path: str) -> bool:
-        """Return whether a path is the upstream's: as it stands, with no way out of it."""
-        return (
-            path.startswith(self.settings.passthrough) and path not in _NEVER_PASSED and not path.endswith("/")
-            and ".." not in path and "//" not in path and "\\" not in path
-        )
 
     async def _healthz(self, request: Request) -> Response:  # noqa: ARG002
         return PlainTextResponse("ok\n")
@@ -105,6 +109,9 @@ class Application:
     async def _openapi(self, request: Request) -> Response:  # noqa: ARG002
         models = self.settings.models or sorted(self.upstreams.models())
         return JSONResponse(description(self.settings.class_header, models))
+
+    def _refuses_any(self, entitlement: str, sequences: int) -> bool:
+        return self.gateway.core.refuses_any(entitlement, sequences, self.gateway.now_s())
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -123,7 +130,8 @@ class Application:
         finally:
             if client is not None:
                 client.left = None
-            self._relay.cancel(exchange)
+            self._relay.settling.cancel(exchange)
+            self.intake.budget.give_back(exchange)
             self.in_flight.close(exchange)
 
     async def _to_an_end(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,13 +142,13 @@ class Application:
             except asyncio.CancelledError:
                 if exchange.cut_by is None:  # the server is told to stop, and will not wait
                     raise
-                if not await self._relay.settle_cut(exchange, send):
+                if not await self._relay.settling.settle_cut(exchange, send):
                     _abort(scope)
         except ApiError as problem:
             await self._answer(exchange, problem, send)
         except Exception:
             LOG.exception("%s: an error of the gateway's own", exchange.request_id)
-            self._relay.cancel(exchange)
+            self._relay.settling.cancel(exchange)
             exchange.error, exchange.outcome = "internal_error", Ended.FAILED
             if exchange.started:
                 _abort(scope)
@@ -149,90 +157,118 @@ class Application:
                 await self._answer(exchange, failed, send)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        raw_headers = scope["headers"]
-        headers = dict(raw_headers)
+        outgoing = await self._admission(exchange, scope, receive)
+        await self._relay.serve(exchange, outgoing, send)
+
+    async def _admission(self, exchange: Exchange, scope: Scope, receive: Receive) -> Outgoing:
+        """Find out who asks for what, tell the core of it, and return what a replica would be asked for.
+
+        Raises
+        ------
+        ApiError : it is nobody's, makes no sense, or there is nothing such.
+        """
+        raw_headers, method = scope["headers"], scope["method"]
+        try:
+            headers = single_headers(raw_headers, needs_host=scope["http_version"] == "1.1")
+        except ValueError as error:
+            raise ApiError(400, "invalid_request", str(error), close=True) from None
         exchange.client_request_id = client_id(headers)
-        key, spec = self.identity.identify(headers)
+        endpoint: Endpoint = scope["tokenpools.endpoint"]
+        raw_path = scope["raw_path"].decode("latin-1")
+        key, spec = self.identity.identify(headers, by_x_api_key=raw_path.startswith("/v1/messages"))
         exchange.key_name, exchange.tenant, exchange.entitlement = key.name, spec.tenant, spec.name
         exchange.service_class = spec.service_class
         exchange.attempt = _attempt(headers)
-        body = await self._read_body(exchange, headers, receive)
-        path, method = scope["path"], scope["method"]
+        if self.in_flight.identified(exchange) > self.settings.limits.requests_per_key:
+            raise ApiError(
+                429, "too_many_requests", "This key has as many requests on their way as it may.", kind="requests",
+                retry_after_s=1.0, close=True,
+            )  # fmt: skip
+        if method not in endpoint.methods:
+            raise ApiError(405, "method_not_allowed", f"{scope['path'][:200]} takes {', '.join(endpoint.methods)}.")
+        body = await self.intake.body(exchange, headers, receive)
         _watch(exchange, scope, receive)
-        raw_path = scope["raw_path"].decode("latin-1")
-        if scope["query_string"]:
-            raw_path = f"{raw_path}?{scope['query_string'].decode('latin-1')}"
-        endpoint = endpoint_of(path)
-        if method in ("GET", "HEAD", "OPTIONS"):
-            if endpoint.read_by_gateway:
-                raise ApiError(405, "method_not_allowed", f"{path} takes POST.")
-            await self._relay.look_up(exchange, method, raw_path, raw_headers, send)
-            return
-        try:
-            parsed = self._parse_body(endpoint, body)
-            counted = None if parsed is None else await self._counter.count(parsed.fields)
-        except RecursionError:
-            raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
-        exchange.prompt_tokens = max(1, len(body) // 4) if counted is None else counted
-        choices = 1
-        most: int | None = 0
-        if parsed is None:
-            most = None if endpoint.generates else 0
-        else:
-            exchange.model, exchange.stream, choices = parsed.model, parsed.stream, parsed.choices
-            most = parsed.max_output_tokens
-            if most is not None:
-                most *= choices
-            elif choices > 1:
-                most = self.settings.default_max_output_tokens * choices
-        exchange.max_output_tokens = most
-        view = RequestView(
-            exchange.request_id, spec.name, spec.tenant, exchange.prompt_tokens, most, exchange.attempt,
-            0 if parsed is None else parsed.priority,
-        )
         outgoing = Outgoing(
-            method=method, raw_path=raw_path, headers=raw_headers, choices=choices,
-            body_for=(lambda *_: body) if parsed is None else partial(upstream_body, body, endpoint, parsed),
-            hide_usage=parsed is not None and parsed.hide_usage,
-        )
+            method=method, raw_path=raw_path, headers=raw_headers, body_for=lambda *_: body, endpoint=endpoint,
+            answers=1, show_usage=True, show_continuous=True, tenant=spec.tenant,
+            let_go=partial(self.intake.budget.give_back, exchange),
+        )  # fmt: skip
+        if scope["query_string"]:
+            outgoing.raw_path += f"?{scope['query_string'].decode('latin-1')}"
+        if endpoint.owned:
+            outgoing.replica_id = self._relay.stored.of(stored_id(raw_path), spec.tenant).replica_id
+        if endpoint.read:
+            await self._read(exchange, outgoing, endpoint, body)
+        else:
+            exchange.prompt_tokens = self.intake.price(endpoint, len(body))
+            exchange.max_output_tokens = endpoint.output_tokens if endpoint.generates else 0
+            exchange.sequences = self._slots(_sequences(endpoint, exchange.prompt_tokens))
         exchange.arrived = True
-        self.gateway.send(Arrived(view))
-        await self._relay.serve(exchange, outgoing, send)
+        self.gateway.send(Arrived(self._view(exchange)))
+        return outgoing
 
-    def _parse_body(self, endpoint: Endpoint, body: bytes) -> ParsedBody | None:
-        """Return what a body asks for; None where it is for a path that the gateway need not understand."""
-        if not endpoint.read_by_gateway:
-            return None
-        parsed = parse_body(endpoint, read_json(body), self.settings.limits.choices)
+    async def _read(self, exchange: Exchange, outgoing: Outgoing, endpoint: Endpoint, body: bytes) -> None:
+        """Read a body, and note what it asks for in the exchange and in what goes to a replica."""
+        parsed = await self.intake.read(endpoint, body)
+        self._check_model(endpoint, parsed.model)
+        exchange.model, exchange.stream, exchange.background = parsed.model, parsed.stream, parsed.background
+        before_tokens = 0
+        if parsed.previous is not None:
+            known = self._relay.stored.of(parsed.previous, exchange.tenant)
+            outgoing.replica_id, before_tokens = known.replica_id, known.tokens
+        counted = await self.intake.count(endpoint, parsed, exchange.entitlement, len(body))
+        most, context = parsed.max_output_tokens, self.gateway.core.max_context_tokens
+        exchange.prompt_tokens = counted.tokens + before_tokens
+        exchange.context_tokens = counted.least_tokens
+        exchange.asked_priority = parsed.priority
+        exchange.sequences = self._slots(parsed.sequences)
+        outgoing.answers = parsed.sequences
+        if not endpoint.generates:
+            exchange.max_output_tokens = 0
+        elif most is not None:
+            if endpoint.refuses_long:
+                exchange.context_tokens += most
+            elif context is not None:
+                most = min(most, context)
+            exchange.max_output_tokens = most * parsed.sequences
+        elif parsed.sequences > 1:
+            exchange.max_output_tokens = self.settings.default_max_output_tokens * parsed.sequences
+        if exchange.max_output_tokens is not None:
+            exchange.most_output_tokens = exchange.max_output_tokens
+        elif context is not None:
+            exchange.most_output_tokens = context
+        outgoing.show_usage, outgoing.show_continuous = parsed.wants_usage, parsed.wants_continuous
+        metering = self.settings.metering
+        slim, salt = parsed.without_fields(), None
+        if metering.cache_salt and endpoint.generates:
+            salt = self.identity.salt(exchange.tenant)
+        default = metering.write_default_limit
+
+        def body_for(default_tokens: int, priority: int, continuous: bool) -> bytes:
+            return upstream_body(
+                body, endpoint, slim, default_output_tokens=default_tokens if default else None, priority=priority,
+                continuous=continuous, cache_salt=salt,
+            )
+
+        outgoing.body_for = body_for
+
+    def _check_model(self, endpoint: Endpoint, model: str) -> None:
         known = self.settings.models or self.upstreams.models()
-        if known and parsed.model not in known:
-            said = f"The model {parsed.model[:100]!r} is not served here."
+        if known and model not in known and (model or endpoint.needs_model):
+            said = f"The model {model[:100]!r} is not served here."
             raise ApiError(404, "model_not_found", said, param="model")
-        return parsed
 
-    async def _read_body(self, exchange: Exchange, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """Return the body, if it is not too large and comes in time."""
-        limit = self.settings.limits.body_bytes
-        exchange.wait(self._loop.time() + self.settings.timeouts.body_s, Cut.BODY_SLOW)
-        announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > limit:
-            await self._refuse_body(exchange, headers, receive, limit)
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if message["type"] == "http.disconnect":
-                self._left(exchange)
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self._left(exchange)
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                await self._refuse_body(exchange, headers, receive, limit)
-        return b"".join(parts)
+    def _slots(self, sequences: int) -> int:
+        """Return how many slots so many sequences take: a replica never runs more at a time than it has slots."""
+        return max(1, min(sequences, self.settings.capacity_of(1).slots))
+
+    @staticmethod
+    def _view(exchange: Exchange) -> RequestView:
+        return RequestView(
+            exchange.request_id, exchange.entitlement, exchange.tenant, exchange.prompt_tokens,
+            exchange.max_output_tokens, exchange.attempt, exchange.asked_priority, exchange.sequences,
+            exchange.context_tokens,
+        )  # fmt: skip
 
     async def _answer(self, exchange: Exchange, problem: ApiError, send: Send) -> None:
         """Send an error."""
@@ -240,37 +276,13 @@ class Application:
         exchange.http_status, exchange.retry_after_s = problem.status, problem.retry_after_s
         exchange.error = exchange.error or problem.code
         exchange.wait(self._loop.time() + self.settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
-        body = problem.body()
+        body = problem.body(anthropic=exchange.endpoint.startswith("/v1/messages"))
         headers = problem.headers()
         headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", exchange.request_id.encode())]
         if exchange.entitlement and problem.status in (429, 503):
             headers += allowance_headers(self.gateway.core.allowance(exchange.entitlement, self.gateway.now_s()))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    def _left(self, exchange: Exchange) -> NoReturn:
-        exchange.cut_by = Cut.CLIENT_LEFT
-        raise asyncio.CancelledError
-
-    async def _refuse_body(
-        self, exchange: Exchange, headers: dict[bytes, bytes], receive: Receive, limit: int
-    ) -> None:
-        """Answer 413. What still comes is read and thrown away for a while: most clients read no answer before."""
-        if b"expect" not in headers:
-            exchange.wait(self._loop.time() + _LINGER_S + 1, Cut.BODY_SLOW)
-            read = 0
-            try:
-                async with asyncio.timeout(_LINGER_S):
-                    while read < _LINGER_BYTES:
-                        message = await receive()
-                        if message["type"] == "http.disconnect":
-                            self._left(exchange)
-                        read += len(message.get("body", b""))
-                        if not message.get("more_body"):
-                            break
-            except TimeoutError:
-                pass
-        raise ApiError(413, "request_too_large", f"The body is larger than {limit} bytes.", close=True)
 
 
 def _attempt(headers: dict[bytes, bytes]) -> int:
@@ -299,6 +311,18 @@ def _abort(scope: Scope) -> None:
     client = scope.get("extensions", {}).get("tokenpools")
     if client is not None:
         client.abort()
+
+
+async def _options(headers: Headers, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _sequences(endpoint: Endpoint, prompt_tokens: int) -> int:
+    """Return how many sequences a body that is not read makes: a long sound is cut into windows."""
+    if endpoint.shape == "audio":
+        return -(-prompt_tokens // _SOUND_WINDOW_TOKENS)
+    return endpoint.sequences
 
 
 async def _nothing(request: Request, error: Exception) -> Response:  # noqa: ARG001

@@ -43,8 +43,19 @@ class Identity:
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> tuple[Key, EntitlementSpec]:
+    def salt(self, tenant: str) -> str:
+        """Return what keeps a tenant's prefix cache to itself: the same for as long as its keys are, in any process."""
+        digests = sorted(key.digest for key in self._keys.values() if self._specs[key.entitlement].tenant == tenant)
+        return hashlib.blake2b(tenant.encode(), key=hashed(b"".join(digests)), digest_size=16).hexdigest()
+
+    def identify(
+        self, headers: Mapping[bytes, bytes], *, by_x_api_key: bool = False
+    ) -> tuple[Key, EntitlementSpec]:
         """Return the key of a request and what it is served under.
+
+        Parameters
+        ----------
+        by_x_api_key : whether the key may come as Anthropic's clients send it.
 
         Raises
         ------
@@ -53,6 +64,11 @@ class Identity:
         said = headers.get(b"authorization", b"")
         scheme, _, secret = said.partition(b" ")
         secret = secret.strip()
+        if by_x_api_key and b"x-api-key" in headers:
+            other = headers[b"x-api-key"].strip()
+            if secret and secret != other:
+                raise ApiError(400, "invalid_request", "authorization and x-api-key name different keys; send one.")
+            scheme, secret = b"bearer", other
         if scheme.lower() != b"bearer" or not secret:
             raise ApiError(401, "invalid_api_key", "No API key was given: send Authorization: Bearer KEY.",
                           kind="authentication_error")

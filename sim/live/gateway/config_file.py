@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.api import EntitlementSpec
 from policies.core import GatewayCore
-from policies.registry import POLICIES, ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim.errors import ScenarioError
 from sim.live.gateway.settings import (
     LOOPBACK,
@@ -30,13 +30,19 @@ from sim.live.gateway.settings import (
     Key,
     Limits,
     Logs,
+    Metering,
+    PricedPath,
     Settings,
     SharedState,
+    StateSecrets,
     Timeouts,
+    Tls,
     UpstreamAddress,
 )
 from sim.live.replicas.scaling import SCALING
+from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
+from sim.scenario import plugins
 from sim.scenario.model import Policy
 from sim.scenario.pool import Name, Pool, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
@@ -47,11 +53,20 @@ from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+def bare_address(host: str) -> str:
+    """Return an address as sockets take it: IPv6 without the brackets of a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 class Listen(Strict):
     """Where the gateway listens."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1 or 0.0.0.0")
     port: int = Field(default=8080, ge=0, le=65535, description="give a port, e.g. 8080; 0 for any that is free")
+    tls: Tls | None = Field(default=None, description="give {certificate: FILE, key: FILE} to speak HTTPS")
+    cors_origins: tuple[str, ...] = Field(
+        default=("*",), description="give the origins whose pages may ask, e.g. [https://chat.example.com]; [] for none"
+    )
 
 
 class Upstream(Strict):
@@ -115,7 +130,7 @@ class AdminPages(Strict):
     def _fits(self) -> AdminPages:
         if self.port is None and self.token_sha256 is None:
             raise MisfitError("", "pages beside the API that anybody may see", "give token_sha256, or a port")
-        if self.port is not None and self.token_sha256 is None and self.host not in LOOPBACK:
+        if self.port is not None and self.token_sha256 is None and bare_address(self.host) not in LOOPBACK:
             raise MisfitError(
                 "token_sha256", f"missing, although {self.host} can be reached from outside",
                 "give it, or leave the host out",
@@ -125,7 +140,7 @@ class AdminPages(Strict):
     def settings(self) -> Admin:
         """Return them as the gateway sees them."""
         digest = None if self.token_sha256 is None else bytes.fromhex(self.token_sha256)
-        return Admin(host=self.host, port=self.port, token_digest=digest)
+        return Admin(host=bare_address(self.host), port=self.port, token_digest=digest)
 
 
 class ServeConfig(Strict):
@@ -145,10 +160,10 @@ class ServeConfig(Strict):
     )
     limits: Limits = Field(default=Limits(), description="give the most that may be sent, e.g. {body_bytes: 8388608}")
     timeouts: Timeouts = Field(default=Timeouts(), description="give how long to wait, e.g. {first_byte_s: 120}")
-    passthrough: tuple[str, ...] = Field(
-        default=("/v1/", "/tokenize", "/detokenize"),
-        description="give the beginnings of the paths that are passed on, e.g. [/v1/]",
+    paths: tuple[PricedPath, ...] = Field(
+        default=(), description="give further paths with their prices, e.g. [{path: /v1/audio/speech}]"
     )
+    metering: Metering = Field(default=Metering(), description="give e.g. {cache_salt: true}")
     records: str | None = Field(default=None, description="give a folder for the tables of requests, e.g. records")
     admin: AdminPages | None = Field(
         default=None, description="give {port: 9090} for metrics and the admin page; left out, there are none"
@@ -185,9 +200,7 @@ class ServeConfig(Strict):
             seen[key.sha256] = key.name
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
-        for index, prefix in enumerate(self.passthrough):
-            if not prefix.startswith("/") or prefix == "/":
-                raise MisfitError(f"passthrough[{index}]", f"{prefix!r} is no beginning of a path", "give e.g. /v1/")
+        check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
                 "pool.replicas", f"{self.pool.replicas}, but there are {len(self.upstreams)} upstreams",
@@ -276,7 +289,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
-        policy = POLICIES[chosen.params.kind].build(
+        policy = plugins.POLICY_KINDS[chosen.params.kind].build(
             chosen.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token, chance=Random(seed),
         )
         scaler = SCALERS[scaling.kind].build(
@@ -287,7 +300,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
         raise ScenarioError("", "policy", problem, fix or "see the policy's fields in tokenpools schema") from None
     return GatewayCore(
         entitlements=specs, capacity=pool.capacity(), replica_ids=range(pool.replicas), policy=policy,
-        router=ROUTERS[pool.router.kind].build(pool.router),
+        router=plugins.ROUTER_KINDS[pool.router.kind].build(pool.router),
         default_max_output_tokens=pool.default_max_output_tokens,
         max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
         retry_failed=pool.on_failure == "retry",
@@ -302,14 +315,45 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def agreed(config: ServeConfig) -> str:
+def state_secrets(state: SharedState | None, file: str) -> StateSecrets:
+    """Return what the environment holds for the shared state.
+
+    Raises
+    ------
+    ScenarioError : a variable is not set, or its key is too short to be one.
+    """
+    if state is None:
+        return StateSecrets()
+    found = {}
+    for name, variable in (("key_env", state.key_env), ("password_env", state.password_env)):
+        found[name] = None if variable is None else os.environ.get(variable)
+        if variable is not None and not found[name]:
+            raise ScenarioError(file, f"state.{name}", f"the variable {variable} is not set", "set it everywhere")
+    key = found["key_env"]
+    if key is not None and len(key.encode()) < LEAST_KEY_BYTES:
+        problem = f"the variable {state.key_env} holds {len(key.encode())} bytes"
+        raise ScenarioError(file, "state.key_env", problem, "give 32 random ones, e.g. of openssl rand -hex 32")
+    return StateSecrets(key=None if key is None else key.encode(), password=found["password_env"])
+
+
+def agreed(config: ServeConfig, secrets: StateSecrets) -> str:
     """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
-    parts = [recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"]]
+    pool = "" if config.state is None else config.state.pool
+    parts = [
+        recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"],
+        Signer(pool, secrets.key).fingerprint(),
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+def core_of_head(
+    head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = (), *, may_import: bool = True
+) -> GatewayCore:
     """Return the core that a recording was made with.
+
+    Parameters
+    ----------
+    may_import : whether ``module:Class`` is imported; False for a head that came over a network.
 
     Raises
     ------
@@ -323,6 +367,9 @@ def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[Entitleme
         if name == "policy":
             own = {key: value for key, value in mapping.items() if key not in ("name", "autoscaler")}
             mapping = {"name": mapping.get("name"), "autoscaler": mapping.get("autoscaler"), "params": own}
+            plugins.find("policies", own.get("kind"), may_import=may_import)
+        elif isinstance(mapping.get("router"), dict):
+            plugins.find("routers", mapping["router"].get("kind"), may_import=may_import)
         try:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
@@ -337,9 +384,9 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
     ------
     ScenarioError : the key of an upstream is not in the environment.
     """
-    pool = config.pool
+    pool, secrets = config.pool, state_secrets(config.state, file)
     return Settings(
-        host=config.listen.host, port=config.listen.port,
+        host=bare_address(config.listen.host), port=config.listen.port,
         upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),
         capacity_of=pool.capacity, entitlements=tuple(one.spec() for one in pool.entitlements),
         keys=tuple(
@@ -347,11 +394,21 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         ),
         policy=config.policy.name, models=config.models, default_max_output_tokens=pool.default_max_output_tokens,
         prompt_tokens=config.prompt_tokens, limits=config.limits, timeouts=config.timeouts,
-        passthrough=config.passthrough, scrape_interval_s=pool.scrape_interval_s, records=config.records,
+        paths=config.paths, metering=config.metering, tls=config.listen.tls, cors_origins=config.listen.cors_origins,
+        decode_s=_decode_s(pool), scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
         telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
-        state=config.state, state_config=agreed(config),
+        state=config.state, state_config=agreed(config, secrets),
+        state_secrets=secrets,
     )  # fmt: skip
+
+
+def _decode_s(pool: Pool) -> float:
+    """Return how long a replica takes for a token of one sequence when it has nothing else to do."""
+    profile = pool.profile
+    gain = 1.0 if profile.speculation is None else float(profile.speculation.gain)
+    step_s: float = profile.step_time.iteration_s(0, 0.0, 1, 1.0)
+    return step_s / gain
 
 
 def json_schema() -> dict[str, Any]:

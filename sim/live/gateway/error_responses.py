@@ -45,9 +45,9 @@ class ApiError(Exception):
         """Return the body's ``error``."""
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, **self.more}
 
-    def body(self) -> bytes:
-        """Return the body."""
-        return json.dumps({"error": self.error()}).encode()
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """Return the body; Anthropic's says at its top what it is."""
+        return json.dumps(({"type": "error"} if anthropic else {}) | {"error": self.error()}).encode()
 
     def headers(self) -> Headers:
         """Return the headers that go with it."""

@@ -16,9 +16,20 @@ _HOP_BY_HOP = frozenset((
 _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
     b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"x-request-id",
 }  # fmt: skip
+_ROUTERS = (
+    b"x-data-parallel-", b"data-parallel-", b"x-dp-rank", b"x-kv-", b"x-prefill", b"x-decode", b"x-gateway-",
+    b"x-worker-", b"x-routing-", b"x-session-id-routing", b"x-llm-d-", b"x-nv-", b"x-dynamo-",
+)  # fmt: skip
+"""Beginnings of headers by which routers steer an engine: whose cache, which rank, which worker."""
+_ONLY_ONCE = (b"authorization", b"x-api-key", b"host", b"content-length", b"content-type", b"x-tokenpools-class")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"set-cookie"}
 _LONGEST_ID = 128
 _ORIGIN = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
+
+
+class BadAnswerError(Exception):
+    """An upstream's answer is none that may be passed on."""
 
 
 def bearer(secret: str | None) -> dict[str, str]:
@@ -37,8 +48,9 @@ def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: 
     named = _named_by_connection(headers)
     found: CIMultiDict[str] = CIMultiDict()
     for name, value in headers:
-        if name not in _NOT_TO_UPSTREAM and name != own and name not in named:
-            found.add(name.decode("latin-1"), value.decode("latin-1"))
+        if name in _NOT_TO_UPSTREAM or name == own or name in named or name.startswith(_ROUTERS):
+            continue
+        found.add(name.decode("latin-1"), value.decode("latin-1"))
     if read:
         found["accept-encoding"] = "identity"
     found["x-request-id"] = request_id
@@ -50,9 +62,15 @@ def to_client(raw: Iterable[tuple[bytes, bytes]], request_id: str, more: Headers
     """Return the headers of an answer as the client gets them; ``length`` keeps the upstream's content-length.
 
     Where it sends the client elsewhere, the way leads through the gateway again.
+
+    Raises
+    ------
+    BadAnswerError : a header holds what no header may hold.
     """
     found = []
     for name, value in raw:
+        if _CONTROL.search(value) or _CONTROL.search(name):
+            raise BadAnswerError("a header holds control characters")
         lower = name.lower()
         if lower not in _NOT_TO_CLIENT and (length or lower != b"content-length"):
             found.append((lower, _ORIGIN.sub(b"", value) if lower == b"location" else value))
@@ -73,3 +91,20 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     """Return the headers that ``connection`` names: they are for one hop too."""
     said = [value for name, value in headers if name == b"connection"]
     return frozenset(part.strip().lower() for value in said for part in value.split(b","))
+
+
+def single_headers(headers: Headers, *, needs_host: bool) -> dict[bytes, bytes]:
+    """Return the headers by name.
+
+    Raises
+    ------
+    ValueError : one that says who asks, or whom, stands there twice, or a host is missing.
+    """
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in _ONLY_ONCE:
+            if sum(one == name for one, _ in headers) > 1:
+                raise ValueError(f"The header {name.decode()} stands there twice.")
+    if needs_host and b"host" not in found:
+        raise ValueError("The header host is missing.")
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import count
@@ -51,12 +52,13 @@ class Exchange:
     """One request from its first byte to its end. Written by the task that serves it and by the in_flight."""
 
     __slots__ = (
-        "answered", "arrival_s", "arrived", "attempt", "available", "cached_tokens", "client_request_id",
-        "counted_prompt_tokens", "cut_by", "deadline_s", "endpoint", "entitlement", "error", "first_token_s",
-        "forwarded_s", "http_status", "key_name", "last_s", "max_output_tokens", "model", "needed", "on_deadline",
-        "outcome", "output_tokens", "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens",
-        "request_id", "retry_after_s", "service_class", "started", "stream", "task", "template", "tenant", "tries",
-        "verdict", "waiter",
+        "answered", "answers", "arrival_s", "arrived", "asked_priority", "attempt", "available", "background",
+        "cached_tokens", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by", "deadline_s",
+        "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
+        "in_background", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens", "model",
+        "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
+        "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent", "sent_s", "sequences",
+        "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict", "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: str, endpoint: str, arrival_s: float, last_s: float) -> None:
@@ -67,8 +69,14 @@ class Exchange:
         self.client_request_id = self.key_name = self.tenant = self.entitlement = self.model = self.error = ""
         self.service_class: ServiceClass | None = None
         self.stream = False
-        self.attempt = 1
-        self.priority = 0
+        self.attempt = self.sequences = self.answers = 1
+        self.priority = self.asked_priority = 0
+        self.context_tokens = 0  # that its largest sequence needs at least; what is not known is the engine's to say
+        self.most_output_tokens: int | None = None  # that may be generated for it
+        self.kept_bytes = 0  # of its body
+        self.background = self.in_background = False  # made after its client was answered: asked for, begun
+        self.sent = False  # a replica may have it
+        self.sent_s = self.first_seen_s = self.last_token_s = 0.0  # on the loop's clock
         self.prompt_tokens = self.output_tokens = self.reported_tokens = self.cached_tokens = self.tries = 0
         self.counted_prompt_tokens: int | None = None
         self.max_output_tokens: int | None = None
@@ -154,6 +162,7 @@ class InFlightTable:
         self._total_s = total_s
         self._now_s = now_s
         self._numbers = count(1)
+        self._by_key: Tally[str] = Tally()
         self._exchanges: dict[str, Exchange] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.observers: list[Observer] = []
@@ -174,9 +183,18 @@ class InFlightTable:
         self._exchanges[exchange.request_id] = exchange
         return exchange
 
+    def identified(self, exchange: Exchange) -> int:
+        """Take note of whose a request is, and return how many of that key are on their way."""
+        self._by_key[exchange.key_name] += 1
+        return self._by_key[exchange.key_name]
+
     def close(self, exchange: Exchange) -> None:
         """Take note that a request has ended, and tell the observers."""
         exchange.answered = True
+        if exchange.key_name:
+            self._by_key[exchange.key_name] -= 1
+            if not self._by_key[exchange.key_name]:
+                del self._by_key[exchange.key_name]
         if self._exchanges.pop(exchange.request_id, None) is not None and self.observers:
             log = exchange.log(self._now_s())
             for observer in self.observers:

@@ -1,42 +1,59 @@
 """What a client asks for, read from the body of its request, and the body that goes to the upstream.
 
-The body is passed on as it came. Where the gateway must add a field (max_tokens, stream_options) it is written behind
-the last one, so that everything the client wrote stays as it is; only a field that stands there already, with another
-value, makes the body be written anew.
+The body is passed on as it came, but for fields that the gateway must set (`sim.live.gateway.json_text.changed`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from sim.live.gateway.error_responses import ApiError
-
-Json = dict[str, Any]
+from sim.live.gateway.json_text import Json, Raw, Span, changed, describe, read_object, spans
 
 _MOST_TOKENS = 2**31
+_NOT_FOR_CLIENTS = (
+    "kv_transfer_params", "ec_transfer_params", "data_parallel_rank", "dp_rank", "bootstrap_host", "bootstrap_port",
+    "bootstrap_room", "disagg_prefill_dp_rank", "request_id",
+)  # fmt: skip
+"""What a router tells an engine: whose cache to read, which rank to take, whose request this is."""
+_CARRIERS = ("vllm_xargs", "extra_args", "extra_body")
+_SET_BY_GATEWAY = ("stream_options", "priority", "cache_salt")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How requests to one path are read.
+    """How requests to one path are read and priced.
 
     Attributes
     ----------
+    shape : what the body is, for whoever counts its prompts.
     limits : fields that bound the output; the largest counts, since servers differ in which they obey.
     prompts : checks the fields that the path needs, and returns how many prompts there are.
+    methods : what may be done with the path.
     tells_usage : whether its streams tell the usage if ``stream_options`` says so.
-    read_by_gateway : False for a body that is passed on without a look.
+    read : False for a body that is no JSON.
     generates : whether there is output to reserve tokens for.
+    refuses_long : whether engines refuse a limit that does not fit the context, instead of lowering it.
+    needs_model : whether the body must name a model.
+    owned : whether the path names something that another request made.
+    output_tokens : what to reserve for the output where nothing says how much; None for the pool's default.
+    sequences : of a body that is not read.
     """
 
-    limits: tuple[str, ...]
-    prompts: Callable[[Json], int]
+    shape: str
+    limits: tuple[str, ...] = ()
+    prompts: Callable[[Json], int] = lambda _: 1
+    methods: tuple[str, ...] = ("POST",)
     tells_usage: bool = False
-    read_by_gateway: bool = True
+    read: bool = True
     generates: bool = True
+    refuses_long: bool = False
+    needs_model: bool = False
+    owned: bool = False
+    output_tokens: int | None = None
+    sequences: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,60 +63,97 @@ class ParsedBody:
     Attributes
     ----------
     max_output_tokens : of one answer; None where the client named none.
-    choices : how many answers are generated.
-    hide_usage : whether the usage in the stream is for the gateway alone.
-    fields : the whole body.
+    prompts, samples : how many prompts there are, and how many answers to each are generated.
+    wants_usage, wants_continuous : whether the client asked for the usage at the end of its stream, and in each event.
+    background : whether the answer is made after the request has been answered.
+    previous : the stored response that it goes on from.
+    fields : the whole body; dropped once it is counted.
+    stream_options : as the client wrote them; empty where there are none.
+    where : where the fields stand that the gateway may set.
     """
 
     model: str
     stream: bool
     max_output_tokens: int | None
-    choices: int
+    prompts: int
+    samples: int
     priority: int
-    hide_usage: bool
+    wants_usage: bool
+    wants_continuous: bool
+    background: bool
+    previous: str | None
     fields: Json
+    stream_options: str
+    where: Mapping[str, Span]
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences an engine runs for it."""
+        return self.prompts * self.samples
+
+    def without_fields(self) -> ParsedBody:
+        """Return the same without the parsed body, which may take many times the memory of its text."""
+        return replace(self, fields={})
 
 
-def read_json(body: bytes) -> Json:
-    """Return the object that a body holds.
+def read_json(body: bytes) -> tuple[Json, str]:
+    """Return the object that a body holds, and its text.
 
     Raises
     ------
     ApiError : 400, it holds none, or a field twice.
     """
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        text = body.decode()
+        return read_object(text), text
     except UnicodeDecodeError as error:
         _refuse("invalid_json", f"The body is not UTF-8 text (byte {error.start}).")
     except RecursionError:
         _refuse("invalid_json", "The body is nested too deeply.")
     except ValueError as error:
         _refuse("invalid_json", f"The body is not valid JSON: {error}.")
-    if type(value) is not dict:
-        _refuse("invalid_json", f"The body is {_describe(value)}, an object is expected.")
-    return value
 
 
-def parse_body(endpoint: Endpoint, fields: Json, most_choices: int) -> ParsedBody:
+def read_body(endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: int) -> ParsedBody:
+    """Return what a body asks for. It needs nothing but its arguments, so that it may run in another thread.
+
+    Raises
+    ------
+    ApiError : 400, it is no JSON, or a field has the wrong type or an impossible value.
+    """
+    fields, text = read_json(body)
+    parsed = parse_body(endpoint, fields, most_answers, most_prompts)
+    names = [name for name in (*endpoint.limits[:1], *_SET_BY_GATEWAY) if name in fields]
+    where = spans(text, names) if names else {}
+    options = ""
+    if isinstance(fields.get("stream_options"), dict):
+        begin, end = where["stream_options"]
+        options = text[begin:end]
+    return replace(parsed, where=where, stream_options=options)
+
+
+def parse_body(endpoint: Endpoint, fields: Json, most_answers: int, most_prompts: int = 2048) -> ParsedBody:
     """Return what a request asks for.
 
     Raises
     ------
     ApiError : 400, a field has the wrong type or an impossible value.
     """
-    model = fields.get("model")
-    if type(model) is not str or not model:
-        _wrong("model", model, "the name of a model")
+    model = _model(endpoint, fields)
+    _check_router_fields(fields)
     stream = fields.get("stream")
     if stream is not None and type(stream) is not bool:
         _wrong("stream", stream, "true or false")
     prompts = endpoint.prompts(fields)
-    samples = max(_whole(fields, "n", 1), _whole(fields, "best_of", 1))
-    choices = prompts * samples
-    if choices > most_choices:
-        _refuse("too_many_choices", f"{choices} answers are asked for, at most {most_choices} are given.", "n")
+    samples = 1
+    if endpoint.generates:
+        samples = max(_whole(fields, name, 1) for name in ("n", "best_of", "beam_width"))
+        if prompts * samples > most_answers:
+            said = f"{prompts * samples} answers are asked for, at most {most_answers} are given."
+            _refuse("too_many_choices", said, "n")
+    elif prompts > most_prompts:
+        _refuse("too_many_prompts", f"{prompts} prompts are given, at most {most_prompts} are taken.", "input")
     limits = [_whole(fields, name, 0) for name in endpoint.limits if fields.get(name) is not None]
-    most: int | None = max(limits) if limits else None
     priority = fields.get("priority")
     if priority is None:
         priority = 0
@@ -108,40 +162,79 @@ def parse_body(endpoint: Endpoint, fields: Json, most_choices: int) -> ParsedBod
     options = fields.get("stream_options")
     if options is not None and type(options) is not dict:
         _wrong("stream_options", options, "an object")
-    hide = bool(stream) and not (options is not None and options.get("include_usage") is True)
-    return ParsedBody(model, bool(stream), most, choices, priority, hide, fields)
+    options = options or {}
+    background = fields.get("background") is True and endpoint.shape == "responses"
+    if background and stream:
+        _refuse("invalid_value", "A response in the background is not streamed here: poll it.", "background")
+    previous = fields.get("previous_response_id") if endpoint.shape == "responses" else None
+    if previous is not None and type(previous) is not str:
+        _wrong("previous_response_id", previous, "the id of a response")
+    return ParsedBody(
+        model=model, stream=bool(stream), max_output_tokens=max(limits) if limits else None, prompts=prompts,
+        samples=samples, priority=priority, wants_usage=options.get("include_usage") is True,
+        wants_continuous=options.get("continuous_usage_stats") is True, background=background, previous=previous,
+        fields=fields, stream_options="", where={},
+    )  # fmt: skip
 
 
 def upstream_body(
-    body: bytes, endpoint: Endpoint, parsed: ParsedBody, default_output_tokens: int, priority: int
+    body: bytes, endpoint: Endpoint, parsed: ParsedBody, *, default_output_tokens: int | None, priority: int,
+    continuous: bool, cache_salt: str | None,
 ) -> bytes:
-    """Return the body to send: with a limit on the output, the usage asked for in a stream, the priority it has."""
+    """Return the body to send.
+
+    Parameters
+    ----------
+    default_output_tokens : limit to write where the client named none; None to write nothing.
+    continuous : whether each event of a stream shall tell the usage so far.
+    cache_salt : what keeps the prefix cache of a tenant to itself; None to leave it to the client.
+    """
     changes: Json = {}
-    if parsed.max_output_tokens is None:
+    if parsed.max_output_tokens is None and default_output_tokens is not None and endpoint.limits:
         changes[endpoint.limits[0]] = default_output_tokens
-    if parsed.hide_usage and endpoint.tells_usage:
-        changes["stream_options"] = {**(parsed.fields.get("stream_options") or {}), "include_usage": True}
+    if parsed.stream and endpoint.tells_usage:
+        wanted = {} if parsed.wants_usage else {"include_usage": True}
+        if continuous and not parsed.wants_continuous:
+            wanted["continuous_usage_stats"] = True
+        if wanted:
+            options = parsed.stream_options or "{}"
+            changes["stream_options"] = Raw(changed(options.encode(), spans(options, wanted), wanted).decode())
     if priority != parsed.priority:
         changes["priority"] = priority
-    if not changes:
-        return body
-    if any(name in parsed.fields for name in changes):
-        return json.dumps({**parsed.fields, **changes}, ensure_ascii=False).encode(errors="surrogatepass")
-    head = body.rstrip()[:-1]
-    return head + b"," + json.dumps(changes).encode()[1:-1] + b"}"
+    if cache_salt is not None:
+        changes["cache_salt"] = cache_salt
+    return changed(body, parsed.where, changes)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Json:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # servers differ in which of the two they take
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice[:100]!r} stands there twice")
-    return found
+# --------------------------------------------------------------------------------------------------------------------
+# Fields
 
 
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+def _model(endpoint: Endpoint, fields: Json) -> str:
+    model = fields.get("model")
+    if model is None and not endpoint.needs_model:
+        return ""
+    if type(model) is not str or not model:
+        _wrong("model", model, "the name of a model")
+    try:
+        model.encode()
+    except UnicodeEncodeError:
+        _refuse("invalid_value", "model holds half a character (a lone surrogate).", "model")
+    return model
+
+
+def _check_router_fields(fields: Json) -> None:
+    """Refuse what only a router may tell an engine, wherever an engine would read it."""
+    for name in _NOT_FOR_CLIENTS:
+        if fields.get(name) is not None:
+            _refuse("field_not_allowed", f"{name} is for routers; a client may not send it.", name)
+    for carrier in _CARRIERS:
+        inner = fields.get(carrier)
+        if isinstance(inner, dict):
+            for name in _NOT_FOR_CLIENTS:
+                if inner.get(name) is not None:
+                    where = f"{carrier}.{name}"
+                    _refuse("field_not_allowed", f"{where} is for routers; a client may not send it.", where)
 
 
 def _whole(fields: Mapping[str, Any], name: str, least: int) -> int:
@@ -153,23 +246,36 @@ def _whole(fields: Mapping[str, Any], name: str, least: int) -> int:
     return value
 
 
-def _completion(fields: Json) -> int:
+def completion_prompts(fields: Json) -> int:
+    """Return how many prompts a completion has, embeddings included."""
+    embeds = fields.get("prompt_embeds")
+    count = 0
+    if embeds is not None:
+        if type(embeds) is str:
+            count = 1
+        elif type(embeds) is list and embeds and all(type(one) is str for one in embeds):
+            count = len(embeds)
+        else:
+            _wrong("prompt_embeds", embeds, "text in base64, or a list of such texts")
     prompt = fields.get("prompt")
+    if prompt is None and count:
+        return count
     if type(prompt) is str:
-        return 1
+        return count + 1
     if type(prompt) is list and prompt:
         if all(type(one) is int for one in prompt):
-            return 1
+            return count + 1
         if all(type(one) is str for one in prompt):
-            return len(prompt)
+            return count + len(prompt)
         if all(type(one) is list and all(type(token) is int for token in one) for one in prompt):
-            return len(prompt)
-    if prompt is not None or "prompt_embeds" not in fields:
+            return count + len(prompt)
+    if not (prompt == [] and count):
         _wrong("prompt", prompt, "text, a list of texts, a list of tokens or a list of such lists")
-    return 1
+    return count
 
 
-def _chat(fields: Json) -> int:
+def chat_prompts(fields: Json) -> int:
+    """Check the messages of a chat, which are one prompt."""
     messages = fields.get("messages")
     if type(messages) is not list or not messages:
         _wrong("messages", messages, "a list of messages")
@@ -186,45 +292,42 @@ def _chat(fields: Json) -> int:
     return 1
 
 
-def _anything(fields: Json) -> int:  # noqa: ARG001
+def pooling_prompts(fields: Json) -> int:
+    """Return how many prompts an embedding, a classification or the like has; engines run a sequence for each."""
+    for name in ("input", "data", "prompt"):
+        if name in fields:
+            return len(listed(fields[name]))
     return 1
 
 
+def paired_prompts(fields: Json) -> int:
+    """Return how many pairs a score or a reranking has; engines run a sequence for each."""
+    lefts, rights = pairs(fields)
+    return max(1, len(lefts), len(rights))
+
+
+def listed(prompts: Any) -> list[Any]:
+    """Return prompts one by one: a text, a list of tokens and an object are one."""
+    if type(prompts) is list and prompts and type(prompts[0]) is not int:
+        return prompts
+    return [prompts]
+
+
+def pairs(fields: Json) -> tuple[list[Any], list[Any]]:
+    """Return both sides of what is compared, as the several spellings of scores and rerankings have them."""
+
+    def side(*names: str) -> list[Any]:
+        value = next((fields[name] for name in names if name in fields), None)
+        if type(value) is dict and type(value.get("content")) is list:  # parts, each compared by itself
+            return value["content"] or [None]
+        return [] if value is None else listed(value)
+
+    return side("query", "queries", "text_1", "data_1"), side("documents", "text_2", "data_2", "items")
+
+
 def _wrong(name: str, value: object, expected: str) -> NoReturn:
-    _refuse("invalid_value", f"{name} is {_describe(value)}, expected {expected}.", name)
+    _refuse("invalid_value", f"{name} is {describe(value)}, expected {expected}.", name)
 
 
 def _refuse(code: str, message: str, param: str | None = None) -> NoReturn:
     raise ApiError(400, code, message, param=param)
-
-
-def _describe(value: object) -> str:
-    """Return a phrase for a value, without what a client wrote: errors go to logs."""
-    if value is None:
-        return "missing"
-    if isinstance(value, bool | int | float):
-        text = repr(value)
-        return text if len(text) < 40 else "a very long number"
-    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
-
-
-COMPLETIONS = Endpoint(("max_tokens",), _completion, tells_usage=True)
-CHAT = Endpoint(("max_tokens", "max_completion_tokens"), _chat, tells_usage=True)
-_READ: Mapping[str, Endpoint] = {
-    "/v1/completions": COMPLETIONS, "/v1/chat/completions": CHAT,
-    "/v1/responses": Endpoint(("max_output_tokens",), _anything), "/v1/messages": Endpoint(("max_tokens",), _anything),
-}  # fmt: skip
-_OTHER = Endpoint((), _anything, read_by_gateway=False)
-_WITHOUT_OUTPUT = Endpoint((), _anything, read_by_gateway=False, generates=False)
-_ENDS_WITHOUT_OUTPUT = (
-    "/embeddings", "/rerank", "/score", "/pooling", "/classify", "/moderations", "/tokenize", "/detokenize",
-    "/transcriptions", "/translations", "/files", "/count_tokens", "/render",
-)  # fmt: skip
-
-
-def endpoint_of(path: str) -> Endpoint:
-    """Return how requests to a path are read. Of one that is not known the output is taken to be the pool's default."""
-    found = _READ.get(path)
-    if found is not None:
-        return found
-    return _WITHOUT_OUTPUT if path.endswith(_ENDS_WITHOUT_OUTPUT) else _OTHER

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import uvloop
-
 from policies.core import GatewayCore
 from sim.errors import RunError
+from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import CoreOf, Loaded, Reloader
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import CheckInvariants, Settings
@@ -50,7 +49,7 @@ def serve(
     RunError : other gateways that share the state have another configuration.
     """
     set_up(style=settings.logs.style, level=settings.logs.level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(settings, core, about or {}, load, core_of))
 
 
@@ -122,7 +121,8 @@ def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | None:
     from sim.live.shared_state.replicated_core import SharedLog
 
     return SharedLog(
-        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of
+        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of,
+        secret=settings.state_secrets,
     )
 
 

@@ -32,8 +32,12 @@ class Limits:
     header_bytes : of a request line with its headers; more is 431.
     answer_bytes : of an answer in one piece that is kept until it is whole; what is longer is passed on as it comes.
     event_bytes : of one event of a stream; more is taken for a broken upstream.
-    choices : answers that one request may ask for (prompts times n or best_of).
-    connections : open at a time; more are closed at once.
+    choices : answers that one request may ask for (prompts times n, best_of or beam_width).
+    prompts : of one request that generates nothing, such as embeddings.
+    connections : open at a time; more are closed at once. What the process may open (``ulimit -n``) bounds it too.
+    connections_per_address : of these, from one address.
+    requests_per_key : on their way at a time, with one key, admitted or not.
+    waiting_bytes, waiting_bytes_per_key : of bodies that are kept until their answer begins: of all, and of one key.
     """
 
     body_bytes: int = _count(8 * 2**20, "the largest request body in bytes")
@@ -41,7 +45,12 @@ class Limits:
     answer_bytes: int = _count(16 * 2**20, "the largest answer that is kept whole in bytes", 1024)
     event_bytes: int = _count(2**20, "the largest event of a stream in bytes", 1024)
     choices: int = _count(16, "the most answers that one request may ask for")
+    prompts: int = _count(2048, "the most prompts of a request that generates nothing")
     connections: int = _count(20_000, "the most connections at a time")
+    connections_per_address: int = _count(15_000, "the most connections at a time from one address")
+    requests_per_key: int = _count(15_000, "the most requests at a time with one key")
+    waiting_bytes: int = _count(256 * 2**20, "the most bytes of bodies that are kept at a time")
+    waiting_bytes_per_key: int = _count(64 * 2**20, "the most bytes of bodies that are kept at a time for one key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +63,9 @@ class Timeouts:
     keep_alive_s : for the next request on a connection.
     held_s : at the gateway, for a request that the policy holds.
     connect_s : for a connection to an upstream.
-    first_byte_s, idle_s : for an upstream's first byte, and between two.
+    first_byte_s : for the first token of a stream.
+    whole_s : for an answer in one piece, which comes when all of it is generated.
+    idle_s : between two bytes of an upstream, once there are tokens.
     client_stall_s : for a client that does not read.
     total_s : for an answer in full.
     drain_s : for what is in flight when the gateway is told to stop.
@@ -67,7 +78,8 @@ class Timeouts:
     keep_alive_s: float = _seconds(75.0, "the longest time between two requests of a connection")
     held_s: float = _seconds(60.0, "the longest time that a request is held")
     connect_s: float = _seconds(5.0, "the longest time for a connection to an upstream")
-    first_byte_s: float = _seconds(120.0, "the longest time for an upstream's first byte")
+    first_byte_s: float = _seconds(120.0, "the longest time for the first token of a stream")
+    whole_s: float = _seconds(600.0, "the longest time for an answer in one piece")
     idle_s: float = _seconds(60.0, "the longest time between two bytes of an upstream")
     client_stall_s: float = _seconds(30.0, "the longest time for a client that does not read")
     total_s: float = _seconds(1800.0, "the longest time for an answer in full")
@@ -89,7 +101,10 @@ class Estimate:
         default=4.0, metadata={"gt": 0, "description": "give the mean bytes of UTF-8 text in a token, e.g. 4"}
     )
     message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
-    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+    media_tokens: int = _count(1024, "the tokens of a picture or a sound of which only the address is known", 0)
+    pixels_per_token: int = _count(784, "the pixels of a picture in a token")
+    audio_bytes_per_token: int = _count(320, "the bytes of sound in a token")
+    embedding_bytes_per_token: int = _count(8192, "the bytes of the embedding of a token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +122,10 @@ class Tokenizer:
     kind: Literal["tokenizer"] = "tokenizer"
     file: str = field(metadata={"min_length": 1, "description": "give the path of a tokenizer.json"})
     message_tokens: int = _count(4, "the tokens that a chat template adds to each message", 0)
-    media_tokens: int = _count(1024, "the tokens of an image or a sound", 0)
+    media_tokens: int = _count(1024, "the tokens of a picture or a sound of which only the address is known", 0)
+    pixels_per_token: int = _count(784, "the pixels of a picture in a token")
+    audio_bytes_per_token: int = _count(320, "the bytes of sound in a token")
+    embedding_bytes_per_token: int = _count(8192, "the bytes of the embedding of a token")
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -115,6 +133,66 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 PROMPT_TOKENS: Mapping[str, type] = {"estimate": Estimate, "tokenize": Tokenize, "tokenizer": Tokenizer}
 """How the tokens of a prompt are counted, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedPath:
+    """A further path of the upstreams' API, with what a request to it is taken to cost.
+
+    Attributes
+    ----------
+    path : as it stands in the request line.
+    output_tokens : reserved for its output; its prompt is priced by the bytes of the body.
+    sequences : slots that it takes.
+    """
+
+    path: str = field(
+        metadata={"pattern": r"^/[A-Za-z0-9._~/-]+$", "description": "give the path in full, e.g. /v1/audio/speech"}
+    )
+    methods: tuple[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], ...] = field(
+        default=("POST",), metadata={"min_length": 1, "description": "give methods, e.g. [POST]"}
+    )
+    output_tokens: int = _count(256, "the tokens of output to reserve", 0)
+    sequences: int = _count(1, "the slots that a request takes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metering:
+    """How requests are measured, and whether that shows.
+
+    Attributes
+    ----------
+    write_default_limit : whether a request without a limit goes on with the pool's default as its limit.
+    continuous_usage : whether streams are asked to tell their usage with each event; ``auto``: those of vLLM are.
+    cache_salt : whether each tenant's requests get a salt of their own, so that none finds another's prefix cache.
+    """
+
+    write_default_limit: bool = field(
+        default=False, metadata={"description": "give true to write the pool's default limit into requests without one"}
+    )
+    continuous_usage: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"description": "give auto, always or never"}
+    )
+    cache_salt: bool = field(
+        default=False, metadata={"description": "give true to keep each tenant's prefix cache to itself"}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """What a server proves itself with, and whom it lets in.
+
+    Attributes
+    ----------
+    certificate, key : files in PEM; read again on SIGHUP.
+    client_ca : certificates of whom clients must show one of; None: clients show none.
+    """
+
+    certificate: str = field(metadata={"min_length": 1, "description": "give the file of the certificate chain"})
+    key: str = field(metadata={"min_length": 1, "description": "give the file of its private key"})
+    client_ca: str | None = field(
+        default=None, metadata={"description": "give the file of the authority that clients' certificates come from"}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +252,8 @@ class CheckInvariants:
     on_violation: Literal["log", "stop"] = field(default="log", metadata={"description": "give log or stop"})
 
 
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
 Mode = Literal["open", "closed"]
 
 
@@ -211,6 +291,10 @@ class SharedState:
     ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
     timeout_s : how long a request waits for the shared state before ``when_away`` decides.
     snapshot_every : events between two snapshots; about twice as many stay in the log.
+    key_env, password_env : variables that hold the key that entries are signed with, and Redis's password.
+    share : replicated: every gateway decides on every event, and all as one would; leases: each has a part of every
+        limit and decides alone, see `sim.live.shared_state.leased`.
+    every_s : under leases, how often a gateway asks for its parts.
     """
 
     url: str = field(
@@ -224,10 +308,44 @@ class SharedState:
     ttl_s: float = _seconds(5.0, "the time after which a silent gateway is lost")
     timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
     snapshot_every: int = _count(20_000, "the events between two snapshots")
+    key_env: str | None = field(
+        default=None,
+        metadata={
+            "pattern": _VARIABLE,
+            "description": "give the variable that holds the key of the pool's gateways, e.g. TOKENPOOLS_STATE_KEY",
+        },
+    )
+    password_env: str | None = field(
+        default=None,
+        metadata={
+            "pattern": _VARIABLE, "description": "give the variable that holds Redis's password, e.g. REDIS_PASSWORD"
+        },
+    )
+    share: Literal["replicated", "leases"] = field(
+        default="replicated", metadata={"description": "give replicated or leases"}
+    )
+    every_s: float = _seconds(0.5, "the time between two rounds of leases")
     when_away: FallbackSettings = field(
         default_factory=FallbackSettings,
         metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSecrets:
+    """What the environment holds for the shared state, in nobody's repr.
+
+    Attributes
+    ----------
+    key : what entries are signed with; None: they are not.
+    password : Redis's; None where the URL has it, or none is needed.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+
+NO_SECRETS = StateSecrets()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +358,11 @@ class Settings:
     capacity_of : what so many ready replicas provide.
     models : names that clients may ask for; empty for what the upstreams say they serve.
     default_max_output_tokens : for a request that names no limit.
-    passthrough : the beginnings of other paths that are passed on.
+    paths : further paths that are passed on, with their prices.
+    metering : how requests are measured.
+    tls : what the server proves itself with; None: it speaks in clear.
+    cors_origins : web pages that browsers may let ask, ``*`` for all; empty for none.
+    decode_s : the time that the fastest replica needs for a token of one sequence; None where it is not known.
     scrape_interval_s : between two looks at a replica's metrics.
     records : folder for the tables of requests; None for none.
     admin : who may see the pages; None: nobody, there are none.
@@ -250,6 +372,7 @@ class Settings:
     check_invariants : whether the core is checked while it serves; None: it is not.
     state : where the state is that several processes share; None: this process has the pool for itself.
     state_config : a digest of what the processes must agree on.
+    state_secrets : the key and password for it.
     """
 
     host: str
@@ -264,7 +387,11 @@ class Settings:
     prompt_tokens: Estimate | Tokenize | Tokenizer = Estimate()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
-    passthrough: tuple[str, ...] = ("/v1/", "/tokenize", "/detokenize")
+    paths: tuple[PricedPath, ...] = ()
+    metering: Metering = Metering()
+    tls: Tls | None = None
+    cors_origins: tuple[str, ...] = ("*",)
+    decode_s: float | None = None
     scrape_interval_s: float = 1.0
     records: str | None = None
     admin: Admin | None = None
@@ -275,4 +402,5 @@ class Settings:
     check_invariants: CheckInvariants | None = None
     state: SharedState | None = None
     state_config: str = ""
+    state_secrets: StateSecrets = NO_SECRETS
     class_header: str = "x-tokenpools-class"

@@ -1,4 +1,4 @@
-"""Server-sent events, as far as a gateway must read them: where one ends, whether it carries usage or an error.
+"""Server-sent events, as far as a gateway must read them: where one ends, and what it says of usage.
 
 Events are passed on byte for byte. JSON is parsed only where the bytes say that there is something to find: inside a
 JSON string the quotes of ``"usage"`` would be escaped, so what is searched for is never text that a model wrote.
@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_DATA = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
-_LINE_DATA = re.compile(rb"(?:^|[\r\n])data:")
+_END = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?:\r\n|\r)")
+"""A blank line: two ends of lines, each of which may be any of the three that the format has."""
+_DATA = re.compile(rb"(?:\A|[\r\n])data:[ ]?([^\r\n]*)")
 
 
 class BrokenStreamError(Exception):
@@ -45,81 +45,15 @@ class Splitter:
         """
         if not self.rest and data.endswith(b"\n\n"):
             return data
+        known = len(self.rest)
         data = self.rest + data
         end = 0
-        for found in _END.finditer(data, max(0, len(self.rest) - 3)):
+        for found in _END.finditer(data, max(0, known - 3)):
             end = found.end()
         self.rest = data[end:]
         if len(self.rest) > self.most_bytes:
             raise BrokenStreamError(f"an event is larger than {self.most_bytes} bytes")
         return data[:end]
-
-
-@dataclass(slots=True, eq=False)
-class StreamReader:
-    """Reads the events of one answer.
-
-    Attributes
-    ----------
-    hide_usage : whether the event that carries nothing but usage is kept from the client.
-    events : with output, so far.
-    usage : the last that was seen.
-    error : the ``error`` of an event, None where there was none.
-    done : whether the stream said that it is complete.
-    first : the first event, to make another like it.
-    """
-
-    hide_usage: bool
-    events: int = 0
-    usage: Usage | None = None
-    error: dict[str, Any] | None = None
-    done: bool = False
-    first: bytes = b""
-
-    def read(self, data: bytes) -> bytes:
-        """Take note of whole events and return what of them is for the client."""
-        if not self.first:
-            self.first = data
-        if b'"usage"' not in data and b'"error"' not in data and b"[DONE]" not in data:
-            self.events += 1 if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
-            return data
-        return b"".join(self._one(event) for event in split(data))
-
-    def _one(self, event: bytes) -> bytes:
-        text = b"\n".join(_DATA.findall(event))
-        if not text:
-            return event
-        if text.strip() == b"[DONE]":
-            self.done = True
-            return event
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            self.events += 1
-            return event
-        if isinstance(value.get("error"), dict | str) and value["error"]:
-            error = value["error"]
-            self.error = error if isinstance(error, dict) else {"message": error}
-            return b""
-        usage = usage_of(value) or usage_of(value.get("response")) or usage_of(value.get("message"))
-        if usage is not None:
-            self.usage = usage if self.usage is None else _later(self.usage, usage)
-            if value.get("choices") == [] and self.hide_usage:
-                return b""
-        if value.get("choices") != []:
-            self.events += 1
-        return event
-
-
-def _later(known: Usage, new: Usage) -> Usage:
-    """Return what is known after a second usage, which need not tell everything: Anthropic's has the output alone."""
-    return Usage(
-        known.prompt_tokens if new.prompt_tokens is None else new.prompt_tokens,
-        known.output_tokens if new.output_tokens is None else new.output_tokens,
-        max(known.cached_tokens, new.cached_tokens),
-    )
 
 
 def split(data: bytes) -> list[bytes]:
@@ -131,13 +65,26 @@ def split(data: bytes) -> list[bytes]:
     return events if start == len(data) else [*events, data[start:]]
 
 
+def data_of(event: bytes) -> bytes:
+    """Return the data of one event, its lines joined."""
+    return b"\n".join(_DATA.findall(event))
+
+
+def parsed(text: bytes) -> Any:
+    """Return the JSON of an event's data; None where it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def usage_of(answer: Any) -> Usage | None:
     """Return the ``usage`` of an answer in JSON, None where it has none."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return None
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
     return Usage(
         _tokens(usage.get("prompt_tokens", usage.get("input_tokens"))),
         _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
@@ -145,13 +92,20 @@ def usage_of(answer: Any) -> Usage | None:
     )
 
 
+def later(known: Usage | None, new: Usage) -> Usage:
+    """Return what is known after a second usage, which need not tell everything: Anthropic's has the output alone."""
+    if known is None:
+        return new
+    return Usage(
+        known.prompt_tokens if new.prompt_tokens is None else new.prompt_tokens,
+        known.output_tokens if new.output_tokens is None else new.output_tokens,
+        max(known.cached_tokens, new.cached_tokens),
+    )
+
+
 def cut_event(first: bytes, reason: str) -> bytes:
     """Return an event that ends every choice of a stream with ``finish_reason``, made like its first."""
-    text = b"\n".join(_DATA.findall(split(first)[0])) if first else b""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return b""
+    value = parsed(data_of(split(first)[0])) if first else None
     if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
         return b""
     choices = [
@@ -163,9 +117,9 @@ def cut_event(first: bytes, reason: str) -> bytes:
     return event(frame | {"choices": choices})
 
 
-def event(value: dict[str, Any]) -> bytes:
+def event(value: dict[str, Any], name: str = "") -> bytes:
     """Return a value as one event."""
-    return b"data: " + json.dumps(value).encode() + b"\n\n"
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
 def _tokens(value: object) -> int | None:

@@ -12,7 +12,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from policies.core import GatewayCore
-from sim.errors import RunError
+from sim.errors import InputError
+from sim.extras import needs
 from sim.live.gateway.service import Service
 from sim.live.observability.admin import Pages
 from sim.live.observability.logs import RequestLogger
@@ -58,8 +59,8 @@ class Observability:
         if service.settings.telemetry == "otlp":
             try:
                 from sim.live.observability.opentelemetry import exported
-            except ImportError as error:
-                raise RunError(f"telemetry: otlp needs the extra otel ({error}); install tokenpools[otel]") from None
+            except ImportError:
+                raise InputError("telemetry: otlp", *needs("otel", "opentelemetry")) from None
 
             telemetry, self._end_telemetry = exported()
             service.in_flight.observers.append(telemetry)

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sim.errors import RunError
+from sim.errors import InputError, RunError
+from sim.extras import needs
 from sim.live.replicas.command import run_command
 
 LOG = logging.getLogger("tokenpools.scaling")
@@ -134,7 +135,7 @@ class KubernetesFleet:
             from kubernetes import client, config
             from kubernetes.config.config_exception import ConfigException
         except ImportError:
-            raise RunError("scaling in Kubernetes needs its client; install tokenpools[kubernetes]") from None
+            raise InputError("scale: kubernetes", *needs("kubernetes", "kubernetes")) from None
         if api_client is None:
             load_config: Any = config.load_config
             try:

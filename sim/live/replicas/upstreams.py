@@ -41,6 +41,7 @@ class Replica:
     models : what it says it serves.
     max_model_tokens : the longest context of each model, where it says so.
     failures : looks at its health in a row that failed.
+    tells_usage : whether its streams can tell the usage so far with each event: vLLM's can.
     """
 
     replica_id: int
@@ -48,6 +49,7 @@ class Replica:
     ready: bool = False
     models: dict[str, int | None] = field(default_factory=dict)
     failures: int = 0
+    tells_usage: bool = False
     urls: dict[str, URL] = field(default_factory=dict)
 
     def url(self, raw_path: str) -> URL:
@@ -200,6 +202,7 @@ class Upstreams:
         answer = json_object(await self._fetch(replica, "/v1/models", self._timeouts.health_s) or b"")
         cards = None if answer is None else answer.get("data")
         if isinstance(cards, list):
+            replica.tells_usage = any(isinstance(card, dict) and card.get("owned_by") == "vllm" for card in cards)
             replica.models = {
                 card["id"]: card.get("max_model_len") for card in cards
                 if isinstance(card, dict) and isinstance(card.get("id"), str)

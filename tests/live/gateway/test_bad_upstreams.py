@@ -13,7 +13,7 @@ from live.stand_in import Behaviour, StandIn, running
 
 from sim.live.observability.observer import Ended
 
-SHORT = {"first_byte_s": 0.5, "idle_s": 0.5, "connect_s": 0.5, "client_stall_s": 0.6, "health_s": 0.5}
+SHORT = {"first_byte_s": 0.5, "whole_s": 0.5, "idle_s": 0.5, "connect_s": 0.5, "client_stall_s": 0.6, "health_s": 0.5}
 
 pytestmark = pytest.mark.usefixtures("books")
 

@@ -87,7 +87,7 @@ UPSTREAM = {"name": "a", "base_url": "http://127.0.0.1:1"}
     ({"prompt_tokens": {"kind": "tokenizer"}}, "prompt_tokens.file: missing"),
     ({"limits": {"body_byte": 5}}, "limits.body_byte: unknown field; did you mean body_bytes?"),
     ({"timeouts": {"idle_s": 0}}, "timeouts.idle_s: input should be greater than 0"),
-    ({"passthrough": ["/"]}, "passthrough[0]: '/' is no beginning of a path"),
+    ({"paths": [{"path": "speech"}]}, "paths[0].path: "),
     ({"pool": {"replicas": 3}}, "pool.replicas: 3, but there are 1 upstreams"),
     ({"state": "rediss:/user:hunter2@host"},
      "state: input should be text that matches '^(rediss?|unix)://', got 'rediss:/user:***@host'"),

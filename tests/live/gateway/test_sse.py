@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.live.gateway.sse import BrokenStreamError, Splitter, StreamReader, Usage, cut_event, event, split, usage_of
+from sim.live.gateway.sse import BrokenStreamError, Splitter, Usage, cut_event, event, split, usage_of
+from sim.live.gateway.stream_reader import StreamReader
 from sim.live.replicas.upstreams import json_object
 
 
 def chunk(text: str, **more: Any) -> bytes:
     return event({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}}]}
                  | more)
+
+
+def reading(show_usage: bool = False, shape: str = "chat", **more: Any) -> StreamReader:
+    return StreamReader(shape, show_usage, False, **more)
 
 
 USAGE = event({"id": "c", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}})
@@ -36,7 +41,7 @@ def test_any_cut_of_a_stream_gives_the_same_events_and_hides_no_text(
     wanted = data.replace(USAGE, b"") if hide else data
     if crlf:
         data, wanted = data.replace(b"\n", b"\r\n"), wanted.replace(b"\n", b"\r\n")
-    splitter, reader, out = Splitter(10_000), StreamReader(hide), b""
+    splitter, reader, out = Splitter(10_000), reading(not hide), b""
     for piece in pieces(data, cuts):
         whole = splitter.feed(piece)
         if whole:
@@ -58,7 +63,7 @@ def test_what_is_not_whole_waits_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("error", [{"message": "full", "code": 503}, "full"])
 def test_an_error_event_is_found_and_kept_back(error: Any) -> None:
-    reader = StreamReader(True)
+    reader = reading()
     assert reader.read(chunk("a") + event({"error": error}) + DONE) == chunk("a") + DONE
     assert reader.error is not None
     assert reader.error["message"] == "full"
@@ -66,14 +71,14 @@ def test_an_error_event_is_found_and_kept_back(error: Any) -> None:
 
 def test_comments_and_other_events_go_through() -> None:
     data = b": keep-alive\n\nevent: ping\ndata: {}\n\ndata: not json, [DONE] in it\n\n"
-    reader = StreamReader(True)
+    reader = reading()
     assert reader.read(data) == data
 
 
 def test_a_null_usage_in_every_event_is_no_usage() -> None:
     data = chunk("a", usage=None)
-    reader = StreamReader(True)
-    assert reader.read(data) == data
+    reader = reading()
+    assert reader.read(data) == chunk("a")  # the client did not ask for it
     assert (reader.events, reader.usage) == (1, None)
 
 
@@ -88,12 +93,12 @@ def test_usage_is_read_as_far_as_it_can_be_trusted(answer: Any, expected: Usage 
 
 
 def test_usage_of_other_apis_is_found_where_they_put_it() -> None:
-    reader = StreamReader(True)
+    reader = reading(shape="messages")
     began = event({"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}})
     ended = event({"type": "message_delta", "usage": {"output_tokens": 5}})
     assert reader.read(began + ended) == began + ended
     assert reader.usage == Usage(9, 5, 0)
-    reader = StreamReader(True)
+    reader = reading(shape="responses")
     reader.read(event({"type": "response.completed", "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}}))
     assert reader.usage == Usage(3, 4, 0)
 

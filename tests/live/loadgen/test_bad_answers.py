@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live.stand_in import Behaviour, running
 from openai._streaming import SSEDecoder
+from typer.testing import CliRunner
 
 from sim.cli import app
 from sim.errors import InputError, RunError

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from click.testing import CliRunner
 from live.stand_in import Behaviour, StandIn, running
+from typer.testing import CliRunner
 
 from sim.analysis.compare import compare
 from sim.analysis.study import Study

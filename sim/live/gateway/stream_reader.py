@@ -1,0 +1,160 @@
+"""Reads the events of one answer: how many tokens there are by now, what it used, and whether it is complete.
+
+Tokens are not events. An event may carry several (multi-token prediction, ``stream_interval``), or none: the role of a
+chat, the frame of a response. They are counted by the usage that each event tells where the upstream does that, else
+as events times the tokens that this replica's events were found to carry.
+
+A stream is complete when it says so: by ``[DONE]``, by the ``finish_reason`` of every choice, or by the last event of
+the Responses and Messages APIs. The end of the connection says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sim.live.gateway.sse import Usage, data_of, later, parsed, split, usage_of
+
+_LINE_DATA = re.compile(rb"(?:^|[\r\n])data:")
+_MARKS = re.compile(rb'"usage"|"error"|\[DONE\]|"finish_reason"\s*:\s*"')
+_USAGE_LAST = re.compile(
+    rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)'
+)
+_SAYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
+_COMPLETE = ("response.completed", "response.incomplete", "response.failed", "message_stop")
+
+
+@dataclass(slots=True, eq=False)
+class StreamReader:
+    """Reads the events of one answer.
+
+    Attributes
+    ----------
+    shape : of the endpoint.
+    show_usage, show_continuous : whether the client asked for the usage at the end, and for that in each event.
+    answers : how many choices there are to finish.
+    tokens_per_event : of this replica's streams, as far as it is known.
+    events : with output, so far.
+    usage : the last that was seen.
+    error : the ``error`` of an event, None where there was none.
+    failed : whether the answer says that it failed.
+    done : whether the stream said that it is complete.
+    first : the first event, to make another like it.
+    response_id : what a stored response is called.
+    """
+
+    shape: str
+    show_usage: bool
+    show_continuous: bool
+    answers: int = 1
+    tokens_per_event: float = 1.0
+    events: int = 0
+    usage: Usage | None = None
+    error: dict[str, Any] | None = None
+    failed: bool = False
+    done: bool = False
+    first: bytes = b""
+    response_id: str = ""
+    _finished: int = 0
+    _by_choice: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of output there are by now."""
+        if self._by_choice:
+            return sum(self._by_choice.values())
+        return round(self.events * self.tokens_per_event)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer has said that it ends here; of other APIs nobody knows how they would."""
+        if self.done or self.shape not in ("completion", "chat", "responses", "messages"):
+            return True
+        return self._finished >= self.answers
+
+    def read(self, data: bytes) -> bytes:
+        """Take note of whole events and return what of them is for the client."""
+        if not self.first:
+            self.first = data
+        plain = self.events and self.shape in ("completion", "chat") and not _MARKS.search(data)
+        if plain or self.shape in ("none", "audio"):
+            self.events += 1 if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
+            return data
+        return b"".join(self._one(event) for event in split(data))
+
+    def _one(self, event: bytes) -> bytes:
+        text = data_of(event)
+        if not text:
+            return event
+        if text.strip() == b"[DONE]":
+            self.done = True
+            return event
+        value = parsed(text)
+        if not isinstance(value, dict):
+            self.events += 1
+            return event
+        if value.get("error") and isinstance(value["error"], dict | str):
+            error = value["error"]
+            self.error = error if isinstance(error, dict) else {"message": error}
+            return b""
+        if self.shape in ("responses", "messages"):
+            self._framed(value)
+            return event
+        return self._choices(event, value)
+
+    def _framed(self, value: dict[str, Any]) -> None:
+        """Read an event that says by its type what it is."""
+        kind, response = value.get("type"), value.get("response")
+        for place in (value, response, value.get("message")):
+            usage = usage_of(place)
+            if usage is not None:
+                self.usage = later(self.usage, usage)
+        if isinstance(response, dict) and isinstance(response.get("id"), str):
+            self.response_id = response["id"]
+        if kind == "error":  # Responses put what went wrong beside the type
+            self.error = {name: value[name] for name in ("message", "code", "type") if name in value}
+        elif kind in _COMPLETE:
+            self.done = True
+            self.failed = kind == "response.failed"
+        elif isinstance(kind, str) and kind.endswith("delta") and kind != "message_delta":
+            self.events += 1
+
+    def _choices(self, event: bytes, value: dict[str, Any]) -> bytes:
+        """Read an event of choices, and hide the usage that the client did not ask for."""
+        choices, usage = value.get("choices"), usage_of(value)
+        listed = choices if isinstance(choices, list) else [{"text": "?"}]
+        said = [one for one in listed if isinstance(one, dict)]
+        self._finished += sum(one.get("finish_reason") is not None for one in said)
+        self.events += any(map(_says_something, said))
+        if usage is not None and said:  # so far, and of this choice alone
+            self.usage = later(self.usage, replace(usage, output_tokens=None))
+            index = said[0].get("index", 0)
+            if type(index) is int and usage.output_tokens is not None and len(self._by_choice) <= self.answers:
+                self._by_choice[index] = max(self._by_choice.get(index, 0), usage.output_tokens)
+        elif usage is not None:
+            self.usage = later(self.usage, usage)
+            if not self.show_usage:
+                return b""
+        if said and "usage" in value and not self.show_continuous:
+            return _without_usage(event, value)
+        return event
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Return whether a choice carries output: neither a role alone nor an end alone does."""
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        if any(delta.get(name) for name in _SAYS):
+            return True
+        return bool(delta) and "role" not in delta and choice.get("finish_reason") is None
+    return bool(choice.get("text")) or choice.get("finish_reason") is None
+
+
+def _without_usage(event: bytes, value: dict[str, Any]) -> bytes:
+    """Return an event as it would be had nobody asked for its usage."""
+    found, count = _USAGE_LAST.subn(b"}", event)
+    if count == 1:
+        return found
+    return b"data: " + json.dumps({name: one for name, one in value.items() if name != "usage"}).encode() + b"\n\n"
