@@ -45,6 +45,13 @@ live: $(VENV)/.ready $(LIVE)/.ready
 	rm -rf results/live
 	$(BIN)/python benchmarks/live.py --python $(LIVE)/bin/python --out results/live
 
+# Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.
+# One of them, longer: make fuzz FUZZ="trace --seconds 600"
+FUZZ ?= --seconds 60
+.PHONY: fuzz
+fuzz: $(VENV)/.ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(FUZZ)
+
 clean:
 	rm -rf $(VENV) $(LIVE)
 
