@@ -38,6 +38,7 @@ from sim.live.gateway.settings import (
     Tls,
     UpstreamAddress,
 )
+from sim.live.gateway.tls import check as check_tls
 from sim.live.replicas.scaling import SCALING
 from sim.records.provenance import versions
 from sim.scenario.model import Policy
@@ -348,6 +349,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
     ScenarioError : the key of an upstream is not in the environment.
     """
     pool = config.pool
+    check_tls(config.listen.tls, file)
     return Settings(
         host=bare_address(config.listen.host), port=config.listen.port,
         upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),

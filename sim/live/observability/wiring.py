@@ -15,6 +15,8 @@ from policies.core import GatewayCore
 from sim.errors import InputError
 from sim.extras import needs
 from sim.live.gateway.service import Service
+from sim.live.gateway.settings import LOOPBACK
+from sim.live.gateway.tls import server_options
 from sim.live.observability.admin import Pages
 from sim.live.observability.logs import RequestLogger
 from sim.live.observability.prometheus import Metrics
@@ -78,6 +80,7 @@ class Observability:
         config = uvicorn.Config(
             app, host=admin.host, port=admin.port, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=1, limit_concurrency=64,
+            **server_options(None if admin.host in LOOPBACK else service.settings.tls),
         )
         self._server = _QuietServer(config)
         self._task = asyncio.get_running_loop().create_task(self._serve(self._server))
