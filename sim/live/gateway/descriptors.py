@@ -44,9 +44,10 @@ def fitted(limits: Limits, upstreams: int) -> Limits:
         "%d open files are allowed, so at most %d connections are taken (limits.connections is %d); raise ulimit -n",
         soft, most, limits.connections,
     )  # fmt: skip
-    share = most / limits.connections
-    per_address = max(1, int(min(limits.connections_per_address, limits.connections) * share))
-    return replace(limits, connections=most, connections_per_address=per_address)
+    per_address = max(1, most * 3 // 4)
+    return replace(
+        limits, connections=most, connections_per_address=min(limits.connections_per_address, per_address)
+    )
 
 
 def exhausted(error: BaseException) -> bool:
