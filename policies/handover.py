@@ -23,6 +23,19 @@ from policies.api import (
 from policies.core import GatewayCore
 
 
+def part_of(whole: PoolCapacity, ready: int, slots: int | None = None) -> PoolCapacity:
+    """Return what so many of a pool's replicas provide, no more than ``slots``, with tokens per second to match."""
+    share = ready / whole.ready_replicas if whole.ready_replicas else 0.0
+    has = PoolCapacity(
+        ready, round(whole.slots * share), None if whole.tokens_per_s is None else whole.tokens_per_s * share,
+        None if whole.kv_bytes is None else whole.kv_bytes * share,
+    )  # fmt: skip
+    if slots is None or slots >= has.slots:
+        return has
+    rate = has.tokens_per_s
+    return has._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / has.slots)
+
+
 def leaving(core: GatewayCore, names: Sequence[str], now_s: float) -> list[EntitlementSpec]:
     """Return the entitlements that are not among ``names`` and have requests in flight: they expire, these finish."""
     return [

@@ -64,8 +64,8 @@ class WorkloadSpec:
     ----------
     name : unique in a scenario; the random streams are named after it.
     prompt_tokens, output_tokens : laws; None where a trace supplies the lengths. A law beside a trace replaces its.
-    max_output_tokens : what the client asks for. None: exactly the true output length, as a benchmark client with a
-        fixed length does. A law: drawn, and the output is cut off there.
+    max_output_tokens : what the client asks for. None: what a trace says of it, else exactly the true output length, as
+        a benchmark client with a fixed length does. A law: drawn. The output is cut off there.
     length_correlation : rank correlation of prompts and outputs that both come from laws; 0: independent.
     ask_max_tokens : False where the client names no max_tokens and leaves it to the gateway's default.
     priority : the engine's priority, lower first.
@@ -137,7 +137,9 @@ def generate(spec: WorkloadSpec, stream: Streams, horizon_s: float, data_folder:
         found = arrivals.requests(stream, spec.name, data_folder, spec.from_s, until_s, spec.requests)
         prompt, output, asked = lengths(len(found.arrival_s), recorded=found)
         prefixes = found.prefixes if spec.prompt_tokens is None else None  # a law's prompts are not the trace's
-        return Demand(found.arrival_s, prompt, output, asked, prefixes=prefixes)
+        return Demand(
+            found.arrival_s, prompt, output, asked, prefixes=prefixes, failed=found.failed, raised=found.raised
+        )
     arrival_s = arrivals.times_s(stream(f"{spec.name}/arrivals"), spec.from_s, until_s, spec.requests)
     return Demand(arrival_s, *lengths(len(arrival_s)))
 
@@ -163,6 +165,9 @@ def _lengths(
     elif spec.max_output_tokens is not None:
         limit = spec.max_output_tokens.draw(stream(f"{spec.name}/max_output{suffix}"), count)
         output = np.minimum(output, limit)
+    elif recorded is not None and recorded.max_output_tokens is not None and spec.output_tokens is None:
+        limit = recorded.max_output_tokens
+        output = np.where(limit > 0, np.minimum(output, limit), output)
     if isinstance(spec.client, Adversarial):
         limit = spec.client.requested_max_tokens(limit)
     return prompt, output, limit

@@ -33,12 +33,22 @@ class Prefixes(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """Requests that come with their lengths: seconds from the start of the run, and tokens, shape (n,) each."""
+    """Requests that come with their lengths: seconds from the start of the run, and tokens, shape (n,) each.
+
+    Attributes
+    ----------
+    max_output_tokens : what each client asked for, 0 where it named no limit; None where that was not recorded.
+    failed : requests of the recording that failed, between these, and are left out.
+    raised : counts of 0 tokens among these that were raised to 1.
+    """
 
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
     prefixes: Prefixes | None = None
+    max_output_tokens: Ints | None = None
+    failed: int = 0
+    raised: int = 0
 
 
 class Lengths(Protocol):
@@ -94,6 +104,7 @@ class Demand:
     max_output_tokens : shape (n,), what the client asks for; 0 where it names no limit.
     prefixes : what their prompts have in common; None where that is not known.
     plan : what comes after them, once they have ended; None: nothing, as with an open loop.
+    failed, raised : as in `Replayed`.
     """
 
     arrival_s: Floats
@@ -102,6 +113,8 @@ class Demand:
     max_output_tokens: Ints
     plan: Plan | None = None
     prefixes: Prefixes | None = None
+    failed: int = 0
+    raised: int = 0
 
     def __len__(self) -> int:
         """Return the number of requests."""

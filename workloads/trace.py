@@ -12,6 +12,7 @@ import numpy as np
 from workloads import transforms
 from workloads.arrivals import MAX_ARRIVALS
 from workloads.catalogue import TRACES, locate
+from workloads.formats.careful import LATEST_S
 from workloads.formats.layouts import ROLES, SUFFIXES, Container, Layout
 from workloads.formats.read import layout_of, load, own_layout
 from workloads.formats.rows import EmptyCutError, Rows, TraceError
@@ -168,8 +169,23 @@ class Trace:
             raise ValueError("group and groups go together; give both, e.g. groups: 8 and group: 0")
         if self.group is not None and self.groups is not None and self.group >= self.groups:
             raise ValueError(f"group {self.group} is not among {self.groups}; they are numbered from 0")
+        self._check_effects()
         if self.columns is not None and self.format is not None:
             raise ValueError("format is given beside columns; leave one of them out")
+
+    def _check_effects(self) -> None:
+        """Refuse what would be read and then not be used."""
+        if self.group is None and (self.group_by != "skew" or self.skew):
+            raise ValueError("group_by and skew divide groups; give groups and group too, or leave them out")
+        if self.columns is None:
+            return
+        session = "session" if self.group_by == "session" else None
+        for role, by, fix in (
+            ("tenant", self.tenant, "give its tenant too"), ("turn", None, "a replay has no use for it"),
+            ("service", self.service, "give its service too"), ("session", session, "give group_by: session"),
+        ):  # fmt: skip
+            if getattr(self.columns, role) is not None and by is None:
+                raise ValueError(f"columns names {role}, which nothing here reads; leave it out ({fix})")
 
     def requests(
         self, stream: Streams, name: str, folder: Path | None, from_s: float, until_s: float, limit: int | None
@@ -274,11 +290,18 @@ class Trace:
         chosen = chosen[: count if limit is None else min(count, limit)]
         prompt = transforms.resized(rows.prompt_tokens[chosen], self.prompt_factor, self.prompt_at_most_tokens)
         output = transforms.resized(rows.output_tokens[chosen], self.output_factor, self.output_at_most_tokens)
+        asked = None
+        if rows.max_output_tokens is not None:  # a client that gets twice the tokens has asked for twice as many
+            recorded = rows.max_output_tokens[chosen]
+            scaled = transforms.resized(recorded, self.output_factor, self.output_at_most_tokens)
+            asked = np.where(recorded > 0, scaled, 0)
+        failed = rows.take(slice(first, int(chosen.max()) + 1)).dropped if len(chosen) else 0
         prefixes = None
         if rows.blocks is not None:
             names = name_space(f"trace {self.file}")
             prefixes = BlockPrefixes(names, rows.blocks.take(chosen), copy, prompt, self.prompt_factor)
-        return Replayed(arrival_s[: len(chosen)], prompt, output, prefixes)
+        raised = 0 if rows.raised is None else int(rows.raised[chosen].sum())
+        return Replayed(arrival_s[: len(chosen)], prompt, output, prefixes, asked, failed=failed, raised=raised)
 
     def _mine(self, rows: Rows, rng: np.random.Generator) -> transforms.Flags:
         """Return which rows belong to the tenant that is asked for."""
@@ -304,9 +327,12 @@ class Trace:
 def _origin_ns(text: str) -> int:
     """Return a date as nanoseconds, or a number of seconds for traces that have no dates."""
     try:
-        return round(float(text) * 1e9)
-    except (ValueError, OverflowError):
+        seconds = float(text)
+    except ValueError:
         return parse_time_ns(text)
+    if not abs(seconds) <= LATEST_S:
+        raise ValueError(f"{text} s is out of range")
+    return round(seconds * 1e9)
 
 
 def container_of(path: Path) -> Container:

@@ -73,7 +73,7 @@ class Study:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """``summary.csv``: a row for each policy, variant and tenant, means over replications."""
-        return pd.DataFrame(read_summary(self.folder))
+        return pd.DataFrame(read_summary(self.folder, self.manifest))
 
     @cached_property
     def replications(self) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sim.errors import InputError
+from sim.records.whole_files import whole_file
 from sim.scenario.profile import Profile
 
 
@@ -37,9 +38,8 @@ def write_profile(profile: Profile, file: Path, comment: str = "") -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        half_written = file.with_name(f".{file.name}.tmp")
-        half_written.write_text(profile_text(profile, comment), encoding="utf-8")
-        half_written.replace(file)
+        with whole_file(file) as half:
+            half.write_text(profile_text(profile, comment), encoding="utf-8")
     except OSError as error:
         raise InputError(str(file), f"cannot be written ({error.strerror})", "name another file") from None
 

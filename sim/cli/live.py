@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,9 @@ def serve(
             help="Share the pool's state with other gateways, e.g. redis://127.0.0.1:6379/0; over state.url in CONFIG.",
         ),
     ] = None,
+    check_invariants: Annotated[
+        bool, typer.Option("--check-invariants", help="Check the core's books while serving; over CONFIG's own word.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Serve the OpenAI API in front of the upstreams that CONFIG names, under its policy.
 
@@ -33,6 +37,7 @@ def serve(
     from sim.live.gateway.config_file import core_of_head, load_config, make_core, make_settings, recorded_head
     from sim.live.gateway.reload import Loaded
     from sim.live.gateway.run import serve as run_server
+    from sim.live.gateway.settings import CheckInvariants
 
     def load() -> Loaded:
         again = load_config(config, state_url=state)
@@ -41,6 +46,8 @@ def serve(
 
     loaded = load_config(config, state_url=state)
     settings, core = make_settings(loaded, config), make_core(loaded)
+    if check_invariants and settings.check_invariants is None:
+        settings = replace(settings, check_invariants=CheckInvariants())
     if check:
         typer.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
         return
@@ -50,7 +57,7 @@ def serve(
         core,
         recorded_head(loaded),
         load=load,
-        core_of=lambda head, leaving: core_of_head(head, config, leaving),
+        core_of=lambda head, leaving: core_of_head(head, config, leaving, may_import=False),
     )
 
 

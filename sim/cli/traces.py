@@ -174,6 +174,10 @@ def convert(
     )
     if done.lost:
         typer.echo(f"left out, {layout.name} has no place for it: {', '.join(done.lost)}", err=True)
+    if done.dropped:
+        typer.echo(f"left out: {done.dropped:,} requests that failed", err=True)
+    if done.clipped:
+        typer.echo(f"raised: {done.clipped:,} counts of 0 tokens count as 1", err=True)
     typer.echo(f"wrote {done.rows:,} requests to {' and '.join(map(str, done.files))}", err=True)
 
 

@@ -10,19 +10,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
 from sim.experiments.cells import Done
-from sim.records.result_folder import CELLS, check_output_folder, read_cell, read_table, replace_file
+from sim.records.integrity import FILES, digests, sealed
+from sim.records.result_folder import CELLS, cell_mapping, check_output_folder, read_cell, read_table, replace_file
 from sim.records.schema import request_schema
+from sim.records.whole_files import remove_abandoned, whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +62,46 @@ class CellStore:
         ------
         RunError : the disk is full or the folder cannot be written.
         """
-        partial, place = self._cells / f".{done.key}.partial-{os.getpid()}", self._cells / done.key
+        place = self._cells / done.key
         try:
-            partial.mkdir(parents=True, exist_ok=True)
-            for name, content in done.files.items():
-                (partial / f"{name}.parquet").write_bytes(content)
-            (partial / "cell.json").write_text(_text(done.stats, done.measures), encoding="utf-8")
-            if place.exists():  # damaged: it would have been read
-                shutil.rmtree(place)
-            partial.rename(place)
+            with whole_folder(place) as partial:
+                for name, content in done.files.items():
+                    (partial / f"{name}.parquet").write_bytes(content)
+                files = digests(partial, [f"{name}.parquet" for name in done.files])
+                (partial / "cell.json").write_text(_text(done.stats, done.measures, files), encoding="utf-8")
+                if place.exists():  # damaged: it would have been read
+                    shutil.rmtree(place)
         except OSError as error:
             raise RunError(f"{place}: cannot be written ({error.strerror or error})") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return Stored(done.key, done.stats, done.measures)
 
     def requests(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the attempts of a finished cell, or these columns of them."""
-        return read_table(self._cells / key / "requests.parquet", request_schema(), columns)
+        files = self._files(key)
+        return read_table(self._cells / key / "requests.parquet", request_schema(), columns, files)
 
     def rewrite(self, one: Stored) -> None:
         """Keep other measures of a finished cell; its records stay as they are."""
-        replace_file(self._cells / one.key / "cell.json", _text(one.stats, one.measures))
+        text = _text(one.stats, one.measures, self._files(one.key))
+        replace_file(self._cells / one.key / "cell.json", text)
+
+    def _files(self, key: str) -> Mapping[str, str]:
+        try:
+            return dict(cell_mapping(self._cells / key).get(FILES, {}))
+        except (OSError, ValueError):
+            return {}
 
     def tidy(self) -> None:
         """Remove what a killed sweep left half-written."""
-        for partial in self._cells.glob(".*.partial-*"):
-            pid = partial.name.rpartition("-")[2]
-            if not pid.isdecimal() or not psutil.pid_exists(int(pid)):
-                shutil.rmtree(partial, ignore_errors=True)
+        remove_abandoned(self.folder)
+        remove_abandoned(self._cells)
 
 
-def _text(stats: dict[str, Any], measures: list[Row]) -> str:
+def _text(stats: dict[str, Any], measures: list[Row], files: Mapping[str, str]) -> str:
     rows = [{k: _finite(v) for k, v in row.items()} for row in measures]
-    return json.dumps({"stats": stats, "measures": rows}, allow_nan=False, separators=(",", ":"))
+    # What is sealed is what will be read: keys that are text, tuples that are lists.
+    plain = json.loads(json.dumps({"stats": stats, "measures": rows, FILES: files}, allow_nan=False))
+    return json.dumps(sealed(plain), allow_nan=False, separators=(",", ":"))
 
 
 def _finite(value: Any) -> Any:

@@ -289,7 +289,7 @@ def explain_recording(file: Path, request_id: str, *, attempt: int | None = None
     InputError : it is no recording, or has no such request.
     RunError : the core no longer decides as it did.
     """
-    from sim.judging.parity import read_recording
+    from sim.judging.parity import read_recording, tell
     from sim.live.gateway.config_file import core_of_head
 
     head, rows = read_recording(file)
@@ -306,7 +306,7 @@ def explain_recording(file: Path, request_id: str, *, attempt: int | None = None
     core.start(float(head["started_s"]))
     for number, at_s, event, recorded in events:
         told = [step[0] for step in recorded if step[1:2] == [request_id]]
-        answers = core.handle(event, at_s)
+        answers = tell(core, event, at_s, file, number)
         ours = [_WIRE[type(step)] for step in answers if getattr(step, "request_id", None) == request_id]
         if told != ours:
             problem = f"{file}: line {number}: recorded {told}, now {ours}"

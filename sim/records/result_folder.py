@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sim.errors import InputError, RunError
+from sim.json_text import parse_json
+from sim.records.integrity import FILES, SEAL, digest, digests, is_broken, sealed
+from sim.records.manifest_shape import check_manifest
 from sim.records.schema import join_tables, request_schema, timeline_schema
+from sim.records.whole_files import remove_abandoned, scratch_folder, whole_file, whole_folder
+from sim.scenario.yaml_file import one_line
 
 Cell = str | int | float
 SummaryRow = dict[str, Cell]
 
 CELLS = "cells"
+_DIGESTED = (
+    "requests.parquet", "timeline.parquet", "decisions.parquet", "shadows.parquet", "summary.csv", "cells.csv",
+)  # fmt: skip
 _GIVE_ANOTHER = "name another folder with --out"
 _OURS = ("manifest.json", CELLS, "acceptance.csv")  # what tells a folder of ours from somebody's own
 
@@ -57,6 +64,7 @@ def check_output_folder(folder: Path) -> None:
                 raise InputError(str(folder), "is not empty", f"{_GIVE_ANOTHER}, or remove this one")
         # Permissions, read-only mounts and root all answer to one question: does making a folder here work?
         place = next(parent for parent in folder.absolute().parents if parent.exists())
+        remove_abandoned(place)
         probe = place / f".{folder.name}.probe-{os.getpid()}"
         probe.mkdir()
         probe.rmdir()
@@ -83,22 +91,17 @@ def write_result(
         Writing broke off, for example on a full disk.
     """
     check_output_folder(folder)
-    partial = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
-        _write_table(requests, partial / "requests.parquet")
-        _write_table(timeline, partial / "timeline.parquet")
-        for name, table in (("decisions", decisions), ("shadows", shadows)):
-            if table is not None:
-                _write_table(table, partial / f"{name}.parquet")
-        write_summary(summary_rows, partial)
-        write_manifest(manifest, partial)
-        partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step
-    except BaseException as error:  # an interrupt as well must not leave half a result
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
-        raise
+        with whole_folder(folder) as partial:
+            _write_table(requests, partial / "requests.parquet")
+            _write_table(timeline, partial / "timeline.parquet")
+            for name, table in (("decisions", decisions), ("shadows", shadows)):
+                if table is not None:
+                    _write_table(table, partial / f"{name}.parquet")
+            write_summary(summary_rows, partial)
+            write_manifest(manifest, partial)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def check_replaceable(folder: Path) -> None:
@@ -127,17 +130,15 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     if not folder.exists():
         yield folder
         return
-    made = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    try:
+    with scratch_folder(folder.parent) as scratch:
+        made, old = scratch / folder.name, scratch / f"{folder.name}.old"
         yield made
         folder.rename(old)
-        made.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
+        try:
+            made.rename(folder)
+        except OSError:
             old.rename(folder)
-        for leftover in (made, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            raise
 
 
 def read_result(folder: Path) -> Result:
@@ -154,7 +155,7 @@ def read_result(folder: Path) -> Result:
     return Result(
         requests=read_records(folder, manifest, "requests"),
         timeline=read_records(folder, manifest, "timeline"),
-        summary=read_summary(folder),
+        summary=read_summary(folder, manifest),
         manifest=manifest,
         decisions=read_records(folder, manifest, "decisions") if has_decisions(folder, manifest) else None,
     )
@@ -169,17 +170,38 @@ def read_records(folder: Path, manifest: Mapping[str, Any], name: str, cells: Se
     """
     schema = {"requests": request_schema, "timeline": timeline_schema}.get(name, lambda: pa.schema([]))()
     if not is_sweep(manifest):
-        return read_table(folder / f"{name}.parquet", schema)
+        return read_table(folder / f"{name}.parquet", schema, files=manifest.get(FILES))
     keys = cells if cells is not None else [cell["key"] for cell in manifest["cells"] if not cell["error"]]
     if not keys:
         raise InputError(str(folder), "has no finished cell", "see cells.csv for the errors, and sweep again")
-    return join_tables([read_table(folder / CELLS / key / f"{name}.parquet", schema) for key in keys])
+    return join_tables([_cell_table(folder / CELLS / key, name, schema) for key in keys])
+
+
+def _cell_table(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
+    try:
+        files = cell_mapping(folder).get(FILES)
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / "cell.json", error) from error
+    return read_table(folder / f"{name}.parquet", schema, files=files)
+
+
+def cell_mapping(folder: Path) -> dict[str, Any]:
+    """Return what ``cell.json`` in a cell's folder says.
+
+    Raises
+    ------
+    OSError, ValueError : it cannot be read, or is not as it was written.
+    """
+    found = parse_json((folder / "cell.json").read_bytes())
+    if not isinstance(found, dict) or is_broken(found) or not isinstance(found.get(FILES, {}), dict):
+        raise ValueError("not as it was written")
+    return found
 
 
 def read_cell(folder: Path, key: str) -> tuple[dict[str, Any], list[SummaryRow]] | None:
     """Return the stats and the measures of a finished cell of a sweep; None where there is none or it is damaged."""
     try:
-        found = json.loads((folder / CELLS / key / "cell.json").read_text(encoding="utf-8"))
+        found = cell_mapping(folder / CELLS / key)
         measures = [{k: math.nan if v is None else v for k, v in row.items()} for row in found["measures"]]
         return dict(found["stats"]), measures
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -225,24 +247,61 @@ def _write_table(table: pa.Table, path: Path | pa.BufferOutputStream) -> None:
     # Request ids never repeat and times hardly do: a Parquet dictionary for them costs time and saves nothing.
     few_values = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     few_values = [name for name in few_values if name != "request_id"]
-    pq.write_table(table, path, compression="zstd", use_dictionary=few_values)
+    pq.write_table(table, path, compression="zstd", use_dictionary=few_values, write_page_checksum=True)
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None, files: Mapping[str, Any] | None = None
+) -> pa.Table:
     """Return a Parquet file that has these columns, or those of ``schema``.
+
+    Parameters
+    ----------
+    files : digests that the file should have, by the names of files; None, or none of it: only its pages are checked.
 
     Raises
     ------
-    InputError : it cannot be read, or lacks a column.
+    InputError : it cannot be read, is not as it was written, or lacks a column or a type of one.
     """
+    check_digest(path, files)
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(
+            path, columns=None if columns is None else list(columns), page_checksum_verification=True
+        )
+        table.validate(full=True)
+    # Of a damaged footer pyarrow makes anything: names that are no text, sizes that no memory has.
+    except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
         raise _damaged(path, error) from error
     missing = [name for name in columns or schema.names if name not in table.column_names]
     if missing:
         raise InputError(str(path), f"lacks the column {missing[0]}", "run the scenario again")
+    for field in schema:
+        found = table.schema.field(field.name).type if field.name in table.column_names else field.type
+        if not _alike(found, field.type):
+            raise InputError(str(path), f"has {field.name} as {found}, not {field.type}", "run the scenario again")
     return table
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return whether a column can be read as one of another type: text by number or not, whole numbers of any size."""
+    if pa.types.is_dictionary(wanted) or pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found.value_type if pa.types.is_dictionary(found) else found))
+    if pa.types.is_integer(wanted):
+        return found in (pa.int32(), pa.int64())
+    return bool(found == wanted)
+
+
+def check_digest(path: Path, files: Mapping[str, Any] | None) -> None:
+    """Raise `InputError` unless a file has the digest that is written of it, if one is."""
+    expected = None if files is None else files.get(path.name)
+    if expected is None:
+        return
+    try:
+        if digest(path) == expected:
+            return
+    except OSError as error:
+        raise _damaged(path, error) from error
+    raise InputError(str(path), "is not as it was written (another digest)", "restore it, or run the scenario again")
 
 
 def write_summary(rows: Sequence[Mapping[str, Cell]], folder: Path) -> None:
@@ -261,8 +320,10 @@ def rows_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
 
 
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write ``manifest.json``."""
-    text = json.dumps(_finite(manifest), indent=2, allow_nan=False, ensure_ascii=False)
+    """Write ``manifest.json`` with the digests of the files that are there by then, and its own."""
+    bare = {key: value for key, value in manifest.items() if key not in (FILES, SEAL)}
+    whole = sealed(_finite(bare) | {FILES: digests(folder, _DIGESTED)})
+    text = json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False)
     replace_file(folder / "manifest.json", text + "\n")
 
 
@@ -273,19 +334,18 @@ def replace_file(path: Path, text: str) -> None:
     ------
     RunError : it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(path)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def read_summary(folder: Path) -> list[SummaryRow]:
+def read_summary(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]:
     """Return the rows; columns up to ``tenant`` are text, the others numbers, empty ones NaN."""
     path = folder / "summary.csv"
+    check_digest(path, manifest.get(FILES))
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -300,18 +360,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return ``manifest.json``."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if not isinstance(manifest, dict):
         raise InputError(str(path), "is not a mapping", "run the scenario again")
+    if is_broken(manifest):
+        raise InputError(str(path), "is not as it was written (its seal is broken)", "restore it, or run again")
+    check_manifest(manifest, path)
     return manifest
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(str(path), "is missing", "name a folder that `tokenpools run` wrote")
-    return InputError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "run the scenario again")
+    said = one_line(str(error))[:200] or type(error).__name__
+    return InputError(str(path), f"cannot be read ({said})", "restore it, or run the scenario again")
 
 
 def _number(text: str) -> int | float:

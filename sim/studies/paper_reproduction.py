@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from sim.analysis import style
 from sim.errors import RunError
 from sim.experiments.run import ScenarioResult, run_scenario
 from sim.records.result_folder import check_output_folder
+from sim.records.whole_files import whole_folder
 from sim.scenario.load import Scenario, load_scenario
 from sim.studies import paper_acceptance as acceptance
 from sim.studies import paper_measures as measures
@@ -49,7 +48,7 @@ def reproduce(
     """
     check_output_folder(out)
     scenarios = [shipped(name, replications) for name in EXPERIMENTS]
-    with whole_folder(out) as partial:
+    with _result_folder(out) as partial:
         first, second = (
             run_scenario(scenario, partial / name, jobs=jobs, on_progress=on_progress)
             for name, scenario in zip(EXPERIMENTS, scenarios, strict=True)
@@ -87,15 +86,10 @@ def draw(first: ScenarioResult, second: ScenarioResult, scenarios: Sequence[Scen
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside ``folder`` that takes its place at the end; after an error nothing is left of it."""
-    partial = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
+def _result_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that takes the place of ``folder`` at the end."""
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(folder)  # onto an empty folder, too: POSIX replaces it in one step
-    except BaseException as error:  # an interrupt as well must not leave half a result
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
-        raise
+        with whole_folder(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error

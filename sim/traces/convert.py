@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sim.errors import InputError
+from sim.records.whole_files import whole_file
 from sim.traces.sources import Source, merged, spread_out
 from workloads.formats.layouts import LAYOUTS, SUFFIXES, Layout
-from workloads.formats.rows import Rows
+from workloads.formats.rows import Rows, carried
 from workloads.formats.write import lost, write_trace
 
 _TRACE_V2_HEADER = """\
@@ -25,11 +24,18 @@ warm_up_requests: 0
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written: how many rows, and what the format had no place for."""
+    """What was written: how many rows, and what the format had no place for.
+
+    Attributes
+    ----------
+    dropped, clipped : requests that failed and were left out, and counts of 0 that were raised to 1.
+    """
 
     rows: int
     lost: tuple[str, ...]
     files: tuple[Path, ...]
+    dropped: int = 0
+    clipped: int = 0
 
 
 def convert(
@@ -60,19 +66,21 @@ def convert(
     parts = rows_of(sources, spread=spread, seed=seed)
     parts = cut(parts, from_s, until_s)
     gone: dict[str, None] = {}
+    dropped = clipped = 0
 
     def noted() -> Iterator[Rows]:
+        nonlocal dropped, clipped
         for rows in parts:
             gone.update(dict.fromkeys(lost(rows, layout)))
+            dropped += rows.dropped
+            clipped += rows.clipped
             yield rows
 
-    # The name keeps its ending: it says whether to pack.
-    half = out.with_name(f".half-written-{os.getpid()}-{out.name}")
     try:
-        count = write_trace(noted(), half, layout)
-        if not count:
-            raise InputError(str(out), "no row is in that part of the trace", "give another --from-s and --until-s")
-        half.replace(out)
+        with whole_file(out) as half:
+            count = write_trace(noted(), half, layout)
+            if not count:
+                raise InputError(str(out), "no row is in that part of the trace", "give another --from-s and --until-s")
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
         raise InputError(str(out), problem, fix) from None
@@ -80,14 +88,12 @@ def convert(
         raise InputError(
             str(out), f"cannot be written ({error.strerror})", "name a file in a folder that exists"
         ) from None
-    finally:
-        half.unlink(missing_ok=True)
     files = [out]
     if layout.name == "trace-v2":
         header = out.with_suffix(".yaml")
         header.write_text(_TRACE_V2_HEADER, encoding="utf-8")
         files.append(header)
-    return Converted(count, tuple(gone), tuple(files))
+    return Converted(count, tuple(gone), tuple(files), dropped, clipped)
 
 
 def rows_of(sources: Sequence[Source], *, spread: bool, seed: int = 0) -> Iterator[Rows]:
@@ -124,13 +130,15 @@ def layout_for(out: Path, name: str | None) -> Layout:
 
 def cut(parts: Iterable[Rows], from_s: float, until_s: float | None) -> Iterator[Rows]:
     """Yield the rows in [from_s, until_s), seconds since the first."""
+    return carried(_cut(parts, from_s, until_s))
+
+
+def _cut(parts: Iterable[Rows], from_s: float, until_s: float | None) -> Iterator[Rows]:
     zero_ns: int | None = None
+    from_s = from_s if from_s > 0 else -math.inf  # what failed before the first row that did not is of the whole too
     for rows in parts:
         if zero_ns is None:
             zero_ns = int(rows.time_ns[0])
-        since_s = rows.since_s(zero_ns)
-        first, last = np.searchsorted(since_s, (from_s, np.inf if until_s is None else until_s))
-        if last > first:
-            yield rows.take(slice(int(first), int(last)))
-        if last < len(rows):
+        yield rows.between(zero_ns, from_s, math.inf if until_s is None else until_s)
+        if until_s is not None and float(rows.since_s(zero_ns)[-1]) >= until_s:
             return

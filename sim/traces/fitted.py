@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from sim.errors import InputError
+from sim.records.whole_files import whole_file
 from sim.traces.convert import cut, rows_of
 from sim.traces.fit import fit, report
 from sim.traces.sources import Source
@@ -58,10 +58,9 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise InputError(str(path), "is there already", "name another file, or give --overwrite")
-    half = path.with_name(f".half-written-{os.getpid()}-{path.name}")
     try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
+        with whole_file(path) as half:
+            half.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             str(path), f"cannot be written ({error.strerror})", "name a file in a folder that exists"

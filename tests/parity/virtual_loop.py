@@ -58,6 +58,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(self, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> asyncio.Task[Any]:
         return asyncio.Task(coro, loop=self, **kwargs)
 
+    def within(self, what: Callable[[], object]) -> None:
+        """Run something as if on the loop, which is the running one meanwhile."""
+        asyncio._set_running_loop(self)
+        try:
+            what()
+        finally:
+            asyncio._set_running_loop(None)
+
+    def pass_to(self, now_s: float) -> None:
+        """Let time pass, at which nothing is due."""
+        self._now_s = max(self._now_s, now_s)
+
     def run(self, until_s: float = float("inf")) -> None:
         """Run whatever is due until ``until_s``, or until nothing is left to do."""
         asyncio._set_running_loop(self)

@@ -32,12 +32,13 @@ Columns = dict[str, Any]
 
 @dataclass(slots=True)
 class Before:
-    """What the rows above were like, which the next must fit: the last time, zones, and ids seen."""
+    """What the rows above were like, which the next must fit: the last time, zones, ids seen, the size of blocks."""
 
     in_order: bool = True
     last_ns: int | None = None
     zoned: bool | None = None
     ids: Ids = field(default_factory=Ids)
+    block_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -88,7 +89,10 @@ class _Row:
             if not 0 <= whole <= int(LATEST_S * 1e9):
                 raise self.refuse(f"{column} {shown(str(value))} is out of range", "give nanoseconds from 0")
             return whole
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of some hundred digits
+            number = math.inf
         if not 0 <= number <= LATEST_S * NS_PER["s"] / NS_PER[unit]:
             raise self.refuse(f"{column} {shown(str(value))} is out of range", f"give {unit} from 0")
         return int(to_ns(np.array([number]), unit)[0])
@@ -120,7 +124,7 @@ class _Row:
         if value is None:
             return []
         good = isinstance(value, list) and all(
-            isinstance(one, int) and not isinstance(one, bool) and abs(one) < 2**63 for one in value
+            isinstance(one, int) and not isinstance(one, bool) and -(2**63) <= one < 2**64 for one in value
         )
         if not good:
             raise self.refuse(
@@ -129,11 +133,14 @@ class _Row:
         assert isinstance(value, list)
         return value
 
-    def block_tokens(self, get: Callable[[str], Any]) -> int:
-        value = get("block_tokens")
+    def block_tokens(self, before: Before) -> None:
+        value = self.get("block_tokens")
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
             raise self.refuse(f"block_tokens is {shown(str(value))}", "give the tokens of a block, e.g. 16")
-        return value
+        if before.block_tokens not in (0, value):
+            problem = f"block_tokens is {value}, and {before.block_tokens} above"
+            raise self.refuse(problem, "give blocks of one size")
+        before.block_tokens = value
 
     def identity(self, column: str, before: Before) -> object:
         value = self.get(column)
@@ -147,7 +154,6 @@ class _Row:
 def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, file: str, before: Before) -> Columns:
     """Return the columns of rows given as (row number, cell of a column), or name the first that is wrong."""
     found: dict[str, list[Any]] = {role: [] for role in layout.has}
-    size = layout.block_tokens
     for number, get in rows:
         row = _Row(layout, file, number, get)
         found["time"].append(row.time_ns(before))
@@ -161,12 +167,18 @@ def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, 
                 found[role].append(row.text(layout.role(role) or ""))
         if layout.blocks is not None:
             found["blocks"].append(row.blocks(layout.blocks))
-            size = size or (row.block_tokens(get) if found["blocks"][-1] else 0)
+            if not layout.block_tokens and found["blocks"][-1]:
+                row.block_tokens(before)
         if layout.request_id is not None:
             found["request_id"].append(row.identity(layout.request_id, before))
         if layout.parent is not None:
             found["parent"].append(get(layout.parent))
-    return {role: _column(role, values, size) for role, values in found.items()}
+    size = layout.block_tokens or before.block_tokens
+    try:
+        return {role: _column(role, values, size) for role, values in found.items()}
+    except OverflowError:
+        problem = f"{layout.blocks} has numbers below 0 beside numbers of 2**63 and more"
+        raise TraceError(file, None, problem, "give ids from 0 to 2**64 - 1") from None
 
 
 def _column(role: str, values: list[Any], block_tokens: int) -> Any:
@@ -176,8 +188,21 @@ def _column(role: str, values: list[Any], block_tokens: int) -> Any:
         return Labels(codes, tuple(names))
     if role == "blocks":
         ends = np.cumsum([len(one) for one in values], dtype=np.int64)
-        return Blocks(np.array([i for one in values for i in one], dtype=np.int64), ends, block_tokens)
+        ids = [i for one in values for i in one]
+        unsigned = max(ids, default=0) >= 2**63
+        bits = np.array(ids, dtype=np.uint64 if unsigned else np.int64).view(np.int64)
+        return Blocks(bits, ends, block_tokens, unsigned)
     return values if role in ("request_id", "parent") else np.array(values, dtype=np.int64)
+
+
+def cells_of(text: str, file: str, number: int) -> list[str]:
+    """Return the cells of a line of CSV."""
+    if '"' not in text:
+        return text.split(",")
+    try:
+        return next(csv.reader([text]))
+    except csv.Error as error:
+        raise TraceError(file, number, f"{shown(text)} is not CSV ({error})", "give shorter cells") from None
 
 
 def csv_cells(block: Block, names: tuple[str, ...], file: str) -> Iterator[tuple[int, Callable[[str], Any]]]:
@@ -188,7 +213,7 @@ def csv_cells(block: Block, names: tuple[str, ...], file: str) -> Iterator[tuple
         if not line.strip():
             continue
         text = line.decode(errors="replace")
-        cells = next(csv.reader([text])) if '"' in text else text.split(",")
+        cells = cells_of(text, file, number)
         if len(cells) != len(names):
             columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''} instead of {len(names)}"
             raise TraceError(file, number, columns, f"give {','.join(names)}")

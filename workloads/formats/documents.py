@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workloads.formats.careful import json_objects
+from workloads.formats.careful import LATEST_S, json_objects
 from workloads.formats.layouts import LAYOUTS, Layout
 from workloads.formats.lines import Block
 from workloads.formats.rows import TraceError
 from workloads.formats.times import shown
 
 Cells = Iterator[tuple[int, Callable[[str], Any]]]
-_MAX_BYTES = 4 << 30
+_MAX_BYTES = 512 << 20
+"""JSON takes several times its size in memory, and a small gzip can hold any amount of it."""
 
 
 def recognised(path: Path) -> Layout:
@@ -28,16 +30,24 @@ def recognised(path: Path) -> Layout:
     raise TraceError(str(path), None, f"the keys are {shown(', '.join(value))}", "give a result of vLLM or GuideLLM")
 
 
-def cells(path: Path, layout: Layout) -> Cells:
-    """Return the requests of a document in order of time, numbered from 1 in that order."""
+def cells(path: Path, layout: Layout) -> tuple[Cells, list[float]]:
+    """Return the requests of a document in order of time, numbered from 1 in that order, and when others failed.
+
+    The times of failures are in the unit of the layout, sorted, 0 where the document does not say.
+    """
     value = _document(path)
     file = str(path)
-    rows = _guidellm(value, file) if layout.name == "guidellm" else _vllm(value, file)
+    rows, failed = _guidellm(value, file) if layout.name == "guidellm" else _vllm(value, file)
     try:
         rows.sort(key=lambda row: row[layout.time])
     except (KeyError, TypeError):
         raise TraceError(file, None, f"{layout.time} is missing in some requests", "measure again") from None
-    return ((number, row.get) for number, row in enumerate(rows, start=1))
+    times = [row.get(layout.time) for row in failed]
+    known = [one if isinstance(one, int | float) and 0 <= one <= LATEST_S else 0.0 for one in times]
+    return ((number, row.get) for number, row in enumerate(rows, start=1)), sorted(known)
+
+
+_Rows = list[dict[str, Any]]
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -46,13 +56,16 @@ def _document(path: Path) -> dict[str, Any]:
         with path.open("rb") as source:
             packed = source.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as source:
-            data = source.read(_MAX_BYTES)
+            data = source.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            problem = f"it holds more than {_MAX_BYTES >> 20} MiB"
+            raise TraceError(file, None, problem, "give one result, or convert it to JSONL")
         value = json.loads(data)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TraceError(file, None, f"cannot be read ({reason})", "name a readable file") from None
-    except EOFError:
-        raise TraceError(file, None, "the gzip file ends too early", "fetch or copy it again") from None
+    except (EOFError, zlib.error):
+        raise TraceError(file, None, "the gzip file is damaged or ends too early", "fetch or copy it again") from None
     except (ValueError, RecursionError):
         raise TraceError(file, None, "is not JSON", "give a result of vLLM or GuideLLM") from None
     if not isinstance(value, dict):
@@ -60,8 +73,8 @@ def _document(path: Path) -> dict[str, Any]:
     return value
 
 
-def _vllm(value: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
-    """Return the requests that were answered; ``errors`` says of the others why not.
+def _vllm(value: Mapping[str, Any], file: str) -> tuple[_Rows, _Rows]:
+    """Return the requests that were answered and those that failed: ``errors`` says why.
 
     References
     ----------
@@ -73,28 +86,39 @@ def _vllm(value: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
         if not isinstance(column, list):
             fix = "measure with --save-result --save-detailed, on a vLLM that writes start_times"
             raise TraceError(file, None, f"there is no {name}", fix)
-    if len({len(column) for column in columns if column is not None}) > 1:
-        raise TraceError(file, None, f"{', '.join(names)} differ in length", "measure again")
     errors = value.get("errors") or [""] * len(columns[0] or ())
+    if not isinstance(errors, list):
+        raise TraceError(file, None, "errors is not a list", "measure again")
+    if len({len(column) for column in (*columns, errors) if column is not None}) > 1:
+        raise TraceError(file, None, f"{', '.join(names)} or errors differ in length", "measure again")
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    return [row for row, error in zip(rows, errors, strict=False) if not error]
+    good = [row for row, error in zip(rows, errors, strict=True) if not error]
+    return good, [row for row, error in zip(rows, errors, strict=True) if error]
 
 
-def _guidellm(value: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
-    """Return the successful requests of every benchmark.
+def _guidellm(value: Mapping[str, Any], file: str) -> tuple[_Rows, _Rows]:
+    """Return the successful requests of every benchmark, and those that failed or were not finished.
 
     References
     ----------
     GuideLLM 0.8.1, ``guidellm/schemas/base/request_stats.py`` (``request_start_time`` is a Unix time in seconds).
     """
-    rows = []
-    for number, benchmark in enumerate(value.get("benchmarks") or ()):
+    good: _Rows = []
+    failed: _Rows = []
+    benchmarks = value.get("benchmarks")
+    if not isinstance(benchmarks, list):
+        raise TraceError(file, None, "benchmarks is not a list", "give the file that GuideLLM wrote")
+    for number, benchmark in enumerate(benchmarks):
         requests = benchmark.get("requests") if isinstance(benchmark, dict) else None
-        successful = requests.get("successful") if isinstance(requests, dict) else None
-        if not isinstance(successful, list):
+        if not isinstance(requests, dict) or not isinstance(requests.get("successful"), list):
             raise TraceError(file, None, f"benchmarks[{number}].requests.successful is missing", "write all requests")
-        rows += [{**row, "benchmark": str(number)} for row in successful if isinstance(row, dict)]
-    return rows
+        for kind, found in (("successful", good), ("errored", failed), ("incomplete", failed)):
+            rows = requests.get(kind) or []
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                place = f"benchmarks[{number}].requests.{kind}"
+                raise TraceError(file, None, f"{place} is not a list of requests", "write all requests")
+            found += [{**row, "benchmark": str(number)} for row in rows]
+    return good, failed
 
 
 _ANSWERS = ("response", "body", "response_body")

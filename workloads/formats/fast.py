@@ -56,8 +56,8 @@ def read_csv(data: bytes, names: tuple[str, ...], layout: Layout, *, zoned: bool
         return None
 
 
-def read_jsonl(data: bytes, layout: Layout) -> Columns | None:
-    """Return the columns of JSONL."""
+def read_jsonl(data: bytes, layout: Layout, *, unsigned: bool = False) -> Columns | None:
+    """Return the columns of JSONL; ``unsigned``: its block ids are such numbers."""
     import pyarrow as pa
     from pyarrow import json
 
@@ -65,7 +65,7 @@ def read_jsonl(data: bytes, layout: Layout) -> Columns | None:
     kinds["time"] = {"datetime": pa.string(), "ns": pa.int64()}.get(layout.unit, pa.float64())
     kinds |= {role: pa.string() for role in LABELS if role in layout.has}
     if layout.blocks is not None:
-        kinds["blocks"] = pa.list_(pa.int64())
+        kinds["blocks"] = pa.list_(pa.uint64() if unsigned else pa.int64())
     if layout.request_id is not None and layout.parent is None:
         kinds["request_id"] = pa.string()
     fields = [(layout.role(role), kind) for role, kind in kinds.items()]
@@ -79,7 +79,8 @@ def read_jsonl(data: bytes, layout: Layout) -> Columns | None:
         )
         return _columns(table, layout, zoned=False)
     except pa.ArrowInvalid:
-        return None
+        again = layout.blocks is not None and not unsigned
+        return read_jsonl(data, layout, unsigned=True) if again else None
 
 
 def columns_of(batch: Any, layout: Layout) -> Columns | None:
@@ -98,7 +99,8 @@ def columns_of(batch: Any, layout: Layout) -> Columns | None:
             elif role in LABELS:
                 column = column.cast(pa.string())
             elif role == "blocks":
-                column = column.cast(pa.list_(pa.int64()))
+                inner = column.type.value_type if pa.types.is_list(column.type) else None
+                column = column if inner == pa.uint64() else column.cast(pa.list_(pa.int64()))
             elif role != "time":
                 column = column.cast(pa.int64()) if role != "request_id" else column.cast(pa.string())
             fields.append((name, column))
@@ -198,7 +200,14 @@ def _blocks(table: Any, layout: Layout) -> Blocks | None:
     ends = np.cumsum(sizes, dtype=np.int64)
     size = layout.block_tokens
     if not size:
-        size = int(pc.max(table.column("block_tokens")).as_py() or 0)
+        stated = table.column("block_tokens").combine_chunks().filter(pc.greater(pc.list_value_length(column), 0))
+        if stated.null_count or len(pc.unique(stated)) > 1:
+            return None
+        size = int(stated[0].as_py()) if len(stated) else 0
         if len(ids) and not 1 <= size <= MAX_COUNT:
             return None
-    return Blocks(ids.to_numpy(zero_copy_only=False).astype(np.int64), ends, size)
+    numbers = ids.to_numpy(zero_copy_only=False)
+    unsigned = numbers.dtype == np.uint64
+    bits = numbers.view(np.int64) if unsigned else numbers.astype(np.int64)
+    # Without the 64th bit in use they are what signed ones would be.
+    return Blocks(bits, ends, size, unsigned and bool((bits < 0).any()))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+_MOST_DIGITS = 20  # of an unsigned number of 64 bits
+
 
 @dataclass(slots=True)
 class Ids:
@@ -61,6 +63,6 @@ def _whole(value: object) -> int | None:
     """Return the number that an id is, if it is one: ids of 7 and "7" are the same."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and len(value) < 19 and value.isascii() and value.isdigit():
+    if isinstance(value, str) and len(value) <= _MOST_DIGITS and value.isascii() and value.isdigit():
         return int(value)
     return None

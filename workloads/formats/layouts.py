@@ -293,7 +293,7 @@ def recognised(first_line: str) -> Layout | None:
     if text.startswith("{"):
         try:
             keys = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(keys, dict):
             return None

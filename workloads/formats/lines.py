@@ -11,7 +11,8 @@ from typing import BinaryIO, NamedTuple, cast
 from workloads.formats.rows import TraceError
 
 BLOCK_BYTES = 8 << 20
-LONGEST_LINE_BYTES = 256 << 20
+LONGEST_LINE_BYTES = 16 << 20
+"""A request with a million prefix blocks is shorter; a few bytes of gzip can be a line of any length."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,7 +34,8 @@ def line_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
     """
     file = str(path)
     line = 1
-    rest = b""
+    rest: list[bytes] = []  # of the last line, without an end so far
+    waiting = 0
     begun = False
     try:
         with _opened(path) as source:
@@ -41,18 +43,22 @@ def line_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
                 if not begun:
                     begun = True
                     data = data.removeprefix(_BOM)
-                data = rest + data
+                if rest and rest[-1].endswith(b"\r"):  # perhaps half of CRLF, so it was not looked at
+                    data, waiting = rest[-1] + data, waiting - len(rest[-1])
+                    rest.pop()
                 # A lone CR ends a line too, but one at the very end may be half of CRLF.
                 cut = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
-                if not cut:
-                    if len(data) > LONGEST_LINE_BYTES:
-                        problem = f"a line of more than {LONGEST_LINE_BYTES >> 20} MiB"
-                        raise TraceError(file, line, problem, "give a file of one request per line")
-                    rest = data
-                    continue
-                block, rest = data[:cut], data[cut:]
-                yield Block(line, block)
-                line += line_ends(block)
+                if cut:
+                    block = b"".join([*rest, data[:cut]])
+                    yield Block(line, block)
+                    line += line_ends(block)
+                    rest, waiting, data = [], 0, data[cut:]
+                if data:
+                    rest.append(data)
+                    waiting += len(data)
+                if waiting > LONGEST_LINE_BYTES:
+                    problem = f"a line of more than {LONGEST_LINE_BYTES >> 20} MiB"
+                    raise TraceError(file, line, problem, "give a file of one request per line")
     except OSError as error:  # gzip.BadGzipFile is one
         reason = error.strerror or str(error)
         raise TraceError(file, None, f"cannot be read ({reason})", "name a readable file") from None
@@ -60,7 +66,21 @@ def line_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
         problem = "the gzip file ends too early" if isinstance(error, EOFError) else "the gzip file is damaged"
         raise TraceError(file, None, f"{problem} (after line {line})", "fetch or copy it again") from None
     if rest:
-        yield Block(line, rest)
+        yield Block(line, b"".join(rest))
+
+
+def first_line(path: Path) -> bytes:
+    """Return the first line of a text file; reading stops behind it.
+
+    Raises
+    ------
+    TraceError
+        As `line_blocks`; also if the file is empty.
+    """
+    block = next(line_blocks(path, 1 << 16), None)
+    if block is None or not block.data.strip():
+        raise TraceError(str(path), None, "the file is empty", "give a file with one request per line")
+    return block.data.splitlines()[0]
 
 
 def line_ends(data: bytes) -> int:

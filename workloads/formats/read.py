@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workloads.formats import documents, fast
-from workloads.formats.careful import Before, Columns, csv_cells, json_cells, read_rows
+from workloads.formats.careful import Before, Columns, cells_of, csv_cells, json_cells, read_rows
 from workloads.formats.layouts import LAYOUTS, ROLES, SUFFIXES, Container, Layout, recognised
-from workloads.formats.lines import Block, line_blocks, line_ends
-from workloads.formats.rows import EmptyCutError, Labels, Rows, TraceError, join_rows, without_silent
-from workloads.formats.times import Unit, has_zone, shown
+from workloads.formats.lines import Block, first_line, line_blocks, line_ends
+from workloads.formats.rows import Blocks, EmptyCutError, Labels, Rows, TraceError, carried, join_rows, without_silent
+from workloads.formats.times import Unit, has_zone, shown, to_ns
 
 DATED_FROM_NS = 10**18
 """Numeric times from here on (2001-09-09) are taken for Unix times."""
@@ -39,14 +38,9 @@ def layout_of(path: Path, name: str | None = None) -> Layout:
         return LAYOUTS[name]
     if _is_parquet(path):
         return LAYOUTS["plain-parquet"]
-    block = next(line_blocks(path, 1 << 16), None)
-    if block is None or not block.data.strip():
-        raise TraceError(str(path), None, "the file is empty", "give a file with one request per line")
-    # The first line may be longer than a block's worth of text, but then it is no header.
-    first = block.data.splitlines()[0].decode(errors="replace")
-    named = path.name.removesuffix(".gz")
-    if named.endswith(SUFFIXES["document"]):
+    if path.name.removesuffix(".gz").endswith(SUFFIXES["document"]):
         return documents.recognised(path)
+    first = first_line(path).decode(errors="replace")
     found = recognised(first)
     if found is None:
         what = "keys" if first.lstrip().startswith("{") else "columns"
@@ -69,14 +63,8 @@ def read_trace(path: Path, layout: Layout, *, in_order: bool = True) -> Iterator
         number, times out of order, an id that came before. Also for an empty, damaged or unreadable file.
     """
     reader = _Reader(path, layout, before=Before(in_order=in_order))
-    if layout.container == "csv":
-        yield from reader.csv()
-    elif layout.container == "jsonl":
-        yield from reader.jsonl()
-    elif layout.container == "parquet":
-        yield from reader.parquet()
-    else:
-        yield from reader.document()
+    readers = {"csv": reader.csv, "jsonl": reader.jsonl, "parquet": reader.parquet, "document": reader.document}
+    yield from carried(readers[layout.container]())
     if not reader.count:
         after = " after the header" if layout.container == "csv" else ""
         raise TraceError(str(path), None, f"there is no row{after}", "give at least one request")
@@ -118,6 +106,8 @@ class _File(NamedTuple):
 def _load(file: _File, layout: Layout, zero_ns: int | None, from_s: float, until_s: float) -> tuple[Rows, int]:
     path = file.path
     parts: list[Rows] = []
+    if zero_ns is None and from_s <= 0:  # what failed before the first row that did not is of the whole too
+        from_s = -math.inf
     last_s = first_s = math.nan
     for rows in read_trace(path, layout):
         if zero_ns is None:
@@ -125,13 +115,12 @@ def _load(file: _File, layout: Layout, zero_ns: int | None, from_s: float, until
         since_s = rows.since_s(zero_ns)
         first_s = float(since_s[0]) if math.isnan(first_s) else first_s
         last_s = float(since_s[-1])
-        first, last = np.searchsorted(since_s, (from_s, until_s))
-        if last > first:
-            parts.append(rows if last - first == len(rows) else rows.take(slice(int(first), int(last))))
+        parts.append(rows.between(zero_ns, from_s, until_s))
         if last_s >= until_s:
             break
+    parts = list(carried(parts))
     if not parts or zero_ns is None:
-        problem = f"no row from {from_s:g} s to {until_s:g} s of trace time"
+        problem = f"no row from {max(0.0, from_s):g} s to {until_s:g} s of trace time"
         raise EmptyCutError(str(path), None, problem, f"its rows span {first_s:g} s to {last_s:g} s: cut inside that")
     return without_silent(join_rows(parts)), zero_ns
 
@@ -145,6 +134,10 @@ class _Reader:
     count: int = 0
     before: Before = field(default_factory=Before)
     roots: dict[object, object] = field(default_factory=dict)
+    earliest_ns: int = 2**63
+    latest_ns: int = -(2**63)
+    unsigned: bool = False
+    negative: bool = False
 
     @property
     def file(self) -> str:
@@ -178,7 +171,7 @@ class _Reader:
         lines = block.data.splitlines(keepends=True)[: 1 + (b"\r" in block.data[:65536])]
         head = lines[0]
         text = head.decode(errors="replace").rstrip("\r\n")
-        names = tuple(name.strip() for name in (next(csv.reader([text])) if '"' in text else text.split(",")))
+        names = tuple(name.strip() for name in cells_of(text, self.file, 1))
         columns = self.layout.columns
         wanted = [column for role in self.layout.has if (column := self.layout.role(role)) is not None]
         missing = [column for column in wanted if column not in names]
@@ -207,7 +200,7 @@ class _Reader:
         from pyarrow import parquet
 
         try:
-            with parquet.ParquetFile(self.path) as source:
+            with parquet.ParquetFile(self.path, page_checksum_verification=True) as source:
                 present = source.schema_arrow.names
                 wanted = [column for role in self.layout.has if (column := self.layout.role(role)) is not None]
                 missing = [column for column in wanted if column not in present]
@@ -224,13 +217,16 @@ class _Reader:
                         partial(documents.table_cells, table, row),
                     )
                     row += len(table)
-        except (pa.ArrowInvalid, OSError) as error:
-            text = " ".join(str(error).split())
+        # Beside what pyarrow says: numbers that numpy cannot hold, text that is none.
+        except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+            text = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))
             raise TraceError(self.file, None, f"cannot be read ({text[:80]})", "give a Parquet file") from None
 
     def document(self) -> Iterator[Rows]:
-        cells = documents.cells(self.path, self.layout)
-        yield from self._accept(None, lambda: cells)
+        cells, failed = documents.cells(self.path, self.layout)
+        dropped_ns = to_ns(np.array(failed, dtype=np.float64), self.layout.unit)
+        for rows in self._accept(None, lambda: cells):
+            yield replace(rows, dropped_ns=dropped_ns)
 
     def _accept(
         self, table: Columns | None, cells: Callable[[], Iterator[tuple[int, Callable[[str], Any]]]]
@@ -244,19 +240,26 @@ class _Reader:
             self.before.last_ns = int(table["time"][-1])
         rows = self._rows(table)
         self.count += len(rows)
-        if len(rows):
-            yield rows
+        yield rows
 
     def _fits(self, table: Columns) -> bool:
         time_ns = table["time"]
         last_ns = self.before.last_ns
         in_order = (last_ns is None or int(time_ns[0]) >= last_ns) and bool(np.all(time_ns[1:] >= time_ns[:-1]))
-        return (in_order or not self.before.in_order) and (
-            "request_id" not in table or self.before.ids.add_all(table["request_id"])
-        )
+        if not in_order and self.before.in_order:
+            return False
+        size = 0 if "blocks" not in table or self.layout.block_tokens else table["blocks"].block_tokens
+        if size and self.before.block_tokens not in (0, size):
+            return False
+        if "request_id" in table and not self.before.ids.add_all(table["request_id"]):
+            return False
+        self.before.block_tokens = self.before.block_tokens or size
+        return True
 
     def _rows(self, table: Columns) -> Rows:
         prompt, output = table["prompt"], table["output"]
+        self._check_span(table["time"])
+        self._check_ids(table.get("blocks"))
         rows = Rows(
             table["time"],
             np.maximum(prompt, 1),
@@ -271,11 +274,31 @@ class _Reader:
         )
         if "parent" in table:
             rows = replace(rows, session=self._sessions(table))
+        raised = (prompt == 0).astype(np.int8) + (output == 0)
+        if raised.any():
+            rows = replace(rows, raised=raised)
         if self.layout.failed_have_no_output:
             kept = output > 0
-            rows = replace(rows.take(kept), dropped=int(len(kept) - np.count_nonzero(kept)))
-            prompt, output = prompt[kept], output[kept]
-        return replace(rows, clipped=int(np.count_nonzero(prompt == 0) + np.count_nonzero(output == 0)))
+            # Sorted, as whoever takes rows in any order sorts what is kept.
+            rows = replace(rows.take(kept), dropped_ns=np.sort(table["time"][~kept]))
+        return rows
+
+    def _check_span(self, time_ns: Any) -> None:
+        """Refuse times whose differences do not fit 64 bits."""
+        low, high = int(time_ns.min()), int(time_ns.max())
+        self.earliest_ns, self.latest_ns = min(low, self.earliest_ns), max(high, self.latest_ns)
+        if self.latest_ns - self.earliest_ns >= 2**62:
+            raise TraceError(self.file, None, "its rows span more than 146 years", "give the times of one run")
+
+    def _check_ids(self, blocks: Blocks | None) -> None:
+        """Refuse block ids of which some are below 0 and some need the 64th bit: they cannot be told apart."""
+        if blocks is None or not len(blocks.ids):
+            return
+        self.unsigned = self.unsigned or blocks.unsigned
+        self.negative = self.negative or (not blocks.unsigned and int(blocks.ids.min()) < 0)
+        if self.unsigned and self.negative:
+            problem = f"{self.layout.blocks} has numbers below 0 beside numbers of 2**63 and more"
+            raise TraceError(self.file, None, problem, "give ids from 0 to 2**64 - 1")
 
     def _turns(self, table: Columns) -> Any:
         turns = table.get("turn")

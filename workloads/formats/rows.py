@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from workloads.requests import Floats, Ints
 
 Codes = NDArray[np.int32]
+_NO_TIMES: Ints = np.empty(0, dtype=np.int64)
 
 
 class TraceError(Exception):
@@ -55,12 +56,14 @@ class Blocks:
     """The blocks that prompts begin with, named so that equal names mean equal text up to there.
 
     Row i has ``ids[ends[i - 1] : ends[i]]`` (from 0 for the first). A block holds ``block_tokens`` tokens, the last of
-    a prompt perhaps fewer.
+    a prompt perhaps fewer. Where ``unsigned``, ``ids`` are the bits of unsigned numbers of which some
+    need the 64th.
     """
 
     ids: Ints
     ends: Ints
     block_tokens: int
+    unsigned: bool = False
 
     @property
     def starts(self) -> Ints:
@@ -73,11 +76,12 @@ class Blocks:
         sizes = ends - starts
         stops = np.cumsum(sizes)
         index = np.arange(int(stops[-1]) if len(stops) else 0) + np.repeat(starts - (stops - sizes), sizes)
-        return Blocks(self.ids[index], stops, self.block_tokens)
+        return replace(self, ids=self.ids[index], ends=stops)
 
     def lists(self) -> list[list[int]]:
         """Return the blocks of each row."""
-        return [part.tolist() for part in np.split(self.ids, self.ends[:-1])] if len(self.ends) else []
+        ids = self.ids.view(np.uint64) if self.unsigned else self.ids
+        return [part.tolist() for part in np.split(ids, self.ends[:-1])] if len(self.ends) else []
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +97,10 @@ class Rows:
     tenant, service : who asked, and what for (a model, a kind of task).
     session, turn : the conversation and the number of the request in it, from 1; 0 where it is not known.
     blocks : what the prompt begins with.
-    clipped : how many counts of 0 were raised to 1: a replica needs a prompt, and an answer has a token.
-    dropped : how many rows were left out because the format says that they failed.
+    raised : shape (n,), how many counts of 0 of each row were raised to 1: a replica needs a prompt, and an answer has
+        a token. None: of no row.
+    dropped_ns : times of the rows that were left out because the format says that they failed, never decreasing. Each
+        goes with the rows around it, however these are cut, so that sums over parts are right.
     """
 
     time_ns: Ints
@@ -107,8 +113,18 @@ class Rows:
     session: Labels | None = None
     turn: Ints | None = None
     blocks: Blocks | None = None
-    clipped: int = 0
-    dropped: int = 0
+    raised: NDArray[np.int8] | None = None
+    dropped_ns: Ints = field(default_factory=lambda: _NO_TIMES)
+
+    @property
+    def clipped(self) -> int:
+        """How many counts of 0 were raised to 1."""
+        return 0 if self.raised is None else int(self.raised.sum())
+
+    @property
+    def dropped(self) -> int:
+        """How many rows were left out."""
+        return len(self.dropped_ns)
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -119,7 +135,10 @@ class Rows:
         return (self.time_ns - zero_ns) / 1e9
 
     def take(self, chosen: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
-        """Return the chosen rows; an order other than that of time is the caller's doing."""
+        """Return the chosen rows; an order other than that of time is the caller's doing.
+
+        What was left out between rows goes with a slice of them; with any other choice all of it does.
+        """
 
         def of(column: Ints | None) -> Ints | None:
             return None if column is None else column[chosen]
@@ -135,7 +154,26 @@ class Rows:
             session=self.session and self.session.take(chosen),
             turn=of(self.turn),
             blocks=self.blocks and self.blocks.take(chosen),
+            raised=None if self.raised is None else self.raised[chosen],
+            dropped_ns=self._dropped_in(chosen) if isinstance(chosen, slice) else self.dropped_ns,
         )
+
+    def _dropped_in(self, chosen: slice) -> Ints:
+        """Return what was left out from the first row of a slice up to the row behind it."""
+        first, end, _ = chosen.indices(len(self))
+        if first >= end:
+            return _NO_TIMES
+        low = int(np.searchsorted(self.dropped_ns, self.time_ns[first])) if first else 0
+        high = int(np.searchsorted(self.dropped_ns, self.time_ns[end])) if end < len(self) else len(self.dropped_ns)
+        return self.dropped_ns[low:high]
+
+    def between(self, zero_ns: int, from_s: float, until_s: float) -> Rows:
+        """Return the rows in [from_s, until_s) after ``zero_ns``, and what was left out there; perhaps none."""
+        first, end = np.searchsorted(self.since_s(zero_ns), (from_s, until_s))
+        low, high = np.searchsorted((self.dropped_ns - zero_ns) / 1e9, (from_s, until_s))
+        if end - first == len(self) and high - low == len(self.dropped_ns):
+            return self
+        return replace(self.take(slice(int(first), int(end))), dropped_ns=self.dropped_ns[low:high])
 
 
 def join_rows(parts: Sequence[Rows]) -> Rows:
@@ -169,9 +207,33 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         session=labels([part.session for part in parts]),
         turn=numbers([part.turn for part in parts]),
         blocks=_join_blocks(parts),
-        clipped=sum(part.clipped for part in parts),
-        dropped=sum(part.dropped for part in parts),
+        raised=_join_raised(parts),
+        dropped_ns=np.sort(np.concatenate([part.dropped_ns for part in parts]), kind="stable"),
     )
+
+
+def carried(parts: Iterable[Rows]) -> Iterator[Rows]:
+    """Yield the parts that have rows; what was left out in the others goes with the next, at the end with the last.
+
+    One part is held back for that.
+    """
+    held: Rows | None = None
+    loose: list[Ints] = []
+    for part in parts:
+        loose.append(part.dropped_ns)
+        if not len(part):
+            continue
+        if held is not None:
+            yield held
+        held, loose = replace(part, dropped_ns=np.concatenate(loose)), []
+    if held is not None:
+        yield replace(held, dropped_ns=np.concatenate([held.dropped_ns, *loose]))
+
+
+def _join_raised(parts: Sequence[Rows]) -> NDArray[np.int8] | None:
+    if all(part.raised is None for part in parts):
+        return None
+    return np.concatenate([np.zeros(len(p), dtype=np.int8) if p.raised is None else p.raised for p in parts])
 
 
 def _join_blocks(parts: Sequence[Rows]) -> Blocks | None:
@@ -184,7 +246,8 @@ def _join_blocks(parts: Sequence[Rows]) -> Blocks | None:
     ends = [np.zeros(len(part), dtype=np.int64) if part.blocks is None else part.blocks.ends for part in parts]
     shifts = np.cumsum([0, *(len(one) for one in ids)])
     shifted = [end + shift for end, shift in zip(ends, shifts[:-1], strict=True)]
-    return Blocks(np.concatenate(ids), np.concatenate(shifted), sizes.pop())
+    unsigned = any(part.blocks is not None and part.blocks.unsigned for part in parts)
+    return Blocks(np.concatenate(ids), np.concatenate(shifted), sizes.pop(), unsigned)
 
 
 def without_silent(rows: Rows) -> Rows:

@@ -230,8 +230,13 @@ def _write_parquet(parts: Iterable[Rows], path: Path) -> int:
 
     writer = None
     count = 0
+    ids = pa.int64()
     try:
         for rows in parts:
+            if rows.blocks is not None and rows.blocks.unsigned and ids == pa.int64():
+                if writer is not None:
+                    raise ValueError("block ids of 2**63 and more come after smaller ones; write .jsonl instead")
+                ids = pa.uint64()
             columns: dict[str, Any] = {"time_ns": pa.array(rows.time_ns)}
             columns |= {"prompt_tokens": pa.array(rows.prompt_tokens), "output_tokens": pa.array(rows.output_tokens)}
             numbers = {"max_output_tokens": rows.max_output_tokens, "turn": rows.turn}
@@ -241,10 +246,10 @@ def _write_parquet(parts: Iterable[Rows], path: Path) -> int:
                 labels = getattr(rows, role)
                 columns[role] = pa.array([""] * len(rows) if labels is None else labels.texts(), pa.string())
             blocks = rows.blocks
-            columns["blocks"] = pa.array([[]] * len(rows) if blocks is None else blocks.lists(), pa.list_(pa.int64()))
+            columns["blocks"] = pa.array([[]] * len(rows) if blocks is None else blocks.lists(), pa.list_(ids))
             columns["block_tokens"] = pa.array(zero + (0 if blocks is None else blocks.block_tokens))
             table = pa.table(columns)
-            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer = writer or parquet.ParquetWriter(path, table.schema, write_page_checksum=True)
             writer.write_table(table)
             count += len(rows)
     finally:

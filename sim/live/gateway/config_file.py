@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.api import EntitlementSpec
 from policies.core import GatewayCore
-from policies.registry import POLICIES, ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim.errors import ScenarioError
 from sim.live.gateway.settings import (
     LOOPBACK,
@@ -34,13 +34,16 @@ from sim.live.gateway.settings import (
     PricedPath,
     Settings,
     SharedState,
+    StateSecrets,
     Timeouts,
     Tls,
     UpstreamAddress,
 )
 from sim.live.gateway.tls import check as check_tls
 from sim.live.replicas.scaling import SCALING
+from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
+from sim.scenario import plugins
 from sim.scenario.model import Policy
 from sim.scenario.pool import Name, Pool, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
@@ -287,7 +290,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
-        policy = POLICIES[chosen.params.kind].build(
+        policy = plugins.POLICY_KINDS[chosen.params.kind].build(
             chosen.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token, chance=Random(seed),
         )
         scaler = SCALERS[scaling.kind].build(
@@ -298,7 +301,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
         raise ScenarioError("", "policy", problem, fix or "see the policy's fields in tokenpools schema") from None
     return GatewayCore(
         entitlements=specs, capacity=pool.capacity(), replica_ids=range(pool.replicas), policy=policy,
-        router=ROUTERS[pool.router.kind].build(pool.router),
+        router=plugins.ROUTER_KINDS[pool.router.kind].build(pool.router),
         default_max_output_tokens=pool.default_max_output_tokens,
         max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
         retry_failed=pool.on_failure == "retry",
@@ -313,14 +316,45 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def agreed(config: ServeConfig) -> str:
+def state_secrets(state: SharedState | None, file: str) -> StateSecrets:
+    """Return what the environment holds for the shared state.
+
+    Raises
+    ------
+    ScenarioError : a variable is not set, or its key is too short to be one.
+    """
+    if state is None:
+        return StateSecrets()
+    found = {}
+    for name, variable in (("key_env", state.key_env), ("password_env", state.password_env)):
+        found[name] = None if variable is None else os.environ.get(variable)
+        if variable is not None and not found[name]:
+            raise ScenarioError(file, f"state.{name}", f"the variable {variable} is not set", "set it everywhere")
+    key = found["key_env"]
+    if key is not None and len(key.encode()) < LEAST_KEY_BYTES:
+        problem = f"the variable {state.key_env} holds {len(key.encode())} bytes"
+        raise ScenarioError(file, "state.key_env", problem, "give 32 random ones, e.g. of openssl rand -hex 32")
+    return StateSecrets(key=None if key is None else key.encode(), password=found["password_env"])
+
+
+def agreed(config: ServeConfig, secrets: StateSecrets) -> str:
     """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
-    parts = [recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"]]
+    pool = "" if config.state is None else config.state.pool
+    parts = [
+        recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"],
+        Signer(pool, secrets.key).fingerprint(),
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+def core_of_head(
+    head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = (), *, may_import: bool = True
+) -> GatewayCore:
     """Return the core that a recording was made with.
+
+    Parameters
+    ----------
+    may_import : whether ``module:Class`` is imported; False for a head that came over a network.
 
     Raises
     ------
@@ -334,6 +368,9 @@ def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[Entitleme
         if name == "policy":
             own = {key: value for key, value in mapping.items() if key not in ("name", "autoscaler")}
             mapping = {"name": mapping.get("name"), "autoscaler": mapping.get("autoscaler"), "params": own}
+            plugins.find("policies", own.get("kind"), may_import=may_import)
+        elif isinstance(mapping.get("router"), dict):
+            plugins.find("routers", mapping["router"].get("kind"), may_import=may_import)
         try:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:
@@ -348,7 +385,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
     ------
     ScenarioError : the key of an upstream is not in the environment.
     """
-    pool = config.pool
+    pool, secrets = config.pool, state_secrets(config.state, file)
     check_tls(config.listen.tls, file)
     return Settings(
         host=bare_address(config.listen.host), port=config.listen.port,
@@ -363,7 +400,8 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         decode_s=_decode_s(pool), scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
         telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
-        state=config.state, state_config=agreed(config),
+        state=config.state, state_config=agreed(config, secrets),
+        state_secrets=secrets,
     )  # fmt: skip
 
 

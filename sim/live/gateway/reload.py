@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from policies.api import EntitlementSpec, Instruction
 from policies.core import GatewayCore
-from policies.handover import hand_over, leaving
+from policies.handover import hand_over, leaving, part_of
 from sim.errors import RunError, TokenpoolsError
 from sim.live.gateway.authentication import Identity
 from sim.live.gateway.service import Service
@@ -55,14 +55,7 @@ def changeover(
     names = [one["name"] for one in head["pool"]["entitlements"]]
     new = core_of(head, leaving(old, names, now_s))
     ready = sum(book.ready for book in old.pool.replicas)
-    whole = new.pool.capacity
-    share = ready / whole.ready_replicas
-    capacity = whole._replace(
-        ready_replicas=ready, slots=round(whole.slots * share),
-        tokens_per_s=None if whole.tokens_per_s is None else whole.tokens_per_s * share,
-        kv_bytes=None if whole.kv_bytes is None else whole.kv_bytes * share,
-    )
-    return new, hand_over(old, new, capacity, now_s)
+    return new, hand_over(old, new, part_of(new.pool.capacity, ready), now_s)
 
 
 class Reloader:

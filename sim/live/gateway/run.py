@@ -125,7 +125,8 @@ def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | None:
     from sim.live.shared_state.replicated_core import SharedLog
 
     return SharedLog(
-        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of
+        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of,
+        secret=settings.state_secrets,
     )
 
 

@@ -252,6 +252,8 @@ class CheckInvariants:
     on_violation: Literal["log", "stop"] = field(default="log", metadata={"description": "give log or stop"})
 
 
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
 Mode = Literal["open", "closed"]
 
 
@@ -289,6 +291,10 @@ class SharedState:
     ttl_s : a gateway that says nothing for this long is lost, and its reservations return.
     timeout_s : how long a request waits for the shared state before ``when_away`` decides.
     snapshot_every : events between two snapshots; about twice as many stay in the log.
+    key_env, password_env : variables that hold the key that entries are signed with, and Redis's password.
+    share : replicated: every gateway decides on every event, and all as one would; leases: each has a part of every
+        limit and decides alone, see `sim.live.shared_state.leased`.
+    every_s : under leases, how often a gateway asks for its parts.
     """
 
     url: str = field(
@@ -302,10 +308,44 @@ class SharedState:
     ttl_s: float = _seconds(5.0, "the time after which a silent gateway is lost")
     timeout_s: float = _seconds(0.25, "the longest that a request waits for the shared state")
     snapshot_every: int = _count(20_000, "the events between two snapshots")
+    key_env: str | None = field(
+        default=None,
+        metadata={
+            "pattern": _VARIABLE,
+            "description": "give the variable that holds the key of the pool's gateways, e.g. TOKENPOOLS_STATE_KEY",
+        },
+    )
+    password_env: str | None = field(
+        default=None,
+        metadata={
+            "pattern": _VARIABLE, "description": "give the variable that holds Redis's password, e.g. REDIS_PASSWORD"
+        },
+    )
+    share: Literal["replicated", "leases"] = field(
+        default="replicated", metadata={"description": "give replicated or leases"}
+    )
+    every_s: float = _seconds(0.5, "the time between two rounds of leases")
     when_away: FallbackSettings = field(
         default_factory=FallbackSettings,
         metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSecrets:
+    """What the environment holds for the shared state, in nobody's repr.
+
+    Attributes
+    ----------
+    key : what entries are signed with; None: they are not.
+    password : Redis's; None where the URL has it, or none is needed.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+
+NO_SECRETS = StateSecrets()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,6 +372,7 @@ class Settings:
     check_invariants : whether the core is checked while it serves; None: it is not.
     state : where the state is that several processes share; None: this process has the pool for itself.
     state_config : a digest of what the processes must agree on.
+    state_secrets : the key and password for it.
     """
 
     host: str
@@ -361,4 +402,5 @@ class Settings:
     check_invariants: CheckInvariants | None = None
     state: SharedState | None = None
     state_config: str = ""
+    state_secrets: StateSecrets = NO_SECRETS
     class_header: str = "x-tokenpools-class"

@@ -25,6 +25,7 @@ from policies.api import EntitlementSpec
 from sim.errors import InputError
 from sim.live.observability.observer import RequestLog
 from sim.records.schema import REASONS, Outcome, RequestColumns, requests_table
+from sim.records.whole_files import whole_file
 
 LOG = logging.getLogger("tokenpools.records")
 
@@ -122,13 +123,8 @@ class Tables:
                 pass
 
     def _write_file(self, rows: Sequence[RequestLog], path: Path) -> None:
-        partial = path.with_name(f".{path.name}.partial")
-        try:
+        with whole_file(path) as partial:
             self._write(self._table(rows), partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
     def _table(self, rows: Sequence[RequestLog]) -> pa.Table:
         n = len(rows)
@@ -160,4 +156,4 @@ class Tables:
 
 
 def _to_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,21 +23,30 @@ from policies.api import (
     Failed,
     Finished,
     Forward,
+    PoolCapacity,
     Reason,
     Refuse,
     Tick,
 )
-from policies.wire import WireError, event_from, to_plain
+from policies.wire import event_from, to_plain
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.reload import CoreOf, changeover
 from sim.live.shared_state.fallback import RETRY_S
+from sim.live.shared_state.signing import Signer
 
 LOG = logging.getLogger("tokenpools.state")
 
 CONFIGURED = "configured"
 ENDS = (Finished, Failed, Cancelled)
 _TICK = json.dumps(to_plain(Tick()))
-_LOST = ["gateway_lost"]
+_LOST = '["gateway_lost"]'
+_CONFIGURED_BEGINS = f'["{CONFIGURED}",'
+_MOST_SENDERS = 10_000
+"""Names of gateways whose last numbers are kept: a process more than this many starts ago says nothing any more."""
+
+
+class DamagedError(Exception):
+    """What Redis holds of the log cannot be gone on with: it is to begin anew."""
 
 
 class StaleError(Exception):
@@ -60,10 +69,20 @@ class CoreCopy:
     ----------
     name : this gateway's.
     config, core_of : as for `sim.live.shared_state.replicated_core.SharedLog`.
+
+    Attributes
+    ----------
+    skipped : how many entries were left out, by why: malformed, unsigned (or signed with another key), replayed.
     """
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, config: str, core_of: CoreOf | None) -> None:
+    def __init__(
+        self, name: str, loop: asyncio.AbstractEventLoop, config: str, core_of: CoreOf | None, signer: Signer
+    ) -> None:
         self.name = name
+        self.skipped: Counter[str] = Counter(malformed=0, unsigned=0, replayed=0)
+        self._signer = signer
+        self._epoch = ""
+        self._heard: dict[str, int] = {}
         self._loop = loop
         self._config = config
         self._core_of = core_of
@@ -95,18 +114,33 @@ class CoreCopy:
 
     def _written_down(self, seq: int, entry: str) -> str:
         return json.dumps({
-            "seq": seq, "entry": entry, "us": self._us, "owners": self._owners,
+            "seq": seq, "entry": entry, "us": self._us, "owners": self._owners, "heard": self._heard,
             "core": snapshot.take(self._at().core),
         }, separators=(",", ":"), allow_nan=False)  # fmt: skip
 
-    def _take_over(self, epoch: str, written: dict[str, Any]) -> None:
-        """Put the copy that Redis has in the place of this one."""
-        self._at().core = snapshot.restore(written["core"], chance=random.Random)
-        self._owners = written["owners"]
-        self._us = written["us"]
-        self._seq, self._entry = written["seq"], written["entry"]
-        self._saved = self._seq
-        LOG.info("took over the state of log %s at entry %d", epoch, self._seq)
+    def _take_over(self, epoch: str, seq: int, text: str, signature: str) -> None:
+        """Put the copy that Redis has in the place of this one.
+
+        Raises
+        ------
+        DamagedError : it is no copy, or not one that a gateway of this pool has left.
+        """
+        if not self._signer.believes(signature, "snapshot", epoch, seq, text):
+            self.skipped["unsigned"] += 1
+            raise DamagedError("the snapshot is not signed with the pool's key")
+        try:
+            written = json.loads(text)
+            core = snapshot.restore(written["core"], chance=random.Random)
+            owners = {str(each): str(owner) for each, owner in written["owners"].items()}
+            heard = {str(each): int(number) for each, number in written["heard"].items()}
+            us, seq, entry = int(written["us"]), int(written["seq"]), str(written["entry"])
+        except Exception as error:  # what was written there may be anything
+            self.skipped["malformed"] += 1
+            raise DamagedError(f"the snapshot cannot be read: {type(error).__name__}: {error}") from None
+        self._at().core = core
+        self._owners, self._heard, self._us, self._seq, self._entry = owners, heard, us, seq, entry
+        self._saved = seq
+        LOG.info("took over the state of log %s at entry %d", epoch, seq)
 
     def _bring_together(self) -> None:
         """See that the books hold what runs here, and nothing of this gateway's that does not."""
@@ -147,19 +181,48 @@ class CoreCopy:
             return
         if seq != self._seq + 1:
             raise StaleError
-        us, origin, text = entry.split(" ", 2)
-        self._seq, self._entry, self._us = seq, entry, int(us)
+        self._seq, self._entry = seq, entry
+        try:
+            written_us, origin, written_number, signature, text = entry.split(" ", 4)
+            us, number = int(written_us), int(written_number)
+        except ValueError:
+            self._skip("malformed", seq, "it has not the five parts of an entry")
+            return
+        # What the script wrote is never earlier than what it wrote before; somebody else may have.
+        self._us = max(self._us, us)
         now_s = self._us / 1e6
         try:
-            data = json.loads(text)
-            if data == _LOST:
+            if text == _LOST:
                 self._lose(origin, now_s)
-            elif isinstance(data, list) and data[:1] == [CONFIGURED]:
-                self._change_over(data[1], data[2], now_s)
-            else:
-                self._deliver(event_from(data), now_s, origin)
-        except (WireError, json.JSONDecodeError) as error:
-            LOG.error("entry %d of the log is no event: %s", seq, error)
+            elif self._is_heard(seq, origin, number, signature, text):
+                data = json.loads(text)
+                if text.startswith(_CONFIGURED_BEGINS):
+                    self._change_over(data[1], data[2], now_s)
+                else:
+                    self._deliver(event_from(data), now_s, origin)
+        except Exception as error:  # the same for every gateway that reads it
+            self._skip("malformed", seq, f"{type(error).__name__}: {error}")
+
+    def _is_heard(self, seq: int, origin: str, number: int, signature: str, text: str) -> bool:
+        """Whether an entry is one that its gateway wrote, and that was not there before; take note of its number."""
+        if not self._signer.believes(signature, "event", self._epoch, origin, number, text):
+            self._skip("unsigned", seq, f"it is not signed by {origin} with the pool's key")
+            return False
+        # A configuration overtakes what waits to be sent, so it has numbers of its own.
+        sender = f"{origin} {CONFIGURED}" if text.startswith(_CONFIGURED_BEGINS) else origin
+        if number <= self._heard.get(sender, 0):
+            self._skip("replayed", seq, f"number {number} of {origin} was heard already")
+            return False
+        self._heard.pop(sender, None)
+        self._heard[sender] = number
+        if len(self._heard) > _MOST_SENDERS:
+            del self._heard[next(iter(self._heard))]
+        return True
+
+    def _skip(self, why: str, seq: int, what: str) -> None:
+        self.skipped[why] += 1
+        if self.skipped[why] <= 100:
+            LOG.error("entry %d of the log is left out (%s): %s", seq, why, what)
 
     def _lose(self, lost: str, now_s: float) -> None:
         for request_id in [each for each, owner in self._owners.items() if owner == lost]:
@@ -177,7 +240,11 @@ class CoreCopy:
         core = gateway.core
         for request_id in [each for each in self._owners if each not in core.pool.in_flight and each not in core.held]:
             del self._owners[request_id]
+        self._changed_over(self._core_of(head, ()).pool.capacity)
         LOG.info("changed over to the pool and policy that a gateway has brought")
+
+    def _changed_over(self, whole: PoolCapacity) -> None:
+        """Take note that all replicas provide something else now."""
 
     def _deliver(self, event: Event, now_s: float, origin: str) -> None:
         gateway, mine = self._at(), origin == self.name

@@ -9,7 +9,7 @@ from typing import Any, cast
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from sim.live.gateway.settings import SharedState
 
@@ -25,17 +25,19 @@ class LogClient:
     Parameters
     ----------
     name : the gateway's.
+    password : in the place of the URL's.
     """
 
-    def __init__(self, settings: SharedState, name: str) -> None:
+    def __init__(self, settings: SharedState, name: str, password: str | None = None) -> None:
         self._name = name
         self._ttl_us = int(settings.ttl_s * 1e6)
         prefix = f"tokenpools:{{{settings.pool}}}:"
         self._events_key = prefix + "events"
         self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
-        self._keys.append(f"{prefix}sender:{name}")
+        self._keys += [f"{prefix}sender:{name}", prefix + "views"]
+        given: dict[str, Any] = {} if password is None else {"password": password}
         self._client = redis.Redis.from_url(
-            settings.url, decode_responses=True, retry=Retry(NoBackoff(), 0),
+            settings.url, decode_responses=True, encoding_errors="replace", **given, retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=settings.timeout_s, health_check_interval=0,
         )
         self._sha = ""
@@ -72,6 +74,18 @@ class LogClient:
         streams = found.items() if isinstance(found, dict) else found or ()
         return [entry for _, entries in streams for entry in _numbered(entries)]
 
+    async def evicts(self) -> str:
+        """Return by what rule Redis throws keys away when its memory is full; empty where it does not, or says nothing.
+
+        Only rules that may throw away keys without a time to live count: all of the log but one key is such.
+        """
+        try:
+            found: Any = await self._client.info("memory")
+            policy = str(found.get("maxmemory_policy", ""))
+        except (RedisError, AttributeError):  # a rule of access may forbid INFO
+            return ""
+        return policy if policy.startswith("allkeys-") else ""
+
     async def disconnect(self) -> None:
         """Drop the connections; the next call opens one."""
         await self._client.connection_pool.disconnect(inuse_connections=True)
@@ -83,4 +97,4 @@ class LogClient:
 
 def _numbered(entries: Any) -> Iterator[tuple[int, str]]:
     for number, fields in entries:
-        yield int(number.partition("-")[0]), fields["e"]
+        yield int(number.partition("-")[0]), next(iter(fields.values()), "")

@@ -19,14 +19,12 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import random
 import secrets
-import socket
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -42,10 +40,13 @@ from policies.api import (
 from sim.errors import RunError
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.reload import CoreOf
-from sim.live.gateway.settings import FallbackSettings, SharedState
-from sim.live.shared_state.core_copy import CONFIGURED, ENDS, CoreCopy, StaleError
+from sim.live.gateway.settings import NO_SECRETS, FallbackSettings, SharedState, StateSecrets
+from sim.live.shared_state.core_copy import CONFIGURED, ENDS, DamagedError, StaleError
 from sim.live.shared_state.fallback import FallbackRules
 from sim.live.shared_state.log_client import ENTRIES, LogClient
+from sim.live.shared_state.pool_health import PoolHealth
+from sim.live.shared_state.signing import Signer, gateway_name
+from sim.live.shared_state.speaking_copy import SpeakingCopy, Status
 
 LOG = logging.getLogger("tokenpools.state")
 
@@ -56,50 +57,38 @@ _BACKOFF_S = (0.05, 1.0)
 _SLOW_S = 10.0
 
 
-def gateway_name() -> str:
-    """Return a name that no other process has."""
-    host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-class Status(NamedTuple):
-    """How the shared state is, for metrics and the admin page."""
-
-    reachable: bool
-    leads: bool
-    gateways: int
-    applied: int
-    waiting: int
-    times_away: int
-    why: str
-
-
-class SharedLog(CoreCopy):
+class SharedLog(SpeakingCopy):
     """See `sim.live.gateway.core_driver.EventLog`: the log of one pool in Redis, as one process sees it.
 
     Parameters
     ----------
     config : a digest of all that makes the core what it is; gateways of one pool must agree on it.
     core_of : makes the core of another pool and policy, when a gateway has brought one (`configure`).
-    name : this gateway's; `gateway_name` makes one.
+    name : this gateway's; `gateway_name` makes one. No other process may ever have it.
+    secret : the key that entries are signed with, and Redis's password.
+    client : in the place of a connection to ``settings.url``.
     """
 
     lead_s = 0.03
 
     def __init__(
         self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, config: str, name: str | None = None,
-        core_of: CoreOf | None = None,
+        core_of: CoreOf | None = None, secret: StateSecrets = NO_SECRETS, client: LogClient | None = None,
     ) -> None:
-        super().__init__(gateway_name() if name is None else name, loop, config, core_of)
+        signer = Signer(settings.pool, secret.key)
+        super().__init__(gateway_name() if name is None else name, loop, config, core_of, signer)
         self._settings = settings
-        self._client = LogClient(settings, self.name)
+        self._client = LogClient(settings, self.name, secret.password) if client is None else client
         self._task: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
         self._fatal: RunError | None = None
-        self._epoch = ""
         self._session = 0
-        self._seen: dict[object, Event] = {}
+        self._configurations = 0
+        self._left_epochs: set[str] = set()
+        self._healed = 0
+        self._evicts = ""
+        self._has_snapshot = 1
         self._rules: FallbackRules | None = None
         self._gateways = 1
         self._times_away = 0
@@ -112,6 +101,7 @@ class SharedLog(CoreCopy):
         """See `EventLog`. Requests are refused until the log was joined, see `joined`."""
         self._gateway = gateway
         gateway.core.start(0.0)
+        self._health = PoolHealth(self.name, gateway.core.pool.capacity)
         self._rules = FallbackRules(
             FallbackSettings(dedicated="closed", guaranteed="closed"), gateway.core.pool, (), 1,
             gateway.core.default_max_output_tokens,
@@ -162,9 +152,12 @@ class SharedLog(CoreCopy):
         if self._rules is not None:
             raise RunError(f"the shared state is out of reach: {self._why}")
         entry = json.dumps([CONFIGURED, config, head], separators=(",", ":"))
+        self._configurations += 1
+        number = self._configurations
+        signature = self._signer.sign("event", self._epoch, self.name, number, entry)
         try:
             async with asyncio.timeout(_SLOW_S):
-                answer = await self._client.call("configure", self._epoch, config, entry)
+                answer = await self._client.call("configure", self._epoch, config, number, signature, entry)
         except (RedisError, OSError, TimeoutError) as error:
             raise RunError(f"the shared state is out of reach: {_reason(error)}") from None
         if answer[0] != "configured":
@@ -174,7 +167,7 @@ class SharedLog(CoreCopy):
     def status(self) -> Status:
         """Return how the shared state is."""
         return Status(self._rules is None, self._leads, self._gateways, self._seq, len(self._outbox),
-                      self._times_away, self._why)
+                      self._times_away, self._why, dict(self.skipped), self._healed, self._evicts)
 
     def loop_time(self, at_s: float) -> float:
         """See `EventLog`."""
@@ -183,10 +176,7 @@ class SharedLog(CoreCopy):
     def append(self, event: Event) -> None:
         """See `EventLog`."""
         if isinstance(event, CapacityChanged | ReplicaReport):
-            # All gateways look at the same replicas; the leader speaks. Who becomes it later says what it saw last.
-            self._seen[event.replica_id if isinstance(event, ReplicaReport) else "capacity"] = event
-            if self._leads and self._rules is None:
-                self._put(event)
+            self._saw(event, reachable=self._rules is None)
         elif self._rules is not None:
             self._append_in_fallback(event, self._rules)
         else:
@@ -282,21 +272,28 @@ class SharedLog(CoreCopy):
             task.result()
 
     async def _join(self) -> None:
-        """Take a place in the log, bring the copy up to date, and this gateway's requests and the books together."""
-        async with asyncio.timeout(self._settings.timeout_s if self._rules is None else 1.0):
-            answer = await self._client.call("join", *self._place(""))
-        if answer[0] == "empty":
-            async with asyncio.timeout(_SLOW_S):
-                answer = await self._client.call("join", *self._place(self._written_down(0, "")))
-        if answer[0] == "config":
-            raise RunError(
-                "other gateways of this pool run with another configuration or version "
-                f"({answer[1]}, here {self._config}); give all the same, or this pool another name"
-            )
-        _, epoch, seq, now_us, accepted, self._session, leads, self._gateways, resumes = answer[:9]
+        """Take a place in the log, bring the copy up to date, and this gateway's requests and the books together.
+
+        Raises
+        ------
+        OSError : others bring the log in order first.
+        """
+        answer = await self._asked_to_join()
+        _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes = answer[:9]
         if not resumes:
-            self._take_over(epoch, json.loads(answer[10]))
-        self._epoch = epoch
+            try:
+                if epoch in self._left_epochs:
+                    raise DamagedError("it is a log that was left behind: Redis was set back")
+                self._take_over(epoch, answer[9], answer[10], answer[11])
+            except DamagedError as error:
+                LOG.error("log %s cannot be gone on with: %s", epoch, error)
+                answer = await self._asked_to_join(epoch)
+                _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes = answer[:9]
+                self._take_over(epoch, answer[9], answer[10], answer[11])
+        if epoch != self._epoch:
+            self._left_epochs |= {self._epoch} - {""}
+            self._epoch = epoch
+            self._health_of().hear("-1", {})
         self._offset_s = self._loop.time() - now_us / 1e6
         gateway = self._at()
         # Numbers that Redis has are in the log. Of the rest, arrivals that were answered meanwhile must not get there.
@@ -304,7 +301,7 @@ class SharedLog(CoreCopy):
             each for each in self._outbox if each.number > accepted
             and (not isinstance(each.event, Arrived) or self._waits(each.event.request.request_id))
         )
-        self._leads = False
+        self._leads, self._catching_up = False, True
         while self._seq < seq:
             async with asyncio.timeout(_SLOW_S):
                 entries = await self._client.entries_after(self._seq)
@@ -313,20 +310,57 @@ class SharedLog(CoreCopy):
             for number, text in entries:
                 self._apply(number, text)
             await asyncio.sleep(0)
+        self._catching_up = False
         self._bring_together()
         away, self._rules, self._why = self._rules, None, ""
         if away is not None and self._joined.is_set():
             LOG.warning("the shared state is back")
-        self._set_leads(bool(leads))
+        self._set_leader(leader)
         if gateway.core.call_me_at_s < float("inf"):
             gateway.call_at(gateway.core.call_me_at_s)
         self._fatal = None
+        if not self._joined.is_set():
+            await self._look_for_eviction()
         self._joined.set()
 
-    def _place(self, beginning: str) -> list[str | int]:
+    async def _asked_to_join(self, damaged: str = "") -> list[Any]:
+        """Return the script's answer; where there is no log to go on with, one begins with this gateway's copy.
+
+        Parameters
+        ----------
+        damaged : the epoch that is not to be gone on with.
+        """
+        async with asyncio.timeout(self._settings.timeout_s if self._rules is None else 1.0):
+            answer = await self._client.call("join", *self._place("", damaged))
+        if answer[0] == "empty":
+            self._healed += bool(self._epoch)
+            async with asyncio.timeout(_SLOW_S):
+                answer = await self._client.call("join", *self._place(self._written_down(0, ""), damaged))
+        if answer[0] == "wait":
+            raise OSError("the log is damaged, and a gateway that has a copy brings it in order")
+        if answer[0] == "config":
+            raise RunError(
+                "other gateways of this pool run with another configuration, key or version "
+                f"({answer[1]}, here {self._config}); give all the same, or this pool another name"
+            )
+        return answer
+
+    def _place(self, beginning: str, damaged: str) -> list[str | int]:
         owners = sorted({*self._owners.values(), self.name}) if beginning else []
         now_us = max(self._us, int(self.now_s() * 1e6)) if self._epoch else 0
-        return [secrets.token_hex(8), self._config, self._epoch, self._seq, self._entry, beginning, now_us, *owners]
+        epoch = secrets.token_hex(8)
+        signature = self._signer.sign("snapshot", epoch, 0, beginning) if beginning else ""
+        return [
+            epoch, self._config, self._epoch, self._seq, self._entry, beginning, signature, now_us, damaged, *owners,
+        ]  # fmt: skip
+
+    async def _look_for_eviction(self) -> None:
+        """Say so where Redis may throw away a key of the log."""
+        async with asyncio.timeout(self._settings.timeout_s):
+            self._evicts = await self._client.evicts()
+        if self._evicts:
+            LOG.error("Redis evicts keys (maxmemory-policy %s), the log's among them: the pool's state would be lost; "
+                      "set it with CONFIG SET maxmemory-policy noeviction", self._evicts)  # fmt: skip
 
     async def _write(self) -> None:
         """Send what there is to say, and a word at least three times in the time a gateway may be silent."""
@@ -339,28 +373,39 @@ class SharedLog(CoreCopy):
                     pass
             await self._send()
             _unless_cancelled()
-            if self._leads and self._seq - self._saved >= self._settings.snapshot_every and self._saving is None:
+            if self._lost:  # the log says so, and this gateway lives: it takes its place again
+                self._lost = False
+                raise StaleError
+            due = self._seq - self._saved >= self._settings.snapshot_every or not self._has_snapshot
+            if self._leads and due and self._saving is None:
                 # Written here, between two calls: it takes its time, and a call that waits meanwhile would seem late.
                 self._saving = self._loop.create_task(self._save(self._seq, self._written_down(self._seq, self._entry)))
 
     async def _send(self) -> None:
         self._wake.clear()
-        arguments: list[str | int] = [self._epoch, self._seq, self._entry, ENTRIES, self._session]
+        health = self._health_of()
+        arguments: list[str | int] = [
+            self._epoch, self._seq, self._entry, ENTRIES, self._session, self._signed_view(health.text), health.version,
+        ]  # fmt: skip
         for item in islice(self._outbox, _BATCH):
-            arguments += (item.number, item.due_us, item.text)
+            signature = self._signer.sign("event", self._epoch, self.name, item.number, item.text)
+            arguments += (item.number, item.due_us, signature, item.text)
         begun_s = self._loop.time()
         async with asyncio.timeout(self._settings.timeout_s):
             answer = await self._client.call("append", *arguments)
         if answer[0] == "stale":
             raise StaleError
-        _, _, now_us, accepted, leads, self._gateways, early, entries = answer
+        _, _, now_us, accepted, leader, self._gateways, early, entries, version, views, self._has_snapshot = answer
         self._offset_s = (begun_s + self._loop.time()) / 2 - now_us / 1e6
         while self._outbox and self._outbox[0].number <= accepted:
             self._outbox.popleft()
         first = int(arguments[1]) + 1
         for number, text in enumerate(entries, first):
             self._apply(number, text)
-        self._set_leads(bool(leads))
+        if version != health.version:
+            health.hear(version, self._believed(views))
+            self._speak_of_health()
+        self._set_leader(leader)
         if early:
             self._at().call_at(self._at().core.call_me_at_s)
 
@@ -378,20 +423,15 @@ class SharedLog(CoreCopy):
         """Leave a snapshot for newcomers, so that the log can be cut."""
         try:
             async with asyncio.timeout(_SLOW_S):
-                await self._client.call("save", self._epoch, seq, written, self._settings.snapshot_every)
+                await self._client.call(
+                    "save", self._epoch, seq, written, self._settings.snapshot_every,
+                    self._signer.sign("snapshot", self._epoch, seq, written),
+                )
         except (RedisError, OSError, TimeoutError) as error:
             LOG.warning("no snapshot was left: %s", error)
         finally:
             self._saved = seq  # after a failure too: the next one is as far off
             self._saving = None
-
-    def _set_leads(self, leads: bool) -> None:
-        if leads and not self._leads:
-            self._leads = True
-            self._at().scale(self._at().core.replicas_wanted)
-            for event in self._seen.values():
-                self._put(event)
-        self._leads = leads
 
 
 def _unless_cancelled() -> None:

@@ -1,25 +1,39 @@
 #!lua
 -- The log of one pool's events, shared by its gateways: every step below is atomic.
 --
--- KEYS  1 events: a stream, entry <seq>-0 has the field e = "<time in us> <gateway> <event as JSON>"
---       2 meta: a hash, epoch origin_us last_us seq tick_due_us config leader
+-- KEYS  1 events: a stream, entry <seq>-0 has the field e =
+--         "<time in us> <gateway> <number> <signature> <event as JSON>"; of a lost gateway the last three are
+--         0 - ["gateway_lost"], since this script says so and not a gateway
+--       2 meta: a hash, epoch origin_us last_us seq tick_due_us config leader views
 --       3 alive: a sorted set of gateways, by the time in us until which each is taken to live
---       4 snapshot: a hash, seq and data
+--       4 snapshot: a hash, seq, data and mac
 --       5 sender: a hash, number of this gateway's last event in the log, session counted by its joins
+--       6 views: a hash, what each gateway sees of the replicas; meta's views counts its changes
 -- ARGV  1 command: join, append, save, configure or leave   2 gateway   3 ttl_us   then as each command says
 --
 -- Times are microseconds since the log began. They never decrease: where Redis's clock goes back, the origin goes with
--- it. All numbers stay below 2^53, so Lua's doubles hold them.
+-- it. All numbers stay below 2^53, so Lua's doubles hold them. A key that was lost, cut short or replaced by something
+-- else is found at the next join, and the log begins anew from a gateway's copy.
 
-local events, meta, alive, snapshot, sender = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local events, meta, alive, snapshot, sender, views = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local command, me, ttl_us = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local function text(number) return string.format('%.0f', number) end
+
+if command == 'join' or command == 'leave' then  -- what somebody else has put in the place of a key is no log
+  local kinds = {'stream', 'hash', 'zset', 'hash', 'hash', 'hash'}
+  for i, kind in ipairs(kinds) do
+    local found = redis.call('TYPE', KEYS[i]).ok
+    if found ~= kind and found ~= 'none' then redis.call('DEL', KEYS[i]) end
+  end
+end
 
 local clock = redis.call('TIME')
 local wall_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local state = redis.call('HMGET', meta, 'epoch', 'origin_us', 'last_us', 'seq', 'tick_due_us', 'config', 'leader')
 local epoch = state[1]
+for i = 2, 5 do if not tonumber(state[i] or '') then epoch = false end end
+if not state[6] then epoch = false end
 local now_us, seq
 
 local function begin(origin_us, last_us, number)
@@ -30,17 +44,19 @@ local function begin(origin_us, last_us, number)
   end
 end
 
-local function append(gateway, payload)
+local function append(gateway, number, signature, payload)
   seq = seq + 1
-  redis.call('XADD', events, text(seq) .. '-0', 'e', text(now_us) .. ' ' .. gateway .. ' ' .. payload)
+  local entry = text(now_us) .. ' ' .. gateway .. ' ' .. number .. ' ' .. signature .. ' ' .. payload
+  redis.call('XADD', events, text(seq) .. '-0', 'e', entry)
 end
 
 local function lose(gateway)
   redis.call('ZREM', alive, gateway)
-  append(gateway, '["gateway_lost"]')
+  if redis.call('HDEL', views, gateway) == 1 then redis.call('HINCRBY', meta, 'views', 1) end
+  append(gateway, '0', '-', '["gateway_lost"]')
 end
 
--- Renew the caller's place, say who has lost theirs, and see that somebody leads.
+-- Renew the caller's place, say who has lost theirs, and see that somebody leads; returns who.
 local function renew()
   redis.call('ZADD', alive, text(now_us + ttl_us), me)
   for _, gateway in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', '(' .. text(now_us))) do lose(gateway) end
@@ -49,10 +65,20 @@ local function renew()
     leader = me
     redis.call('HSET', meta, 'leader', me)
   end
-  return leader == me and 1 or 0
+  return leader
 end
 
 local function close() redis.call('HSET', meta, 'seq', text(seq), 'last_us', text(now_us)) end
+
+-- The number of the first entry, where the entries up to the last one are all there; nothing where they are not.
+local function first_of_whole()
+  local first = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
+  if not first then return seq == 0 and 1 or nil end
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  local number = tonumber(string.match(first[1], '^(%d+)-0$') or '')
+  if not number or last[1] ~= text(seq) .. '-0' then return nil end
+  return redis.call('XLEN', events) == seq - number + 1 and number or nil
+end
 
 -- Whether the entry that the caller saw last is still what it saw, and the next one still here. 0: it saw none.
 local function in_step(last_seq, last_entry)
@@ -66,34 +92,49 @@ local function in_step(last_seq, last_entry)
 end
 
 -- join: 4 epoch to begin with   5 config   6 epoch   7 seq and   8 entry that the caller saw last
---       9 snapshot to begin with or nothing   10 its time in us   11... gateways that own requests in it
--- answers {joined, epoch, seq, now_us, accepted, session, leads, gateways, resumes, snapshot seq, snapshot},
---         {config, other} or {empty}: there is no log, and nothing to begin with was given
+--       9 snapshot to begin with or nothing   10 its signature   11 its time in us   12 epoch that is not to be gone on
+--       with or nothing   13... gateways that own requests in it
+-- answers {joined, epoch, seq, now_us, accepted, session, leader, gateways, resumes, snapshot seq, snapshot, signature},
+--         {config, other}, {empty}: there is no log to go on with, and nothing to begin with was given, or
+--         {wait}: the same, and others live who have a copy to begin with
 if command == 'join' then
-  if not epoch then
+  local resumes, damaged = false, epoch and epoch == ARGV[12]
+  if epoch then
+    begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+    local first, kept = first_of_whole(), tonumber(redis.call('HGET', snapshot, 'seq') or '')
+    resumes = first ~= nil and ARGV[6] == epoch and in_step(tonumber(ARGV[7]), ARGV[8])
+    local readable = first and kept and redis.call('HEXISTS', snapshot, 'data') == 1 and kept <= seq and first <= kept + 1
+    if not resumes and not readable then damaged = true end
+    if damaged and not resumes and (ARGV[6] == '' or first) then
+      redis.call('ZREM', alive, me)
+      if redis.call('ZCOUNT', alive, text(now_us), '+inf') > 0 then
+        redis.call('DEL', snapshot)  -- the leader leaves another, and cuts the log there
+        return {'wait'}
+      end
+    end
+    if not damaged and state[6] ~= ARGV[5] then return {'config', state[6]} end
+  end
+  if not epoch or damaged then
     if ARGV[9] == '' then return {'empty'} end
-    redis.call('DEL', events, alive, snapshot)
-    local last_us = tonumber(ARGV[10])
+    redis.call('DEL', events, meta, alive, snapshot, views)
+    local last_us = tonumber(ARGV[11])
     epoch = ARGV[4]
     redis.call('HSET', meta, 'epoch', epoch, 'origin_us', text(wall_us - last_us), 'tick_due_us', '0',
-               'config', ARGV[5], 'leader', me)
-    redis.call('HSET', snapshot, 'seq', '0', 'data', ARGV[9])
+               'config', ARGV[5], 'leader', me, 'views', '0')
+    redis.call('HSET', snapshot, 'seq', '0', 'data', ARGV[9], 'mac', ARGV[10])
     begin(wall_us - last_us, last_us, 0)
-    for i = 11, #ARGV do redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
-  else
-    if state[6] ~= ARGV[5] then return {'config', state[6]} end
-    begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
+    for i = 13, #ARGV do redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
+    resumes = false
   end
-  local resumes = ARGV[6] == epoch and in_step(tonumber(ARGV[7]), ARGV[8])
-  local leads = renew()
+  local leader = renew()
   close()
   local session = redis.call('HINCRBY', sender, 'session', 1)
   redis.call('EXPIRE', sender, 86400)
-  local answer = {'joined', epoch, seq, now_us, tonumber(redis.call('HGET', sender, 'number') or '0'), session, leads,
+  local answer = {'joined', epoch, seq, now_us, tonumber(redis.call('HGET', sender, 'number') or '0'), session, leader,
                   redis.call('ZCARD', alive), resumes and 1 or 0}
   if not resumes then
-    local kept = redis.call('HMGET', snapshot, 'seq', 'data')
-    answer[10], answer[11] = tonumber(kept[1]), kept[2]
+    local kept = redis.call('HMGET', snapshot, 'seq', 'data', 'mac')
+    answer[10], answer[11], answer[12] = tonumber(kept[1]), kept[2], kept[3] or '-'
   end
   return answer
 end
@@ -112,30 +153,34 @@ end
 
 if epoch ~= ARGV[4] then return {'stale'} end
 
--- configure: 4 epoch   5 config   6 entry
+-- configure: 4 epoch   5 config   6 number   7 signature   8 entry
 if command == 'configure' then
   if state[6] ~= ARGV[5] then
     begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
     redis.call('HSET', meta, 'config', ARGV[5])
-    append(me, ARGV[6])
+    append(me, ARGV[6], ARGV[7], ARGV[8])
     close()
   end
   return {'configured'}
 end
 
--- save: 4 epoch   5 seq   6 data   7 how many entries before it stay
+-- save: 4 epoch   5 seq   6 data   7 how many entries before it stay   8 signature
 if command == 'save' then
-  local number = tonumber(ARGV[5])
-  if number > tonumber(redis.call('HGET', snapshot, 'seq')) and number <= tonumber(state[4]) then
-    redis.call('HSET', snapshot, 'seq', ARGV[5], 'data', ARGV[6])
-    redis.call('XTRIM', events, 'MINID', text(math.max(1, number - tonumber(ARGV[7]))) .. '-0')
+  local number, kept = tonumber(ARGV[5]), tonumber(redis.call('HGET', snapshot, 'seq') or '')
+  if (not kept or number > kept) and number <= tonumber(state[4]) then
+    -- Where there was none, the entries before it may have gaps.
+    local stay = kept and tonumber(ARGV[7]) or 0
+    redis.call('HSET', snapshot, 'seq', ARGV[5], 'data', ARGV[6], 'mac', ARGV[8])
+    redis.call('XTRIM', events, 'MINID', text(math.max(1, number - stay)) .. '-0')
   end
   return {'saved'}
 end
 
 -- append: 4 epoch   5 seq and   6 entry that the caller saw last   7 most entries to return   8 session
---         9... for each event: its number, the time in us at which a tick is due or -1, the event as JSON
--- answers {ok, seq, now_us, accepted, leads, gateways, early, entries} or {stale}; early: a tick is not due yet
+--         9 what the caller sees of the replicas   10 count of views that it knows
+--         11... for each event: its number, the time in us at which a tick is due or -1, signature, event as JSON
+-- answers {ok, seq, now_us, accepted, leader, gateways, early, entries, count of views, views, has snapshot} or {stale};
+--         early: a tick is not due yet; views: gateways and what each sees in turn, empty where the caller knows them
 begin(tonumber(state[2]), tonumber(state[3]), tonumber(state[4]))
 local last_seq = tonumber(ARGV[5])
 local sent = redis.call('HMGET', sender, 'number', 'session')
@@ -143,20 +188,20 @@ local sent = redis.call('HMGET', sender, 'number', 'session')
 if sent[2] ~= ARGV[8] or not redis.call('ZSCORE', alive, me) or not in_step(last_seq, ARGV[6]) then
   return {'stale'}
 end
-local leads = renew()
+local leader = renew()
 local number, tick_due_us, early = tonumber(sent[1] or '0'), tonumber(state[5]), 0
 local had, due_before_us = number, tick_due_us
-for i = 9, #ARGV, 3 do
+for i = 11, #ARGV, 4 do
   local this, due_us = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   if this > number then  -- what was sent before and not answered in time may be here already
     number = this
     if due_us < 0 then
-      append(me, ARGV[i + 2])
+      append(me, ARGV[i], ARGV[i + 2], ARGV[i + 3])
     elseif due_us > now_us then
       early = 1
     elseif due_us > tick_due_us then
       tick_due_us = due_us
-      append(me, ARGV[i + 2])
+      append(me, ARGV[i], ARGV[i + 2], ARGV[i + 3])
     end
   end
 end
@@ -165,8 +210,15 @@ if number > had then
   redis.call('EXPIRE', sender, 86400)
 end
 if tick_due_us > due_before_us then redis.call('HSET', meta, 'tick_due_us', text(tick_due_us)) end
+if redis.call('HGET', views, me) ~= ARGV[9] then
+  redis.call('HSET', views, me, ARGV[9])
+  redis.call('HINCRBY', meta, 'views', 1)
+end
 close()
 local entries = redis.call('XRANGE', events, text(last_seq + 1) .. '-0', '+', 'COUNT', ARGV[7])
 local texts = {}
 for i, entry in ipairs(entries) do texts[i] = entry[2][2] end
-return {'ok', seq, now_us, number, leads, redis.call('ZCARD', alive), early, texts}
+local count, seen = redis.call('HGET', meta, 'views') or '0', {}
+if count ~= ARGV[10] then seen = redis.call('HGETALL', views) end
+return {'ok', seq, now_us, number, leader, redis.call('ZCARD', alive), early, texts, count, seen,
+        redis.call('HEXISTS', snapshot, 'data')}

@@ -128,8 +128,8 @@ async def work(url: str, name: str, policy: str, options: dict[str, Any]) -> Non
     gateway = AsyncGateway(core_of(policy), Timers(loop, rng), loop=loop, answer=answer, log=log)
     gateway.start()
     try:
-        await log.joined(10)
-        assert log.has_joined, "not joined within 10 s"
+        await log.joined(30)
+        assert log.has_joined, "not joined within 30 s"
     except RunError as error:
         say(what="refused", why=str(error))
         await log.close()
