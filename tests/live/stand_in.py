@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
             stand_in.tokenize_calls += 1
             count = prompt_tokens(seen.json)
             return self.send_json({"count": count, "max_model_len": 4096, "tokens": list(range(count))})
-        if seen.method == "POST" and b'"raw"' in seen.body:
+        if seen.method == "POST" and b'"raw": "H' in seen.body:
             self.transport.write(seen.json["stand_in"]["raw"].encode("latin-1"))
             return self.transport.close()
         if path in ("/v1/completions", "/v1/chat/completions"):
