@@ -218,6 +218,8 @@ class ReferenceReplica:
             gained = self._gained()
             self.iteration += 1
             for job, n in self.scheduled.items():
+                if job.gone:
+                    continue  # it was computed for nothing
                 if job in self.decoding:
                     job.computed += gained
                     job.outputs += gained
