@@ -33,7 +33,8 @@ class Calibration(Strict):
     """How a profile's numbers were found.
 
     ``confidence`` holds 95 % intervals of coefficients, ``ranges`` what was measured, both by name; ``held_out_error``
-    relative errors on measurements that were not used.
+    relative errors on measurements that were not used, ``noise_floor`` what such an error varies by where coefficients
+    differ by a ten-thousandth.
     """
 
     method: str = Field(description="say how the numbers were found")
@@ -43,6 +44,7 @@ class Calibration(Strict):
     confidence: dict[str, tuple[float, float]] = Field(default={}, description="give intervals by coefficient")
     ranges: dict[str, tuple[float, float]] = Field(default={}, description="give least and greatest by quantity")
     held_out_error: dict[str, float] = Field(default={}, description="give relative errors by metric")
+    noise_floor: dict[str, float] = Field(default={}, description="give what of each error is chance, relative")
 
 
 class Profile(Strict):
