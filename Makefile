@@ -8,7 +8,7 @@ PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo test lint pythons bench bench-gateway live clean
+.PHONY: demo install test lint pythons bench bench-gateway live clean
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -22,6 +22,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Extras by name, e.g. make install EXTRAS=live,report; pyproject.toml lists them, all has what commands need.
+EXTRAS ?= all
+install: $(VENV)/.core
+	$(INSTALL) --editable ".[$(EXTRAS)]"
 
 # The core's tests, and the bytes of a summary, on every Python from 3.11 on that this machine has.
 pythons: $(VENV)/.ready
@@ -39,6 +44,13 @@ bench-gateway: $(VENV)/.ready
 live: $(VENV)/.ready $(LIVE)/.ready
 	rm -rf results/live
 	$(BIN)/python benchmarks/live.py --python $(LIVE)/bin/python --out results/live
+
+# Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.
+# One of them, longer: make fuzz FUZZ="trace --seconds 600"
+FUZZ ?= --seconds 60
+.PHONY: fuzz
+fuzz: $(VENV)/.ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(FUZZ)
 
 clean:
 	rm -rf $(VENV) $(LIVE)

@@ -5,6 +5,7 @@ An editable install asks git when it runs; where there is no git, the file says 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds ``sim/_build.py`` to what is built; the tree stays as it is."""
 
     PLUGIN_NAME = "custom"
+    _folder: Path | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """See hatchling's documentation of build hooks."""
@@ -30,10 +32,15 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         commit = commit_of(root)
         if commit is None:
             return
-        self._folder = tempfile.TemporaryDirectory(prefix="tokenpools-build-")
-        made = Path(self._folder.name) / "_build.py"
+        self._folder = Path(tempfile.mkdtemp(prefix="tokenpools-build-"))
+        made = self._folder / "_build.py"
         made.write_text(f'"""What this was built from."""\n\nCOMMIT = "{commit}"\n', encoding="utf-8")
         build_data["force_include"][str(made)] = PLACE
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        """Remove what was made for the build."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def commit_of(root: Path) -> str | None:

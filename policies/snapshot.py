@@ -5,6 +5,8 @@ as JSON-able data, `restore` builds it again: the same references where objects 
 state of the seeded generator included. It is no pickle: reading makes only instances of classes that the package
 ``policies`` defines and of a few containers, sets their attributes, and runs no code of theirs.
 
+Policies from elsewhere may appear once `trust` has named their package.
+
 What a policy may keep: None, bool, int, float, str, enums, tuples, lists, dicts, sets, deques, heaps; objects of
 classes and functions at the top of a module of ``policies``; bound methods of such objects; the generator it was
 given. Lambdas, functions defined in functions, generators and iterators are refused, with the place they were found.
@@ -27,6 +29,8 @@ import policies.registry  # noqa: F401  (what is registered can be restored: its
 from policies.core import GatewayCore
 
 FORMAT = 1
+
+_TRUSTED = ["policies"]
 
 _PRIMITIVES = (type(None), bool, int, float, str)
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -94,16 +98,30 @@ def restore(data: object, *, chance: Callable[[], StatefulChance] | None = None)
     return core
 
 
-def dump(root: object, *, packages: Iterable[str] = ("policies",)) -> dict[str, Any]:
-    """Return an object and all it refers to as data; ``packages`` are those whose classes may appear."""
-    return _Writer(tuple(packages)).write(root)
+def trust(package: str) -> None:
+    """Let snapshots of this process hold classes of another package too: one that a policy was loaded from.
+
+    What makes reading safe stays: nothing is imported for it, instances are made empty, and no code of theirs is run.
+    """
+    if package not in _TRUSTED:
+        _TRUSTED.append(package)
+
+
+def dump(root: object, *, packages: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return an object and all it refers to as data.
+
+    Parameters
+    ----------
+    packages : those whose classes may appear; left out, ``policies`` and what is trusted besides.
+    """
+    return _Writer(tuple(_TRUSTED if packages is None else packages)).write(root)
 
 
 def load(
-    data: object, *, chance: Callable[[], StatefulChance] | None = None, packages: Iterable[str] = ("policies",)
+    data: object, *, chance: Callable[[], StatefulChance] | None = None, packages: Iterable[str] | None = None
 ) -> object:
     """Return what `dump` wrote down."""
-    return _Reader(data, chance, tuple(packages)).root()
+    return _Reader(data, chance, tuple(_TRUSTED if packages is None else packages)).root()
 
 
 def _belongs(module: str, packages: tuple[str, ...]) -> bool:

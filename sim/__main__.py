@@ -1,5 +1,5 @@
 """``python -m sim`` is the ``tokenpools`` command."""
 
-from sim.cli import main
+from tokenpools.__main__ import main
 
 main()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sim.records import metrics
 from sim.records.schema import variant_columns
 
+TIMELINE_COLUMNS = ("t_s", "scope", "name", "metric", "value")
 MAX_CASES = 6
 MAX_POINTS = 600
 

@@ -12,11 +12,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sim.analysis import frames
+from sim.analysis.frames import TIMELINE_COLUMNS
 
 OWN_LIMITS = ("concurrency", "tokens", "kv_cache")
 """The reasons by which a request is refused for its entitlement's limit, not for the pool's state."""
+
+TOLD = 0.01
+"""The share lost from which somebody is told."""
+
+_REQUESTS = ("final", "entitlement", "outcome", "reason", "first_arrival_s", "arrival_s")
 
 PROTECTED = ("guaranteed", "dedicated")
 
@@ -78,3 +85,14 @@ def own_limit_losses(
         if len(idle):
             found.append(OwnLimitLoss(name, len(idle), len(mine), float(idle.mean())))
     return sorted(found, key=lambda loss: -loss.share)
+
+
+def worst_losses(requests: pa.Table, timeline: pa.Table, pool: Mapping[str, Any]) -> list[OwnLimitLoss]:
+    """Return the greatest loss of each entitlement over the runs of a result's tables, where more than `TOLD`."""
+    attempts, samples = dict(frames.cut(requests, _REQUESTS).cases), dict(frames.cut(timeline, TIMELINE_COLUMNS).cases)
+    worst: dict[str, OwnLimitLoss] = {}
+    for label in attempts.keys() & samples.keys():
+        for loss in own_limit_losses(attempts[label], samples[label], pool):
+            if loss.share > max(TOLD, worst[loss.entitlement].share if loss.entitlement in worst else 0.0):
+                worst[loss.entitlement] = loss
+    return sorted(worst.values(), key=lambda loss: -loss.share)

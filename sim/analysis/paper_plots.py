@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from sim.analysis import frames, style
-from sim.analysis.plots_over_time import TIMELINE_COLUMNS, draw_queue, stack
+from sim.analysis.frames import TIMELINE_COLUMNS
+from sim.analysis.plots_over_time import draw_queue, stack
 from sim.analysis.style import Looks, Phase
 
 _COLUMN_ORDER = ("token-pool", "none", "rate-limit")

@@ -22,7 +22,6 @@ from sim.analysis.binding import WORDS, binding, use_over_time
 from sim.analysis.style import Looks, Phase
 
 REQUEST_COLUMNS = ("final", "tenant", "outcome", "first_arrival_s", "first_token_s")
-TIMELINE_COLUMNS = ("t_s", "scope", "name", "metric", "value")
 
 
 @style.styled
@@ -105,7 +104,7 @@ def _rug(axis: Axes, refused: pd.DataFrame, looks: Looks) -> None:
 @style.styled
 def queue_over_time(timeline: pa.Table, *, phases: Sequence[Phase] = ()) -> Figure:
     """Return how many sequences run and how many wait at the replicas, against the capacity in slots."""
-    cut = frames.cut(timeline, TIMELINE_COLUMNS)
+    cut = frames.cut(timeline, frames.TIMELINE_COLUMNS)
     series = [(label, frames.pool_series(frame)) for label, frame in cut.cases]
     title = "Sequences running and waiting at the replicas"
     return draw_queue(series, title=title, note=cut.note, phases=phases)
@@ -145,7 +144,7 @@ def capacity_share(
     ----------
     tokens_per_s : the declared capacity, prompt and output together; None where none is declared.
     """
-    cut = frames.cut(timeline, TIMELINE_COLUMNS)
+    cut = frames.cut(timeline, frames.TIMELINE_COLUMNS)
     shares, titles, lines = [], [], []
     for label, frame in cut.cases:
         pool = frames.pool_series(frame)

@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sim.analysis import frames, style
 from sim.analysis.binding import WORDS, binding, declared_tokens_per_s, promised_shares
-from sim.analysis.plots_over_time import TIMELINE_COLUMNS
+from sim.analysis.frames import TIMELINE_COLUMNS
 from sim.analysis.style import Looks, Phase
 
 SERVICE = {"slots": "in_flight", "tokens_per_s": "tokens_per_s"}

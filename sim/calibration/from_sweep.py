@@ -60,7 +60,7 @@ def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tup
         np.maximum(1, np.round(nominal * rng.uniform(1 - _SPREAD, 1, count))).astype(np.int64)
         for nominal in (point.prompt_tokens, point.output_tokens)
     ]
-    made = closed_loop(profile, Requests(np.zeros(count), *lengths), point.concurrency)
+    made = closed_loop(profile, Requests(np.zeros(count), lengths[0], lengths[1]), point.concurrency)
     assert made.arrival_s is not None
     ttft_s = made.first_token_s - made.arrival_s
     tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, lengths[1] - 1)

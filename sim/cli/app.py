@@ -101,6 +101,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of stdout has gone; there is nobody to tell
         sys.exit(FAILED)
+    except (OSError, UnicodeError) as error:
+        if not {"--install-completion", "--show-completion"} & set(sys.argv):
+            raise
+        _stop(f"error: {completion.not_installed(error)}", BAD_INPUT)
     if code == INTERRUPTED:  # typer turns Ctrl-C into an exit code
         _stop("interrupted; nothing was written", INTERRUPTED)
     if code:

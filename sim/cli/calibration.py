@@ -230,6 +230,9 @@ def validate_profile(
     if plots is not None:
         figure = plot_validation(measured, simulated, f"{measured.name}, simulated with {loaded.name}")
         typer.echo(save_plot(figure, plots, f"{measured.name}"), err=True)
-    worst = float(table[table.statistic == "mean"].error.abs().max())
-    if at_most is not None and not 100 * worst <= at_most:  # also where no mean could be taken
+    means = table[table.statistic == "mean"]
+    unknown = list(means[means.error.isna()].metric)
+    if at_most is not None and unknown:
+        typer.echo(f"failed: nothing was measured of {', '.join(unknown)}", err=True)
+    if at_most is not None and (unknown or not 100 * float(means.error.abs().max()) <= at_most):
         sys.exit(FAILED)

@@ -6,6 +6,7 @@ A completion that fails says nothing: a broken file must not put a traceback on 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -28,6 +29,16 @@ def answer(commands: Any) -> None:
         except SystemExit as stop:
             code = int(stop.code or 0)
     sys.exit(code)
+
+
+def not_installed(error: OSError | UnicodeError) -> str:
+    """Return in words why completion could not be installed: a start-up file that cannot be read or written."""
+    if isinstance(error, OSError):
+        place, why = error.filename or "the shell's start-up file", error.strerror or str(error)
+    else:
+        place, why = "the shell's start-up file", "it is not UTF-8"
+    fix = "mend it, or put what --show-completion prints where the shell reads it"
+    return f"--install-completion: {place}: {why}; {fix}"
 
 
 def _quiet(complete: Callable[..., Found]) -> Callable[..., Found]:
@@ -114,7 +125,7 @@ def _paths(ctx: Context, incomplete: str, *, words: bool) -> Found:
     from sim.scenario.paths import choices
     from sim.scenario.paths import set_paths as paths_of
 
-    named = ctx.params.get("scenario")
+    named = ctx.params.get("scenario") or _scenario_typed()
     tree = {}
     if named:
         with contextlib.suppress(Exception):  # a scenario that is broken has the paths of the schema still
@@ -126,6 +137,14 @@ def _paths(ctx: Context, incomplete: str, *, words: bool) -> Found:
         return [f"{path}={word}" for word in fits if word.startswith(value)]
     found = [(f"{one}=", text) for one, text in paths_of(tree, schema) if one.startswith(incomplete)]
     return list(found) if len(found) <= _MOST else _up_to_a_dot([one for one, _ in found], incomplete)
+
+
+def _scenario_typed() -> str | None:
+    """Return the scenario on the line that the shell sent: typer leaves off at an option that has no value yet."""
+    line = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", ""))
+    shipped = set(_shipped("scenarios"))
+    words = (word.strip("'\"") for word in line.split())
+    return next((word for word in words if word in shipped or word.endswith((".yaml", ".yml"))), None)
 
 
 def _up_to_a_dot(paths: Iterable[str], incomplete: str) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,9 @@ def sweep(
     tables.show_summary(result.summary, wide=wide)
     _tell(result, folder)
     if targets:
-        ratio = "met" if met else f"not met: the widest interval is {reached.widest:.2f} times what was asked"
+        wide_by = f"the widest interval is {reached.widest:.2f} times what was asked"
+        unmeasured = "nothing was measured, or nothing that a share of its mean can be taken of"
+        ratio = "met" if met else f"not met: {wide_by if math.isfinite(reached.widest) else unmeasured}"
         typer.echo(f"{reached.replications} replications; {', '.join(until or ())} {ratio}", err=True)
     if result.errors or not met:
         sys.exit(FAILED)
@@ -299,6 +302,9 @@ def _draw(answers: Sequence[Answer], goal: Goal, cost: Cost, folder: Path) -> No
         confidence=goal.confidence,
         cost=cost.path.removeprefix("pool."),
         most=cost.most,
+        chosen={
+            one.policy: (cost.of(one.best.cost), one.best.attainment, one.best.at_least) for one in answers if one.best
+        },
     )
     style.save(figure, folder, "frontier")
 

@@ -57,7 +57,7 @@ def serve(
         core,
         recorded_head(loaded),
         load=load,
-        core_of=lambda head, leaving: core_of_head(head, config, leaving),
+        core_of=lambda head, leaving: core_of_head(head, config, leaving, may_import=False),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,7 +30,11 @@ from sim.cli.app import (
 )
 from sim.errors import InputError
 
+if TYPE_CHECKING:
+    from sim.experiments.run import ScenarioResult
+
 TOURNAMENT = "tournament"
+FigureWidth = Literal["screen", "column", "page"]
 
 
 @command(panel=SCENARIOS)
@@ -84,7 +88,21 @@ def run(
         )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
+    for warning in _own_limit(result):
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
+
+
+def _own_limit(result: ScenarioResult) -> list[str]:
+    """Return what guaranteed entitlements lost to their own limits, looked for where the summary shows refusals."""
+    pool = result.manifest["scenario"]["pool"]
+    names = {one["tenant"] or one["name"] for one in pool["entitlements"] if one["service_class"] == "guaranteed"}
+    rows = [row for row in result.summary if row["tenant"] in names]
+    if not any(float(row["refused"]) > 0.01 * float(row["offered"]) for row in rows):
+        return []
+    from sim.analysis.own_limit import worst_losses
+
+    return [str(loss) for loss in worst_losses(result.requests, result.timeline, pool)]
 
 
 @command(panel=EVIDENCE)
@@ -108,19 +126,15 @@ def _tournament(
     overrides: list[str] | None, seed: int | None, replications: int | None, out: Path | None,
     policies: list[str] | None, jobs: int, progress: bool | None,
 ) -> None:  # fmt: skip
-    from policies.registry import POLICIES
     from sim.experiments.executors import Executor
     from sim.experiments.sweep import Count
-    from sim.scenario.validation_errors import suggestion
     from sim.studies.tournament import REPLICATIONS
     from sim.studies.tournament import tournament as run_tournament
-    from sim.studies.tournament_policies import VARIANTS
+    from sim.studies.tournament_policies import check_names
 
     if overrides or seed is not None:
         raise InputError(TOURNAMENT, "takes no --set and no --seed", "run one of its scenarios by name instead")
-    for name in policies or ():
-        if name not in POLICIES and name not in VARIANTS:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, [*POLICIES, *VARIANTS]))
+    check_names(policies or ())
     shown = sys.stderr.isatty() if progress is None else progress
 
     def hear(name: str, count: Count) -> None:
@@ -140,9 +154,13 @@ def _tournament(
 def plot(
     result: ResultFolder,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures; without it RESULT/plots.")] = None,
+    width: Annotated[
+        FigureWidth, typer.Option("--width", help="column or page: as wide as a paper's column or page, with PDFs.")
+    ] = "screen",
 ) -> None:
     """Draw the figures of RESULT as PNG and SVG, and print their paths."""
     from sim.analysis.plots import plot_result
+    from sim.analysis.style import drawn_for
     from sim.records.result_folder import read_result
 
     folder = out if out is not None else result / "plots"
@@ -153,8 +171,9 @@ def plot(
         raise InputError(
             str(folder), f"cannot be written ({error.strerror})", "name another folder with --out"
         ) from None
-    for path in plot_result(loaded, folder):
-        typer.echo(path)
+    with drawn_for(width):
+        for path in plot_result(loaded, folder):
+            typer.echo(path)
 
 
 @command(panel=EVIDENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from sim.cli import completion, tables
 from sim.cli.app import SCENARIOS, Overrides, Replications, ScenarioRef, Seed, above_zero, command, load
+from sim.errors import InputError
 
 Listed = Literal["scenarios", "policies", "profiles", "traces", "arrivals", "clients", "lengths"]
 
@@ -19,12 +21,16 @@ Listed = Literal["scenarios", "policies", "profiles", "traces", "arrivals", "cli
 def validate(
     scenario: ScenarioRef, overrides: Overrides = None, seed: Seed = None, replications: Replications = None
 ) -> None:
-    """Check SCENARIO and say what it would run."""
+    """Check SCENARIO and say what it would run, and who is foreseen to be refused at a limit of its own."""
+    from sim.experiments.own_limit import foreseen_losses
     from sim.scenario.load import expand, scenario_hash
 
     loaded = load(scenario, overrides, seed, replications)
     cells = expand(loaded)
     typer.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
+    with contextlib.suppress(InputError):  # a trace that is not here: nothing is known of its demand
+        for loss in foreseen_losses(loaded):
+            typer.echo(f"warning: {loss}", err=True)
 
 
 @command("list", panel=SCENARIOS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.analysis.summary import Row
+from sim.scenario import plugins
 from sim.scenario.load import Cell, normalised, resolved
 from workloads.catalogue import locate
 from workloads.trace import TraceError
@@ -21,6 +22,7 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 _DECIDING = ("policies", "workloads", "sim/cluster", "sim/engine", "sim/profiles")
 _DECIDING_FILES = (
     "sim/records/arrow_columns.py",
+    "sim/scenario/plugins.py",
     "sim/scenario/pool.py",
     "sim/scenario/profile.py",
     "sim/records/schema.py",
@@ -90,6 +92,7 @@ def cell_key(cell: Cell, code: str) -> str:
         "replication": cell.replication,
         "data": [_content(workload.arrivals) for workload in cell.scenario.workload],
         "code": code,
+        **plugins.in_manifest(cell.scenario),
     }
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

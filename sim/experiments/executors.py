@@ -8,7 +8,7 @@ else with it: what it had begun runs again elsewhere.
 from __future__ import annotations
 
 import os
-import signal
+import pickle
 import socket
 import threading
 from collections import deque
@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from sim.errors import InputError
 from sim.extras import EXTRA_OF, needs
+from tokenpools._worker import Unloadable, call, ignore_interrupts
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -73,7 +74,30 @@ class Executor:
         if self.here or (len(tasks) <= 1 and self.address is None):
             return ((i, function(task)) for i, task in enumerate(tasks))
         adapter: _Adapter = {"loky": _loky, "dask": _dask, "ray": _ray}[self.kind]
-        return adapter(function, tasks, self)
+        answers = adapter(call, _Packed(function, tasks), self)
+        return ((i, Lost(answer.problem) if isinstance(answer, Unloadable) else answer) for i, answer in answers)
+
+
+class _Packed(Sequence[bytes]):
+    """Tasks in the form that `tokenpools._worker.call` reads, each made when it is handed out.
+
+    cloudpickle takes along what no worker could import: classes of a notebook or of the script itself.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+        self._function, self._tasks = function, tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: Any) -> Any:
+        cloudpickle: Any = import_module("cloudpickle")
+        try:
+            return cloudpickle.dumps((self._function, self._tasks[index]))
+        except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+            raise InputError(
+                "executor", f"a task cannot be sent to a worker ({error})", "set policies to plain values only"
+            ) from error
 
 
 class _Adapter(Protocol):
@@ -166,15 +190,28 @@ def _loky_until_a_death(
 
 def _loky_pool(jobs: int) -> Any:
     loky: Any = import_module("joblib.externals.loky")
+    _stop_workers_at_exit()
     # The processes stay for half a minute, so that the next batch of a sequence of sweeps need not start them again.
     return loky.get_reusable_executor(
-        max_workers=jobs, timeout=30, initializer=_ignore_interrupts, env={"OPENBLAS_NUM_THREADS": "1"}
+        max_workers=jobs, timeout=30, initializer=ignore_interrupts, env={"OPENBLAS_NUM_THREADS": "1"}
     )
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that the user talks to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@cache
+def _stop_workers_at_exit() -> None:
+    """Have the end of the program not wait for idle processes, as loky itself would, for as long as they stay.
+
+    What `atexit` has comes too late: Python first waits for the thread of loky's that waits for the processes.
+    """
+    reusable: Any = import_module("joblib.externals.loky.reusable_executor")
+
+    def stop() -> None:
+        if reusable._executor is not None:
+            reusable._executor.shutdown(wait=False, kill_workers=True)
+
+    register = getattr(threading, "_register_atexit", None)  # as loky does; the last to come goes first
+    if register is not None:
+        register(stop)
 
 
 # --------------------------------------------------------------------------------------------------------------------

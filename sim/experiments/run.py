@@ -15,13 +15,13 @@ import pyarrow as pa
 from policies.api import AdmissionPolicy
 from policies.invariants import InvariantError
 from policies.limit_leases import why_unfit
-from policies.registry import POLICIES, ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim import collector
 from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
-from sim.errors import InputError, RunError
+from sim.errors import InputError, RunError, TokenpoolsError
 from sim.experiments.caveats import caveats
 from sim.experiments.demands import client_chances, demands, named_chance
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
@@ -29,6 +29,7 @@ from sim.records import provenance
 from sim.records.decisions import decisions_table, opinions_table
 from sim.records.result_folder import check_output_folder, write_result
 from sim.records.schema import join_tables, requests_table, timeline_table
+from sim.scenario import plugins
 from sim.scenario.load import Cell, Event, Scenario, expand, scenario_hash
 
 Progress = Callable[[float, int], None]
@@ -116,6 +117,12 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
         outcomes = _simulate(world, scenario.record_decisions, on_progress, check_invariants)
     except InvariantError as error:
         raise RunError(f"{cell.policy}, replication {cell.replication}: {error}; please report it") from None
+    except TokenpoolsError:
+        raise
+    except Exception as error:
+        if whose := plugins.raised_by(scenario, error):
+            raise RunError(whose) from error
+        raise
     labels: dict[str, Any] = {
         "run_id": f"{scenario_hash(scenario)}-{cell.replication}",
         "policy": cell.policy,
@@ -160,7 +167,7 @@ def world_of(cell: Cell) -> World:
     entitlements = [entitlement.spec() for entitlement in pool.entitlements]
 
     def built(stream_name: str, params: Any = scenario.policies[0].params) -> AdmissionPolicy:
-        return POLICIES[params.kind].build(
+        return plugins.POLICY_KINDS[params.kind].build(
             params,
             entitlements=entitlements,
             kv_bytes_per_token=pool.profile.kv_bytes_per_token,
@@ -170,7 +177,7 @@ def world_of(cell: Cell) -> World:
     policy = built("policy/chance")
     if pool.share == "leases" and (why := why_unfit(policy)):
         raise InputError(f"policy {scenario.policies[0].name}", f"{why}, as pool.share: leases asks", "give totals")
-    router = ROUTERS[pool.router.kind]
+    router = plugins.ROUTER_KINDS[pool.router.kind]
     scaling = scenario.autoscaler_of(scenario.policies[0])
     scaler = SCALERS[scaling.kind].build(
         scaling, policy=policy, entitlements=entitlements, per_replica=pool.capacity(1)

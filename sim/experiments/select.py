@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from policies.registry import POLICIES
 from sim.errors import InputError
+from sim.scenario import plugins
 from sim.scenario.load import Policy, Scenario, parse_scenario, resolved, scenario_hash
 from sim.scenario.validation_errors import suggestion
 
@@ -25,12 +25,18 @@ def with_policies(scenario: Scenario, names: Sequence[str]) -> Scenario:
     for name in dict.fromkeys(names):
         if name in known:
             chosen.append(known[name])
-        elif name in POLICIES:
+        elif _is_kind(name):
             tree = resolved(scenario) | {"policies": [name], "vary": {}}
             chosen.append(parse_scenario(tree, f"--policy {name}").policies[0])
         else:
-            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, dict.fromkeys([*known, *POLICIES])))
+            every = dict.fromkeys([*known, *plugins.names("policies")])
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, every))
     return scenario.model_copy(update={"policies": tuple(chosen)})
+
+
+def _is_kind(name: str) -> bool:
+    plugins.find("policies", name)
+    return name in plugins.POLICY_KINDS
 
 
 def default_folder(ref: str, scenario: Scenario) -> Path:

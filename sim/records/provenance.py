@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sim.scenario import plugins
 from sim.scenario.load import Scenario, resolved, scenario_hash
 
 UNKNOWN = "unknown"
@@ -25,6 +26,7 @@ def origin(scenario: Scenario) -> dict[str, Any]:
         "seed": scenario.seed,
         "versions": versions(),
         "commit": commit(),
+        **plugins.in_manifest(scenario),
     }
 
 

@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 
 from policies.registry import POLICIES
+from sim.scenario import plugins
 from sim.scenario.load import load_scenario, shipped_scenarios
 from sim.scenario.profile import load_profile, shipped_profiles
 from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
@@ -19,7 +20,8 @@ def entries(what: str) -> list[tuple[str, str]]:
     if what == "scenarios":
         return [(name, load_scenario(name).title or "") for name in shipped_scenarios()]
     if what == "policies":
-        return [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
+        own = [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
+        return [*own, *plugins.listed("policies")]
     if what == "profiles":
         return [(name, load_profile(name).source) for name in shipped_profiles()]
     if what in _LAWS:

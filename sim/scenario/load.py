@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from sim.errors import ScenarioError
-from sim.scenario.model import POLICY_PARAMS, Capacity, Event, Phase, Policy, Scenario, Workload
+from sim.scenario.model import Capacity, Event, Phase, Policy, Scenario, Workload
 from sim.scenario.overrides import located, overridden, replaced
+from sim.scenario.plugins import POLICY_KINDS
 from sim.scenario.pool import Amounts, Entitlement, Pool
 from sim.scenario.registered_types import named
 from sim.scenario.shorthand import canonical
@@ -142,12 +143,12 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file, shorthands included."""
     schema = Scenario.model_json_schema()
     shared = schema["$defs"]
-    for kind in POLICY_PARAMS:
+    for kind in POLICY_KINDS:
         for definition in shared.values():
             if definition.get("properties", {}).get("kind", {}).get("const") == kind:
                 definition["properties"]["name"] = shared["Policy"]["properties"]["name"]
     by_params = {key: value for key, value in shared["Policy"]["properties"]["params"].items() if key != "title"}
-    shared["Policy"] = {"anyOf": [named(POLICY_PARAMS), by_params]}
+    shared["Policy"] = {"anyOf": [named(POLICY_KINDS), by_params]}
     pool, event = shared["Pool"]["properties"], shared["Event"]["properties"]
     pool["manifests"] = {
         "type": "string",

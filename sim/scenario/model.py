@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
-from policies.registry import POLICIES, SCALERS
+from policies.registry import SCALERS
+from sim.scenario import plugins
 from sim.scenario.pool import (
     Autoscaler,
     DerivedName,
@@ -27,9 +28,7 @@ from sim.scenario.pool import (
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 from sim.scenario.vary import Varied
 from workloads.generate import Recorded, WorkloadSpec
-from workloads.registry import ARRIVALS, CLIENTS, LENGTHS
-
-POLICY_PARAMS = {kind: entry.params for kind, entry in POLICIES.items()}
+from workloads.registry import LENGTHS
 
 _BY_ENTITLEMENT = ("per_entitlement", "weights", "shares", "priorities", "classes", "replicas")
 """Fields of policies that hold something for each of some entitlements."""
@@ -44,7 +43,7 @@ class Workload(Strict):
 
     name: DerivedName = Field(default="", description="give the workload a name; left out, the entitlement's")
     entitlement: str = Field(description="give the name of an entitlement of the pool")
-    arrivals: Annotated[Any, OneOf(ARRIVALS)] = Field(
+    arrivals: Annotated[Any, OneOf(plugins.ARRIVAL_KINDS)] = Field(
         description="give arrivals, e.g. {kind: poisson, rate_per_s: 4.0}"
     )
     prompt_tokens: Length | None = Field(
@@ -67,8 +66,8 @@ class Workload(Strict):
     requests: int | None = Field(
         default=None, gt=0, description="give the number of requests after which it ends, e.g. 1000"
     )
-    client: Annotated[Any, OneOf(CLIENTS, short=named(CLIENTS))] = Field(
-        default_factory=CLIENTS["drop"],
+    client: Annotated[Any, OneOf(plugins.CLIENT_KINDS, short=named(plugins.CLIENT_KINDS))] = Field(
+        default_factory=plugins.CLIENT_KINDS["drop"],
         description="give what clients do when refused, e.g. {kind: retry, max_attempts: 3}",
     )
 
@@ -83,6 +82,12 @@ class Workload(Strict):
         if self.max_output_tokens is not None and not self.ask_max_tokens:
             raise MisfitError("max_output_tokens", "given although ask_max_tokens is false", "leave one of them out")
         return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Come from another process, and bring kinds along that this one may not know."""
+        super().__setstate__(state)
+        plugins.arrived("arrivals", self.arrivals)
+        plugins.arrived("clients", self.client)
 
     def spec(self) -> WorkloadSpec:
         """Return the workload as the generator sees it."""
@@ -138,7 +143,7 @@ class Policy(Strict):
     """An admission policy, and the label it has in results; in a file its parameters stand beside the name."""
 
     name: Name = Field(description="give the policy a name")
-    params: Annotated[Any, OneOf(POLICY_PARAMS)] = Field(description="give a policy's name, e.g. token-pool")
+    params: Annotated[Any, OneOf(plugins.POLICY_KINDS)] = Field(description="give a policy's name, e.g. token-pool")
     autoscaler: Autoscaler | None = Field(
         default=None, description="give who scales the pool under this policy; left out, the pool's autoscaler"
     )
@@ -148,6 +153,11 @@ class Policy(Strict):
         dumped = handler(self)
         own = {} if dumped["autoscaler"] is None else {"autoscaler": dumped["autoscaler"]}
         return {"name": dumped["name"], **own, **dumped["params"]}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Come from another process, and bring a kind along that this one may not know."""
+        super().__setstate__(state)
+        plugins.arrived("policies", self.params)
 
 
 class Phase(Strict):
@@ -270,7 +280,7 @@ class Scenario(Strict):
             )
         entitlements_ = [one.spec() for one in self.pool.entitlements]
         try:
-            built = POLICIES[policy.params.kind].build(
+            built = plugins.POLICY_KINDS[policy.params.kind].build(
                 policy.params,
                 entitlements=entitlements_,
                 kv_bytes_per_token=self.pool.profile.kv_bytes_per_token,

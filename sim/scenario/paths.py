@@ -9,6 +9,7 @@ from sim.scenario.overrides import element_names
 
 _FIXED = ("version", "vary")
 _DEEPEST = 8
+_UNKNOWN = object()  # no scenario says what stands here: the schema alone speaks. Nothing (null) holds no paths.
 
 
 def set_paths(tree: Mapping[str, Any], schema: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -19,14 +20,14 @@ def set_paths(tree: Mapping[str, Any], schema: Mapping[str, Any]) -> list[tuple[
     tree : a resolved scenario; empty for what the schema alone allows.
     schema : as `sim.scenario.load.json_schema` gives it.
     """
-    found = _walk(tree, schema, schema.get("$defs", {}), "", 0)
+    found = _walk(tree or _UNKNOWN, schema, schema.get("$defs", {}), "", 0)
     return sorted({path: text for path, text in found if path.split(".")[0] not in _FIXED}.items())
 
 
 def choices(path: str, tree: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
     """Return the words that may be set at a path, if there are few; else nothing."""
     definitions = schema.get("$defs", {})
-    node: Any = tree
+    node: Any = tree or _UNKNOWN
     part: Mapping[str, Any] = schema
     steps = path.split(".")
     while steps:
@@ -69,8 +70,8 @@ def _children(node: Any, schema: Mapping[str, Any], definitions: Mapping[str, An
             properties |= {name: part for name, part in own.items() if name not in properties}
     if isinstance(node, Mapping):
         return {str(name): (node.get(name), properties.get(name, {})) for name in dict.fromkeys([*node, *properties])}
-    if node is None and len([one for one in variants if "properties" in one]) == 1:
-        return {name: (None, part) for name, part in properties.items()}
+    if node is _UNKNOWN and len([one for one in variants if "properties" in one]) == 1:
+        return {name: (_UNKNOWN, part) for name, part in properties.items()}
     return {}
 
 

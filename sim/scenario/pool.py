@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from policies.api import EntitlementSpec, PoolCapacity, Resources, ServiceClass
-from policies.registry import ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim.engine.replica_life import Life
+from sim.scenario import plugins
 from sim.scenario.profile import Profile
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 from sim.scenario.validation_errors import suggestion
@@ -21,7 +22,6 @@ _GIB = 2**30
 _RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 _DIMENSIONS = ("slots", "tokens_per_s", "kv_bytes")
 
-ROUTER_PARAMS = {kind: entry.params for kind, entry in ROUTERS.items()}
 SCALER_PARAMS = {kind: entry.params for kind, entry in SCALERS.items()}
 
 Autoscaler = Annotated[Any, OneOf(SCALER_PARAMS, short=named(SCALERS))]
@@ -112,8 +112,9 @@ class Pool(Strict):
         description="give the name of a profile, a path or a mapping; see tokenpools list profiles"
     )
     replicas: int = Field(default=1, gt=0, le=100_000, description="give the number of replicas, e.g. 1")
-    router: Annotated[Any, OneOf(ROUTER_PARAMS, short=named(ROUTERS))] = Field(
-        default_factory=ROUTER_PARAMS["least-outstanding-tokens"], description="give a router, e.g. round-robin"
+    router: Annotated[Any, OneOf(plugins.ROUTER_KINDS, short=named(plugins.ROUTER_KINDS))] = Field(
+        default_factory=plugins.ROUTER_KINDS["least-outstanding-tokens"].params,
+        description="give a router, e.g. round-robin",
     )
     entitlements: tuple[Entitlement, ...] = Field(min_length=1, description="give at least one entitlement")
     default_max_output_tokens: int = Field(
@@ -197,6 +198,11 @@ class Pool(Strict):
                     f"at {at_s:g} s, the pool has {available:g}",
                     f"lower them or set {least} to {math.ceil(total * replicas / available)}",
                 )
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Come from another process, and bring a router along that this one may not know."""
+        super().__setstate__(state)
+        plugins.arrived("routers", self.router)
 
     def life(self) -> Life:
         """Return how long the coming and going of replicas takes."""

@@ -7,13 +7,17 @@ descriptions and unknown keys need no code, and a validated value is an instance
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+Kind = TypeVar("Kind")
+
+_MODELS: list[type[BaseModel]] = []
 
 
 class Strict(BaseModel):
@@ -23,6 +27,11 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Note the model, after those that it is made of, for `rebuild_models`."""
+        _MODELS.append(cls)
 
 
 class MisfitError(ValueError):
@@ -35,6 +44,55 @@ class MisfitError(ValueError):
         super().__init__(path, problem, fix)
 
 
+class Kinds(Mapping[str, Kind]):
+    """A registry that plug-ins may join: kinds by name, each the dataclass itself or something with ``params``.
+
+    Attributes
+    ----------
+    built_in : those that come with tokenpools.
+    """
+
+    def __init__(self, built_in: Mapping[str, Kind]) -> None:
+        self.built_in = built_in
+        self._added: dict[str, Kind] = {}
+
+    def __getitem__(self, kind: str) -> Kind:
+        return self.built_in[kind] if kind in self.built_in else self._added[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.built_in
+        yield from self._added
+
+    def __len__(self) -> int:
+        return len(self.built_in) + len(self._added)
+
+    def params(self, kind: str) -> type:
+        """Return the dataclass that a scenario fills in."""
+        return _params_of(self[kind])
+
+    def add(self, kind: str, found: Kind) -> None:
+        """Take in a kind from outside."""
+        self._added[kind] = found
+
+    def forget(self, kind: str) -> None:
+        """Take it out again, if it is there."""
+        self._added.pop(kind, None)
+
+
+def _params_of(found: Any) -> type:
+    kind: type = found if isinstance(found, type) else found.params
+    return kind
+
+
+def rebuild_models() -> None:
+    """Have the models read the registries again, after a kind has joined one."""
+    from sim.scenario import validation_errors
+
+    for model in _MODELS:
+        model.model_rebuild(force=True)
+    validation_errors.forget_schemas()
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: typing wants a hash, a registry has none
 class OneOf:
     """Marks a field that holds one of the registered dataclasses, selected by its ``kind``.
@@ -43,17 +101,17 @@ class OneOf:
 
     Attributes
     ----------
-    variants : the registry.
+    variants : the registry, of dataclasses or of entries that have them as ``params``.
     short : JSON schema of the shorthand that a scenario file may use instead of a mapping, if there is one.
     """
 
-    variants: Mapping[str, type]
+    variants: Mapping[str, Any]
     short: Mapping[str, Any] | None = None
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union tagged by ``kind``."""
         choices: dict[Any, CoreSchema] = {
-            kind: handler.generate_schema(variant) for kind, variant in self.variants.items()
+            kind: handler.generate_schema(_params_of(variant)) for kind, variant in self.variants.items()
         }
         return core_schema.tagged_union_schema(choices, discriminator="kind", strict=True)
 

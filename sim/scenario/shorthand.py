@@ -13,8 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from policies.registry import PARTS, POLICIES
+from policies.registry import PARTS
 from sim.errors import ScenarioError
+from sim.scenario import plugins
 from sim.scenario.manifests import pool_from_manifests
 from sim.scenario.profile import load_profile
 from sim.scenario.vary import with_profiles
@@ -36,11 +37,15 @@ def canonical(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
         scenario["pool"] = _pool(scenario["pool"], file)
     _each(scenario, "workload", partial(_workload, folder=Path(file).parent))
     if isinstance(scenario.get("workload"), list):
+        for i, one in enumerate(scenario["workload"]):
+            _find("arrivals", one, "arrivals", file, f"workload[{i}].arrivals")
+            _find("clients", one, "client", file, f"workload[{i}].client")
+    if isinstance(scenario.get("workload"), list):
         _name_workloads([one for one in scenario["workload"] if isinstance(one, dict)])
     _each(scenario, "events", _event)
     for field in ("policies", "shadow"):
         if isinstance(scenario.get(field), list):
-            scenario[field] = [_policy(one) for one in scenario[field]]
+            scenario[field] = [_policy(one, file, f"{field}[{i}]") for i, one in enumerate(scenario[field])]
     if isinstance(scenario.get("vary"), dict):
         scenario["vary"] = with_profiles(scenario["vary"], lambda one: _profile(one, file, "vary.pool.profile"))
     return scenario
@@ -52,6 +57,7 @@ def _pool(raw: dict[str, Any], file: str) -> dict[str, Any]:
         pool["profile"] = _profile(pool["profile"], file, "pool.profile")
     _bare_name(pool, "router")
     _bare_name(pool, "autoscaler")
+    _find("routers", pool, "router", file, "pool.router")
     _each(pool, "entitlements", _entitlement)
     return pool
 
@@ -116,22 +122,41 @@ def _event(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "capacity": {}} if raw.get("capacity") == "full" else raw
 
 
-def _policy(raw: object) -> object:
+def _policy(raw: object, file: str, field: str) -> object:
     if isinstance(raw, str):
-        return {"name": raw, "params": {"kind": raw}}
+        raw = {"kind": raw}
     if not isinstance(raw, dict):
         return raw
     params = {key: value for key, value in raw.items() if key not in ("name", "autoscaler")}
     kind = params.get("kind")
-    known = POLICIES.get(kind) if isinstance(kind, str) else None
+    _find("policies", {"": params}, "", file, field)
+    known = plugins.POLICY_KINDS.get(kind) if isinstance(kind, str) else None
     for part in [each.name for each in fields(known.params) if "discriminator" in each.metadata] if known else PARTS:
         _bare_name(params, part)  # other policies may have plain words under the same name, as token pools' order
     name = raw.get("name")
-    policy = {"name": params.get("kind", "unnamed") if name is None else name, "params": params}
+    policy = {"name": _label(kind) if name is None else name, "params": params}
     if raw.get("autoscaler") is not None:
         policy["autoscaler"] = raw["autoscaler"]
         _bare_name(policy, "autoscaler")
     return policy
+
+
+def _label(kind: object) -> object:
+    """Return what results call a policy without a name: what it calls itself, where it is named by module and class."""
+    if isinstance(kind, str) and ":" in kind and kind in plugins.POLICY_KINDS:
+        return plugins.own_kind(plugins.POLICY_KINDS.params(kind))
+    return "unnamed" if kind is None else kind
+
+
+def _find(group: str, parent: object, key: str, file: str, field: str) -> None:
+    """See that the kind that stands under a key is known, wherever it comes from."""
+    found = parent.get(key) if isinstance(parent, dict) else None
+    if isinstance(found, dict):
+        try:
+            plugins.find(group, found.get("kind"))
+        except plugins.PluginError as error:
+            place, problem, fix = error.args
+            raise ScenarioError(file, f"{field}.kind", one_line(f"{place}: {problem}"), fix) from error
 
 
 def _each(parent: dict[str, Any], key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

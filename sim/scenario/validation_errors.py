@@ -165,6 +165,11 @@ def _walk(loc: Loc, raw: object, *, keep_last: bool) -> tuple[str, object]:
     return path, node
 
 
+def forget_schemas() -> None:
+    """Ask the models for their schemas again, which have changed."""
+    _schema.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()

@@ -15,12 +15,15 @@ Tokens of prompt and output count alike where a rate of tokens/s is metered, bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from policies.registry import POLICIES
+from sim.errors import InputError
+from sim.scenario import plugins
 from sim.scenario.load import Policy, Scenario, parse_scenario, resolved
+from sim.scenario.validation_errors import suggestion
 
 HEADROOM = 0.9
 """Share of the capacity to which all rates sum. [choice]"""
@@ -172,6 +175,20 @@ def names() -> list[str]:
     return [*(kind for kind in POLICIES if kind not in LEFT_OUT), *VARIANTS]
 
 
+def check_names(chosen: Sequence[str]) -> None:
+    """Refuse what is no policy, of tokenpools or from outside.
+
+    Raises
+    ------
+    InputError : a name is none.
+    """
+    for name in chosen:
+        plugins.find("policies", name)
+        if name not in plugins.POLICY_KINDS and name not in VARIANTS:
+            every = [*plugins.names("policies"), *VARIANTS]
+            raise InputError(f"--policy {name}", "unknown policy", suggestion(name, every))
+
+
 def policy_settings(scenario: Scenario, chosen: tuple[str, ...] = ()) -> tuple[Policy, ...]:
     """Return the policies of a tournament, set for a scenario; all `names` unless some are chosen.
 
@@ -186,6 +203,7 @@ def policy_settings(scenario: Scenario, chosen: tuple[str, ...] = ()) -> tuple[P
     for name in chosen or names():
         own = VARIANTS.get(name, {"kind": name})
         rule = RULES.get(own["kind"])
-        policies.append({"name": name, **own, **(rule(found) if rule else {})})
+        label = {} if ":" in name else {"name": name}  # module:Class is called what it calls itself
+        policies.append({**label, **own, **(rule(found) if rule else {})})
     tree = resolved(scenario) | {"policies": policies, "vary": {}}
     return parse_scenario(tree, scenario.title or "tournament").policies

@@ -212,3 +212,16 @@ def test_a_plain_run_imports_no_analysis_libraries(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_guaranteed_tenant_that_its_own_limit_refuses_is_named_before_and_after(tokenpools: Run) -> None:
+    chosen = ["--set", "policies=[token-pool]", "--replications", "1"]
+    code, out, err = tokenpools("validate", "paper-exp1", *chosen)
+    assert code == 0
+    assert "good" in out
+    assert "warning: guaranteed-c is guaranteed 6 slots and never has more" in err
+    code, out, err = tokenpools("run", "paper-exp1", *chosen, "--out", "o")
+    assert code == 0
+    assert "warning: guaranteed-c lost 13.6%" in err
+    assert tokenpools("plot", "o", "--width", "column")[0] == 0
+    assert Path("o/plots/fair-share.pdf").is_file()

@@ -110,7 +110,7 @@ def test_dask_gives_the_same_bytes_and_outlives_a_worker(tmp_path: Path, expecte
 @quiet
 def test_ray_gives_the_same_bytes_and_outlives_a_worker(tmp_path: Path, expected: str) -> None:
     killed: list[int] = []
-    hear = killing(lambda: children("ray::run_task"), killed)
+    hear = killing(lambda: children("ray::call"), killed)
     result = sweep(ASKED, tmp_path / "s", executor=Executor(kind="ray", jobs=2), on_cell=hear)
     assert killed
     assert result.count == Count(finished=CELLS, kept=0, failed=0, total=CELLS)

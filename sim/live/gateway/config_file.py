@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from policies.api import EntitlementSpec
 from policies.core import GatewayCore
 from policies.limit_leases import why_unfit
-from policies.registry import POLICIES, ROUTERS, SCALERS
+from policies.registry import SCALERS
 from sim.errors import ScenarioError
 from sim.live.gateway.settings import (
     LOOPBACK,
@@ -43,6 +43,7 @@ from sim.live.gateway.settings import (
 from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
+from sim.scenario import plugins
 from sim.scenario.model import Policy
 from sim.scenario.pool import Name, Pool, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
@@ -297,7 +298,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
     try:
-        policy = POLICIES[chosen.params.kind].build(
+        policy = plugins.POLICY_KINDS[chosen.params.kind].build(
             chosen.params, entitlements=specs, kv_bytes_per_token=profile.kv_bytes_per_token, chance=Random(seed),
         )
         scaler = SCALERS[scaling.kind].build(
@@ -308,7 +309,7 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
         raise ScenarioError("", "policy", problem, fix or "see the policy's fields in tokenpools schema") from None
     return GatewayCore(
         entitlements=specs, capacity=pool.capacity(), replica_ids=range(pool.replicas), policy=policy,
-        router=ROUTERS[pool.router.kind].build(pool.router),
+        router=plugins.ROUTER_KINDS[pool.router.kind].build(pool.router),
         default_max_output_tokens=pool.default_max_output_tokens,
         max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
         retry_failed=pool.on_failure == "retry",
@@ -354,8 +355,14 @@ def agreed(config: ServeConfig, secrets: StateSecrets) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:
+def core_of_head(
+    head: Mapping[str, Any], file: str, leaving: Sequence[EntitlementSpec] = (), *, may_import: bool = True
+) -> GatewayCore:
     """Return the core that a recording was made with.
+
+    Parameters
+    ----------
+    may_import : whether ``module:Class`` is imported; False for a head that came over a network.
 
     Raises
     ------
@@ -369,6 +376,9 @@ def core_of_head(head: Mapping[str, Any], file: str, leaving: Sequence[Entitleme
         if name == "policy":
             own = {key: value for key, value in mapping.items() if key not in ("name", "autoscaler")}
             mapping = {"name": mapping.get("name"), "autoscaler": mapping.get("autoscaler"), "params": own}
+            plugins.find("policies", own.get("kind"), may_import=may_import)
+        elif isinstance(mapping.get("router"), dict):
+            plugins.find("routers", mapping["router"].get("kind"), may_import=may_import)
         try:
             found.append(kind.model_validate_json(as_json(mapping, file)))
         except ValidationError as error:

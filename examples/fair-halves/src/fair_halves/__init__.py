@@ -1,0 +1,1 @@
+"""A policy, a router, an arrival law and a client from outside tokenpools."""

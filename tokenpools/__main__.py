@@ -1,0 +1,16 @@
+"""The ``tokenpools`` command; ``python -m tokenpools`` is the same."""
+
+from __future__ import annotations
+
+import tokenpools  # noqa: F401  (from here on its packages are found where they belong)
+
+
+def main() -> None:
+    """Run the command."""
+    from sim.cli import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()
