@@ -147,7 +147,7 @@ class RateLimitPolicy:
         if isinstance(tokens, ContinuousBucket):
             tokens.settle(flight.reserved_tokens, used_tokens, now_s)
         else:
-            tokens.settle(self._charges.pop(flight.request.request_id), used_tokens, now_s)
+            tokens.settle_or_charge(self._charges.pop(flight.request.request_id), used_tokens, now_s)
 
     def inherit(self, earlier: AdmissionPolicy, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Go on with the buckets of entitlements of the same name; sliding windows begin anew."""

@@ -33,6 +33,7 @@ from policies.api import (
     ServiceClass,
     Verdict,
 )
+from policies.meters import ContinuousBucket
 from policies.token_pool.allocation import UNITS, Vector, capacity_vector
 from policies.token_pool.leases import LeaseBook
 from policies.token_pool.limits import share_out
@@ -85,6 +86,7 @@ class TokenPoolPolicy:
         self._pool_tokens_per_s = 0.0
         self._known_kv = False
         self._preemptible: dict[str, InFlight] = {}
+        self._paid: dict[str, ContinuousBucket] = {}  # which bucket a request was charged to
 
     # ----------------------------------------------------------------------------------------------------------------
     # Checks
@@ -216,6 +218,7 @@ class TokenPoolPolicy:
         self._reserved_tokens += flight.reserved_tokens
         if account.bucket is not None:
             account.bucket.reserve(flight.reserved_tokens, now_s)
+            self._paid[flight.request.request_id] = account.bucket
         self._floor.admitted(account, flight)
         service_class = account.spec.service_class
         if service_class is ServiceClass.DEDICATED:
@@ -232,8 +235,10 @@ class TokenPoolPolicy:
             used_tokens += flight.request.prompt_tokens
         account.completed_tokens += used_tokens
         account.released_tokens += flight.reserved_tokens
-        if account.bucket is not None:
-            account.bucket.settle(flight.reserved_tokens, used_tokens, now_s)
+        # An allocation may have taken the bucket away meanwhile, or brought one that was never charged.
+        bucket = self._paid.pop(flight.request.request_id, None)
+        if bucket is not None and bucket is account.bucket:
+            bucket.settle(flight.reserved_tokens, used_tokens, now_s)
         service_class = account.spec.service_class
         if service_class is ServiceClass.DEDICATED:
             self._count_idle(account, flight.ledger)

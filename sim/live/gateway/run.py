@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 from policies.core import GatewayCore
 from sim.errors import RunError
+from sim.live.gateway.descriptors import raise_limit
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import CoreOf, Loaded, Reloader
 from sim.live.gateway.service import Service
-from sim.live.gateway.settings import CheckInvariants, Settings
+from sim.live.gateway.settings import LOOPBACK, CheckInvariants, Settings
 from sim.live.loadgen.table_writer import Tables
 from sim.live.observability.logs import set_up
 from sim.live.observability.recording import Recording
@@ -50,6 +51,9 @@ def serve(
     RunError : other gateways that share the state have another configuration.
     """
     set_up(style=settings.logs.style, level=settings.logs.level)
+    raise_limit()
+    if settings.tls is None and settings.host not in LOOPBACK:
+        LOG.warning("%s is reached in clear; give listen.tls, or let a proxy end TLS", settings.host)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(settings, core, about or {}, load, core_of))
 
