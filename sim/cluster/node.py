@@ -71,6 +71,10 @@ def _settings(profile: Profile, step_time: StepTime) -> EngineSettings:
         block_tokens=profile.block_tokens,
         async_scheduling=profile.async_scheduling,
         prefix_caching=profile.prefix_caching,
+        long_prefill_token_threshold=profile.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=profile.long_prefill_token_threshold_adaptive,
+        scheduler_reserve_full_isl=profile.scheduler_reserve_full_isl,
+        watermark=profile.watermark,
     )
 
 

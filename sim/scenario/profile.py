@@ -97,6 +97,18 @@ class Profile(Strict):
     prefix_caching: bool = Field(
         default=False, description="give true where prompts find again the KV blocks of those that began alike"
     )
+    long_prefill_token_threshold: int = Field(
+        default=0, ge=0, description="give the tokens an iteration takes of one prompt beside others, or 0 for all"
+    )
+    long_prefill_token_threshold_adaptive: bool = Field(
+        default=False, description="give true where that threshold is at least an even share of the token budget"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        default=True, description="give false where a prompt is let in once its first chunk fits into the KV cache"
+    )
+    watermark: float = Field(
+        default=0.0, ge=0, lt=1, description="give the share of KV blocks kept free of those who come in, e.g. 0.01"
+    )
     speculation: Speculation | None = Field(
         default=None,
         description="give how tokens are drafted, e.g. {tokens: 3, acceptance: 0.7, per_draft_token_s: 2.0e-5}",
@@ -199,6 +211,7 @@ class Profile(Strict):
         if kind == "flow-prefill" and (self.async_scheduling or self.prefix_caching):
             option = "async_scheduling" if self.async_scheduling else "prefix_caching"
             raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
+        self._check_admission()
         if self.disaggregated is not None:
             if kind == "fair-batching":
                 raise MisfitError(
@@ -206,6 +219,37 @@ class Profile(Strict):
                 )
             if self.kv_bytes_per_token is None:
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
+
+    def _check_admission(self) -> None:
+        threshold = self.long_prefill_token_threshold
+        if self.goes_by_deadlines:
+            for option in ("long_prefill_token_threshold", "watermark"):
+                if getattr(self, option):
+                    raise MisfitError(
+                        option, f"given beside {self.scheduling}, which has none", "leave it out, or choose fcfs"
+                    )
+            if not self.scheduler_reserve_full_isl:
+                raise MisfitError(
+                    "scheduler_reserve_full_isl", f"false beside {self.scheduling}, which always does",
+                    "leave it out, or choose fcfs",
+                )  # fmt: skip
+        if self.long_prefill_token_threshold_adaptive and not threshold:
+            raise MisfitError(
+                "long_prefill_token_threshold_adaptive", "set, and there is no long_prefill_token_threshold to adapt",
+                "give one, e.g. 512",
+            )  # fmt: skip
+        if self.max_model_tokens is not None and threshold > self.max_model_tokens:
+            raise MisfitError(
+                "long_prefill_token_threshold",
+                f"{threshold} is more than max_model_tokens ({self.max_model_tokens}), which vLLM refuses",
+                f"give at most {self.max_model_tokens}",
+            )
+        if self.speculation is not None and 0 < threshold <= self.speculation.tokens:
+            raise MisfitError(
+                "long_prefill_token_threshold",
+                f"{threshold} would cut a token and its {self.speculation.tokens} drafts",
+                f"give more than {self.speculation.tokens}",
+            )
 
     def _check_speculation(self, speculation: Speculation) -> None:
         if self.disaggregated is not None or self.goes_by_deadlines:
