@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from policies.api import ADMIT, Deny, PoolLedger, Reason, RequestView, Verdict
-from policies.no_control import NoControlPolicy
+from tokenpools.policies import ADMIT, Deny, PolicyBase, PoolLedger, Reason, RequestView, Traits, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cap:
     """Bounds what an entitlement has in flight."""
 
-    kind: Literal["cap"] = "cap"
+    traits: ClassVar[Traits] = Traits(refuses_oversize=False)  # it counts requests, not their size
+
+    kind: Literal["at-most"] = "at-most"
     max_in_flight: int = field(metadata={"gt": 0, "description": "give requests in flight, e.g. 8"})
 
+    def build(self, **_: Any) -> CapPolicy:
+        """Return the working policy of one pool."""
+        return CapPolicy(self)
 
-class CapPolicy(NoControlPolicy):
+
+class CapPolicy(PolicyBase):
     """See `policies.api.AdmissionPolicy`."""
 
     def __init__(self, params: Cap) -> None:

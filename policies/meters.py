@@ -1,8 +1,16 @@
 """Meters: how much of something has been used, and how long until there is room for more.
 
 Buckets and windows answer `wait_s` without a side effect that anyone could see, and are charged with `reserve`. What
-was reserved can be corrected with `settle` when the true amount is known. Times are seconds on the caller's clock,
-never decreasing.
+was reserved can be corrected with `settle` when the true amount is known, at the meter that was charged and, of
+windows, in the window that paid. Times are seconds on the caller's clock, never decreasing.
+
+What a meter lets through, where everyone waits as told and `settle` brings `actual`:
+
+- a sliding window: in any ``window_s``, reservations of at most ``limit``; what turns out above its reservation counts
+  from then on as if it had been asked for then (`SlidingWindow.settle_or_charge`);
+- a fixed window: in each window at most ``limit``, of which what was given back in time can be had again;
+- a bucket: in any t seconds at most ``depth`` + ``rate_per_s`` * t, and what is given back in them of reservations that
+  were made before them: a bucket has no periods that a refund could belong to.
 """
 
 from __future__ import annotations
@@ -17,7 +25,8 @@ _SLACK = 1e-9
 class ContinuousBucket:
     """A token bucket that fills at ``rate_per_s`` up to ``depth``, and starts full.
 
-    Settling above what was reserved may take the level below zero: the debt is filled up first.
+    Settling above what was reserved may take the level below zero: the debt is filled up first. A refund never fills it
+    above ``depth``.
     """
 
     __slots__ = ("_at_s", "_level", "depth", "rate_per_s")
@@ -58,6 +67,14 @@ class ContinuousBucket:
         self.rate_per_s = rate_per_s
         self.depth = depth
 
+    def scale(self, *, rate_per_s: float, depth: float, kept: float, now_s: float) -> None:
+        """Fill at another rate, and keep a share of what is there; what is owed is owed in full."""
+        level = self.available(now_s)
+        self._level = min(level * kept if level > 0 else level, depth)
+        self._at_s = now_s
+        self.rate_per_s = rate_per_s
+        self.depth = depth
+
     def inherit(self, earlier: ContinuousBucket, now_s: float) -> None:
         """Hold what an earlier bucket holds, as far as this one can."""
         self._level = min(self.depth, earlier.available(now_s))
@@ -76,7 +93,7 @@ class ContinuousBucket:
 
 
 class Charge:
-    """One entry of a `SlidingWindow`."""
+    """One reservation, and until when the window lasts that it was made in: what `settle` needs to find it again."""
 
     __slots__ = ("amount", "until_s")
 
@@ -140,13 +157,20 @@ class SlidingWindow:
             self._total += actual - charge.amount
             charge.amount = actual
 
+    def settle_or_charge(self, charge: Charge, actual: float, now_s: float) -> None:
+        """Do the same; where the reservation has left the window, count what was used beyond it from now on."""
+        if charge.until_s > now_s:
+            self.settle(charge, actual, now_s)
+        elif actual > charge.amount:
+            self.reserve(actual - charge.amount, now_s)
+
 
 class FixedWindow:
     """At most ``limit`` in each window of ``window_s`` seconds; what is left of one is lost with it.
 
     Windows are [k * window_s, (k + 1) * window_s) of the clock, or begin with the first charge after the last one
-    ended. What is settled later counts in the window of that instant. Use may pass the limit, where what was used is
-    known only afterwards.
+    ended. A refund goes to the window that paid, and is lost with it; what is used beyond a reservation after its
+    window has ended counts in the window of that instant. Use may pass the limit, where it is known only afterwards.
     """
 
     __slots__ = ("_by_clock", "_from_s", "_used", "limit", "window_s")
@@ -178,19 +202,23 @@ class FixedWindow:
         """Return the seconds until the window of now ends."""
         return self._from_s + self.window_s - now_s
 
-    def reserve(self, amount: float, now_s: float) -> None:
-        """Take ``amount``."""
+    def reserve(self, amount: float, now_s: float) -> Charge:
+        """Take ``amount``; hand what is returned to `settle`."""
         if now_s >= self._from_s + self.window_s:
             self._from_s = math.floor(now_s / self.window_s) * self.window_s if self._by_clock else now_s
             if now_s >= self._from_s + self.window_s:  # rounding can leave now at the end of the last window
                 self._from_s = now_s
             self._used = 0.0
         self._used += amount
+        return Charge(self._from_s + self.window_s, amount)
 
-    def settle(self, reserved: float, actual: float, now_s: float) -> None:
-        """Make a reservation what it turned out to be, never giving a window more than its limit."""
-        self.reserve(actual - reserved, now_s)
-        self._used = max(0.0, self._used)
+    def settle(self, charge: Charge, actual: float, now_s: float) -> None:
+        """Make a reservation what it turned out to be, in the window that paid for it."""
+        if charge.until_s > now_s:
+            self._used += actual - charge.amount
+            charge.amount = actual
+        elif actual > charge.amount:
+            self.reserve(actual - charge.amount, now_s)
 
 
 class LeakyUtilisation:

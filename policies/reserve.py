@@ -159,10 +159,12 @@ class ReservePolicy(Foresight, MeteredPolicy):
 
 
 def _settle(meter: Meter, reserved: float, charge: Charge | None, used: float, now_s: float) -> None:
-    if isinstance(meter, SlidingWindow):
-        if charge is not None:
-            meter.settle(charge, used, now_s)
-        elif used:
-            meter.reserve(used, now_s)
-    else:
+    if isinstance(meter, ContinuousBucket):
         meter.settle(reserved, used, now_s)
+    elif charge is None:  # given back already
+        if used:
+            meter.reserve(used, now_s)
+    elif isinstance(meter, SlidingWindow):
+        meter.settle_or_charge(charge, used, now_s)
+    else:
+        meter.settle(charge, used, now_s)

@@ -33,6 +33,7 @@ from policies.api import (
     ServiceClass,
     Verdict,
 )
+from policies.meters import ContinuousBucket
 from policies.token_pool.allocation import UNITS, Vector, capacity_vector
 from policies.token_pool.leases import LeaseBook
 from policies.token_pool.limits import share_out
@@ -85,6 +86,7 @@ class TokenPoolPolicy:
         self._pool_tokens_per_s = 0.0
         self._known_kv = False
         self._preemptible: dict[str, InFlight] = {}
+        self._paid: dict[str, ContinuousBucket] = {}  # which bucket a request was charged to
 
     # ----------------------------------------------------------------------------------------------------------------
     # Checks
@@ -216,6 +218,7 @@ class TokenPoolPolicy:
         self._reserved_tokens += flight.reserved_tokens
         if account.bucket is not None:
             account.bucket.reserve(flight.reserved_tokens, now_s)
+            self._paid[flight.request.request_id] = account.bucket
         self._floor.admitted(account, flight)
         service_class = account.spec.service_class
         if service_class is ServiceClass.DEDICATED:
@@ -232,8 +235,10 @@ class TokenPoolPolicy:
             used_tokens += flight.request.prompt_tokens
         account.completed_tokens += used_tokens
         account.released_tokens += flight.reserved_tokens
-        if account.bucket is not None:
-            account.bucket.settle(flight.reserved_tokens, used_tokens, now_s)
+        # An allocation may have taken the bucket away meanwhile, or brought one that was never charged.
+        bucket = self._paid.pop(flight.request.request_id, None)
+        if bucket is not None and bucket is account.bucket:
+            bucket.settle(flight.reserved_tokens, used_tokens, now_s)
         service_class = account.spec.service_class
         if service_class is ServiceClass.DEDICATED:
             self._count_idle(account, flight.ledger)
@@ -274,6 +279,31 @@ class TokenPoolPolicy:
             if account.spec.service_class is ServiceClass.DEDICATED:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
+
+    def rated(self) -> Mapping[str, float]:
+        """See `policies.limit_leases.Parted`: those that check 4 meters, by their limit or else by the pool's rate."""
+        return {
+            name: account.limits[0] if math.isfinite(account.limits[0]) else account.bucket.rate_per_s
+            for name, account in self._accounts.items() if account.bucket is not None
+        }  # fmt: skip
+
+    def on_parts(self, parts: Mapping[str, float], pool: PoolLedger, now_s: float) -> None:
+        """See `policies.limit_leases.Parted`; who is idle and in flight is counted anew too."""
+        for name, account in self._accounts.items():
+            part, before = parts.get(name, account.part), account.part
+            if part != before and account.bucket is not None:
+                account.part = part
+                rate = account.bucket.rate_per_s * part / before if before else self._whole_rate(account) * part
+                depth = max(rate * self.rules.bucket_s, self.rules.max_request_tokens)
+                account.bucket.scale(rate_per_s=rate, depth=depth, kept=min(1.0, part / before if before else 1.0),
+                                     now_s=now_s)
+            if account.spec.service_class is ServiceClass.DEDICATED:
+                self._count_idle(account, pool.entitlements[name])
+        self._floor.reweighed(self._accounts.values(), pool)
+
+    def _whole_rate(self, account: Account) -> float:
+        rate = account.limits[0]
+        return rate if math.isfinite(rate) else account.granted[0]
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""

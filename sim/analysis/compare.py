@@ -64,14 +64,20 @@ class Limit:
     def broken_by(self, found: Difference) -> bool:
         """Return whether the change is beyond the bound and no accident: its interval excludes no change.
 
-        Single runs have no interval; of them the change alone decides.
+        Single runs have no interval; of them the change alone decides. What was not measured is `Comparison.broken`'s.
         """
-        interval = found.relative if self.relative else found.absolute
-        change = interval.estimate
+        change = self.change(found)
         beyond = change > self.bound if self.bound >= 0 else change < self.bound
-        if math.isnan(change) or not beyond:
+        if not beyond:
             return False
         return math.isnan(found.absolute.low) or found.clear
+
+    def change(self, found: Difference) -> float:
+        """Return the change that the bound is of: from nothing to something it is beyond every share."""
+        if not self.relative or not math.isnan(found.relative.estimate):
+            return (found.relative if self.relative else found.absolute).estimate
+        change = found.absolute.estimate
+        return math.copysign(math.inf, change) if change else change
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +105,7 @@ class Comparison:
         return f"<pre>{html.escape(in_words(self))}</pre>"
 
     def broken(self, limits: Sequence[Limit]) -> list[str]:
-        """Return a line for each limit that a case breaks.
+        """Return a line for each limit that a case breaks, or of which nobody can say that it does not.
 
         Raises
         ------
@@ -115,11 +121,30 @@ class Comparison:
             if not hits:
                 raise InputError(f"--fail-if {limit.text!r}", "matches nothing that both results have", "see the table")
             for (case, tenant, metric), found in hits:
-                if limit.broken_by(found):
-                    interval = found.relative if limit.relative else found.absolute
-                    change = f"{interval.estimate:+.1%}" if limit.relative else f"{interval.estimate:+.4g}"
-                    lines.append(f"{case}, {tenant}: {metric} changed by {change}, beyond {limit.text}")
+                name = f"{case}, {tenant}: {metric}"
+                gaps = self._gaps(case, tenant, metric)
+                if gaps:
+                    lines.append(f"{name} was not measured {gaps}, so nobody can say that it is within {limit.text}")
+                elif limit.broken_by(found):
+                    change = limit.change(found)
+                    shown = f"{change:+.1%}" if limit.relative else f"{change:+.4g}"
+                    lines.append(f"{name} changed by {shown}, beyond {limit.text}")
+            lines += [
+                f"{case}: is in the first result alone, so nobody can say that it is within {limit.text}"
+                for case in self.only_before
+                if limit.policy in (None, case.policy)
+            ]
         return lines
+
+    def _gaps(self, case: Case, tenant: str, metric: str) -> str:
+        """Say where a metric has no value; empty where it has one in every replication, or as many as before."""
+        before, after = (study.values(case, tenant, metric).isna() for study in (self.before, self.after))
+        found = [
+            f"{name} ({int(missing.sum())} of {len(missing)} replications)"
+            for name, missing, other in (("before", before, after), ("after", after, before))
+            if missing.all() or (name == "after" and missing.mean() > other.mean())
+        ]
+        return " and ".join(found)
 
     def _all(self, limit: Limit) -> Iterator[tuple[tuple[Case, str, str], Difference]]:
         for case in self.before.cases:
@@ -141,7 +166,7 @@ def parse_limit(text: str) -> Limit:
         number = float(match["number"]) if match else math.nan
     except ValueError:
         number = math.nan
-    if match is None or math.isnan(number):
+    if match is None or not math.isfinite(number):
         fix = 'give a metric and a signed bound, e.g. "ttft_p99_s:+10%" or "chat/slo_attainment:-0.01"'
         raise InputError(f"--fail-if {text!r}", "is no limit", fix)
     policy, tenant = match["policy"], match["tenant"]

@@ -1,14 +1,11 @@
 """Runs that were measured: requests, and when each got its first and its last token.
 
-Two forms are read. Tables (CSV, or parquet as tokenpools writes it) with the columns ``arrival_s, prompt_tokens,
-output_tokens, first_token_s, finish_s`` on one clock; and the ``requests.jsonl`` of LLMServingSim's runs of real vLLM,
-whose arrivals are on another clock than the engine's stamps: the two are aligned where a request was handed over
-fastest, as its hand-over cannot have taken less than nothing.
+`sim.calibration.run_files` reads the files. Requests that did not finish (no ``finish_s``) stay as load: they are
+simulated, and compared with nothing.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,74 +13,140 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.calibration.run_files import read_table
 from sim.calibration.single_replica import Floats, Latencies, Requests
 from sim.errors import InputError
+from workloads.formats.rows import Blocks
+from workloads.prefixes import BlockPrefixes, name_space
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "finish_s")
-_JSONL = ("input_toks", "output_toks", "arrival_time", "queued_ts", "first_token_ts", "last_token_ts")
+_EPOCH_S = 3e8  # more seconds than any machine has been up: clocks that differ by it do not begin at one time
+_HASHED_TOKENS = 512  # of a named block of a prompt, as Mooncake's traces have them
 METRICS = ("ttft", "tpot", "e2e")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredRun:
-    """A run: what was asked, and when it was answered."""
+    """A run: what was asked, and when it was answered; NaN where it was not, or not to the end.
+
+    ``ttft_from`` says where times to first token count from ("arrival": at the server or at the client; "queue":
+    at the engine's queue), and ``notes`` what a reader of the file must know.
+    """
 
     name: str
     requests: Requests
     latencies: Latencies
+    ttft_from: str = "arrival"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """Which requests ended: what is compared."""
+        return np.isfinite(self.latencies.finish_s) & np.isfinite(self.latencies.first_token_s)
 
 
-def read_run(file: Path) -> MeasuredRun:
+def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     """Read a measured run.
+
+    Parameters
+    ----------
+    ttft_from : "arrival", or "queue" to count from the engine's queue, where the file says when a request got there:
+        what servers and load generators take before it is then no part of any latency.
 
     Raises
     ------
-    InputError : unreadable, columns missing, no request that finished, or tokens before arrival.
+    InputError : unreadable, columns missing, no request that finished, clocks that do not fit, or prefixes that
+        contradict the lengths.
     """
-    try:
-        if file.suffix == ".jsonl":
-            table = _from_jsonl(file)
-        elif file.suffix == ".parquet":
-            table = pd.read_parquet(file)
-        else:
-            table = pd.read_csv(file)
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
-    except (ValueError, KeyError) as error:
-        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {', '.join(COLUMNS)}") from None
+    table = read_table(file)
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise InputError(str(file), f"has no column {', '.join(missing)}", f"give {', '.join(COLUMNS)}")
-    table = table.dropna(subset=list(COLUMNS)).sort_values("arrival_s", kind="stable")
-    if table.empty:
+    form = str(table.attrs.get("format", ""))
+    for name in COLUMNS:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise InputError(str(file), f"has text in column {name}", "give numbers, times in seconds")
+    notes = [f"read as {form}; times to first token count from the {ttft_from}"]
+    if ttft_from == "queue":
+        table = _from_the_queue(file, table)
+    given = table.dropna(subset=["arrival_s", "prompt_tokens"])
+    given = given.sort_values("arrival_s", kind="stable").reset_index(drop=True)
+    ended = given.finish_s.notna() & given.first_token_s.notna() & given.output_tokens.notna()
+    if not ended.any():
         raise InputError(str(file), "holds no request that finished", "give at least some dozens")
-    if (table.first_token_s < table.arrival_s).any() or (table.finish_s < table.first_token_s).any():
-        raise InputError(str(file), "holds a request that was answered before it came", "give all times on one clock")
-    start_s = float(table.arrival_s.iloc[0])
+    _check_clocks(file, given[ended])
+    if not ended.all():
+        mean = float(given.output_tokens[ended].mean())
+        guessed = given.output_tokens.isna()
+        given = given.assign(output_tokens=given.output_tokens.fillna(round(mean)))
+        note = f"{int((~ended).sum())} of {len(given)} requests did not finish: they are load, and not compared"
+        if guessed.any():
+            note += f"; {int(guessed.sum())} of them get the mean output, {mean:.0f}"
+        notes.append(note)
+    start_s = float(given.arrival_s.iloc[0])
+    requests = Requests(
+        given.arrival_s.to_numpy(float) - start_s,
+        given.prompt_tokens.to_numpy(np.int64),
+        np.maximum(1, given.output_tokens.to_numpy(np.int64)),
+        _cached(file, given),
+        _prefixes(file, given),
+    )
+    first_s, finish_s = (given[name].where(ended).to_numpy(float) - start_s for name in ("first_token_s", "finish_s"))
     return MeasuredRun(
-        name=file.parent.name if file.suffix == ".jsonl" else file.stem,
-        requests=Requests(
-            table.arrival_s.to_numpy(float) - start_s,
-            table.prompt_tokens.to_numpy(np.int64),
-            table.output_tokens.to_numpy(np.int64),
-        ),
-        latencies=Latencies(table.first_token_s.to_numpy(float) - start_s, table.finish_s.to_numpy(float) - start_s),
+        name=file.parent.name if file.name == "requests.jsonl" else file.stem,
+        requests=requests,
+        latencies=Latencies(first_s, finish_s),
+        ttft_from=ttft_from,
+        notes=tuple(notes),
     )
 
 
-def _from_jsonl(file: Path) -> pd.DataFrame:
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    raw = pd.DataFrame(rows, columns=list(_JSONL))
-    arrival_s = raw.arrival_time + (raw.queued_ts - raw.arrival_time).min()
-    return pd.DataFrame(
-        {
-            "arrival_s": arrival_s,
-            "prompt_tokens": raw.input_toks,
-            "output_tokens": raw.output_toks,
-            "first_token_s": raw.first_token_ts,
-            "finish_s": raw.last_token_ts,
-        }
-    )
+def _from_the_queue(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    if "queued_s" in table:
+        return table.assign(arrival_s=table.queued_s)
+    raise InputError(str(file), "does not say when requests came to the queue", "leave --ttft-from at arrival")
+
+
+def _check_clocks(file: Path, rows: pd.DataFrame) -> None:
+    early_s = float((rows.first_token_s - rows.arrival_s).min())
+    late_s = float((rows.first_token_s - rows.arrival_s).max())
+    if early_s < -_EPOCH_S or late_s > _EPOCH_S:
+        problem = f"mixes clocks: first tokens and arrivals are {max(-early_s, late_s):.3g} s apart"
+        raise InputError(str(file), problem, "give all times on one clock")
+    if early_s < 0 or (rows.finish_s < rows.first_token_s).any():
+        raise InputError(str(file), "holds a request that was answered before it came", "give all times on one clock")
+
+
+def _cached(file: Path, rows: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Return the prompt tokens that each request found in the cache, where a column says so."""
+    name = next((n for n in ("cached_tokens", "prefix_hit_tokens") if n in rows), None)
+    if name is None or rows[name].isna().all():
+        return None
+    cached = rows[name].fillna(0).to_numpy(np.int64)
+    wrong = np.flatnonzero((cached < 0) | (cached > rows.prompt_tokens.to_numpy(np.int64)))
+    if len(wrong):
+        at = int(wrong[0])
+        problem = f"request {at} found {cached[at]} cached tokens of a prompt of {int(rows.prompt_tokens[at])}"
+        raise InputError(str(file), problem, f"correct {name}, or drop the column")
+    return np.asarray(cached)
+
+
+def _prefixes(file: Path, rows: pd.DataFrame) -> BlockPrefixes | None:
+    """Return what prompts have in common, where a column ``hash_ids`` names the blocks of each."""
+    if "hash_ids" not in rows or rows.hash_ids.isna().all():
+        return None
+    ids = [list(each) if isinstance(each, list | tuple | np.ndarray) else [] for each in rows.hash_ids]
+    lengths = rows.prompt_tokens.to_numpy(np.int64)
+    counts = np.array([len(each) for each in ids])
+    block_tokens = int(rows.block_tokens.iloc[0]) if "block_tokens" in rows else _HASHED_TOKENS
+    wrong = np.flatnonzero((counts > 0) & (counts != -(-lengths // block_tokens)))
+    if len(wrong):
+        at = int(wrong[0])
+        problem = f"request {at} has {counts[at]} hash_ids of {block_tokens} tokens for a prompt of {lengths[at]}"
+        raise InputError(str(file), problem, "correct hash_ids, or give their size in a column block_tokens")
+    flat = np.array([int(name) for each in ids for name in each], np.int64)
+    blocks = Blocks(flat, np.cumsum(counts), block_tokens)
+    return BlockPrefixes(name_space(str(file)), blocks, np.zeros(len(ids), np.int64), lengths)
 
 
 def per_request(requests: Requests, latencies: Latencies) -> dict[str, Floats]:
@@ -106,10 +169,11 @@ def errors(
 
     Parameters
     ----------
-    part : which requests to compare; all where it is left out.
+    part : which requests to compare; all where it is left out. Those that did not end are never compared.
     """
     found, made = per_request(requests, measured), per_request(requests, simulated)
-    part = np.ones(len(requests), bool) if part is None else part
+    ended = np.isfinite(measured.finish_s) & np.isfinite(measured.first_token_s)
+    part = ended if part is None else part & ended
     rows = []
     for metric in METRICS:
         for statistic in ("mean", "p50", "p90", "p99"):

@@ -15,6 +15,7 @@ from sim.cluster.node import replica_of
 from sim.cluster.replica import Replica
 from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
+from workloads.requests import Prefixes
 
 Floats = NDArray[np.float64]
 
@@ -37,13 +38,14 @@ class Requests:
     """Requests of a measured run, by arrival: seconds from the first one on, and tokens, shape (n,) each.
 
     ``cached_tokens`` are those of each prompt that the engine found in its cache, where that was measured; else the
-    replica finds none.
+    replica finds none. ``prefixes`` say instead what prompts have in common, for the replica's own cache to find.
     """
 
     arrival_s: Floats
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     cached_tokens: NDArray[np.int64] | None = None
+    prefixes: Prefixes | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -99,6 +101,9 @@ def closed_loop(
 def _jobs(requests: Requests) -> list[_Job]:
     lengths = zip(requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
     jobs = [_Job(i, prompt, output) for i, (prompt, output) in enumerate(lengths)]
+    if requests.prefixes is not None:
+        for i, job in enumerate(jobs):
+            job.prefix = requests.prefixes.of(i)
     if requests.cached_tokens is not None:
         for job, cached in zip(jobs, requests.cached_tokens.tolist(), strict=True):
             job.prefix, job.given_tokens = (), cached

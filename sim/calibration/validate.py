@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from sim.calibration.measured import METRICS, MeasuredRun, errors, per_request
+from sim.calibration.noise import averaged, perturbed, verdict
 from sim.calibration.single_replica import Latencies, replay
+from sim.errors import InputError
 from sim.scenario.profile import Profile
 
 if TYPE_CHECKING:
@@ -33,9 +35,13 @@ _TITLES = {"ttft": "time to first token", "tpot": "time per further token", "e2e
 
 
 def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, Latencies]:
-    """Simulate a measured run; returns the errors, beside published ones where there are any, and the latencies."""
-    simulated = replay(profile, run.requests)
-    table = errors(run.requests, run.latencies, simulated)
+    """Simulate a measured run; returns the errors, beside published ones where there are any, and the latencies.
+
+    The errors are means over copies of the profile that differ by next to nothing; ``floor`` is what one varies by.
+    """
+    made = [replay(each, run.requests) for each in perturbed(profile)]
+    simulated = made[0]
+    table = averaged([errors(run.requests, run.latencies, each) for each in made])
     published = PUBLISHED.get(run.name, {})
     keys = zip(table.metric.tolist(), table.statistic.tolist(), strict=True)
     table["published"] = [published.get(key, np.nan) for key in keys]
@@ -44,14 +50,34 @@ def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, 
 
 def error_table(table: pd.DataFrame) -> str:
     """Return the errors as text: a line for each metric and statistic, times in ms."""
-    lines = ["metric  statistic   measured ms  simulated ms   error %  publisher's simulator %", "-" * 76]
+    heads = "metric  statistic   measured ms  simulated ms   error %  chance %  publisher's simulator %"
+    lines = [heads, "-" * len(heads)]
     for row in table.to_dict("records"):
         published = "" if pd.isna(row["published"]) else f"{100 * row['published']:+.1f}"
-        lines.append(
-            f"{row['metric']:<6}  {row['statistic']:<9}  {1e3 * row['measured_s']:>11.1f}  "
-            f"{1e3 * row['simulated_s']:>12.1f}  {100 * row['error']:>+8.2f}  {published:>23}".rstrip()
-        )
+        times = f"{1e3 * row['measured_s']:>11.1f}  {1e3 * row['simulated_s']:>12.1f}"
+        errors_ = f"{100 * row['error']:>+8.2f}  {100 * row['floor']:>8.2f}  {published:>23}"
+        lines.append(f"{row['metric']:<6}  {row['statistic']:<9}  {times}  {errors_}".rstrip())
     return "\n".join(lines)
+
+
+def judge(table: pd.DataFrame, at_most: float) -> bool:
+    """Return whether every mean is off by at most so much, relative.
+
+    Raises
+    ------
+    InputError : chance would decide.
+    """
+    undecided = []
+    for row in table[table.statistic == "mean"].to_dict("records"):
+        found = verdict(float(row["error"]), float(row["floor"]), at_most)
+        if found is False:
+            return False
+        if found is None:
+            undecided.append(f"{row['metric']} is off by {100 * row['error']:+.2f} % +-{100 * row['floor']:.2f}")
+    if undecided:
+        problem = f"no verdict: {', '.join(undecided)}, too near to {100 * at_most:g} % to tell from chance"
+        raise InputError("--at-most", problem, "measure longer, or give another limit")
+    return True
 
 
 def plot_validation(run: MeasuredRun, simulated: Latencies, title: str) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,9 @@ def sweep(
     tables.show_summary(result.summary, wide=wide)
     _tell(result, folder)
     if targets:
-        ratio = "met" if met else f"not met: the widest interval is {reached.widest:.2f} times what was asked"
+        wide_by = f"the widest interval is {reached.widest:.2f} times what was asked"
+        unmeasured = "nothing was measured, or nothing that a share of its mean can be taken of"
+        ratio = "met" if met else f"not met: {wide_by if math.isfinite(reached.widest) else unmeasured}"
         typer.echo(f"{reached.replications} replications; {', '.join(until or ())} {ratio}", err=True)
     if result.errors or not met:
         sys.exit(FAILED)

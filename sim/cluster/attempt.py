@@ -56,6 +56,8 @@ class Attempt(EngineRequest):
         self.due_s = NEVER_S
         self.prefix = None
         self.aborted = self.transferred = False
+        # An answer shorter than the limit that was asked for, or without one, ends by a stop token.
+        self.stops = asked_tokens > output_tokens or not asked_tokens
         self.request_id = request_id
         self.number = number
         self.workload = workload

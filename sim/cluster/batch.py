@@ -45,14 +45,14 @@ class Batch(Generic[R]):
         "_chunks",
         "_context_tokens",
         "_decoding",
+        "_deferred",
         "_discipline",
         "_ends",
         "_even",
         "_iteration",
         "_leaving",
         "_lingering",
-        "_lingering_blocks",
-        "_lingering_slots",
+        "_overrunning",
         "_partial",
         "_paused",
         "_places",
@@ -62,6 +62,7 @@ class Batch(Generic[R]):
         "_speculation",
         "_squares",
         "_ticket",
+        "_unknown",
         "_waiting",
         "clock",
         "kv",
@@ -77,6 +78,8 @@ class Batch(Generic[R]):
         self.kv = KvCache(settings.kv_blocks, settings.block_tokens)
         self._async = settings.async_scheduling
         self._cache = PrefixCache(settings.kv_blocks, settings.block_tokens) if settings.prefix_caching else None
+        # Whether the blocks of who leaves stay taken until `_let_go`, and places in the order of admission are kept.
+        self._deferred = self._async or self._cache is not None
         self._speculation = settings.speculation
         self.clock = 0
         self._iteration = 0
@@ -103,12 +106,14 @@ class Batch(Generic[R]):
         self._run = 0
         self._chunks: list[tuple[R, int]] | None = None
         self._paused: list[R] = []
-        # With async scheduling: what requests that ended still hold until the next plan is made.
-        self._lingering_slots = 0
-        self._lingering_blocks = 0
-        # Where prefixes are cached: who leaves, with its blocks and computed tokens, until these are let go.
+        # Who leaves, with its blocks and computed tokens, until these are let go.
         self._leaving: list[tuple[R, int, int]] = []
+        # The same of those that ended: with async scheduling they hold slots and blocks until the next plan is made.
         self._lingering: list[tuple[R, int, int]] = []
+        # Those of them that go on for an iteration, because nobody foresaw their end.
+        self._overrunning: list[R] = []
+        # Whether a plan is being made, or aborts read, while nobody knows the tokens of the iteration under way.
+        self._unknown = self._async
 
     @property
     def iterations(self) -> int:
@@ -139,7 +144,7 @@ class Batch(Generic[R]):
     def _leave(self, request: R) -> int:
         """Take a running request off the batch and free its blocks; returns its output tokens.
 
-        Where prefixes are cached, the blocks stay taken until `_let_go`.
+        Where letting go is deferred, the blocks stay taken until `_let_go`.
         """
         del self._running[request]
         if request.state == PREFILL:
@@ -154,29 +159,45 @@ class Batch(Generic[R]):
         self.kv.growing[phase % self._block_tokens] -= 1
         if self._skew:
             self._squares -= phase * phase
-        if self._cache is None:
-            self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
-        else:
+        if self._deferred:
             self._free(request, computed_tokens)
+        else:
+            self.kv.used_blocks += -computed_tokens // self._block_tokens  # less its blocks, rounded up
         return request.outputs + self.clock - request.base_clock
 
     def _free(self, request: R, computed_tokens: int) -> None:
         blocks = blocks_of(computed_tokens, self._block_tokens)
-        if self._cache is None:
-            self.kv.used_blocks -= blocks
-        else:
+        if self._deferred:
             self._leaving.append((request, blocks, computed_tokens))
+        else:
+            self.kv.used_blocks -= blocks
 
-    def _let_go(self, *, more_blocks: int = 0, comes_back: bool = False) -> None:
-        """Hand the blocks of those who leave, and ``more_blocks`` of theirs, to the cache, in order of admission."""
+    def _let_go(self, *, comes_back: bool = False) -> None:
+        """Free the blocks of those who leave, in order of admission."""
         kv, cache = self.kv, self._cache
-        assert cache is not None
         if len(self._leaving) > 1:
             self._leaving.sort(key=_place)
         for request, blocks, computed_tokens in self._leaving:
-            cache.sync(kv.total_blocks - kv.used_blocks)
-            kv.used_blocks -= cache.let_go(request, blocks + more_blocks, computed_tokens, comes_back=comes_back)
+            if cache is None:
+                kv.used_blocks -= blocks
+            else:
+                cache.sync(kv.total_blocks - kv.used_blocks)
+                kv.used_blocks -= cache.let_go(request, blocks, computed_tokens, comes_back=comes_back)
         self._leaving.clear()
+
+    def _give_up(self, request: R, *, more_blocks: int = 0, more_tokens: int = 0, comes_back: bool = False) -> None:
+        """Free the blocks of one who leaves before its time, with those and the tokens of an iteration planned already.
+
+        With async scheduling the token of the iteration under way is not known yet, so neither is its block's content.
+        """
+        if not self._deferred:
+            self.kv.used_blocks -= more_blocks
+            return
+        ((_, blocks, tokens),) = self._leaving
+        if self._unknown and request.state != PREFILL:
+            tokens = max(request.target_tokens, tokens - 1)
+        self._leaving[0] = (request, blocks + more_blocks, tokens + more_tokens)
+        self._let_go(comes_back=comes_back)
 
     def _reads(self, decoding: int) -> float:
         """Return the KV entries that the decodes of an iteration read."""
@@ -217,7 +238,6 @@ class Batch(Generic[R]):
         kv = self.kv
         if chunks is None:
             kv.used_blocks += kv.growth(self.clock, gained)
-        used_blocks, slots = kv.used_blocks, len(self._running)
         self._context_tokens += self._decoding * gained
         self.clock = clock = self.clock + gained
         ends = self._ends
@@ -244,14 +264,11 @@ class Batch(Generic[R]):
                     emitted.append(request)
             if self._partial is not None and self._partial.state != PREFILL:
                 self._partial = None
-        if self._async:
-            self._lingering_slots = slots - len(self._running)
-            self._lingering_blocks = used_blocks - kv.used_blocks
-            kv.used_blocks = used_blocks
-            self._lingering = self._leaving
+        if self._leaving:
+            if self._async:
+                self._overrunning = [request for request, _, _ in self._leaving if request.stops]
+            self._lingering += self._leaving
             self._leaving = []
-        elif self._leaving:
-            self._let_go()
         if self._paused:
             for request in self._paused:
                 self._decode_from_here(request)
@@ -260,11 +277,26 @@ class Batch(Generic[R]):
 
     def _release(self) -> None:
         """Free what lingers, now that the iteration it was not free for is planned."""
-        self.kv.used_blocks -= self._lingering_blocks
-        self._lingering_slots = self._lingering_blocks = 0
-        if self._lingering:
-            self._leaving, self._lingering = self._lingering, []
-            self._let_go()
+        self._leaving, self._lingering = self._lingering, []
+        self._overrunning = []
+        self._let_go()
+
+    def _release_those(self, entries: list[tuple[R, int, int]]) -> None:
+        """Free those of some entries that still linger."""
+        self._leaving = [entry for entry in self._lingering if entry in entries]
+        self._lingering = [entry for entry in self._lingering if entry not in entries]
+        self._let_go()
+
+    def _release_one(self, request: R, *, more_blocks: int = 0, more_tokens: int = 0) -> None:
+        """Free what one that ended still holds, if it does, before its end is known."""
+        for entry in self._lingering:
+            if entry[0] is request:
+                self._lingering.remove(entry)
+                if request in self._overrunning:
+                    self._overrunning.remove(request)
+                self._leaving.append(entry)
+                self._give_up(request, more_blocks=more_blocks, more_tokens=more_tokens)
+                return
 
     def _forget_cached(self) -> None:
         if self._cache is not None:
@@ -274,19 +306,28 @@ class Batch(Generic[R]):
         if request.state == WAITING:
             self.waiting_count -= 1  # the queue skips it when it comes to the front
         elif request.state == ENDED:
+            if self._lingering:
+                self._release_one(request)
             return
         else:
             request.outputs = self._leave(request)
-            if self._leaving:
-                self._let_go()
+            self._give_up(request)
         request.state = ENDED
 
-    def _preempt(self, request: R, blocks_of_this_iteration: int) -> None:
+    def _preempt(self, request: R, blocks: int, tokens: int) -> None:
+        """Take a running request's blocks, and send it back to the queue.
+
+        ``blocks`` and ``tokens`` are those of the iteration now being planned, if it was in that already.
+        """
+        if request.state == ENDED:  # its last token is not known yet, so vLLM takes it for one that runs
+            self._release_one(request, more_blocks=blocks, more_tokens=tokens)
+            request.preemptions += 1
+            self.preemptions += 1
+            return
+        if request.state == DECODE and tokens:
+            tokens = 1  # of those that it computes, drafts are not kept
         request.outputs = self._leave(request)
-        if self._cache is None:
-            self.kv.used_blocks -= blocks_of_this_iteration
-        else:
-            self._let_go(more_blocks=blocks_of_this_iteration, comes_back=True)
+        self._give_up(request, more_blocks=blocks, more_tokens=tokens, comes_back=True)
         request.target_tokens = request.prompt_tokens + request.outputs
         request.computed_tokens = 0
         request.state = WAITING
@@ -307,7 +348,7 @@ class Batch(Generic[R]):
         request.base_clock = self.clock
         request.ticket = -1
         self._running[request] = None
-        if self._cache is None:
+        if not self._deferred:
             self.kv.used_blocks += blocks_of(computed_tokens, self._block_tokens)
         self._leaving.clear()
         self._paused.append(request)

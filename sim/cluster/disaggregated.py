@@ -59,7 +59,7 @@ class DecodeReplica(Replica[R]):
             # It decodes in this very iteration, and may take a block more for that.
             needed = kv.used_blocks + kv.growing[self.clock % block_tokens]
             needed += blocks_of(request.target_tokens + 1, block_tokens)
-            if len(self._running) + self._lingering_slots >= self.max_num_seqs or needed > kv.total_blocks:
+            if len(self._running) + len(self._lingering) >= self.max_num_seqs or needed > kv.total_blocks:
                 break
             queue.pop()
             self.waiting_count -= 1

@@ -20,13 +20,14 @@ class EngineRequest:
     computed_tokens : how many of those are computed, while in PREFILL.
     outputs : output tokens at ``base_clock``; while in DECODE one more for every tick of the replica's clock since.
     ticket : number of the entry in the heap of ends that is valid.
-    place : its place in the order of admission, where prefixes are cached.
+    place : its place in the order of admission, with async scheduling and where prefixes are cached.
     preemptions : how often it lost its KV blocks.
     aborted : its client is gone; it emits nothing more.
     prefix : the lines of text that its tokens run through, (name, tokens from the start to the line's end) each; equal
         names mean equal text up to there. What is not covered is its own. None: all is.
     cached_tokens : tokens of its prompt that were found in the KV cache when it was first admitted; -1 before.
     due_s : when the first output token is due, for schedulers that go by deadlines; infinity for never.
+    stops : it ends by a stop token, which an engine does not foresee as it does the limit of a request's length.
     transferred : its prompt was computed elsewhere and its KV cache came over; see `sim.cluster.disaggregated`.
     """
 
@@ -45,6 +46,7 @@ class EngineRequest:
         "priority",
         "prompt_tokens",
         "state",
+        "stops",
         "submitted_s",
         "target_tokens",
         "ticket",
@@ -63,7 +65,7 @@ class EngineRequest:
         self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
         self.prefix: Prefix | None = None
-        self.aborted = self.transferred = False
+        self.aborted = self.transferred = self.stops = False
 
     def begin_again(self) -> None:
         """Forget what a lost replica had computed, to be submitted to another."""

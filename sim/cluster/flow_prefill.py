@@ -152,7 +152,7 @@ class FlowReplica(Replica[R]):
         decoding = self._decoding
         used_blocks = kv.used_blocks + kv.growing[self.clock % self._block_tokens]
         if used_blocks > kv.total_blocks and self._running:
-            return self._schedule_short_of_blocks(now_s)
+            return self._walk(now_s)
         budget_tokens = self._max_batched_tokens - decoding
         chunks: list[tuple[R, int]] = []
         unfinished = sorted(self._unfinished, key=lambda r: self._urgency(r, now_s))
@@ -170,7 +170,7 @@ class FlowReplica(Replica[R]):
             if goes_on:
                 if used_blocks + blocks > kv.total_blocks:
                     if not chunks:
-                        return self._schedule_short_of_blocks(now_s)
+                        return self._walk(now_s)
                     break
                 unfinished.pop(0)
             else:
@@ -178,7 +178,7 @@ class FlowReplica(Replica[R]):
                 if len(self._running) >= self.max_num_seqs or used_blocks + whole_blocks > kv.total_blocks:
                     head = None  # nobody overtakes it, but what is under way goes on
                     continue
-                self._admit(request)
+                self._let_in(request)
                 head = self._slack.most_urgent(now_s)
             if self._latest_start_s(request) >= now_s:
                 due_s = min(due_s, request.due_s)
@@ -194,7 +194,7 @@ class FlowReplica(Replica[R]):
             return True
         return False
 
-    def _admit(self, request: R) -> None:
+    def _let_in(self, request: R) -> None:
         self._slack.pop()
         self.waiting_count -= 1
         request.state = PREFILL

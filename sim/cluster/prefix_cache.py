@@ -4,7 +4,8 @@ As vLLM V1 does it (``v1/core/kv_cache_manager.py``, ``block_pool.py``):
 
 - Only full blocks are found again, and at least the last token of a prompt is always computed.
 - A block in use counts its holders. When the last one lets go it is appended to the queue of free blocks, the last
-  block of a request first; blocks are taken from the front of that queue, and hold what they held until then.
+  block of a request first; blocks are taken from the front of that queue, and hold what they held until then. A block
+  that is not full, which nobody can find, comes to the front of the queue instead.
 - The blocks of a prompt can be found as soon as they are scheduled. Those of an answer can, here, once its request has
   given them back: before that nobody has a prompt that repeats it.
 - What is computed again although it is there (the last block of a prompt that is a whole number of blocks) is a second
@@ -192,14 +193,16 @@ class PrefixCache:
         ``comes_back`` says that it was preempted, and will look for them.
         """
         hold = self._holds.pop(request, None)
+        full = tokens // self._block_tokens
         if hold is None:
             if not comes_back:
-                self._append_empty(blocks)
+                self._prepend_empty(blocks - full)
+                self._append_empty(full)  # full blocks of a text that nobody else has
                 return blocks
             hold = _Hold(self._path(request))
-        self._name(hold, tokens // self._block_tokens)
+        self._name(hold, full)
         freed = blocks - hold.stop
-        self._append_empty(freed)
+        self._prepend_empty(freed)
         above: _Span | None = None
         for span in self._held(hold):
             span.holders -= 1
@@ -227,7 +230,7 @@ class PrefixCache:
         line, size = span.line, span.stop - span.first
         assert line is not None
         if line.forgotten:
-            self._append_empty(size)
+            self._prepend_empty(size)
             return None
         self._free_blocks += size
         if above is not None and above.line is line and above.first == span.stop and above.listed and span.listed:
@@ -246,6 +249,17 @@ class PrefixCache:
             last.stop += blocks
         else:
             self._free[_Span(None, 0, blocks, 0)] = None
+
+    def _prepend_empty(self, blocks: int) -> None:
+        if not blocks:
+            return
+        self._free_blocks += blocks
+        first = next(iter(self._free), None)
+        if first is not None and first.line is None:
+            first.stop += blocks
+        else:
+            self._free[span := _Span(None, 0, blocks, 0)] = None
+            self._free.move_to_end(span, last=False)
 
     # ---------------------------------------------------------------------------------------------------------- take
 

@@ -21,12 +21,9 @@ from typing import Any, Protocol, TypeVar
 
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
-from sim.cluster.scheduler import Scheduler
+from sim.cluster.scheduler import ABORT, KV_BLOCKS, SLOTS, SLOWDOWN, SUBMIT, Scheduler
 
 TIE_S = 1e-9
-
-_SUBMIT, _ABORT, _SLOTS, _KV_BLOCKS, _SLOWDOWN = range(5)
-
 
 R = TypeVar("R", bound=EngineRequest)
 R_contra = TypeVar("R_contra", bound=EngineRequest, contravariant=True)
@@ -53,6 +50,7 @@ class Replica(Scheduler[R]):
     """
 
     __slots__ = (
+        "_held_back",
         "_listener",
         "_order",
     )
@@ -61,6 +59,10 @@ class Replica(Scheduler[R]):
         super().__init__(settings, arm=arm)
         self._listener = listener
         self._order = count()
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._held_back = False
 
     # ---------------------------------------------------------------------------------------------------------- ask
 
@@ -107,7 +109,7 @@ class Replica(Scheduler[R]):
         request.submitted_s = now_s
         request.order = next(self._order)
         self.waiting_count += 1
-        self._inbox.append((now_s, _SUBMIT, request))
+        self._inbox.append((now_s, SUBMIT, request))
         if not self._busy:
             if self.wake_s == NEVER_S:
                 self._wake(now_s)
@@ -119,23 +121,23 @@ class Replica(Scheduler[R]):
         """Drop a request: it emits nothing more, and its slot and blocks are free at the next boundary."""
         if request.state != ENDED and not request.aborted:
             request.aborted = True
-            self._message(now_s, _ABORT, request)
+            self._message(now_s, ABORT, request)
 
     def set_slots(self, slots: int, now_s: float) -> None:
         """Change the number of sequences that may run; those running go on, as with vLLM's max_num_active_seqs."""
-        self._message(now_s, _SLOTS, slots)
+        self._message(now_s, SLOTS, slots)
 
     def set_kv_blocks(self, blocks: int, now_s: float) -> None:
         """Change the KV blocks; requests are preempted until what is in use fits."""
-        self._message(now_s, _KV_BLOCKS, blocks)
+        self._message(now_s, KV_BLOCKS, blocks)
 
     def set_slowdown(self, factor: float, now_s: float) -> None:
         """Make every iteration take ``factor`` times as long."""
-        self._message(now_s, _SLOWDOWN, factor)
+        self._message(now_s, SLOWDOWN, factor)
 
     def fail(self, now_s: float) -> list[R]:
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""
-        inbox = [arg for _, kind, arg in self._inbox if kind == _SUBMIT]
+        inbox = [arg for _, kind, arg in self._inbox if kind == SUBMIT]
         lost = [r for r in [*self._running, *self._waiting, *inbox] if r.state != ENDED and not r.aborted]
         done = self._run_done(now_s)
         for request in lost:
@@ -156,7 +158,7 @@ class Replica(Scheduler[R]):
 
     def _apply_settings(self) -> None:
         for _, kind, arg in self._inbox:
-            if kind not in (_SUBMIT, _ABORT):
+            if kind not in (SUBMIT, ABORT):
                 self._apply(kind, arg)
 
     def _message(self, now_s: float, kind: int, arg: Any) -> None:
@@ -188,16 +190,30 @@ class Replica(Scheduler[R]):
         """End the iterations under way, read the inbox, begin the next. To be called at ``wake_s``."""
         self.wake_s = NEVER_S
         read_until_s = self._planned_s() if self._async and self._busy and self._inbox else now_s
+        held_back = list(self._lingering) if self._held_back else None
         emitted = self._complete() if self._busy else None
+        if self._lingering and not self._async:
+            if self._inbox:
+                self._carry_out_aborts(now_s - TIE_S)
+            self._release()
         if self._inbox:
             self._read_inbox(read_until_s - TIE_S)
+        if held_back:
+            self._release_those(held_back)
         busy = self._schedule(now_s)
         if self._async:
-            if self._lingering_slots:
-                self._release()
+            if self._lingering:
+                # Aborts that came by now are carried out before those that ended are let go: see `_carry_out_aborts`.
+                self._held_back = busy and self._cache is not None and self._aborts_by(now_s - TIE_S)
+                if self._held_back:
+                    self._overrunning = []
+                else:
+                    self._release()
             if not busy:
+                self._unknown = False  # all that was under way is known
                 self._read_inbox(now_s - TIE_S)
                 busy = self._schedule(now_s)
+                self._unknown = True
         while not busy and self._inbox:
             if self._inbox[0][0] > now_s:  # on its way: see `submit`
                 self._wake(self._inbox[0][0])
@@ -215,6 +231,16 @@ class Replica(Scheduler[R]):
                 else:
                     listener.on_first_token(request, now_s)
 
+    def _aborts_by(self, until_s: float) -> bool:
+        return any(kind == ABORT and at_s < until_s for at_s, kind, _ in self._inbox)
+
+    def _carry_out_aborts(self, until_s: float) -> None:
+        """Carry out aborts before those who ended are let go, as vLLM does: it tells which blocks are free first."""
+        unread = {arg for _, kind, arg in self._inbox if kind == SUBMIT}
+        for at_s, kind, arg in self._inbox:
+            if at_s < until_s and kind == ABORT and arg not in unread:
+                self._drop(arg)
+
     def _planned_s(self) -> float:
         """Return when the iteration that comes next was planned: at the start of the one that ends now."""
         if self._run == 1:
@@ -226,17 +252,17 @@ class Replica(Scheduler[R]):
         inbox = self._inbox
         while inbox and (inbox[0][0] < until_s or (inclusive and inbox[0][0] == until_s)):
             _, kind, arg = inbox.popleft()
-            if kind == _SUBMIT:
+            if kind == SUBMIT:
                 self._waiting.push(arg)
             else:
                 self._apply(kind, arg)
 
     def _apply(self, kind: int, arg: Any) -> None:
-        if kind == _ABORT:
+        if kind == ABORT:
             self._drop(arg)
-        elif kind == _SLOTS:
+        elif kind == SLOTS:
             self.max_num_seqs = arg
-        elif kind == _KV_BLOCKS:
+        elif kind == KV_BLOCKS:
             self.kv.total_blocks = arg
             self._forget_cached()
         else:

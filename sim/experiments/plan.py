@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sim.analysis.statistics import mean_interval
 from sim.analysis.student_t import quantile as student_t
 from sim.analysis.study import Case, Study
@@ -223,6 +225,9 @@ def _measured(
     worst = ("", math.nan, math.inf)
     for tenant in tenants:
         values = study.values(case, tenant, "slo_attainment").to_numpy()
+        if not len(values) or np.isnan(values).any():
+            problem = "has replications in which none of its requests counts, so its objective is not measured"
+            raise InputError(f"--tenant {tenant}", problem, "give it requests after the warm-up, or leave it out")
         found = mean_interval(values)
         error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
         bound = (

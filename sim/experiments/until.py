@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from sim.analysis.statistics import mean_interval, replications_needed
@@ -118,20 +119,21 @@ def next_count(n: int, needed: int, most: int) -> int:
 def look(values: ArrayLike, target: Target) -> tuple[int, float]:
     """Return how many replications one case needs, and its half-width as a share of what is allowed.
 
-    Both are 0 where there is nothing to measure, or nothing that varies.
+    Both are 0 where nothing varies. Where too little was measured for an interval, or none is narrow enough, twice as
+    many are wanted, and the half-width is infinite.
     """
     found = mean_interval(values)
     allowed = target.allowed(found.estimate)
-    if math.isnan(found.half_width) or found.half_width == 0:
+    if found.half_width == 0:
         return 0, 0.0
-    if not allowed:
-        return 0, math.inf
+    if math.isnan(found.half_width) or not allowed:
+        return 2 * len(np.asarray(values)), math.inf
     return replications_needed(values, allowed), found.half_width / allowed
 
 
 def _look(study: Study, targets: Sequence[Target]) -> tuple[int, float]:
     """Return how many replications are needed, and the widest half-width as a share of what is allowed."""
-    needed, widest = 0, 0.0
+    needed, widest = 0, 0.0 if study.cases else math.inf
     for target in targets:
         if target.tenant != "all" and target.tenant not in study.tenants:
             known = [*study.tenants, "all"]

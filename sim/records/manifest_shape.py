@@ -38,10 +38,74 @@ class _Cell(_Shape):
     violation: dict[str, float | None] | None = None
 
 
+class _Amounts(_Shape):
+    tokens_per_s: _Seconds | None = None
+    kv_bytes: _Seconds | None = None
+    slots: _Seconds | None = None
+
+
+class _Entitlement(_Shape):
+    name: _Name
+    tenant: _Name | None = None
+    service_class: str = "elastic"
+    ttft_slo_s: _Seconds | None = None
+    baseline: _Amounts | None = None
+    limit: _Amounts | None = None
+    from_s: _Seconds | None = None
+    until_s: _Seconds | None = None
+
+
+class _Profile(_Shape):
+    kv_blocks: Annotated[int, Field(ge=1)] | None = None
+    block_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Pool(_Shape):
+    entitlements: list[_Entitlement]
+    profile: _Profile | None = None
+    replicas: Annotated[int, Field(ge=1)] = 1
+    gpus_per_replica: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Workload(_Shape):
+    entitlement: str
+    name: _Name | None = None
+    from_s: _Seconds | None = None
+    until_s: _Seconds | None = None
+
+
+class _Event(_Shape):
+    at_s: _Seconds
+
+
+class _Phase(_Shape):
+    from_s: _Seconds
+    until_s: _Seconds
+    label: str
+
+
+class _Scenario(_Shape):
+    """What is read of the scenario that ran, whichever version's it is."""
+
+    pool: _Pool
+    workload: list[_Workload]
+    policies: list[dict[str, Any]]
+    title: str | None = None
+    description: str | None = None
+    seed: int | None = None
+    horizon_s: _Seconds | None = None
+    warmup_s: _Seconds | str | None = None
+    phases: list[_Phase] = []
+    events: list[_Event] = []
+    vary: dict[str, Any] = {}
+    record_decisions: bool = False
+
+
 class _Manifest(_Shape):
     """The parts that somebody reads; others may be there."""
 
-    scenario: dict[str, Any]
+    scenario: _Scenario
     cells: list[_Cell]
     kind: str | None = None
     scenario_hash: str | None = None
@@ -66,5 +130,10 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
             place = join(place, step)
         problem = one_line(f"{place}: {first['msg'].lower()}")[:200]
         raise InputError(str(path), problem, "restore it, or run the scenario again") from None
+    known = {one.name for one in found.scenario.pool.entitlements}
+    unknown = next((one.entitlement for one in found.scenario.workload if one.entitlement not in known), None)
+    if unknown is not None:
+        problem = one_line(f"scenario: a workload of {unknown[:40]!r}, which is no entitlement")
+        raise InputError(str(path), problem, "restore it, or run the scenario again")
     if found.kind == "sweep" and any(cell.key is None and not cell.error for cell in found.cells):
         raise InputError(str(path), "a cell of a sweep has no key", "restore it, or sweep again")

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import psutil
-
 fcntl: ModuleType | None
 try:
     import fcntl
@@ -110,6 +108,8 @@ def remove_abandoned(folder: Path) -> None:
 
 def _remove_if_abandoned(path: Path) -> None:
     if fcntl is None:
+        import psutil  # here, because few need it
+
         pid = path.name.removeprefix(_MARK).partition("-")[0]
         if not pid.isdecimal() or not psutil.pid_exists(int(pid)):
             _remove(path)

@@ -124,6 +124,45 @@ def test_a_regression_breaks_its_limit_and_noise_does_not(folder: Path, study: S
     assert noise.broken([parse_limit("none/chat/ttft_p50_s:+1%"), parse_limit("none/chat/ttft_p50_s:-1%")]) == []
 
 
+def test_what_was_not_measured_breaks_every_limit(folder: Path, study: Study) -> None:
+    """A server that finishes nothing has no latency, which is within no bound."""
+    stuck = {
+        "step_time": {"kind": "linear", "base_s": 1e4}, "max_num_seqs": 8, "max_num_batched_tokens": 64,
+        "kv_blocks": 1000,
+    }  # fmt: skip
+    tree = scenario().model_dump(mode="json")
+    dead = swept(folder, "dead", scenario(replications=2, pool=tree["pool"] | {"profile": stuck}))
+    for text in ("ttft_p99_s:+10%", "ttft_p99_s:+1", "ttft_p99_s:-10%", "chat/ttft_p99_s:+1000000%"):
+        for found in (compare(study, dead), compare(dead, dead), compare(dead, study)):
+            broken = found.broken([parse_limit(text)])
+            assert len(broken) == len(dead.cases)
+            assert all("was not measured" in line and "nobody can say" in line for line in broken)
+    assert compare(study, study).broken([parse_limit("ttft_p99_s:+10%")]) == []
+
+
+def test_a_case_that_is_gone_breaks_the_limit_that_was_set_on_it(folder: Path, study: Study) -> None:
+    alone = swept(folder, "alone", scenario(policies=["none"], replications=6))
+    found = compare(study, alone)
+    (line,) = found.broken([parse_limit("ttft_p99_s:+10%")])
+    assert line.startswith("token-pool: is in the first result alone")
+    assert found.broken([parse_limit("none/chat/ttft_p99_s:+10%")]) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text", "broken"),
+    [
+        ([0.0, 0.0], [3.0, 3.0], "refused:+10%", True),
+        ([0.0, 0.0], [0.0, 0.0], "refused:+10%", False),
+        ([0.0, 0.0], [3.0, 4.0], "refused:-10%", False),
+        ([0.0, 0.0], [3.0, 3.0], "refused:+5", False),
+    ],
+)
+def test_a_share_of_nothing_is_beyond_every_bound_where_there_is_something(
+    before: list[float], after: list[float], text: str, broken: bool
+) -> None:
+    assert parse_limit(text).broken_by(paired_difference(before, after)) is broken
+
+
 def test_cases_that_only_one_has_are_said(folder: Path, study: Study) -> None:
     alone = swept(folder, "alone", scenario(policies=["none"], replications=6))
     found = compare(study, alone)
@@ -131,7 +170,9 @@ def test_cases_that_only_one_has_are_said(folder: Path, study: Study) -> None:
     assert set(found.table["policy"]) == {"none"}
 
 
-@pytest.mark.parametrize("text", ["ttft_p99_s", "ttft_p99_s:10%", "ttft_p9_s:+10%", "a/b/c/ttft_p99_s:+1", "x:+%"])
+@pytest.mark.parametrize(
+    "text", ["ttft_p99_s", "ttft_p99_s:10%", "ttft_p9_s:+10%", "a/b/c/ttft_p99_s:+1", "x:+%", "refused:+1e400"]
+)
 def test_a_bad_limit_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--fail-if"):
         parse_limit(text)

@@ -28,6 +28,7 @@ class Job:
     prefilled = 0
     order = 0
     aborted = False
+    stops = False
 
     prompt_tokens: int
     output_tokens: int
@@ -65,6 +66,8 @@ class ReferenceReplica:
         self.wake_s = float("inf")
         self.log: list[tuple[float, int, int, int]] = []
         self.pipelined, self.caching = settings.async_scheduling, settings.prefix_caching
+        self.long, self.shares = settings.long_prefill_token_threshold, settings.long_prefill_token_threshold_adaptive
+        self.reserves, self.watermark = settings.scheduler_reserve_full_isl, settings.watermark
         self.started_s = 0.0
         self.drafts = 0
         self.gain = Fraction(1)
@@ -74,16 +77,18 @@ class ReferenceReplica:
             self.gain = Fraction(sum(speculation.acceptance**i for i in range(self.drafts + 1)))
             self.gain = self.gain.limit_denominator(1_000_000)
         self.iteration = 0
-        self.lingering: list[Job] = []
+        self.decoding: set[Job] = set()
+        self.ending: list[Job] = []  # pipelined: among the running, and computed to their ends
+        self.held: list[Job] = []  # of these, let go after the aborts that came with their ends
         self._wipe()
 
     # blocks, one by one: the queue of free ones, and which hold what
     def _wipe(self) -> None:
         """All content is forgotten."""
-        in_use = {b: None for j in [*self.running, *self.lingering] for b in j.held}
+        in_use = {b: None for j in [*self.running, *self.held] for b in j.held}
         for block in in_use:
             block.name = None
-        for job in [*self.running, *self.lingering]:
+        for job in [*self.running, *self.held]:
             job.forgotten = job.prefix is not None or job.preemptions > 0
         self.used = len(in_use)
         self.free = [Block() for _ in range(self.total - self.used)]
@@ -109,13 +114,21 @@ class ReferenceReplica:
             self.table.setdefault(block.name, []).append(block)
             job.named += 1
 
-    def _give(self, job: Job, *, comes_back: bool = False) -> None:
-        """Free a job's blocks, the last first."""
+    def _give(self, job: Job, *, ended: bool = False, comes_back: bool = False, planned: int = 0) -> None:
+        """Free a job's blocks: full ones to the back of the queue, the last first; others to its front.
+
+        ``planned`` tokens are computed in the iteration that is being planned.
+        """
         if not job.held:
             return
-        if job.prefix is not None or job.preemptions or comes_back:
-            self._name(job, job.computed)
-        for block in reversed(job.held):
+        tokens = job.computed
+        if self.pipelined and not ended and job in self.decoding:
+            tokens -= 1  # nobody knows yet what the iteration under way makes
+        tokens += planned
+        looks = job.prefix is not None or job.preemptions or comes_back
+        if looks:
+            self._name(job, tokens)
+        for i, block in reversed(list(enumerate(job.held))):
             block.holders -= 1
             if block.holders:
                 continue
@@ -123,8 +136,10 @@ class ReferenceReplica:
             if self.missing:  # the cache has shrunk below what was in use
                 self.missing -= 1
                 self._unname(block)
-            else:
+            elif block.name is not None or (not looks and i < tokens // self.block):
                 self.free.append(block)
+            else:
+                self.free.insert(0, block)
         job.held = []
         job.named = 0
         job.forgotten = False
@@ -183,10 +198,10 @@ class ReferenceReplica:
         for _, kind, arg in self.inbox:
             if kind not in ("submit", "abort"):
                 self._apply(kind, arg)
-        for job in [*self.running, *self.lingering]:
+        for job in [*self.running, *self.held]:
             job.held, job.named, job.forgotten = [], 0, False
         self.inbox, self.waiting, self.running, self.scheduled, self.busy = [], [], [], {}, False
-        self.lingering = []
+        self.ending, self.held, self.decoding = [], [], set()
         self._wipe()
         self.wake_s = float("inf")
         self.arm(self.wake_s)
@@ -203,6 +218,8 @@ class ReferenceReplica:
             gained = self._gained()
             self.iteration += 1
             for job, n in self.scheduled.items():
+                if job.gone:
+                    continue  # it was computed for nothing
                 if job in self.decoding:
                     job.computed += gained
                     job.outputs += gained
@@ -215,22 +232,34 @@ class ReferenceReplica:
                         job.tokens += 1
                     if job.outputs == 1:
                         first.append(job)
-                    if job.outputs >= job.output_tokens:
+                    if job.outputs >= job.output_tokens and not job.gone:
                         job.gone = True
-                        self.running.remove(job)
                         ended.append(job)
                         done.append(job)
         if self.pipelined:
-            self.lingering = ended
+            self.ending = ended
         else:
+            self.running = [job for job in self.running if job not in ended]
+            unread = [a for _, kind, a in self.inbox if kind == "submit"]
+            for at_s, kind, job in self.inbox:
+                if ended and kind == "abort" and at_s < now_s - TIE_S and job not in unread:
+                    self._abort(job)
             for job in ended:
-                self._give(job)
+                self._give(job, ended=True)
         self._read(read_until_s - TIE_S)
+        for job in self.held:
+            self._give(job, ended=True)
+        self.held = []
         self._start(now_s)
-        for job in self.lingering:
-            self._give(job)
-        self.lingering = []
+        self.running = [job for job in self.running if job not in self.ending]
+        if self.caching and self.busy and any(k == "abort" and t < now_s - TIE_S for t, k, _ in self.inbox):
+            self.held = self.ending
+        else:
+            for job in self.ending:
+                self._give(job, ended=True)
+        self.ending = []
         if self.pipelined and not self.busy:
+            self.decoding = set()  # all that was under way is known
             self._read(now_s - TIE_S)
             self._start(now_s)
         while not self.busy and self.inbox:
@@ -254,13 +283,7 @@ class ReferenceReplica:
             self.waiting.append(arg)
             self._sort()
         elif kind == "abort":
-            if arg in self.waiting:
-                self.waiting.remove(arg)
-            if arg in self.running:
-                self.running.remove(arg)
-            arg.gone = True
-            if arg not in self.lingering:  # it ended by itself before the abort was read
-                self._give(arg)
+            self._abort(arg)
         elif kind == "slots":
             self.slots = arg
         elif kind == "kv":
@@ -268,6 +291,13 @@ class ReferenceReplica:
             self._wipe()
         else:
             self.slowdown = arg
+
+    def _abort(self, job: Job) -> None:
+        for jobs in (self.waiting, self.running, self.ending):
+            if job in jobs:
+                jobs.remove(job)
+        job.gone = True
+        self._give(job)
 
     def _sort(self) -> None:
         if self.priority:
@@ -281,7 +311,7 @@ class ReferenceReplica:
     def _start(self, now_s: float) -> None:
         while True:
             scheduled, preempted = self._step()
-            if scheduled or not preempted:
+            if scheduled or not preempted or self.pipelined:
                 break
         if not scheduled:
             return
@@ -290,16 +320,17 @@ class ReferenceReplica:
         for job, n in scheduled.items():
             if self._decodes(job, n):
                 decodes += 1
-                context += job.tokens
-                self.decoding.add(job)
+                context += job.computed + 1
+                if not job.gone:
+                    self.decoding.add(job)
             else:
                 prefill += n
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
-        context += decodes * float(self.gain * self.iteration % 1)
-        if decodes:
+        context += len(self.decoding) * float(self.gain * self.iteration % 1)
+        if self.decoding:
             deviation = statistics.pstdev(job.tokens for job in self.decoding)
-            context += decodes * getattr(self.step, "skew", 0.0) * 2 * deviation
+            context += len(self.decoding) * getattr(self.step, "skew", 0.0) * 2 * deviation
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
@@ -311,20 +342,33 @@ class ReferenceReplica:
 
     @staticmethod
     def _decodes(job: Job, n: int) -> bool:
+        if job.gone:
+            return True  # computed once more, for nothing
         return job.outputs > 0 and job.computed == job.tokens - 1 and n == 1 and job.computed >= job.prefilled
+
+    def _cap(self) -> int:
+        """Return what one prompt may take of an iteration."""
+        present = len(self.running) + len(self.waiting)
+        if not self.long or present <= 1:
+            return self.max_tokens
+        return max(self.long, self.max_tokens // present) if self.shares else self.long
 
     def _step(self) -> tuple[dict[Job, int], bool]:
         budget = self.max_tokens
+        cap = self._cap()
         scheduled: dict[Job, int] = {}
         cost: dict[Job, int] = {}
         preempted = False
         i = 0
         while i < len(self.running) and budget > 0:
             job = self.running[i]
-            n = min(job.tokens - job.computed, budget)
+            if job in self.ending and not job.stops:
+                i += 1
+                continue
+            n = 1 if job in self.ending else min(job.tokens - job.computed, budget, cap)
             decodes = self._decodes(job, n)
             while True:
-                need = self._blocks(job.computed + (self._gained() if decodes else n)) - len(job.held)
+                need = self._blocks(job.computed + (self._gained() if decodes and not job.gone else n)) - len(job.held)
                 if self.used + need <= self.total:
                     break
                 victim = (
@@ -334,33 +378,43 @@ class ReferenceReplica:
                 if at < i:
                     i -= 1
                 del self.running[at]
+                planned = 0
                 if victim in scheduled:
                     budget += cost.pop(victim)
-                    del scheduled[victim]
-                self._give(victim, comes_back=True)
-                victim.computed = 0
+                    planned = scheduled.pop(victim)
+                    if self._decodes(victim, planned):
+                        planned = 1
+                self._give(victim, comes_back=True, planned=planned)
                 victim.preemptions += 1
-                victim.prefilled = victim.tokens
                 preempted = True
-                self.waiting.insert(0, victim)
-                self._sort()
+                if victim in self.ending:
+                    self.ending.remove(victim)
+                else:
+                    victim.computed = 0
+                    victim.prefilled = victim.tokens
+                    self.waiting.insert(0, victim)
+                    self._sort()
                 if victim is job:
                     break
             if job not in self.running:
                 break
             self._take(job, len(job.held) + need)
             scheduled[job] = n
-            cost[job] = 1 + self.drafts if decodes else n
+            cost[job] = 1 + self.drafts if decodes and not job.gone else n
             budget -= cost[job]
             i += 1
         for job, n in scheduled.items():
             if (job.prefix is not None or job.preemptions) and not self._decodes(job, n):
                 self._name(job, job.computed + n)
-        while not preempted and self.waiting and budget > 0 and len(self.running) + len(self.lingering) < self.slots:
+        while not preempted and self.waiting and budget > 0 and len(self.running) < self.slots:
             job = self.waiting[0]
             found = self._find(job)
             shared = sum(block.holders > 0 for block in found)
-            if self.used + self._blocks(job.tokens) - shared > self.total:
+            n = min(job.tokens - len(found) * self.block, budget, cap)
+            needed = self._blocks(job.tokens if self.reserves else len(found) * self.block + n)
+            if self.running:
+                needed += int(self.watermark * (self.total + 1))
+            if self.used + needed - shared > self.total:
                 break
             self.waiting.pop(0)
             for block in found:
@@ -372,7 +426,6 @@ class ReferenceReplica:
             job.computed = len(found) * self.block
             if job.cached_tokens < 0:
                 job.cached_tokens = job.computed
-            n = min(job.tokens - job.computed, budget)
             self._take(job, self._blocks(job.computed + n))
             if job.prefix is not None or job.preemptions:
                 self._name(job, job.computed + n)

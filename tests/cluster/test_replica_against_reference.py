@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -39,6 +40,7 @@ class Story:
                 r = request(arg["prompt"], arg["output"], arg["priority"])
                 r.tag = arg["id"]
                 r.prefix = arg.get("prefix")
+                r.stops = arg.get("stops", False)
                 self.requests[arg["id"]] = r
                 self.replica.submit(r, at_s)
             elif what == "abort" and arg in self.requests:
@@ -96,7 +98,9 @@ class Uneven(LinearStepTime):
 
 
 @st.composite
-def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
+def scripts(
+    draw: Any, *, drafting: bool = False, limits: bool = False
+) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     slots = draw(st.integers(1, 8))
     block = draw(st.sampled_from([1, 4, 16]))
     batched = draw(st.integers(slots, slots + 40))
@@ -118,7 +122,16 @@ def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }
-    if drafting and draw(st.booleans()):
+    if limits and draw(st.booleans()):
+        setting |= {
+            "long_prefill_token_threshold": draw(st.sampled_from([0, 0, 1, 4, 20])),
+            "long_prefill_token_threshold_adaptive": draw(st.booleans()),
+            "scheduler_reserve_full_isl": draw(st.booleans()),
+            "watermark": draw(st.sampled_from([0.0, 0.05, 0.3])),
+        }
+        if not setting["scheduler_reserve_full_isl"]:  # two prompts may take each other's blocks for ever, but in time
+            setting["step_time"] = replace(setting["step_time"], base_s=0.013)
+    if drafting and not setting.get("long_prefill_token_threshold") and draw(st.booleans()):
         drafts = Speculation(
             tokens=draw(st.integers(1, 4)), acceptance=draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0])),
             per_draft_token_s=draw(st.sampled_from([0.0, 0.0003])), draft_s=draw(st.sampled_from([0.0, 0.002])),
@@ -141,6 +154,7 @@ def scripts(draw: Any, *, drafting: bool = False) -> tuple[dict[str, Any], list[
                     "output": draw(st.integers(1, 40)),
                     "priority": draw(st.integers(0, 2)),
                     "prefix": prefix_of(prompt, *draw(PLACES)) if shared else None,
+                    "stops": limits and draw(st.booleans()),
                 },
             )
         )
@@ -179,7 +193,7 @@ def check_same(setting: dict[str, Any], script: list[tuple[float, str, Any]]) ->
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(scripts(drafting=True))
+@given(scripts(drafting=True, limits=True))
 def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
     fast, _ = check_same(*case)
     replica = fast.replica

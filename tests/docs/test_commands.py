@@ -60,6 +60,8 @@ def parse(arguments: list[str]) -> None:
         if words[0].startswith("-") and "endpoint" in command.commands:  # tokenpools calibrate --base-url URL
             words.insert(0, "endpoint")
         name = words.pop(0)
+        if name in {word for option in command.params for word in option.opts}:
+            return  # an option of the group itself: --version, --install-completion
         if name not in command.commands:
             raise typer.BadParameter(f"no command {name}: {' '.join(arguments)}")
         command = command.commands[name]

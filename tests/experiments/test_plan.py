@@ -155,6 +155,17 @@ def test_several_knobs_are_searched_together(tmp_path: Path) -> None:
     assert {frozenset(trial.setting) for trial in answer.trials} == {frozenset(knob.path for knob in knobs)}
 
 
+def test_a_tenant_that_asks_for_nothing_is_no_goal_that_is_met(tmp_path: Path) -> None:
+    loaded = scenario(replications=2)
+    first, second, *rest = loaded.workload
+    late = second.model_copy(update={"from_s": (loaded.horizon_s or 0) + 1})
+    quiet = loaded.model_copy(update={"workload": (first, late, *rest)})
+    tenants = {one.name: one.ttft_slo_s for one in quiet.pool.entitlements}
+    assert tenants[late.entitlement] is not None
+    with pytest.raises(InputError, match="is not measured"):
+        plan(quiet, tmp_path / "plan", [parse_knob("pool.replicas=1..2")], Goal(attainment=0.5))
+
+
 def test_settings_that_cannot_be_are_passed_over(tmp_path: Path) -> None:
     tree = scenario().model_dump(mode="json")
     tree["pool"]["entitlements"][0]["baseline"]["slots"] = 12  # of 8 a replica: one is not enough for the promise

@@ -25,7 +25,7 @@ from sim.experiments.cells import cell_key, code_hash, run_task, task
 from sim.experiments.executors import Executor
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import Count, estimate, sweep
-from sim.experiments.until import parse_target, sweep_until
+from sim.experiments.until import look, parse_target, sweep_until
 from sim.records.result_folder import read_result
 from sim.scenario.load import expand
 
@@ -282,6 +282,14 @@ def test_a_width_out_of_reach_is_said(tmp_path: Path) -> None:
     assert (reached.replications, reached.met) == (12, False)
     assert reached.widest > 1
     assert not math.isinf(reached.widest)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [math.nan] * 4, [1.0], [0.0, 0.0, 1.0, -1.0]])
+def test_nothing_measured_is_not_narrow_enough(values: list[float]) -> None:
+    needed, width = look(values, parse_target("ttft_p99_s:5%"))
+    assert width == math.inf
+    assert needed == 2 * len(values)
+    assert look([2.0, 2.0], parse_target("ttft_p99_s:5%")) == (0, 0.0)
 
 
 @pytest.mark.parametrize(

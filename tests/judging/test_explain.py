@@ -131,11 +131,13 @@ def test_a_result_that_no_longer_repeats_is_told(small: Path, tmp_path: Path) ->
     import json
     import shutil
 
+    from sim.records.result_folder import write_manifest
+
     shutil.copytree(small, tmp_path / "r")
     path = tmp_path / "r" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["scenario"]["seed"] += 1
-    path.write_text(json.dumps(manifest))
+    write_manifest(manifest, tmp_path / "r")
     with pytest.raises(RunError, match="does not repeat"):
         explain(tmp_path / "r", "chat-5")
 

@@ -180,7 +180,7 @@ def config(stand_ins: Sequence[StandIn], **changed: Any) -> dict[str, Any]:
     pool = {"profile": PROFILE, "entitlements": list(entitlements), **changed.pop("pool", {})}
     return {
         "version": 1,
-        "listen": {"port": 0},
+        "listen": {"port": 0, **changed.pop("listen", {})},
         "pool": pool,
         "policy": changed.pop("policy", "none"),
         "upstreams": [{"name": f"up{n}", "base_url": one.base_url} for n, one in enumerate(stand_ins)],

@@ -43,6 +43,8 @@ class Behaviour:
     crlf : end lines with CR LF.
     split_bytes : write the stream in pieces of so many bytes.
     garbage : answer with something that is no HTTP, "http", or no JSON, "json".
+    raw : answer any path with these characters (Latin-1) as they are, and close.
+    role_first : begin a chat with an event that says the role alone, ``role_s`` before the first token.
     """
 
     ttft_s: float = 0.0
@@ -61,6 +63,9 @@ class Behaviour:
     crlf: bool = False
     split_bytes: int = 0
     garbage: str = ""
+    raw: str = ""
+    role_first: bool = False
+    role_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class StandIn:
     aborted_s : the monotonic times at which a client left before its answer was complete.
     running, waiting : what /metrics says.
     healthy : what /health says.
+    owned_by : what the card of its model says; a "vllm" tells the usage with each event where that is asked for.
     """
 
     behaviour: Behaviour = field(default_factory=Behaviour)
@@ -94,6 +100,7 @@ class StandIn:
     max_model_len: int = 4096
     healthy: bool = True
     api_key: str | None = None
+    owned_by: str = "stand-in"
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     aborted_s: list[float] = field(default_factory=list)
@@ -212,12 +219,15 @@ class Connection(asyncio.Protocol):
         if path == "/metrics":
             return self.send(_metrics(stand_in).encode(), 200, "text/plain; version=0.0.4")
         if path == "/v1/models":
-            card = {"id": stand_in.model, "object": "model", "owned_by": "stand-in", "max_model_len": 4096}
+            card = {"id": stand_in.model, "object": "model", "owned_by": stand_in.owned_by, "max_model_len": 4096}
             return self.send_json({"object": "list", "data": [card]})
         if path == "/tokenize":
             stand_in.tokenize_calls += 1
             count = prompt_tokens(seen.json)
             return self.send_json({"count": count, "max_model_len": 4096, "tokens": list(range(count))})
+        if seen.method == "POST" and b'"raw": "H' in seen.body:
+            self.transport.write(seen.json["stand_in"]["raw"].encode("latin-1"))
+            return self.transport.close()
         if path in ("/v1/completions", "/v1/chat/completions"):
             try:
                 return await self.generate(seen.json, chat="chat" in path)
@@ -280,6 +290,12 @@ class Connection(asyncio.Protocol):
         padding = {"padding": "x" * behaviour.padding_bytes} if behaviour.padding_bytes else {}
         frame = _frame(asked, chat=chat, stream=True) | padding
         events = 0
+        options = asked.get("stream_options") or {}
+        continuous = self.stand_in.owned_by == "vllm" and options.get("continuous_usage_stats")
+        if behaviour.role_first:
+            role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            await self.event(json.dumps(frame | {"choices": [role]}), end, behaviour.split_bytes)
+            await asyncio.sleep(behaviour.role_s)
         for first in range(0, count, behaviour.chunk_tokens):
             await asyncio.sleep(behaviour.gap_s if first else behaviour.ttft_s)
             await self.misbehave(behaviour, events, end)
@@ -288,7 +304,8 @@ class Connection(asyncio.Protocol):
             final = first + behaviour.chunk_tokens >= count
             for index in range(asked.get("n") or 1):
                 choice = _choice(text, index, chat=chat, final=final, stream=True)
-                await self.event(json.dumps(frame | {"choices": [choice]}), end, behaviour.split_bytes)
+                usage = {"usage": _usage(asked, words[-1] + 1, each=True)} if continuous else {}
+                await self.event(json.dumps(frame | {"choices": [choice]} | usage), end, behaviour.split_bytes)
             events += 1
         await self.misbehave(behaviour, events, end)
         if (asked.get("stream_options") or {}).get("include_usage") and not behaviour.no_usage:
@@ -351,8 +368,8 @@ def prompt_tokens(asked: Mapping[str, Any]) -> int:
     return sum(prompt_tokens({"prompt": one}) for one in prompt)
 
 
-def _usage(asked: Mapping[str, Any], count: int) -> dict[str, int]:
-    prompt, output = prompt_tokens(asked), count * (asked.get("n") or 1)
+def _usage(asked: Mapping[str, Any], count: int, *, each: bool = False) -> dict[str, int]:
+    prompt, output = prompt_tokens(asked), count * (1 if each else asked.get("n") or 1)
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 

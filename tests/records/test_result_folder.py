@@ -18,7 +18,7 @@ from sim.records.result_folder import check_output_folder, read_result, write_re
 from sim.records.schema import TimelineBlock, requests_table, timeline_table
 
 RUN = {"run_id": "x", "policy": "none", "variant": {"seed": "1"}, "replication": 0}
-MANIFEST = {"scenario": {}, "cells": []}
+MANIFEST = {"scenario": {"pool": {"entitlements": []}, "workload": [], "policies": []}, "cells": []}
 SUMMARY = [{"policy": "none", "seed": "1", "tenant": "a", "offered": 2, "slo_attainment": math.nan, "mean_s": 0.1}]
 
 
@@ -163,10 +163,10 @@ from sim.records.schema import requests_table, timeline_table
 run = dict(run_id="x", policy="none", variant={}, replication=0)
 results.write_summary = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 tables = requests_table(columns([spec("a")], [{}]), **run), timeline_table([], **run)
-results.write_result(pathlib.Path(sys.argv[1]), *tables, [], {"scenario": {}, "cells": []})
+results.write_result(pathlib.Path(sys.argv[1]), *tables, [], __import__("json").loads(sys.argv[2]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "result")],
+        [sys.executable, "-c", code, str(tmp_path / "result"), json.dumps(MANIFEST)],
         capture_output=True, text=True, check=False, env={"PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert "KeyboardInterrupt" in done.stderr

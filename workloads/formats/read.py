@@ -219,7 +219,7 @@ class _Reader:
                     row += len(table)
         # Beside what pyarrow says: numbers that numpy cannot hold, text that is none.
         except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-            text = " ".join(str(error).split())
+            text = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))
             raise TraceError(self.file, None, f"cannot be read ({text[:80]})", "give a Parquet file") from None
 
     def document(self) -> Iterator[Rows]:

@@ -1,5 +1,9 @@
 """uvicorn's HTTP protocol with what it leaves to a proxy in front: limits on headers, their time and connections.
 
+It goes on where uvicorn's gives up: an offer to upgrade (Java's client makes one of HTTP/2 with its first request) is
+not taken, and the body is read all the same; clients of HTTP/1.0 get answers without chunks; and a request that is
+sent ahead of its turn does not keep the gateway from seeing that the client has left.
+
 Each request's scope carries a `Client` (``scope["extensions"]["tokenpools"]``), through which the application hears at
 once that its client has left, without a task of its own, and can close a connection that nobody reads.
 """
@@ -7,9 +11,12 @@ once that its client has left, without a task of its own, and can close a connec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import ipaddress
+from collections import Counter as Tally
+from collections.abc import Callable, MutableMapping
+from typing import Any, ClassVar
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,6 +24,11 @@ from sim.live.gateway.settings import Limits, Timeouts
 
 _FRAMING = 16
 """Most bytes of chunk framing for each byte of a body; a client that sends more sends nothing of use. [choice]"""
+
+
+_MOST_AHEAD = 16
+_MOST_AHEAD_BYTES = 64 * 2**10
+"""Requests, and bytes of a body, that a client may send ahead of their turn (pipelining). [choice]"""
 
 
 class Client:
@@ -37,11 +49,47 @@ class _HeadTooLargeError(Exception):
     pass
 
 
+class _PlainAnswer:
+    """An answer for a client of HTTP/1.0, which knows no chunks: its end is that of the connection."""
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._framed = True
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send a part of it (ASGI)."""
+        cycle = self._cycle
+        if message["type"] == "http.response.start":
+            self._framed = any(name == b"content-length" for name, _ in message["headers"])
+            if not self._framed:
+                cycle.chunked_encoding = False  # said, so that uvicorn does not choose
+        if self._framed or not cycle.response_started or cycle.scope["method"] == "HEAD":
+            await self._send(message)
+            return
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.transport.write(message.get("body", b""))
+        if not message.get("more_body"):
+            cycle.response_complete = True
+            cycle.message_event.set()
+            cycle.transport.close()
+            cycle.on_response()
+
+
 class GatewayProtocol(HttpToolsProtocol):
-    """One connection; `protocol` makes a class with its limits."""
+    """One connection; `protocol` makes a class with its limits.
+
+    Attributes
+    ----------
+    by_address : connections that are open, of all objects of a class.
+    """
 
     limits = Limits()
     timeouts = Timeouts()
+    by_address: ClassVar[Tally[str]] = Tally()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
@@ -54,12 +102,25 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
             self.timeouts.keep_alive_s, self.timeout_keep_alive_handler
         )
-        if len(self.connections) > self.limits.connections:
+        self._replaying = False
+        self._address = _address_of(self.client)
+        self.by_address[self._address] += 1
+        most = self.limits.connections
+        self._over = (
+            len(self.connections) > most or self.by_address[self._address] > self.limits.connections_per_address
+        )
+        if len(self.connections) > most + most // 10 + 1:
             transport.abort()
+        elif self._over:  # it is told so when it asks
+            self._disarm()
+            self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection."""
         self._disarm()
+        self.by_address[self._address] -= 1
+        if not self.by_address[self._address]:
+            del self.by_address[self._address]
         super().connection_lost(exc)
         for client in self._clients:
             if client.left is not None:
@@ -67,19 +128,48 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as it is in proportion."""
+        if self._over:
+            self._refuse(b"503 Service Unavailable\r\nretry-after: 1")
+            return
         if self._unused:
             self._unused = False
             self._disarm()
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         self._raw_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._raw_bytes > self.limits.header_bytes + _FRAMING * self._body_bytes and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("Request header fields too large.")
 
+    def _feed(self, data: bytes) -> None:
+        """Read on. An offer to go on in another protocol is not taken: what follows is the body, as without it."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self.parser is None or self.transport.is_closing():
+                return
+            framing = [
+                b"%b: %b\r\n" % one for one in self.headers if one[0] in (b"content-length", b"transfer-encoding")
+            ]
+            self.parser = httptools.HttpRequestParser(self)
+            self._replaying = True
+            try:
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+            finally:
+                self._replaying = False
+            if rest := data[offer.args[0] :]:
+                self._feed(rest)
+
     def on_message_begin(self) -> None:
         """Begin to count, and give the request its client."""
+        if self._replaying:
+            return
         super().on_message_begin()
         self._raw_bytes = self._head_bytes = self._body_bytes = 0
         client = Client(self.transport)
@@ -89,27 +179,46 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Count the request line."""
+        if self._replaying:
+            return
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header."""
+        if self._replaying:
+            return
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Stop the clock for the headers."""
+        if self._replaying:
+            return
         self._disarm()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _PlainAnswer(self.cycle).send  # type: ignore[assignment]
+        if self.pipeline:  # uvicorn reads no more, and would not see that the client has left
+            self.flow.resume_reading()
+            if len(self.pipeline) > _MOST_AHEAD:
+                self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
         """Count the body."""
         self._body_bytes += len(body)
         super().on_body(body)
+        if self.pipeline:
+            self.flow.resume_reading()
+            if len(self.cycle.body) > _MOST_AHEAD_BYTES:
+                self.transport.abort()
 
     def on_message_complete(self) -> None:
         """Wait for the next request where this one was answered before it was all there."""
+        if self.parser is not None and self.parser.should_upgrade():
+            return  # its body is still to come, see `_feed`
         super().on_message_complete()
+        self.flow.resume_reading()  # a body that came at once may have stopped it, and nobody asks for more
         if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
             self._disarm()
             self._unset_keepalive_if_required()
@@ -150,7 +259,21 @@ class GatewayProtocol(HttpToolsProtocol):
 
 def protocol(limits: Limits, timeouts: Timeouts) -> type[GatewayProtocol]:
     """Return the protocol with limits of its own."""
-    return type("LimitedProtocol", (GatewayProtocol,), {"limits": limits, "timeouts": timeouts})
+    own = {"limits": limits, "timeouts": timeouts, "by_address": Tally()}
+    return type("LimitedProtocol", (GatewayProtocol,), own)
+
+
+def _address_of(client: tuple[str, int] | None) -> str:
+    """Return where a connection comes from, as far as one party holds it: of IPv6, the network."""
+    if client is None:
+        return ""
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return client[0]
+    if address.version == 6 and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return client[0]
 
 
 class HttpServer(uvicorn.Server):

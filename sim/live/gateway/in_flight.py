@@ -119,6 +119,8 @@ class Exchange:
 
     def cut(self, why: Cut) -> None:
         """Stop the task that serves this, wherever it waits; the first cut counts."""
+        if self.in_background and why is Cut.CLIENT_LEFT:  # as it was meant to
+            return
         if self.cut_by is None and not self.answered:
             self.cut_by = why
             if self.task is not None and self.task is not asyncio.current_task():

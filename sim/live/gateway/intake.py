@@ -50,12 +50,12 @@ class ByteBudget:
         if self._by_key[name] + size_bytes > self._most_per_key:
             raise ApiError(
                 429, "too_many_bytes", f"Bodies of this key that wait hold {self._most_per_key} bytes at most.",
-                kind="requests", retry_after_s=_BUSY_RETRY_S, close=True,
+                kind="requests", retry_after_s=_BUSY_RETRY_S,
             )  # fmt: skip
         if self.kept_bytes + size_bytes > self._most:
             raise ApiError(
                 503, "overloaded", "The gateway holds as many bytes of bodies as it may.", kind="server_error",
-                retry_after_s=_BUSY_RETRY_S, close=True,
+                retry_after_s=_BUSY_RETRY_S,
             )  # fmt: skip
         self._by_key[name] += size_bytes
         self.kept_bytes += size_bytes

@@ -52,7 +52,8 @@ def sound_tokens(size_bytes: int, rule: Estimate | Tokenizer) -> int:
 
 def embedding_tokens(data: str, rule: Estimate | Tokenizer) -> int:
     """Return how many tokens' embeddings a text in base64 holds."""
-    return max(1, math.ceil(len(data) * 3 / 4 / rule.embedding_bytes_per_token))
+    size_bytes = len(data.rstrip("=")) * 3 // 4
+    return max(1, math.ceil(size_bytes / rule.embedding_bytes_per_token))
 
 
 def _data(part: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ ended with a ``finish_reason`` and an error event.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 
 import aiohttp
@@ -16,6 +15,7 @@ import aiohttp
 from policies.api import Failed as FailedEvent
 from policies.api import Forward, Reason, Refuse
 from sim.live.gateway.core_driver import AsyncGateway
+from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.error_responses import ApiError, ended, refusal
 from sim.live.gateway.headers import BadAnswerError, bearer, to_upstream
 from sim.live.gateway.in_flight import Cut, Exchange
@@ -29,7 +29,6 @@ from sim.live.replicas.upstreams import Replica, Upstreams, json_object
 
 LOG = logging.getLogger("tokenpools.relay")
 
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _POLL_S = 1.0
 _ASK_S = 10.0
 _RUNNING = ("queued", "in_progress")
@@ -168,7 +167,7 @@ class Relay:
         """Say that an upstream broke off, unless it is the gateway that can open no connection."""
         why = type(error).__name__
         LOG.warning("%s: upstream %s broke off: %s", exchange.request_id, replica.address.name, why)
-        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+        if exhausted(error):
             raise UpstreamFailedError(_EXHAUSTED, elsewhere=False) from error
         if isinstance(error, aiohttp.ClientConnectorError):
             exchange.sent = False

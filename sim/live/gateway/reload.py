@@ -90,6 +90,7 @@ class Reloader:
         """Change over to what the file says now, or keep what there is and say why."""
         async with self._lock:
             try:
+                self._service.renew_tls()
                 found = self._load()
                 await self._change(found)
             except TokenpoolsError as error:

@@ -19,11 +19,13 @@ from policies.api import Event, Instruction
 from policies.core import GatewayCore
 from sim.live.gateway.app import Application
 from sim.live.gateway.core_driver import AsyncGateway, EventLog, LocalLog
+from sim.live.gateway.descriptors import fitted
 from sim.live.gateway.http_protocol import HttpServer, protocol
 from sim.live.gateway.in_flight import Cut, InFlightTable
 from sim.live.gateway.prompt_tokens import counter
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Settings
+from sim.live.gateway.tls import renew, server_options
 from sim.live.observability.observer import Observer, Recorder
 from sim.live.replicas.upstreams import Upstreams
 
@@ -40,6 +42,7 @@ class Service:
     ----------
     recorders : told of every event, with its time and what the core said.
     about : further facts for the admin page.
+    http : of the server, once there is one.
     """
 
     settings: Settings
@@ -49,6 +52,7 @@ class Service:
     app: Application
     recorders: list[Recorder]
     about: Callable[[], Mapping[str, Any]] = dict
+    http: uvicorn.Config | None = None
 
     @classmethod
     async def open(
@@ -95,18 +99,32 @@ class Service:
         """Stop everything."""
         self.gateway.stop()
         self.in_flight.end()
+        self.app.intake.close()
         await self.upstreams.close()
 
     def server(self) -> HttpServer:
         """Return the HTTP server of this gateway."""
         settings = self.settings
         config = uvicorn.Config(
-            self.app, host=settings.host, port=settings.port, http=protocol(settings.limits, settings.timeouts),
+            self.app, host=settings.host, port=settings.port,
+            http=protocol(fitted(settings.limits, len(settings.upstreams)), settings.timeouts),
             ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, backlog=2048,
             proxy_headers=False, timeout_keep_alive=int(max(1, settings.timeouts.keep_alive_s)),
             timeout_graceful_shutdown=int(settings.timeouts.drain_s + _FORCE_S) + 1,
+            **server_options(settings.tls),
         )
+        self.http = config
         return HttpServer(config, on_stop=self.drain, notice_s=settings.timeouts.drain_notice_s)
+
+    def renew_tls(self) -> None:
+        """Read certificate and key again; new connections get them.
+
+        Raises
+        ------
+        ScenarioError : they cannot be used; the old ones stay.
+        """
+        if self.settings.tls is not None and self.http is not None and self.http.ssl is not None:
+            renew(self.http.ssl, self.settings.tls, "")
 
     def drain(self) -> None:
         """Say that the end is near; what is in flight then has ``drain_s`` to finish."""

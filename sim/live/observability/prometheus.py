@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -55,12 +55,18 @@ class Metrics:
     Attributes
     ----------
     registry : of this gateway alone.
+
+    Parameters
+    ----------
+    models : those that are served; None where any name may be a label.
     """
 
     def __init__(
-        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *, most_labels: int = MOST_LABELS
+        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *, most_labels: int = MOST_LABELS,
+        models: Callable[[], Collection[str]] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
+        self._known_models = models
         self._tenants, self._models = Labels(most_labels), Labels(most_labels)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -90,7 +96,7 @@ class Metrics:
         """See `sim.live.observability.observer.Observer`."""
         service_class = "" if log.service_class is None else str(log.service_class)
         tenant = self._tenants.of(log.tenant)
-        self._requests.labels(tenant, service_class, self._models.of(log.model), outcome(log)).inc()
+        self._requests.labels(tenant, service_class, self._model_of(log.model), outcome(log)).inc()
         if log.forwarded_s == log.forwarded_s:
             self._waited.labels(service_class).observe(max(0.0, log.forwarded_s - log.arrival_s))
             self._duration.labels(service_class).observe(max(0.0, log.finish_s - log.arrival_s))
@@ -103,6 +109,13 @@ class Metrics:
             self._estimate_error.observe(log.prompt_tokens - log.counted_prompt_tokens)
         if log.retry_after_s is not None:
             self._retry_after.observe(log.retry_after_s)
+
+
+    def _model_of(self, model: str) -> str:
+        """Return the label for a model: one that is served, since everything else is what clients wrote."""
+        if model and self._known_models is not None and model not in self._known_models():
+            return OTHER
+        return self._models.of(model)
 
 
 def outcome(log: RequestLog) -> str:
@@ -132,10 +145,19 @@ class Labels:
         """Return the label for a value."""
         if value in self._known:
             return value
-        if len(self._known) >= self._most:
+        if len(self._known) >= self._most or not _fit(value):
             return OTHER
         self._known.add(value)
         return value
+
+
+def _fit(value: str) -> bool:
+    """Return whether a text can be written at all: half a character cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Books(Collector):

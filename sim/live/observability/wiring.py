@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -15,6 +15,8 @@ from policies.core import GatewayCore
 from sim.errors import InputError
 from sim.extras import needs
 from sim.live.gateway.service import Service
+from sim.live.gateway.settings import LOOPBACK
+from sim.live.gateway.tls import server_options
 from sim.live.observability.admin import Pages
 from sim.live.observability.logs import RequestLogger
 from sim.live.observability.prometheus import Metrics
@@ -52,7 +54,7 @@ class Observability:
         def core() -> GatewayCore:
             return gateway.core
 
-        self.metrics = Metrics(core, gateway.now_s)
+        self.metrics = Metrics(core, gateway.now_s, models=self._models)
         self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
         service.in_flight.observers += [self.metrics, self.state, RequestLogger()]
         self._end_telemetry: Callable[[], None] | None = None
@@ -78,6 +80,7 @@ class Observability:
         config = uvicorn.Config(
             app, host=admin.host, port=admin.port, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=1, limit_concurrency=64,
+            **server_options(None if admin.host in LOOPBACK else service.settings.tls),
         )
         self._server = _QuietServer(config)
         self._task = asyncio.get_running_loop().create_task(self._serve(self._server))
@@ -106,11 +109,14 @@ class Observability:
 
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings
-        models = settings.models or sorted(self._service.upstreams.models())
+        models = sorted(self._models())
         return {
             "policy": settings.policy, "models": list(models), "draining": self._service.app.draining,
             **self._service.about(),
         }
+
+    def _models(self) -> Collection[str]:
+        return self._service.settings.models or self._service.upstreams.models()
 
     def _names(self) -> Mapping[int, str]:
         return {number: one.address.name for number, one in self._service.upstreams.replicas.items()}

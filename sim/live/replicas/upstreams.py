@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
+from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.headers import bearer
 from sim.live.gateway.settings import Timeouts, UpstreamAddress
 from sim.live.replicas.engine_metrics import read_gauges
@@ -30,6 +31,10 @@ _KEEP_S = 4.0
 """An idle connection is closed here before the server does it: uvicorn, and so vLLM, waits 5 s. A request that is sent
 while the server closes is lost."""
 _MOST_METRICS_BYTES = 8 * 2**20
+
+
+class OutOfDescriptorsError(Exception):
+    """The process could open no connection; that is no upstream's fault."""
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +154,10 @@ class Upstreams:
     async def post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
         """Ask some ready replica and return its JSON answer, None where there is none."""
         for replica in self.ready():
-            answer = await self._fetch(replica, path, timeout_s, body)
+            try:
+                answer = await self._fetch(replica, path, timeout_s, body)
+            except OutOfDescriptorsError:
+                return None
             return None if answer is None else json_object(answer)
         return None
 
@@ -183,7 +191,16 @@ class Upstreams:
                 LOG.exception("looking at upstream %s failed", replica.address.name)
 
     async def _look(self, replica: Replica) -> None:
-        """Ask for its health; three failures in a row take it out, one success takes it in."""
+        """Ask for its health; three failures in a row take it out, one success takes it in.
+
+        Where this process can open no connection, nothing is known of it, and it stays what it was.
+        """
+        try:
+            await self._look_once(replica)
+        except OutOfDescriptorsError:
+            LOG.warning("no descriptors are left to look at upstream %s; it stays what it was", replica.address.name)
+
+    async def _look_once(self, replica: Replica) -> None:
         answer = await self._fetch(replica, "/health", self._timeouts.health_s)
         if answer is None:
             replica.failures += 1
@@ -209,7 +226,10 @@ class Upstreams:
             }  # fmt: skip
 
     async def _scrape(self, replica: Replica) -> None:
-        text = await self._fetch(replica, "/metrics", _SCRAPE_S)
+        try:
+            text = await self._fetch(replica, "/metrics", _SCRAPE_S)
+        except OutOfDescriptorsError:
+            return
         values = None if text is None else read_gauges(text.decode(errors="replace"))
         if values is not None:
             self._emit(ReplicaReport(replica.replica_id, self._now_s(), int(values[0]), int(values[1]), values[2]))
@@ -234,7 +254,9 @@ class Upstreams:
                 while not answer.content.at_eof() and len(content) < _MOST_METRICS_BYTES:
                     content += await answer.content.read(_MOST_METRICS_BYTES)
                 return content if answer.status < (500 if path == "/health" else 400) else None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            if exhausted(error):
+                raise OutOfDescriptorsError from error
             return None
 
     def _tell(self) -> None:

@@ -1,0 +1,288 @@
+"""Files of measured runs: every program's own form gives the same run, and a damaged one is named in a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sim.calibration.from_records import calibrate_records, terms_for
+from sim.calibration.measured import MeasuredRun, errors, read_run
+from sim.calibration.noise import RUNS, averaged, perturbed, verdict
+from sim.calibration.on_scenario import validate_scenario
+from sim.calibration.single_replica import Requests, replay
+from sim.calibration.validate import judge, validate_profile
+from sim.engine.links import Links
+from sim.engine.step_fitted import FittedStepTime
+from sim.engine.step_time import LinearStepTime
+from sim.errors import InputError
+from sim.scenario.load import parse_scenario
+from sim.scenario.profile import Profile
+
+RUN = [(0.0, 100, 11, 0.30, 0.80), (0.5, 200, 21, 0.90, 1.90), (2.0, 50, 5, 2.10, 2.30)]
+"""Arrival, prompt and output tokens, first and last token."""
+EPOCH_S = 1.7e9
+
+
+def bench(**changes: Any) -> Any:
+    found = {
+        "input_lens": [r[1] for r in RUN], "output_lens": [r[2] for r in RUN],
+        "ttfts": [r[3] - r[0] for r in RUN], "itls": [[(r[4] - r[3]) / (r[2] - 1)] * (r[2] - 1) for r in RUN],
+        "errors": [""] * 3, "start_times": [EPOCH_S + r[0] for r in RUN], "request_rate": 2.0,
+    }  # fmt: skip
+    return found | changes
+
+
+def guidellm() -> Any:
+    rows = [
+        {
+            "prompt_tokens": p, "output_tokens": o, "request_start_time": EPOCH_S + a,
+            "time_to_first_token_ms": 1e3 * (f - a), "request_end_time": EPOCH_S + e,
+        }
+        for a, p, o, f, e in RUN
+    ]  # fmt: skip
+    cut = {"prompt_tokens": 70, "output_tokens": 3, "request_start_time": EPOCH_S + 2.2}
+    return {"benchmarks": [{"requests": {"successful": rows, "incomplete": [cut], "errored": []}}]}
+
+
+def aiperf() -> str:
+    lines = [
+        {
+            "metadata": {"request_start_ns": int(1e9 * (EPOCH_S + a)), "benchmark_phase": "profiling"},
+            "metrics": {
+                "time_to_first_token": {"value": 1e3 * (f - a), "unit": "ms"},
+                "request_latency": {"value": 1e3 * (e - a), "unit": "ms"},
+                "input_sequence_length": {"value": p}, "output_sequence_length": {"value": o},
+            },
+        }
+        for a, p, o, f, e in RUN
+    ]  # fmt: skip
+    warm = {"metadata": {"request_start_ns": 5, "benchmark_phase": "warmup"}, "metrics": {}}
+    return "\n".join(json.dumps(line) for line in [warm, *lines])
+
+
+def otlp(skew_s: float = 0.0) -> Any:
+    spans = []
+    for a, p, o, f, e in RUN:
+        values = {
+            "gen_ai.usage.prompt_tokens": {"intValue": str(p)}, "gen_ai.usage.completion_tokens": {"intValue": str(o)},
+            "gen_ai.latency.time_to_first_token": {"doubleValue": f - a}, "gen_ai.latency.e2e": {"doubleValue": e - a},
+        }  # fmt: skip
+        spans.append(
+            {
+                "name": "llm_request", "startTimeUnixNano": str(int(1e9 * (EPOCH_S + a))),
+                "endTimeUnixNano": str(int(1e9 * (EPOCH_S + e + skew_s))),
+                "attributes": [{"key": key, "value": value} for key, value in values.items()],
+            }
+        )  # fmt: skip
+    other = {"name": "http", "startTimeUnixNano": "1", "endTimeUnixNano": "2", "attributes": []}
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [other, *spans]}]}]}
+
+
+def table() -> pd.DataFrame:
+    return pd.DataFrame(RUN, columns=["arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "finish_s"])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl", "bench", "guidellm", "aiperf", "otlp"])
+def test_every_form_gives_the_same_run(form: str, tmp_path: Path) -> None:
+    suffix = {"csv": "csv", "parquet": "parquet", "jsonl": "jsonl", "aiperf": "jsonl"}.get(form, "json")
+    file = tmp_path / f"run.{suffix}"
+    if form == "csv":
+        table().to_csv(file, index=False)
+    elif form == "parquet":
+        table().to_parquet(file)
+    elif form == "jsonl":
+        table().to_json(file, orient="records", lines=True)
+    else:
+        made = {"bench": bench, "guidellm": guidellm, "otlp": otlp}.get(form)
+        file.write_text(aiperf() if made is None else json.dumps(made()))
+    run = read_run(file)
+    ended = run.ended
+    assert ended.sum() == 3
+    assert len(run.requests) == (4 if form == "guidellm" else 3)
+    assert run.requests.arrival_s[ended] == pytest.approx([r[0] for r in RUN], abs=1e-6)
+    assert run.requests.prompt_tokens[ended].tolist() == [r[1] for r in RUN]
+    assert run.latencies.first_token_s[ended] == pytest.approx([r[3] for r in RUN], abs=1e-6)
+    assert run.latencies.finish_s[ended] == pytest.approx([r[4] for r in RUN], abs=1e-6)
+    assert "count from the arrival" in run.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bench(ttfts=None), "has no ttfts; run vllm bench serve with --save-detailed"),
+        (bench(start_times=None), "has no start_times"),
+        ({"benchmarks": [{}, {}]}, "holds 2 benchmarks"),
+        (otlp(skew_s=-900.0), "has clock skew"),
+        ({"resourceSpans": [{"scopeSpans": [{"spans": []}]}]}, "holds no span of a request"),
+        ({"benchmarks": [{"requests": {"successful": [{"prompt_tokens": 3}]}}]}, "cannot be read .*request_start_time"),
+        ([], "holds no JSON mapping"),
+        ({"hello": 1}, "has no column arrival_s"),
+    ],
+)
+def test_a_damaged_file_is_named(content: Any, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_run(file)
+
+
+def test_clocks_and_prefixes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    for change, message in (
+        ({"arrival_s": table().arrival_s + EPOCH_S}, r"mixes clocks: .* 1\.7e\+09 s apart"),
+        ({"cached_tokens": [0, 201, 0]}, "request 1 found 201 cached tokens of a prompt of 200"),
+        ({"hash_ids": [[1], [1, 2], [3]]}, r"request 1 has 2 hash_ids of 512 tokens for a prompt of 200"),
+        ({"finish_s": "soon"}, "has text in column finish_s"),
+    ):
+        table().assign(**change).to_json(file, orient="records", lines=True)
+        with pytest.raises(InputError, match=message):
+            read_run(file)
+
+
+def test_the_queue_may_be_where_first_tokens_count_from(tmp_path: Path) -> None:
+    rows = [
+        {"input_toks": p, "output_toks": o, "arrival_time": EPOCH_S + a, "queued_ts": a + 0.01 * (i + 1),
+         "first_token_ts": f, "last_token_ts": e}
+        for i, (a, p, o, f, e) in enumerate(RUN)
+    ]  # fmt: skip
+    file = tmp_path / "requests.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    from_arrival, from_queue = read_run(file), read_run(file, ttft_from="queue")
+    assert from_arrival.requests.arrival_s == pytest.approx([0, 0.5, 2.0], abs=1e-6)
+    assert from_queue.requests.arrival_s == pytest.approx([0, 0.51, 2.02], abs=1e-6)
+    table().to_csv(tmp_path / "run.csv", index=False)
+    with pytest.raises(InputError, match="does not say when requests came to the queue"):
+        read_run(tmp_path / "run.csv", ttft_from="queue")
+
+
+# ---------------------------------------------------------------------------------------- load, hits, terms, verdicts
+
+STEP = FittedStepTime(weights_s=0.01, per_token_s=1e-4)
+
+
+def engine(**changes: Any) -> Profile:
+    return Profile(
+        **{"step_time": STEP, "max_num_seqs": 8, "max_num_batched_tokens": 2048, "kv_blocks": 9000} | changes
+    )
+
+
+def made_by(profile: Profile, n: int = 60, **more: Any) -> MeasuredRun:
+    rng = np.random.default_rng(3)
+    asked = Requests(
+        np.cumsum(rng.exponential(0.2, n)), rng.integers(50, 1500, n), rng.integers(20, 120, n), **more
+    )
+    return MeasuredRun("made", asked, replay(profile, asked))
+
+
+def write(run: MeasuredRun, file: Path, **more: Any) -> Path:
+    asked = run.requests
+    columns = {"arrival_s": asked.arrival_s, "prompt_tokens": asked.prompt_tokens, "output_tokens": asked.output_tokens}
+    made = {"first_token_s": run.latencies.first_token_s, "finish_s": run.latencies.finish_s}
+    pd.DataFrame(columns | made | more).to_json(file, orient="records", lines=True)
+    return file
+
+
+def test_unfinished_requests_are_load_and_not_compared(tmp_path: Path) -> None:
+    run = made_by(engine())
+    cut = np.where(np.arange(60) % 3 == 0, np.nan, run.latencies.finish_s)
+    again = read_run(write(run, tmp_path / "run.jsonl", finish_s=cut))
+    assert (len(again.requests), int(again.ended.sum())) == (60, 40)
+    assert "20 of 60 requests did not finish" in again.notes[1]
+    found, _ = validate_profile(engine(), again)
+    assert found.error.abs().max() < 0.01  # dropped, they would leave a faster run
+    arrivals = np.where(np.isnan(cut), np.nan, run.requests.arrival_s)
+    dropped = read_run(write(run, tmp_path / "less.jsonl", finish_s=cut, arrival_s=arrivals))
+    less, _ = validate_profile(engine(), dropped)
+    assert less.error.abs().max() > 0.05
+
+
+def test_measured_hits_and_named_blocks_are_simulated(tmp_path: Path) -> None:
+    hits = np.full(60, 48)
+    run = made_by(engine(), cached_tokens=hits)
+    again = read_run(write(run, tmp_path / "run.jsonl", cached_tokens=hits))
+    assert validate_profile(engine(), again)[0].error.abs().max() < 0.01
+    prompts = run.requests.prompt_tokens.tolist()
+    names = [[1] if p <= 512 else [1, 2] if p <= 1024 else [1, 2, 3 + i] for i, p in enumerate(prompts)]
+    shared = read_run(write(run, tmp_path / "hashed.jsonl", hash_ids=names))
+    fast = replay(engine(prefix_caching=True), shared.requests).first_token_s
+    assert fast.sum() < replay(engine(), shared.requests).first_token_s.sum() - 0.5
+
+
+def test_terms_are_added_left_out_and_named() -> None:
+    assert terms_for(engine(), without=["weights_s"])[0].name == "per_token_s"
+    assert terms_for(engine(), extra=["request_overhead_s"])[-1].name == "request_overhead_s"
+    with pytest.raises(InputError, match=r"--term per_tokens_s: no term of a fitted step time.*per_token_s"):
+        terms_for(engine(), without=["per_tokens_s"])
+    links = Links(ranks=2, bytes_per_token=8192, all_reduces=64, latency_s=1e-5, bytes_per_s=1e10)
+    two = engine(gpus=2, step_time=FittedStepTime(weights_s=0.01, per_token_s=1e-4, links=links))
+    assert "links.scale" in [term.name for term in terms_for(two)]
+
+
+def test_links_and_overheads_are_found_in_a_run() -> None:
+    links = Links(ranks=2, bytes_per_token=8192, all_reduces=64, latency_s=1e-5, bytes_per_s=1e10)
+    step_time = FittedStepTime(weights_s=0.01, per_token_s=2e-5, links=links)
+    slow = replace(step_time, links=replace(links, scale=2.0))
+    truth = engine(gpus=2, request_overhead_s=0.05, step_time=slow)
+    start = engine(gpus=2, step_time=step_time)
+    wanted = ("links.scale", "request_overhead_s")
+    terms = [term for term in terms_for(start, extra=["request_overhead_s"]) if term.name in wanted]
+    found = calibrate_records(start, made_by(truth), terms=terms, share=1.0)
+    assert found.fit.values["links.scale"] == pytest.approx(2.0, rel=0.05)
+    assert found.profile.request_overhead_s == pytest.approx(0.05, rel=0.1)
+    assert found.profile.calibration is not None
+    assert found.profile.calibration.noise_floor.keys() >= {"ttft_mean", "e2e_p99"}
+    assert {"concurrency", "chunk_tokens", "context_tokens_each"} <= found.profile.calibration.ranges.keys()
+    assert "chance" in found.profile.error
+
+
+def test_a_verdict_within_chance_is_refused() -> None:
+    run = made_by(engine())
+    copies = perturbed(engine())
+    assert len(copies) == RUNS
+    assert len({each.step_time.weights_s for each in copies}) == RUNS
+    found = averaged([errors(run.requests, run.latencies, replay(each, run.requests)) for each in copies])
+    assert (found.floor < 0.01).all()
+    assert verdict(0.02, 0.001, 0.03) is True
+    assert verdict(0.04, 0.001, 0.03) is False
+    assert verdict(0.0301, 0.01, 0.03) is None
+    assert verdict(float("nan"), 0.0, 1.0) is False
+    assert judge(found, 0.05)
+    near = found.assign(error=0.05, floor=0.01)
+    with pytest.raises(InputError, match=r"no verdict: ttft is off by \+5\.00 % .* too near to 5 %"):
+        judge(near, 0.05)
+
+
+def test_a_run_may_be_held_against_a_scenario_of_several_replicas() -> None:
+    profile = engine(step_time=LinearStepTime(base_s=0.02, per_prefill_token_s=1e-4))
+    tree = {
+        "version": 1, "seed": 1, "horizon_s": 20, "policies": ["none"],
+        "pool": {
+            "profile": profile.model_dump(mode="json"), "oversubscribed": True, "replicas": 2, "router": "round-robin",
+            "entitlements": [{"name": "a", "service_class": "spot"}],
+        },
+        "workload": [
+            {
+                "entitlement": "a", "arrivals": {"kind": "poisson", "rate_per_s": 2}, "prompt_tokens": 9,
+                "output_tokens": 9,
+            }
+        ],
+    }  # fmt: skip
+    run = made_by(profile)
+    columns = (run.requests.arrival_s, run.requests.prompt_tokens, run.requests.output_tokens)
+    halves = [Requests(columns[0][i::2], columns[1][i::2], columns[2][i::2]) for i in (0, 1)]
+    first, finish = np.empty(60), np.empty(60)
+    for i, half in enumerate(halves):
+        made = replay(profile, half)
+        first[i::2], finish[i::2] = made.first_token_s, made.finish_s
+    two = MeasuredRun("two", run.requests, type(run.latencies)(first, finish))
+    found, _ = validate_scenario(parse_scenario(tree, "two.yaml"), two)
+    assert found.error.abs().max() < 0.005
+    refusing = tree | {"policies": [{"kind": "rate-limit", "requests_per_min": 3}]}
+    with pytest.raises(InputError, match=r"refuses .* that the measured run served"):
+        validate_scenario(parse_scenario(refusing, "two.yaml"), two)

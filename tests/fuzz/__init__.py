@@ -1,0 +1,1 @@
+"""Fuzzers for every kind of file that is read: see `fuzz.run`."""

@@ -1,0 +1,41 @@
+"""A short slice of `make fuzz`: every seed, and some changes of them, the same every time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fuzz.mutations import mutated
+from fuzz.targets import TARGETS, FindingError, attempt, refusing, seeds
+from sim.errors import InputError
+
+COUNTS = {
+    "scenario": 40, "serve": 60, "manifest": 150, "profile": 100, "trace": 60, "recording": 80, "result": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_no_file_is_refused_and_nothing_else_happens(name: str) -> None:
+    chance = random.Random(name)
+    start = seeds(name)
+    assert start
+    for data in start:
+        attempt(name, data)
+    for _ in range(COUNTS[name]):
+        attempt(name, mutated(chance.choice(start), chance, start))
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "a \x00", "x" * 3000])
+def test_an_error_that_is_not_one_short_line_is_a_finding(text: str) -> None:
+    with pytest.raises(FindingError), refusing():
+        raise InputError(text, text, "")
+
+
+def test_what_is_no_error_for_the_user_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("pool")
+
+    monkeypatch.setitem(TARGETS, "scenario", broken)
+    with pytest.raises(KeyError):
+        attempt("scenario", b"")
