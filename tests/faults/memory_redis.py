@@ -354,6 +354,10 @@ class MemoryClient:
         texts = [command, self.name, str(self._ttl_us), *map(str, arguments)]
         return await self.server.ask(self, lambda: self.server.store.run("shared.lua", self.keys, texts))  # type: ignore[no-any-return]
 
+    async def run(self, *arguments: str | int) -> list[Any]:
+        texts, keys = [str(each) for each in arguments], [self._prefix + "leases"]
+        return await self.server.ask(self, lambda: self.server.store.run("leases.lua", keys, texts))  # type: ignore[no-any-return]
+
     def _entries(self, seq: int) -> list[tuple[int, str]]:
         found = self.server.store.do_xrange(self.keys[0], f"{seq + 1}-0", "+", "COUNT", "1000")
         return [(_id(number)[0], fields[1] if len(fields) > 1 else "") for number, fields in found]
