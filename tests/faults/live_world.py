@@ -2,10 +2,10 @@
 
 Real: the application (ASGI), in-flight table, relay, upstreams' health, driver, core, shared log or leases, the Redis
 scripts. In memory: the sockets to the upstreams and to Redis. A world draws an arrangement (one gateway, several that
-replicate, several with leases), upstreams that are slow, lie, break off or are gone, a Redis that is paused, killed, cut
-off, emptied or whose clock is set, gateways that are killed and begin anew or change over, and clients that are hostile
-or leave. Every core has the checker on. At the end all faults are healed: then every request must have ended once, and
-every book must be at nothing.
+replicate, several with leases), upstreams that are slow, lie, break off or are gone, a Redis that is paused, killed,
+cut off, emptied or whose clock is set, gateways that are killed and begin anew or change over, and clients that are
+hostile or leave. Every core has the checker on. At the end all faults are healed: then every request must have ended
+once, and every book must be at nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import aiohttp
 from faults.memory_redis import MemoryClient, MemoryRedis
+from faults.memory_upstreams import Upstreams
 from live.gate import PROFILE, secret
 from parity.virtual_loop import VirtualLoop
 
@@ -47,151 +48,10 @@ POLICIES: tuple[Any, ...] = (
     "none", "cap", "vtc", {"kind": "rate-limit", "tokens_per_min": 20_000}, {"kind": "cohort"}, {"kind": "class-slots"},
 )  # fmt: skip
 LOAD_S, REST_S = 4.0, 8.0
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/./x", "/sleep")
-
-
-class Content:
-    """The body of an answer, piece by piece; a piece that is an exception breaks off."""
-
-    def __init__(self, pieces: list[tuple[float, Any]]) -> None:
-        self._pieces = pieces
-
-    def at_eof(self) -> bool:
-        return not self._pieces
-
-    async def readany(self) -> bytes:
-        if not self._pieces:
-            return b""
-        wait_s, piece = self._pieces.pop(0)
-        await asyncio.sleep(wait_s)
-        if isinstance(piece, Exception):
-            self._pieces.clear()
-            raise piece
-        return bytes(piece)
-
-    async def read(self, _most: int = -1) -> bytes:
-        return await self.readany()
-
-    async def iter_any(self) -> Any:
-        while data := await self.readany():
-            yield data
-
-
-class Answer:
-    def __init__(self, status: int, kind: str, pieces: list[tuple[float, Any]], more: dict[str, str]) -> None:
-        self.status, self.content_type = status, kind
-        self.headers = {"content-type": kind, **more}
-        self.raw_headers = tuple((name.encode(), value.encode()) for name, value in self.headers.items())
-        self.content = Content(pieces)
-
-    def close(self) -> None:
-        pass
-
-    async def __aenter__(self) -> Answer:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
-class Asked:
-    """What `aiohttp.ClientSession.request` returns: to be awaited, or entered."""
-
-    def __init__(self, answer: Callable[[], Any]) -> None:
-        self._answer = answer
-
-    def __await__(self) -> Any:
-        return self._answer().__await__()
-
-    async def __aenter__(self) -> Answer:
-        return await self._answer()  # type: ignore[no-any-return]
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
-class Upstreams:
-    """The model servers of a world: how each is, and who cannot reach which."""
-
-    def __init__(self, loop: VirtualLoop, rng: random.Random, number: int) -> None:
-        self.loop, self.rng = loop, rng
-        self.down: set[int] = set()
-        self.slow: set[int] = set()
-        self.blind: set[tuple[str, int]] = set()
-        self.lies = 0.0
-        self.number = number
-
-    def session(self, gateway: str) -> Any:
-        async def close() -> None:
-            pass
-
-        return SimpleNamespace(request=lambda *a, **k: self._request(gateway, *a, **k), close=close)
-
-    def _request(self, gateway: str, method: str, url: Any, **given: Any) -> Asked:
-        async def answer() -> Answer:
-            which, rng = int(url.port) - 9000, self.rng
-            await asyncio.sleep(rng.uniform(0.0005, 0.005))
-            if which in self.down or (gateway, which) in self.blind:
-                key = SimpleNamespace(host="up", port=9000, ssl=None, is_ssl=False)
-                raise aiohttp.ClientConnectorError(key, OSError(111, "refused"))  # type: ignore[arg-type]
-            if which in self.slow:
-                await asyncio.sleep(rng.uniform(0.5, 4.0))
-            return self._answer(url.path, given.get("data"))
-
-        return Asked(answer)
-
-    def _answer(self, path: str, data: Any) -> Answer:
-        rng = self.rng
-        if path == "/health":
-            return Answer(200, "text/plain", [(0.0, b"")], {})
-        if path == "/v1/models":
-            return Answer(200, "application/json", [(0.0, b'{"data":[{"id":"tiny","max_model_len":2000}]}')], {})
-        if path == "/metrics":
-            bad = rng.random() < self.lies
-            text = b"vllm:num_requests_running NaN\nvllm:num_requests_waiting -3\n" if bad else (
-                b"vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0.1\n"
-            )
-            return Answer(200, "text/plain", [(0.0, text)], {})
-        try:
-            fields = json.loads(data)
-        except (TypeError, ValueError):
-            fields = {}
-        return self._generate(fields if isinstance(fields, dict) else {})
-
-    def _generate(self, fields: dict[str, Any]) -> Answer:
-        rng = self.rng
-        tokens = rng.randint(1, 12)
-        usage: Any = {"prompt_tokens": rng.randint(1, 40), "completion_tokens": tokens, "total_tokens": 50}
-        what = rng.random() if rng.random() < self.lies else 1.0
-        if what < 0.15:
-            return Answer(rng.choice((500, 503, 429, 404, 302, 999)), "application/json", [(0.01, b'{"error":{}}')],
-                          {"retry-after": rng.choice(("0", "-3", "soon", "86400000"))})  # fmt: skip
-        if what < 0.35:
-            usage = rng.choice((
-                [], {"completion_tokens": -5}, {"completion_tokens": 2**40, "prompt_tokens": 2**40}, "x", None,
-                {"completion_tokens": 1e300, "prompt_tokens": -1},
-            ))  # fmt: skip
-        if not fields.get("stream"):
-            body = json.dumps({"choices": [{"text": "x" * tokens, "finish_reason": "stop"}], "usage": usage}).encode()
-            pieces: list[tuple[float, Any]] = [(0.02 * tokens, body)]
-            if what < 0.5:
-                pieces = [(0.05, body[: len(body) // 2]), (0.05, aiohttp.ClientPayloadError("gone"))]
-            return Answer(200, "application/json", pieces, {})
-        one = b'data: {"choices":[{"index":0,"text":"x","finish_reason":null}]}\n\n'
-        pieces = [(rng.uniform(0.005, 0.06), one) for _ in range(tokens)]
-        if what < 0.45:
-            pieces.append((0.01, aiohttp.ClientPayloadError("broke off")))
-        elif what < 0.55:
-            pass  # a plain end, and no [DONE]
-        elif what < 0.62:
-            pieces.append((100.0, b"data: too late\n\n"))
-        elif what < 0.7:
-            pieces.append((0.01, rng.choice((b"data: 1\n\n", b"data: [[[\n\n", b"\x00\xff\xfe", b"data: {\"error\":{}}\n\n"))))
-            pieces.append((0.01, b"data: [DONE]\n\n"))
-        else:
-            last = {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}], "usage": usage}
-            pieces.append((0.01, b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n"))
-        return Answer(200, "text/event-stream", pieces, {})
+PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/./x", "/sleep",
+)  # fmt: skip
+FAULTS = ("up down", "up slow", "up back", "blind", "redis", "redis", "clock", "kill", "reload", "slots")
 
 
 class Client:
@@ -219,7 +79,8 @@ class Client:
         key = secret(name) if odd > 0.05 else "tp-wrong"
         self._body = [data] if rng.random() < 0.9 else [data[:10], data[10:]]
         self._slow = rng.random() < 0.05
-        headers = [(b"host", b"x"), (b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json")]
+        headers = [(b"host", b"x"), (b"authorization", b"Bearer " + key.encode())]
+        headers.append((b"content-type", b"application/json"))
         self.scope = {
             "type": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "method": "POST",
             "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("10.0.0.1", 1), "server": ("x", 80),
@@ -274,13 +135,17 @@ class Gateway:
         loop: Any = world.loop
         if settings.state is not None:
             client = MemoryClient(world.redis, settings.state, self.name)
-            given: dict[str, Any] = {"core_of": lambda head, leaving: core_of_head(head, "x", leaving), "secret": KEY}
+            given: dict[str, Any] = {
+                "core_of": lambda head, leaving: core_of_head(head, "x", leaving), "secret": KEY, "loop": loop,
+                "config": f"c{world.version}", "name": self.name,
+            }  # fmt: skip
             if settings.state.share == "leases":
-                self.log = LeasedLog(settings.state, loop=loop, config=f"c{world.version}", name=self.name, books=client, **given)
+                self.log = LeasedLog(settings.state, books=client, **given)
             else:
-                self.log = SharedLog(settings.state, loop=loop, config=f"c{world.version}", name=self.name, client=client, **given)
-        with mock.patch.object(aiohttp, "ClientSession", lambda **_: world.upstreams.session(self.name)), \
-                mock.patch.object(aiohttp, "TCPConnector", lambda **_: None):  # fmt: skip
+                self.log = SharedLog(settings.state, client=client, **given)
+        session = world.upstreams.session(self.name)
+        with mock.patch.object(aiohttp, "ClientSession", return_value=session), \
+                mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
             self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
         return self
 
@@ -343,7 +208,9 @@ class World:
                      "snapshot_every": rng.choice((50, 20_000))}  # fmt: skip
         self.written: dict[str, Any] = {
             "version": 1,
-            "pool": {"profile": PROFILE, "entitlements": list(ENTITLEMENTS), "on_failure": rng.choice(("fail", "retry"))},
+            "pool": {
+                "profile": PROFILE, "entitlements": list(ENTITLEMENTS), "on_failure": rng.choice(("fail", "retry")),
+            },
             "policy": rng.choice(POLICIES),
             "upstreams": [
                 {"name": f"u{n}", "base_url": f"http://127.0.0.1:{9000 + n}"} for n in range(self.upstreams.number)
@@ -392,7 +259,7 @@ class World:
         rng, redis, up = self.rng, self.redis, self.upstreams
         if self.loop.time() > LOAD_S:
             return
-        what = rng.choice(("up down", "up slow", "up back", "blind", "redis", "redis", "clock", "kill", "reload", "slots"))
+        what = rng.choice(FAULTS)
         which = rng.randrange(up.number)
         if what == "up down":
             up.down.add(which)
@@ -508,7 +375,12 @@ def run_live(seed: int) -> int:
     ------
     Exception : whatever broke; the seed is all that is needed to see it again.
     """
-    with quiet():
+    chance = random.Random(-seed)
+
+    def token_hex(size: int = 8) -> str:
+        return f"{chance.getrandbits(8 * size):0{2 * size}x}"
+
+    with quiet(), mock.patch.object(secrets, "token_hex", token_hex):
         world = World(seed)
         try:
             return world.run()

@@ -29,7 +29,6 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 
-
 _LATE_S = 1e-6
 
 
@@ -115,7 +114,7 @@ class LocalLog:
         return self._loop.time() - (self._origin_s or 0.0)
 
     def loop_time(self, at_s: float) -> float:
-        """See `EventLog`. A microsecond late, so that rounding never makes a tick early, to be asked for again at once."""
+        """See `EventLog`. A microsecond late: rounding must not make a tick early, to be asked for at once again."""
         return at_s + self._origin_s + _LATE_S if self._origin_s else at_s
 
 
