@@ -65,7 +65,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     for r in results:
         for feature in KNOWN:
             why = reason_for(feature, r["vllm"])
-            if why and feature in r["alone"]:
+            if why and feature not in r["alone"] and feature in r["runs"]:
+                lines.append(
+                    f"| {r['vllm']} | {feature} ({r['runs'][feature]:,}) | {r['differ'][feature]:,} | not measured "
+                    f"| not measured | {why} |"
+                )
+            elif why and feature in r["alone"]:
                 count, differ, ttft, tpot = r["alone"][feature]
                 lines.append(f"| {r['vllm']} | {feature} ({count:,}) | {differ:,} | {ttft:.1%} | {tpot:.1%} | {why} |")
     return "\n".join(lines) + "\n" + TAIL
