@@ -11,7 +11,7 @@ CONFORMANCE := .venv-conformance
 VLLM_VERSIONS ?= 0.32.0 0.33.0
 LOADS ?= 10000
 
-.PHONY: demo install test lint pythons bench bench-gateway live conformance clean
+.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -37,6 +37,13 @@ pythons: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
+
+# A million random small pools and ten thousand lives of the gateway with faults, the checker on: hours; stopped, it goes
+# on with the same command. One seed again: python tests/faults/run.py live SEED.
+faults: $(VENV)/.ready
+	mkdir -p build/faults
+	$(BIN)/python tests/faults/run.py pools 0 1000000 --progress build/faults/pools.json
+	$(BIN)/python tests/faults/run.py live 0 10000 --progress build/faults/live.json
 
 # What the live gateway costs, with LiteLLM's proxy beside it; about 3 minutes on a quiet machine.
 bench-gateway: $(VENV)/.ready

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sim.engine.disaggregation import Disaggregated
@@ -145,6 +147,14 @@ class Profile(Strict):
         """
         of_kernels = isinstance(self.step_time, TableStepTime | RooflineStepTime)
         return self.gpus > 1 and of_kernels and self.step_time.links is None
+
+    @property
+    def summary(self) -> str:
+        """Source, error and measured ranges, in a line."""
+        parts = [self.source, f"error: {self.error or 'unknown'}"]
+        ranges = self.calibration.ranges if self.calibration is not None else {}
+        words = [f"{name.replace('_', ' ')} {low:g} to {high:g}" for name, (low, high) in ranges.items()]
+        return "; ".join([*filter(None, parts), *([f"measured for {', '.join(words)}"] if words else [])])
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -336,6 +346,28 @@ def load_profile(ref: str, *, folder: Path = Path(), file: str = "", field: str 
     else:
         name, source, origin = Path(ref).stem, folder / ref, one_line(str(folder / ref))
     return parse_profile({"name": name, **read_mapping(source, origin)}, origin)
+
+
+def with_settings(profile: Profile, settings: Sequence[str]) -> Profile:
+    """Return a profile with other values, each ``name=value``; a step time's coefficients as ``step_time.name``.
+
+    Raises
+    ------
+    ScenarioError : no such setting, or a value that does not fit.
+    """
+    if not settings:
+        return profile
+    tree = profile.model_dump(mode="json", exclude_none=True)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        *above, last = path.split(".")
+        place = tree
+        for name in above:
+            place = place.get(name) or {}
+        if not equals or not path:
+            raise ScenarioError("--set", setting, "is no NAME=VALUE", "give e.g. --set kv_blocks=2588")
+        place[last] = yaml.safe_load(text)
+    return parse_profile(tree, "--set")
 
 
 def parse_profile(mapping: dict[str, Any], file: str) -> Profile:
