@@ -52,6 +52,37 @@ FUZZ ?= --seconds 60
 fuzz: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(FUZZ)
 
+# Where packages come from. lock: every version of constraints.txt with the hashes of its files, for an installation that
+# takes nothing else (locked, and deploy/Dockerfile). sbom: what the image holds, as CycloneDX. audit: known
+# vulnerabilities of it; asks a service of the network (PyPI's, or OSV's with AUDIT="--vulnerability-service osv").
+LOCK = $(UV) pip compile --constraint constraints.txt --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	--python-version 3.11 --python-platform linux --quiet
+TOOLS := build/tools
+AUDIT ?=
+.PHONY: lock locked sbom audit
+lock: $(VENV)/.ready
+	$(LOCK) pyproject.toml --all-extras --output-file requirements.lock
+	$(LOCK) pyproject.toml --extra live --extra kubernetes --extra otel --output-file deploy/requirements.lock
+	echo hatchling | $(LOCK) - --output-file deploy/build.lock
+
+locked:
+	$(PYTHON) -m venv build/locked
+	build/locked/bin/pip install --quiet --require-hashes --requirement deploy/build.lock
+	build/locked/bin/pip install --quiet --require-hashes --requirement requirements.lock
+	build/locked/bin/pip install --quiet --no-deps --no-index --no-build-isolation --editable .
+
+$(TOOLS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+sbom: $(TOOLS)/.ready
+	$(TOOLS)/bin/cyclonedx-py requirements deploy/requirements.lock --output-reproducible --of JSON -o build/sbom.json
+	@echo "what the image holds: build/sbom.json"
+
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
+
 clean:
 	rm -rf $(VENV) $(LIVE)
 

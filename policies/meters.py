@@ -67,6 +67,14 @@ class ContinuousBucket:
         self.rate_per_s = rate_per_s
         self.depth = depth
 
+    def scale(self, *, rate_per_s: float, depth: float, kept: float, now_s: float) -> None:
+        """Fill at another rate, and keep a share of what is there; what is owed is owed in full."""
+        level = self.available(now_s)
+        self._level = min(level * kept if level > 0 else level, depth)
+        self._at_s = now_s
+        self.rate_per_s = rate_per_s
+        self.depth = depth
+
     def inherit(self, earlier: ContinuousBucket, now_s: float) -> None:
         """Hold what an earlier bucket holds, as far as this one can."""
         self._level = min(self.depth, earlier.available(now_s))

@@ -35,6 +35,8 @@ class Ptu(Metered):
 class PtuPolicy(Foresight, MeteredPolicy):
     """See `policies.api.AdmissionPolicy`. A request per minute costs as the rate says; tokens are the usual meter."""
 
+    has_rates = True  # see `policies.limit_leases.why_unfit`
+
     def __init__(
         self, params: Ptu, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,  # noqa: ARG002
         chance: Chance,  # noqa: ARG002

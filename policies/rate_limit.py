@@ -104,6 +104,11 @@ class RateLimitPolicy:
             limits = params.limits_of(name)
             self._requests[name] = _meter(limits.requests_per_min, 1.0, limits, params.window)
             self._tokens[name] = _meter(limits.tokens_per_min, 0.0, limits, params.window)
+        self._parts: dict[str, float] = {}
+        self._whole_rates = [
+            {name: meter.rate_per_s for name, meter in meters.items() if isinstance(meter, ContinuousBucket)}
+            for meters in (self._requests, self._tokens)
+        ]
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Let it in if both meters have room."""
@@ -152,6 +157,28 @@ class RateLimitPolicy:
                     before = theirs.get(name)
                     if isinstance(meter, ContinuousBucket) and isinstance(before, ContinuousBucket):
                         meter.inherit(before, now_s)
+
+    def rated(self) -> Mapping[str, float]:
+        """See `policies.limit_leases.Parted`; of two buckets that of tokens tells how much of the rate is asked for."""
+        return {
+            name: whole.rate_per_s for name in self._requests
+            for whole in [self._bucket(self._tokens[name]) or self._bucket(self._requests[name])] if whole is not None
+        }  # fmt: skip
+
+    @staticmethod
+    def _bucket(meter: Meter | None) -> ContinuousBucket | None:
+        return meter if isinstance(meter, ContinuousBucket) else None
+
+    def on_parts(self, parts: Mapping[str, float], pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """See `policies.limit_leases.Parted`. Depths stay, or no gateway could let in a request as large as one."""
+        for name, part in parts.items():
+            before = self._parts.get(name, 1.0)
+            for meters, wholes in ((self._requests, self._whole_rates[0]), (self._tokens, self._whole_rates[1])):
+                bucket = meters[name]
+                if isinstance(bucket, ContinuousBucket) and part != before:
+                    kept = min(1.0, part / before) if before else 1.0
+                    bucket.scale(rate_per_s=wholes[name] * part, depth=bucket.depth, kept=kept, now_s=now_s)
+            self._parts[name] = part
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Nothing is metered by the clock."""

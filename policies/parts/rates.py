@@ -173,5 +173,5 @@ class MeteredPolicy(NoControlPolicy):
 
 
 def whole_s(wait_s: float) -> float:
-    """Return a Retry-After: whole seconds, at least 1."""
-    return max(1.0, float(math.ceil(wait_s)))
+    """Return a Retry-After: whole seconds, at least 1; of a rate of nothing a part may come any moment."""
+    return max(1.0, float(math.ceil(wait_s))) if math.isfinite(wait_s) else 1.0

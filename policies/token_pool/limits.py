@@ -96,6 +96,7 @@ def refit(account: Account, grant: Grant, slots: float, rules: Rules, now_s: flo
     if not math.isfinite(rate):
         account.bucket = None
         return
+    rate *= account.part
     depth = max(rate * rules.bucket_s, rules.max_request_tokens)
     if account.bucket is None:
         account.bucket = ContinuousBucket(rate_per_s=max(rate, _ROUNDING), depth=depth)

@@ -39,6 +39,7 @@ class Account:
     demand : smoothed: work per second that is asked for, and the KV bytes and slots that it takes while it is served.
     granted : what was allocated of the demand.
     idle_slots, idle_tokens : reserved for a dedicated entitlement and not used; tokens of KV cache.
+    part : how much of its rate is metered here, see `policies.limit_leases`.
     bound : whether it was Bound when last looked at.
     metered_at_s, metered_work_tokens, metered_demand_tokens, metered_requests : where the last measurement ended.
     completed_tokens, released_tokens : work of requests that have ended, and what had been reserved for them.
@@ -64,6 +65,7 @@ class Account:
     granted: Vector = ZERO
     idle_slots: float = 0.0
     idle_tokens: float = 0.0
+    part: float = 1.0
     bound: bool = False
     metered_at_s: float = 0.0
     metered_work_tokens: int = 0

@@ -280,6 +280,31 @@ class TokenPoolPolicy:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
+    def rated(self) -> Mapping[str, float]:
+        """See `policies.limit_leases.Parted`: those that check 4 meters, by their limit or else by the pool's rate."""
+        return {
+            name: account.limits[0] if math.isfinite(account.limits[0]) else account.bucket.rate_per_s
+            for name, account in self._accounts.items() if account.bucket is not None
+        }  # fmt: skip
+
+    def on_parts(self, parts: Mapping[str, float], pool: PoolLedger, now_s: float) -> None:
+        """See `policies.limit_leases.Parted`; who is idle and in flight is counted anew too."""
+        for name, account in self._accounts.items():
+            part, before = parts.get(name, account.part), account.part
+            if part != before and account.bucket is not None:
+                account.part = part
+                rate = account.bucket.rate_per_s * part / before if before else self._whole_rate(account) * part
+                depth = max(rate * self.rules.bucket_s, self.rules.max_request_tokens)
+                account.bucket.scale(rate_per_s=rate, depth=depth, kept=min(1.0, part / before if before else 1.0),
+                                     now_s=now_s)
+            if account.spec.service_class is ServiceClass.DEDICATED:
+                self._count_idle(account, pool.entitlements[name])
+        self._floor.reweighed(self._accounts.values(), pool)
+
+    def _whole_rate(self, account: Account) -> float:
+        rate = account.limits[0]
+        return rate if math.isfinite(rate) else account.granted[0]
+
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""
         for account in self._accounts.values():

@@ -62,6 +62,7 @@ class World:
     notice_s : how late the gateway hears of changes of capacity and of the replicas' metrics.
     shadows : policy and router of each policy that watches without acting (`policies.shadow`); of one gateway only.
     others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
+    leases : whether gateways hold parts of the limits, see `policies.limit_leases`.
     """
 
     profile: Profile
@@ -84,6 +85,7 @@ class World:
     notice_s: float = 0.0
     others: Sequence[tuple[AdmissionPolicy, Router]] = ()
     share_s: float | None = None
+    leases: bool = False
     shadows: Mapping[str, tuple[AdmissionPolicy, Router]] = field(default_factory=dict)
 
 
@@ -141,7 +143,7 @@ def simulate(
     opinions: list[Opinion] = []
     gateways: Core = core
     if others:
-        gateways = Gateways([core, *others], policies, world.share_s)
+        gateways = Gateways([core, *others], policies, world.share_s, leases=world.leases)
     elif world.shadows:
         beside = {name: _core(world, policy, router, None) for name, (policy, router) in world.shadows.items()}
         gateways = ShadowedCore(core, beside, opinions.append)

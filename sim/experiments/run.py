@@ -14,13 +14,14 @@ import pyarrow as pa
 
 from policies.api import AdmissionPolicy
 from policies.invariants import InvariantError
+from policies.limit_leases import why_unfit
 from policies.registry import SCALERS
 from sim import collector
 from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
 from sim.analysis.summary import ALL, Row
 from sim.cluster.faults import PoolEvent
 from sim.cluster.world import Outcomes, World, simulate
-from sim.errors import RunError, TokenpoolsError
+from sim.errors import InputError, RunError, TokenpoolsError
 from sim.experiments.caveats import caveats
 from sim.experiments.demands import client_chances, demands, named_chance
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
@@ -174,6 +175,8 @@ def world_of(cell: Cell) -> World:
         )
 
     policy = built("policy/chance")
+    if pool.share == "leases" and (why := why_unfit(policy)):
+        raise InputError(f"policy {scenario.policies[0].name}", f"{why}, as pool.share: leases asks", "give totals")
     router = plugins.ROUTER_KINDS[pool.router.kind]
     scaling = scenario.autoscaler_of(scenario.policies[0])
     scaler = SCALERS[scaling.kind].build(
@@ -193,6 +196,7 @@ def world_of(cell: Cell) -> World:
         notice_s=pool.notice_s,
         others=[(built(f"policy/chance/{i}"), router.build(pool.router)) for i in range(1, pool.gateways)],
         share_s=pool.share_every_s,
+        leases=pool.share == "leases",
         shadows={
             one.name: (built(f"policy/chance/shadow/{one.name}", one.params), router.build(pool.router))
             for one in scenario.shadow

@@ -149,6 +149,10 @@ class Pool(Strict):
         gt=0,
         description="give the seconds between two exchanges of what gateways know, e.g. 0.5, or null for none",
     )
+    share: Literal["totals", "leases"] = Field(
+        default="totals",
+        description="totals: gateways tell each other what they use; leases: each holds a part of every limit",
+    )
     oversubscribed: bool = Field(
         default=False, description="give true to let baselines exceed the pool; what does not fit is Degraded"
     )
@@ -159,6 +163,10 @@ class Pool(Strict):
         check_scaler("autoscaler", self.autoscaler, self.replicas)
         if self.share_every_s is not None and self.gateways == 1:
             raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
+        if self.share == "leases" and self.share_every_s is None:
+            raise MisfitError("share", "leases are not renewed without share_every_s", "give share_every_s, e.g. 0.5")
+        if self.share == "leases" and self.autoscaler.kind != "none":
+            raise MisfitError("share", "leases have no autoscaler, which would see one gateway's part", "give totals")
         if self.oversubscribed:
             return self
         capacity = self.capacity(getattr(self.autoscaler, "max_replicas", None))  # what it can grow to

@@ -22,7 +22,7 @@ from sim.live.gateway.settings import SharedState
 
 SCRIPTS = {
     name: files("sim.live.shared_state").joinpath(name).read_text(encoding="utf-8")
-    for name in ("shared.lua",)
+    for name in ("shared.lua", "leases.lua")
 }
 Stream = list[tuple[int, int, list[str]]]
 

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.api import EntitlementSpec
 from policies.core import GatewayCore
+from policies.limit_leases import why_unfit
 from policies.registry import SCALERS
 from sim.errors import ScenarioError
 from sim.live.gateway.settings import (
@@ -211,6 +212,11 @@ class ServeConfig(Strict):
             raise MisfitError(
                 "recording", "is of one core from its start, which shared state may replace", "leave it or state out"
             )
+        if self.state is not None and self.state.share == "leases":
+            scaler = self.pool.autoscaler if self.policy.autoscaler is None else self.policy.autoscaler
+            if scaler.kind != "none":
+                problem = "leases have no autoscaler, which would see one gateway's part"
+                raise MisfitError("state.share", problem, "give replicated, or no autoscaler")
         if self.pool.gateways > 1:
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
@@ -276,7 +282,10 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    return core_of(config.pool, config.policy, config.seed)
+    core = core_of(config.pool, config.policy, config.seed)
+    if config.state is not None and config.state.share == "leases" and (why := why_unfit(core.policy)):
+        raise ScenarioError("", "state.share", f"{why}, as leases ask", "give replicated")
+    return core
 
 
 def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[EntitlementSpec] = ()) -> GatewayCore:

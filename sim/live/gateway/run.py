@@ -27,6 +27,7 @@ from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
 
 if TYPE_CHECKING:
     from sim.live.observability.invariants import InvariantWatch
+    from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
 LOG = logging.getLogger("tokenpools.serve")
@@ -81,7 +82,7 @@ async def _serve(
                 observability.metrics.registry.register(SharedMetrics(log.status))
             watch = None
             if settings.check_invariants is not None:
-                watch = _watched(settings.check_invariants, service)
+                watch = _watched(settings.check_invariants, service, log)
                 observability.metrics.registry.register(watch)
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
@@ -98,14 +99,16 @@ async def _serve(
             recording.close()
 
 
-def _watched(how: CheckInvariants, service: Service) -> InvariantWatch:
+def _watched(how: CheckInvariants, service: Service, log: SharedLog | LeasedLog | None) -> InvariantWatch:
     """Let the checker hear every event."""
     from sim.live.observability.invariants import InvariantWatch
 
     def stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    watch = InvariantWatch(how, lambda: service.gateway.core, stop)
+    watch = InvariantWatch(
+        how, lambda: service.gateway.core, stop, peers=lambda: getattr(log, "peers", None)
+    )  # fmt: skip
     service.recorders.append(watch)
     return watch
 
@@ -118,19 +121,21 @@ def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:
     return wanted
 
 
-def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | None:
+def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | LeasedLog | None:
     """Return the log of the shared state; redis-py is imported only where there is one."""
     if settings.state is None:
         return None
+    from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
-    return SharedLog(
+    made: type[SharedLog | LeasedLog] = LeasedLog if settings.state.share == "leases" else SharedLog
+    return made(
         settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of,
         secret=settings.state_secrets,
     )
 
 
-async def _join(log: SharedLog, service: Service) -> None:
+async def _join(log: SharedLog | LeasedLog, service: Service) -> None:
     """Begin with the shared state if it is there. If not, the gateway serves nobody and is not ready until it is.
 
     Raises

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from policies.api import Event, Instruction
 from policies.core import GatewayCore
 from policies.invariants import INVARIANTS, Checker, Violation
+from policies.sharing import Peers
 from sim.live.gateway.settings import CheckInvariants
 
 LOG = logging.getLogger("tokenpools.invariants")
@@ -31,6 +32,7 @@ class InvariantWatch(Collector):
     ----------
     core : returns the core, which a changeover or a shared log may replace.
     stop : called at the first violation where the settings say so.
+    peers : returns what the core's books hold of other gateways.
 
     Attributes
     ----------
@@ -38,10 +40,14 @@ class InvariantWatch(Collector):
     stopped : whether it has stopped the gateway.
     """
 
-    def __init__(self, settings: CheckInvariants, core: Callable[[], GatewayCore], stop: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: CheckInvariants, core: Callable[[], GatewayCore], stop: Callable[[], None],
+        peers: Callable[[], Peers | None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._core = core
         self._stop = stop
+        self._peers = peers
         self._counts: Counter[str] = Counter(dict.fromkeys(INVARIANTS, 0))
         self.checker = Checker(self._broken, every_events=settings.every_events)
         self.first: Violation | None = None
@@ -53,6 +59,7 @@ class InvariantWatch(Collector):
         if self._failed:
             return
         try:
+            self.checker.peers = self._peers()
             self.checker.after(self._core(), event, now_s, instructions)
         except Exception:  # whoever looks on must not break what is looked at
             self._failed = True

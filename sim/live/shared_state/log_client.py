@@ -1,7 +1,8 @@
-"""The log of a pool in Redis: the calls of its script (`shared.lua`) and the reading of its entries."""
+"""The connections to Redis: the calls of the scripts (`shared.lua`, `leases.lua`) and the reading of a log."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,24 +18,20 @@ ENTRIES = 1000
 """How many entries are read at once."""
 
 _SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
+_LEASES = Path(__file__).with_name("leases.lua").read_text(encoding="utf-8")
 
 
-class LogClient:
-    """The connection of one gateway to the log of its pool.
+class Client:
+    """A connection to Redis, and one script that is called on it.
 
     Parameters
     ----------
-    name : the gateway's.
     password : in the place of the URL's.
     """
 
-    def __init__(self, settings: SharedState, name: str, password: str | None = None) -> None:
-        self._name = name
-        self._ttl_us = int(settings.ttl_s * 1e6)
-        prefix = f"tokenpools:{{{settings.pool}}}:"
-        self._events_key = prefix + "events"
-        self._keys = [self._events_key, *(prefix + each for each in ("meta", "alive", "snapshot"))]
-        self._keys += [f"{prefix}sender:{name}", prefix + "views"]
+    def __init__(self, settings: SharedState, script: str, keys: Sequence[str], password: str | None = None) -> None:
+        self._script = script
+        self._keys = keys
         given: dict[str, Any] = {} if password is None else {"password": password}
         self._client = redis.Redis.from_url(
             settings.url, decode_responses=True, encoding_errors="replace", **given, retry=Retry(NoBackoff(), 0),
@@ -42,7 +39,7 @@ class LogClient:
         )
         self._sha = ""
 
-    async def call(self, command: str, *arguments: str | int) -> list[Any]:
+    async def run(self, *arguments: str | int) -> list[Any]:
         """Call the script, and load it first where Redis does not have it.
 
         Raises
@@ -50,29 +47,16 @@ class LogClient:
         RedisError, OSError : Redis is out of reach.
         """
         if not self._sha:
-            self._sha = await self._client.script_load(_SCRIPT)
+            self._sha = await self._client.script_load(self._script)
         try:
-            return await self._evaluate(command, arguments)
+            return await self._evaluate(arguments)
         except NoScriptError:  # Redis was restarted
-            self._sha = await self._client.script_load(_SCRIPT)
-            return await self._evaluate(command, arguments)
+            self._sha = await self._client.script_load(self._script)
+            return await self._evaluate(arguments)
 
-    async def _evaluate(self, command: str, arguments: Sequence[str | int]) -> list[Any]:
-        reply = self._client.evalsha(
-            self._sha, len(self._keys), *self._keys, command, self._name, str(self._ttl_us), *cast("Any", arguments)
-        )
+    async def _evaluate(self, arguments: Sequence[str | int]) -> list[Any]:
+        reply = self._client.evalsha(self._sha, len(self._keys), *self._keys, *cast("Any", arguments))
         return await cast("Awaitable[list[Any]]", reply)
-
-    async def entries_after(self, seq: int) -> list[tuple[int, str]]:
-        """Return the next entries that the log has, with their numbers."""
-        found: Any = await self._client.xrange(self._events_key, f"{seq + 1}-0", "+", count=ENTRIES)
-        return list(_numbered(found))
-
-    async def wait_for_entries(self, seq: int, block_s: float) -> list[tuple[int, str]]:
-        """Return the next entries once there are some; none where none came in time."""
-        found: Any = await self._client.xread({self._events_key: f"{seq}-0"}, count=ENTRIES, block=int(block_s * 1000))
-        streams = found.items() if isinstance(found, dict) else found or ()
-        return [entry for _, entries in streams for entry in _numbered(entries)]
 
     async def evicts(self) -> str:
         """Return by what rule Redis throws keys away when its memory is full; empty where it does not, or says nothing.
@@ -93,6 +77,57 @@ class LogClient:
     async def close(self) -> None:
         """Close for good."""
         await self._client.aclose()
+
+
+
+class LeaseClient(Client):
+    """The connection of one gateway to the book of leases of its pool."""
+
+    def __init__(self, settings: SharedState, password: str | None = None) -> None:
+        super().__init__(settings, _LEASES, [f"tokenpools:{{{settings.pool}}}:leases"], password)
+
+
+class LogClient(Client):
+    """The connection of one gateway to the log of its pool.
+
+    Parameters
+    ----------
+    name : the gateway's.
+    """
+
+    def __init__(self, settings: SharedState, name: str, password: str | None = None) -> None:
+        prefix = f"tokenpools:{{{settings.pool}}}:"
+        keys = [prefix + each for each in ("events", "meta", "alive", "snapshot", f"sender:{name}", "views")]
+        super().__init__(settings, _SCRIPT, keys, password)
+        self._name = name
+        self._ttl_us = int(settings.ttl_s * 1e6)
+
+    async def call(self, command: str, *arguments: str | int) -> list[Any]:
+        """Call the script; see there for the commands.
+
+        Raises
+        ------
+        RedisError, OSError : Redis is out of reach.
+        """
+        return await self.run(command, self._name, str(self._ttl_us), *arguments)
+
+    async def entries_after(self, seq: int) -> list[tuple[int, str]]:
+        """Return the next entries that the log has, with their numbers."""
+        found: Any = await self._client.xrange(self._keys[0], f"{seq + 1}-0", "+", count=ENTRIES)
+        return list(_numbered(found))
+
+    async def wait_for_entries(self, seq: int, block_s: float) -> list[tuple[int, str]]:
+        """Return the next entries once there are some; none where none came in time."""
+        found: Any = await self._client.xread({self._keys[0]: f"{seq}-0"}, count=ENTRIES, block=int(block_s * 1000))
+        streams = found.items() if isinstance(found, dict) else found or ()
+        return [entry for _, entries in streams for entry in _numbered(entries)]
+
+
+def unless_cancelled() -> None:
+    """Stop where redis-py kept the cancellation of the task that runs to itself (seen with 8.1)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _numbered(entries: Any) -> Iterator[tuple[int, str]]:

@@ -43,7 +43,7 @@ from sim.live.gateway.reload import CoreOf
 from sim.live.gateway.settings import NO_SECRETS, FallbackSettings, SharedState, StateSecrets
 from sim.live.shared_state.core_copy import CONFIGURED, ENDS, DamagedError, StaleError
 from sim.live.shared_state.fallback import FallbackRules
-from sim.live.shared_state.log_client import ENTRIES, LogClient
+from sim.live.shared_state.log_client import ENTRIES, LogClient, unless_cancelled
 from sim.live.shared_state.pool_health import PoolHealth
 from sim.live.shared_state.signing import Signer, gateway_name
 from sim.live.shared_state.speaking_copy import SpeakingCopy, Status
@@ -239,7 +239,7 @@ class SharedLog(SpeakingCopy):
         while True:
             try:
                 await self._join()
-                _unless_cancelled()
+                unless_cancelled()
                 backoff_s = _BACKOFF_S[0]
                 await self._converse()
             except StaleError:
@@ -372,7 +372,7 @@ class SharedLog(SpeakingCopy):
                 except TimeoutError:
                     pass
             await self._send()
-            _unless_cancelled()
+            unless_cancelled()
             if self._lost:  # the log says so, and this gateway lives: it takes its place again
                 self._lost = False
                 raise StaleError
@@ -414,7 +414,7 @@ class SharedLog(SpeakingCopy):
         while True:
             async with asyncio.timeout(_BLOCK_S + max(1.0, self._settings.timeout_s)):
                 entries = await self._client.wait_for_entries(self._seq, _BLOCK_S)
-            _unless_cancelled()
+            unless_cancelled()
             for number, text in entries:
                 self._apply(number, text)
             await asyncio.sleep(_READ_PAUSE_S)  # what comes at once is read at once
@@ -432,13 +432,6 @@ class SharedLog(SpeakingCopy):
         finally:
             self._saved = seq  # after a failure too: the next one is as far off
             self._saving = None
-
-
-def _unless_cancelled() -> None:
-    """Stop where redis-py kept the cancellation of the task that runs to itself (seen with 8.1)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _reason(error: Exception) -> str:
