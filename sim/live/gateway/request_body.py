@@ -20,8 +20,8 @@ _NOT_FOR_CLIENTS = (
 """What a router tells an engine: whose cache to read, which rank to take, whose request this is."""
 _CARRIERS = ("vllm_xargs", "extra_args", "extra_body")
 _MOST_QUOTES = 400_000
-"""Of a body, so that it has no more than so many fields and texts: the parser lets go of the interpreter in none of them,
-and a million names take it a second. [choice]"""
+"""Of a body, which so has no more than half as many fields and texts: a million names hold the interpreter for a second.
+[choice]"""
 _SET_BY_GATEWAY = ("stream_options", "priority", "cache_salt")
 
 
