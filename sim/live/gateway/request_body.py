@@ -20,7 +20,7 @@ _NOT_FOR_CLIENTS = (
 """What a router tells an engine: whose cache to read, which rank to take, whose request this is."""
 _CARRIERS = ("vllm_xargs", "extra_args", "extra_body")
 _MOST_QUOTES = 400_000
-"""Of a body, which so has no more than half as many fields and texts: a million names hold the interpreter for a second.
+"""Of a body, which so has half as many fields and texts at most: a million names hold the interpreter for a second.
 [choice]"""
 _SET_BY_GATEWAY = ("stream_options", "priority", "cache_salt")
 
