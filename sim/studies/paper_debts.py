@@ -114,7 +114,8 @@ def search(fillings: Sequence[Filling] | None = None, *, replications: int = 1, 
 def as_table(found: Sequence[Found], ours: Found) -> str:
     """Return what was published, the shipped setting and the nearest ones, as Markdown."""
     heads = ("setting", "successes", "refused", *(f"debt of {name}" for name in TENANTS), "settled s", "distance %")
-    rows = [("published", "700 / 381 / 60", "0 / 317 / 22", "0.607", "0.775", "0.414", "about 50", "-")]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("published", "700 / 381 / 60", "0 / 317 / 22", "0.607", "0.775", "0.414", "about 50", "-"))
     for name, one in [("ours", ours), *((_words(one.filling), one) for one in found)]:
         m = one.measures
         rows.append((
