@@ -81,7 +81,7 @@ sbom: $(TOOLS)/.ready
 	@echo "what the image holds: build/sbom.json"
 
 audit: $(TOOLS)/.ready
-	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
 clean:
 	rm -rf $(VENV) $(LIVE)

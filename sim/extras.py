@@ -18,6 +18,7 @@ EXTRA_OF = {
     "redis": "live",
     "starlette": "live",
     "uvicorn": "live",
+    "aiconfigurator_core": "aiconfigurator",
     "kubernetes": "kubernetes",
     "tokenizers": "tokenizer",
     "opentelemetry": "otel",

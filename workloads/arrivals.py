@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from workloads.points import MAX_ARRIVALS, cut, points, refuse_too_many, stretched
+from workloads.points import LEAST_RATE_PER_S, MAX_ARRIVALS, cut, points, refuse_too_many, stretched
 from workloads.requests import Floats
 
 __all__ = ["MAX_ARRIVALS", "Arrivals", "Even", "Gamma", "OnOff", "Poisson", "Weibull"]
 
-_RATE = {"gt": 0, "description": "give requests per second, e.g. 4.0"}
+_RATE = {"ge": LEAST_RATE_PER_S, "description": "give requests per second, e.g. 4.0"}
 
 
 class Arrivals(Protocol):
@@ -53,6 +53,8 @@ class Even:
         """See `Arrivals`."""
         phase_s = rng.random() / self.rate_per_s if self.phase_s is None else self.phase_s
         first_s = from_s + phase_s
+        if not first_s < until_s:  # perhaps never: a spacing may be longer than any number
+            return np.empty(0)
         expected = (until_s - first_s) * self.rate_per_s
         refuse_too_many(expected if limit is None else min(expected, limit))
         count = max(0, math.ceil(expected) + 1) if limit is None or expected < limit else limit

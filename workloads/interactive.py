@@ -15,6 +15,7 @@ import numpy as np
 
 from workloads.arrivals import Gamma
 from workloads.lengths import MAX_TOKENS
+from workloads.points import LEAST_RATE_PER_S
 from workloads.prefixes import ChainPrefixes, Chosen, name_space
 from workloads.requests import Demand, Floats, FollowUp, Ints, Lengths, Prefixes, Streams
 
@@ -114,7 +115,9 @@ class Sessions:
     """
 
     kind: Literal["sessions"] = "sessions"
-    rate_per_s: float = field(metadata={"gt": 0, "description": "give conversations begun per second, e.g. 0.5"})
+    rate_per_s: float = field(
+        metadata={"ge": LEAST_RATE_PER_S, "description": "give conversations begun per second, e.g. 0.5"}
+    )
     cv: float = field(
         default=1.0,
         metadata={"gt": 0, "le": 100, "description": "give the variation of the gaps between them, e.g. 1 as Poisson"},
@@ -165,7 +168,7 @@ class Agents:
     """
 
     kind: Literal["agents"] = "agents"
-    rate_per_s: float = field(metadata={"gt": 0, "description": "give tasks begun per second, e.g. 0.1"})
+    rate_per_s: float = field(metadata={"ge": LEAST_RATE_PER_S, "description": "give tasks begun per second, e.g. 0.1"})
     cv: float = field(
         default=1.0,
         metadata={"gt": 0, "le": 100, "description": "give the variation of the gaps between them, e.g. 1 as Poisson"},

@@ -9,6 +9,9 @@ import numpy as np
 
 from workloads.requests import Floats
 
+LEAST_RATE_PER_S = 1e-9
+"""One request in thirty years; far below, a mean gap is more than a number can hold."""
+
 MAX_ARRIVALS = 50_000_000
 """Most arrivals (or on and off periods) one workload may make; columns of that many rows fill a large machine."""
 

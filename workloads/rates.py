@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from workloads.points import cut, points, stretched, unit_points
+from workloads.points import LEAST_RATE_PER_S, cut, points, stretched, unit_points
 from workloads.requests import Floats, Ints
 
-_RATE = {"gt": 0, "description": "give requests per second, e.g. 4.0"}
+_RATE = {"ge": LEAST_RATE_PER_S, "description": "give requests per second, e.g. 4.0"}
 _SECONDS = {"ge": 0, "description": "give seconds, e.g. 30"}
 
 

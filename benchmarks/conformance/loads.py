@@ -16,11 +16,11 @@ FEATURES = (
 )  # fmt: skip
 """What a load may have beside chunked prefill, preemption and first come, first served, which all have."""
 
-SHARE = {"speculation": 0.12, "long_prefill_adaptive": 0.15, "structured": 0.2}
+SHARE = {"speculation": 0.02, "long_prefill_adaptive": 0.15, "structured": 0.2, "answers": 0.05}
 """How likely a feature is in a mixed load; 0.4 where nothing is said."""
 
 ENDLESS = 1 << 40
-TOKENS = 48
+TOKENS = 24
 
 
 def features_of(rng: random.Random) -> list[str]:
@@ -40,7 +40,7 @@ def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
     block = rng.choice([1, 4, 4, 16])
     slots = rng.choice([1, 2, 4, 8])
     drafts = rng.choice([1, 2, 3]) if "speculation" in chosen else 0
-    budget = max(rng.choice([1, 4, 12, 40, 200]), slots * (1 + drafts))
+    budget = max(rng.choice([1, 4, 12, 40, 100]), slots * (1 + drafts))
     longest = math.ceil(2 * TOKENS / block) + 1
     setting = {
         "max_num_seqs": slots,
@@ -50,7 +50,7 @@ def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
         "scheduling": "priority" if "priority" in chosen else "fcfs",
         "async_scheduling": "async" in chosen,
         "prefix_caching": "caching" in chosen,
-        "long_prefill_token_threshold": rng.choice([1, 3, 8, 20]) if "long_prefill" in chosen else 0,
+        "long_prefill_token_threshold": rng.choice([1, 3, 8, 16]) if "long_prefill" in chosen else 0,
         "long_prefill_token_threshold_adaptive": "long_prefill_adaptive" in chosen,
         "reserve_full_prompt": "no_reserve" not in chosen,
         "watermark": rng.choice([0.02, 0.1, 0.3]) if "watermark" in chosen else 0.0,
@@ -60,8 +60,8 @@ def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
                  "per_context_token_s": 1e-6, "per_prefill_pair_s": 1e-8},
     }  # fmt: skip
     script: list[dict[str, Any]] = []
-    rate_per_s, lines, now_s = rng.choice([2, 10, 40]), rng.randint(1, 4), 0.0
-    for number in range(rng.choice([4, 10, 24])):
+    rate_per_s, lines, now_s = rng.choice([4, 20, 80]), rng.randint(1, 4), 0.0
+    for number in range(rng.choice([4, 8, 16])):
         now_s += rng.expovariate(rate_per_s)
         prompt, output = rng.randint(1, TOKENS), rng.randint(1, TOKENS)
         asked: dict[str, Any] = {"at_s": round(now_s, 6), "what": "submit", "id": number, "prompt": prompt,
@@ -77,7 +77,7 @@ def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
             asked["prefix"] = [[rng.randint(1, lines), end]]
         script.append(asked)
         if "aborts" in chosen and rng.random() < 0.2:
-            script.append({"at_s": round(now_s + rng.random() * 2, 6), "what": "abort", "id": number})
+            script.append({"at_s": round(now_s + rng.random(), 6), "what": "abort", "id": number})
     return {"seed": seed, "features": sorted(chosen), "setting": setting, "script": script}
 
 

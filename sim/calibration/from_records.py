@@ -104,15 +104,15 @@ def calibrate_records(
     measured = per_request(run.requests, run.latencies)
 
     def residuals(values: dict[str, float]) -> Floats:
-        made = per_request(run.requests, replayed(_profile(start, values)))
+        made = per_request(run.requests, replayed(with_values(start, values)))
         parts = [np.log(made[name][used] / np.maximum(measured[name][used], 1e-6)) for name in measured]
         # Requests of one token have no time per further token.
         return np.asarray(np.nan_to_num(np.concatenate(parts), posinf=0.0, neginf=0.0), float)
 
     stretches = np.tile(np.arange(used.sum()) * 5 // used.sum(), len(measured))
     found = fit(residuals, terms, place=run.name, robust_at=0.05, folds=stretches)
-    simulated = replayed(_profile(start, found.values))
-    fitted = _profile(start, found.values)
+    simulated = replayed(with_values(start, found.values))
+    fitted = with_values(start, found.values)
     part = ~first if share < 1 else used
     held_out = averaged(
         [errors(run.requests, run.latencies, replayed(each), part) for each in perturbed(fitted)]
@@ -146,10 +146,10 @@ def error_by_metric(table: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 def simulate(start: Profile, run: MeasuredRun, values: dict[str, float]) -> Latencies:
     """Replay a run with some coefficients of the step time, and of the profile, replaced."""
-    return replay(_profile(start, values), run.requests)
+    return replay(with_values(start, values), run.requests)
 
 
-def _profile(start: Profile, values: dict[str, float]) -> Profile:
+def with_values(start: Profile, values: dict[str, float]) -> Profile:
     """Return a profile with values of terms: of the profile (``request_...``), the links, or the step time."""
     of_profile = {name: value for name, value in values.items() if name.startswith("request_")}
     of_links = {name.removeprefix("links."): v for name, v in values.items() if name.startswith("links.")}

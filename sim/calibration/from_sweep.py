@@ -7,7 +7,7 @@ generator made it: so many clients, each sending its next request when the last 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 
@@ -15,11 +15,17 @@ import numpy as np
 import pandas as pd
 
 from sim.calibration.fitting import Fit, Term, fit
+from sim.calibration.from_records import with_values
+from sim.calibration.noise import perturbed
 from sim.calibration.single_replica import Floats, Requests, closed_loop
+from sim.engine.step_roofline import RooflineStepTime
+from sim.engine.step_table import TableStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
+from sim.scenario.validation_errors import suggestion
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
+_SEEDS = 4  # of lengths, over which errors are means
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -30,6 +36,28 @@ SWEEP_TERMS = (
     Term("per_context_token_s", 3e-8, "points with long context at two concurrencies"),
 )
 """What a sweep over concurrency and lengths can pin down of a fitted step time."""
+
+
+def sweep_terms(start: Profile, *, without: Sequence[str] = ()) -> tuple[Term, ...]:
+    """Return the terms that a sweep is asked for: those of the step time, and of its links where GPUs have some.
+
+    Raises
+    ------
+    InputError : ``without`` names none of them.
+    """
+    step_time = start.step_time
+    terms = [term for term in SWEEP_TERMS if term.name.startswith("request_") or hasattr(step_time, term.name)]
+    if isinstance(step_time, TableStepTime | RooflineStepTime):
+        terms = [SWEEP_TERMS[0], Term("base_s", 1e-3, "a point at concurrency 1 to 4")]
+    if isinstance(step_time, TableStepTime):
+        terms.append(Term("scale", 1.0, "points with long prompts", least=0.3, most=3.0))
+    if start.gpus > 1 and getattr(step_time, "links", None) is not None:
+        terms.append(Term("links.scale", 1.0, "points at two concurrencies", least=0.05, most=20.0))
+    names = [term.name for term in terms]
+    for name in without:
+        if name not in names:
+            raise InputError(f"--without {name}", "no term of this fit", suggestion(name, names))
+    return tuple(term for term in terms if term.name not in without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +141,7 @@ def calibrate_sweep(
     used = [p for i, p in enumerate(points) if i not in left_out]
 
     def with_terms(values: dict[str, float]) -> Profile:
-        overhead_s = values.get("request_overhead_s", start.request_overhead_s)
-        of_step = {name: value for name, value in values.items() if name != "request_overhead_s"}
-        step_time = replace(start.step_time, **of_step)
-        return start.model_copy(update={"step_time": step_time, "request_overhead_s": overhead_s})
+        return with_values(start, values)
 
     def residuals(values: dict[str, float]) -> Floats:
         profile = with_terms(values)
@@ -128,9 +153,12 @@ def calibrate_sweep(
 
     found = fit(residuals, terms, place=place, robust_at=0.1)
     profile = with_terms(found.values)
-    rows = []
+    rows, floors = [], []
+    copies = perturbed(profile, _SEEDS)
     for i, point in enumerate(points):
-        ttft_s, tpot_s = simulate_point(profile, point)
+        made = np.array([simulate_point(each, point, seed=seed) for seed, each in enumerate(copies)])
+        ttft_s, tpot_s = made.mean(axis=0).tolist()
+        floors.append(made.std(axis=0, ddof=1) / made.mean(axis=0))
         rows.append((
             point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, ttft_s, point.tpot_s, tpot_s,
             i not in left_out,
@@ -146,11 +174,13 @@ def calibrate_sweep(
     scored = table[~table.used] if left_out else table
     medians = {f"{m}_median_abs": float(scored[f"{m}_error"].abs().median()) for m in ("ttft", "tpot")}
     where = f"{len(scored)} points that were not fitted" if left_out else "the fitted points"
+    chance = 1.96 * np.median(np.array(floors), axis=0)
     calibrated = profile.model_copy(
         update={
             "source": f"fitted to {len(used)} points of {place}",
             "error": f"median on {where}: TTFT {100 * medians['ttft_median_abs']:.1f} %, "
-            f"TPOT {100 * medians['tpot_median_abs']:.1f} %",
+            f"TPOT {100 * medians['tpot_median_abs']:.1f} %; "
+            f"chance +-{100 * chance[0]:.1f} and {100 * chance[1]:.1f} %",
             "calibration": Calibration(
                 method="simulated closed loops fitted to mean TTFT and TPOT, robust",
                 date=(today or date.today()).isoformat(),
@@ -161,6 +191,7 @@ def calibrate_sweep(
                     "prompt_tokens": (min(p.prompt_tokens for p in points), max(p.prompt_tokens for p in points)),
                 },
                 held_out_error={k: round(v, 4) for k, v in medians.items()} if left_out else {},
+                noise_floor={"ttft": round(float(chance[0]), 4), "tpot": round(float(chance[1]), 4)},
             ),
         }
     )

@@ -49,9 +49,14 @@ def replay_on(
     return Latencies(first_s, finish_s, int(made.preemptions.sum()))
 
 
-def validate_scenario(scenario: Scenario, run: MeasuredRun) -> tuple[pd.DataFrame, Latencies]:
-    """Return the errors of a scenario against a run, means over seeds and next to equal profiles, and latencies."""
-    profiles = perturbed(scenario.pool.profile, RUNS)
+def validate_scenario(
+    scenario: Scenario, run: MeasuredRun, profile: Profile | None = None
+) -> tuple[pd.DataFrame, Latencies]:
+    """Return the errors of a scenario against a run, means over seeds and next to equal profiles, and latencies.
+
+    ``profile`` is used instead of the scenario's.
+    """
+    profiles = perturbed(profile or scenario.pool.profile, RUNS)
     made = [replay_on(scenario, run, seed=scenario.seed + i, profile=each) for i, each in enumerate(profiles)]
     refused = ~np.isfinite(made[0].finish_s)
     if (refused & run.ended).any():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sim.cli import completion
+from sim.cli import completion, tables
 from sim.cli.app import FAILED, TRAFFIC, above_zero, command, group
 from sim.cli.help_pages import Group
 from sim.errors import InputError
@@ -36,7 +36,19 @@ calibrate = group(
 _Out = Annotated[Path | None, typer.Option("--out", help="Profile file to write; without it stdout.")]
 _PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching")]
 _AsyncScheduling = Annotated[bool, typer.Option("--async-scheduling/--no-async-scheduling")]
-_KvBlocks = Annotated[int, typer.Option("--kv-blocks", min=1, help="KV blocks of 16 tokens.")]
+_KvBlocks = Annotated[int | None, typer.Option("--kv-blocks", min=1, help="KV blocks of 16 tokens.")]
+_KvTokens = Annotated[int | None, typer.Option("--kv-tokens", min=16, help="KV cache in tokens, instead of blocks.")]
+_TtftFrom = Annotated[
+    Literal["arrival", "queue"],
+    typer.Option("--ttft-from", help="Where first tokens count from: the arrival, or the engine's queue."),
+]
+_Scenario = Annotated[
+    str | None,
+    typer.Option(
+        "--scenario", help="Scenario whose replicas, router and policy the run went through; without it one replica.",
+        autocompletion=completion.scenarios,
+    ),
+]  # fmt: skip
 _BatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started.")]
 _Seqs = Annotated[int, typer.Option("--max-num-seqs", min=1, help="As vLLM was started.")]
 _Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
@@ -55,26 +67,66 @@ def _write(profile: Profile, out: Path | None) -> None:
 @command(of=calibrate)
 def kernels(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the model.")],
-    kv_blocks: _KvBlocks,
-    gpus: _Gpus = 1,
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="Of the model; without it, of the one meta.yaml names.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option("--hidden-size", min=1, help="Likewise; links need it.")] = None,
+    experts: Annotated[int | None, typer.Option("--experts", min=1, help="Of a layer; likewise.")] = None,
+    experts_per_token: Annotated[int | None, typer.Option("--experts-per-token", min=1, help="Likewise.")] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, help="GPUs that share the layers; without it, as the folder's name says (tp2)."),
+    ] = None,
+    expert_parallel: Annotated[
+        int, typer.Option("--expert-parallel", min=1, help="Ranks that share the experts, each with its own requests.")
+    ] = 1,
+    link_table: Annotated[
+        Path | None,
+        typer.Option("--link-table", help="CSV of all-reduce times: gpus, bytes and all_reduce_us (or median_ms)."),
+    ] = None,
+    link_latency_s: Annotated[
+        float | None, typer.Option("--link-latency-s", min=0, help="Seconds of a collective of no size.")
+    ] = None,
+    link_bytes_per_s: Annotated[
+        float | None,
+        typer.Option("--link-bytes-per-s", callback=above_zero, help="Bandwidth of a GPU's links, one way."),
+    ] = None,
+    link_gpu: Annotated[
+        str | None, typer.Option("--link-gpu", help="GPU whose shipped all-reduces to take, e.g. H100-SXM.")
+    ] = None,
+    no_links: Annotated[bool, typer.Option("--no-links", help="Leave out what GPUs tell each other.")] = False,
     max_num_seqs: _Seqs = 256,
     max_num_batched_tokens: _BatchedTokens = 2048,
     async_scheduling: _AsyncScheduling = True,
     prefix_caching: _PrefixCaching = True,
     out: _Out = None,
 ) -> None:
-    """From a FOLDER of kernel times (dense.csv, attention.csv, per_sequence.csv, moe.csv)."""
-    from sim.calibration.from_kernels import calibrate_kernels
+    """From a FOLDER of kernel times (dense.csv, attention.csv, per_sequence.csv, moe.csv).
 
-    engine = _engine(kv_blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
-    _write(calibrate_kernels(folder, layers=layers, gpus=gpus, **engine), out)
+    Several GPUs: all-reduces and all-to-alls are in no such table. Without a `--link-` option those that come with
+    tokenpools for the GPU that meta.yaml names are taken.
+    """
+    from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
+
+    blocks = _blocks(kv_blocks, kv_tokens)
+    engine = _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
+    links = LinkChoice(
+        table=link_table, latency_s=link_latency_s, bytes_per_s=link_bytes_per_s, gpu=link_gpu, none=no_links
+    )
+    shape: dict[str, Any] = {"layers": layers, "hidden_size": hidden_size, "experts": experts}
+    shape |= {"experts_per_token": experts_per_token}
+    _write(
+        calibrate_kernels(folder, gpus=gpus, expert_parallel=expert_parallel, links=links, **shape, **engine), out
+    )
 
 
 @command(of=calibrate)
 def records(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
-    kv_blocks: _KvBlocks,
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -83,36 +135,97 @@ def records(
         ),
     ] = None,
     share: Annotated[float, typer.Option("--share", max=1, callback=above_zero, help="To fit.")] = 0.5,
+    term: Annotated[
+        list[str] | None, typer.Option("--term", help="Fit this too, e.g. request_overhead_s; repeat it.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="TERM", help="Leave this term as it is; repeat it.")
+    ] = None,
+    scenario: _Scenario = None,
+    ttft_from: _TtftFrom = "arrival",
     max_num_seqs: _Seqs = 256,
     max_num_batched_tokens: _BatchedTokens = 2048,
     async_scheduling: _AsyncScheduling = True,
     prefix_caching: _PrefixCaching = True,
     out: _Out = None,
 ) -> None:  # fmt: skip
-    """From a run's records: CSV or parquet with arrival, lengths, first-token and finish times, or requests.jsonl."""
-    from sim.calibration.from_records import calibrate_records
-    from sim.calibration.measured import read_run
+    """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
 
-    run = read_run(file)
-    engine = _engine(kv_blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
-    _write(calibrate_records(_start(start, engine), run, share=share).profile, out)
+    Read are CSV, parquet and JSONL of such columns, requests.jsonl of LLMServingSim, `vllm bench serve
+    --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
+    """
+    from sim.calibration.from_records import calibrate_records, terms_for
+    from sim.calibration.measured import read_run
+    from sim.calibration.on_scenario import replay_on
+    from sim.scenario.load import load_scenario
+
+    run = _read(read_run, file, ttft_from)
+    blocks = _blocks(kv_blocks, kv_tokens)
+    begin = _start(start, _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching))
+    replaying = None
+    if scenario is not None:
+        loaded = load_scenario(scenario)
+        replaying = lambda profile: replay_on(loaded, run, profile=profile)  # noqa: E731
+    terms = terms_for(begin, extra=term or (), without=without or ())
+    _write(calibrate_records(begin, run, terms=terms, share=share, replaying=replaying).profile, out)
 
 
 @command(of=calibrate)
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
-    kv_blocks: _KvBlocks,
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help="Profile to begin from (a name or a path), links too; without it a fitted step time.",
+            autocompletion=completion.profiles,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="TERM", help="Leave this term as it is; repeat it.")
+    ] = None,
     max_num_seqs: _Seqs = 256,
     max_num_batched_tokens: _BatchedTokens = 2048,
     async_scheduling: _AsyncScheduling = True,
     prefix_caching: _PrefixCaching = True,
     out: _Out = None,
-) -> None:
+) -> None:  # fmt: skip
     """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s."""
-    from sim.calibration.from_sweep import calibrate_sweep, read_sweep
+    from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
 
-    engine = _engine(kv_blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
-    _write(calibrate_sweep(_start(None, engine), read_sweep(file), place=file.stem).profile, out)
+    blocks = _blocks(kv_blocks, kv_tokens)
+    begin = _start(start, _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching))
+    terms = sweep_terms(begin, without=without or ())
+    _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
+
+
+@command(of=calibrate)
+def aiconfigurator(
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="E.g. Llama-3.1-70B.")],
+    gpu: Annotated[str, typer.Argument(metavar="GPU", help="E.g. H200-SXM.")],
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Ranks of tensor parallelism.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, help="Ranks that share whole experts.")] = 1,
+    dp: Annotated[int, typer.Option("--dp", min=1, help="Ranks of attention data parallelism.")] = 1,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of weights, e.g. fp8; without it the model's own.")
+    ] = None,
+    version: Annotated[str | None, typer.Option("--vllm", help="Of vLLM; without it the newest measured.")] = None,
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
+    max_num_seqs: _Seqs = 256,
+    max_num_batched_tokens: _BatchedTokens = 8192,
+    out: _Out = None,
+) -> None:
+    """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here."""
+    from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator
+
+    blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    made = calibrate_aiconfigurator(
+        model_name, gpu, tp=tp, ep=ep, dp=dp, gemm_quant=precision, version=version, kv_blocks=blocks,
+        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
+    _write(made, out)
 
 
 @command(of=calibrate)
@@ -180,6 +293,25 @@ def model(
     _write(roofline_profile(shape, gpu, gpus=gpus, weight_bits=int(weight_bits), name=config.stem), out)
 
 
+def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:
+    """Return the KV blocks of 16 tokens, given as such or in tokens."""
+    if kv_blocks is not None and kv_tokens is not None and kv_blocks != kv_tokens // 16:
+        problem = f"{kv_tokens}, which is {kv_tokens // 16} blocks, beside --kv-blocks {kv_blocks}"
+        raise InputError("--kv-tokens", problem, "give one of them")
+    found = kv_blocks if kv_tokens is None else kv_tokens // 16
+    if found is None:
+        raise InputError("--kv-blocks", "missing", "give it, or --kv-tokens; vLLM prints both when it starts")
+    return found
+
+
+def _read(reader: Any, file: Path, ttft_from: str) -> Any:
+    """Return the measured run of a file, and say how it was read."""
+    run = reader(file, ttft_from=ttft_from)
+    for note in run.notes:
+        typer.echo(f"{file}: {note}", err=True)
+    return run
+
+
 def _engine(
     kv_blocks: int, max_num_seqs: int, max_num_batched_tokens: int, async_scheduling: bool, prefix_caching: bool
 ) -> dict[str, Any]:
@@ -196,10 +328,10 @@ def _start(ref: str | None, engine: dict[str, Any]) -> Profile:
     from sim.engine.step_fitted import FittedStepTime
     from sim.scenario.profile import Profile, load_profile
 
-    begin: Any = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
-    if ref is not None:
-        begin = load_profile(ref, file="--profile").step_time
-    return Profile(step_time=begin, **engine)
+    if ref is None:
+        return Profile(step_time=FittedStepTime(weights_s=1e-2, per_token_s=4e-5), **engine)
+    begin = load_profile(ref, file="--profile")
+    return Profile(step_time=begin.step_time, gpus=begin.gpus, **engine)
 
 
 @command("validate-profile", panel=TRAFFIC)
@@ -208,31 +340,58 @@ def validate_profile(
         str, typer.Argument(metavar="PROFILE", help="A name or a path.", autocompletion=completion.profiles)
     ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A measured run.")],
+    scenario: _Scenario = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another engine setting, e.g. kv_blocks=2588; repeat it."),
+    ] = None,
+    ttft_from: _TtftFrom = "arrival",
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for a plot of every request.")] = None,
     at_most: Annotated[
         float | None,
         typer.Option("--at-most", help="Exit with 1 where a mean is off by more than this many percent."),
     ] = None,
 ) -> None:
-    """Simulate a measured RUN with PROFILE (a name or a path) and print the errors.
+    """Simulate a measured RUN with PROFILE (a name or a path) and print the errors, and what of them is chance.
 
-    RUN is a file of a request's times a row, as `tokenpools calibrate records` takes it.
+    RUN is what `tokenpools calibrate records` takes. With `--scenario` the run goes through that scenario's replicas,
+    router and first policy, each replica being PROFILE.
     """
     from sim.calibration.measured import read_run
-    from sim.calibration.validate import error_table, plot_validation, save_plot
+    from sim.calibration.on_scenario import validate_scenario
+    from sim.calibration.validate import error_table, judge, plot_validation, save_plot
     from sim.calibration.validate import validate_profile as compare
-    from sim.scenario.profile import load_profile
+    from sim.scenario.load import load_scenario
+    from sim.scenario.profile import load_profile, with_settings
 
-    measured = read_run(run)
-    loaded = load_profile(profile, file="PROFILE")
-    table, simulated = compare(loaded, measured)
+    measured = _read(read_run, run, ttft_from)
+    loaded = with_settings(load_profile(profile, file="PROFILE"), overrides or ())
+    for caveat in loaded.caveats:
+        typer.echo(f"warning: {caveat}", err=True)
+    if scenario is None:
+        table, simulated = compare(loaded, measured)
+    else:
+        table, simulated = validate_scenario(load_scenario(scenario), measured, loaded)
     typer.echo(error_table(table))
     if plots is not None:
         figure = plot_validation(measured, simulated, f"{measured.name}, simulated with {loaded.name}")
         typer.echo(save_plot(figure, plots, f"{measured.name}"), err=True)
+    if at_most is None:
+        return
     means = table[table.statistic == "mean"]
     unknown = list(means[means.error.isna()].metric)
-    if at_most is not None and unknown:
+    if unknown:
         typer.echo(f"failed: nothing was measured of {', '.join(unknown)}", err=True)
-    if at_most is not None and (unknown or not 100 * float(means.error.abs().max()) <= at_most):
+    if unknown or not judge(table, at_most / 100):
         sys.exit(FAILED)
+
+
+@command("profiles", panel=TRAFFIC)
+def profiles(
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="E.g. Llama-3.1-70B.")],
+    gpu: Annotated[str, typer.Argument(metavar="[GPU]", help="E.g. H200-SXM.")] = "",
+) -> None:
+    """Name the shipped profiles nearest to a MODEL and a GPU, with their errors and what they were measured for."""
+    from sim.profiles.nearest import described
+
+    tables.show_rows(described(model_name, gpu))

@@ -107,11 +107,28 @@ def hardware_check(
         bool, typer.Option("--fit", help="Fit the replica to the measured FCFS run anew; without it, as shipped.")
     ] = False,
     tenants: Annotated[bool, typer.Option("--tenants", help="Also print every tenant.")] = False,
+    arms: Annotated[
+        bool, typer.Option("--arms", help="Instead: 15 arms of tenants in front of real vLLM (kvwarden-vllm-0.19).")
+    ] = False,
+    light_load: Annotated[
+        bool, typer.Option("--light-load", help="Instead: first tokens under little load, and what S-LoRA's loop adds.")
+    ] = False,
 ) -> None:
     """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did.
 
-    Prints refusals and times to first token, measured and simulated, by policy.
+    Prints refusals and times to first token, measured and simulated, by policy. With `--arms` the profile of an H100 is
+    fitted to its closed loops alone, and predicts tenants behind limiters on H100 and A100.
     """
+    if arms:
+        from sim.studies.hardware_check_tenants import arms_table, check_tenants
+
+        tables.show_markdown(arms_table(check_tenants(data)))
+        return
+    if light_load:
+        from sim.studies.hardware_check import light_load as first_tokens
+
+        tables.show_markdown(first_tokens(data))
+        return
     from sim.studies.hardware_check import check, table, tenant_table
 
     found = check(data, fit=fit)

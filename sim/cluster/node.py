@@ -15,7 +15,9 @@ from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
+from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Listener, Replica
+from sim.engine.ranks import Ranks
 from sim.engine.speculation import SpeculativeStepTime
 from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
@@ -27,9 +29,15 @@ def replica_of(
     profile: Profile, step_time: StepTime, listener: Listener[R], arm: Callable[[float], None]
 ) -> Replica[R]:
     """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
-    settings = _settings(profile, step_time)
     if profile.scheduling == "flow-prefill":
+        settings = _settings(profile, step_time)
         return FlowReplica(settings, operator_s=profile.operator_s, listener=listener, arm=arm)
+    return Replica(_scheduled_settings(profile, step_time), listener=listener, arm=arm)
+
+
+def _scheduled_settings(profile: Profile, step_time: StepTime) -> EngineSettings:
+    """Return the settings of a profile, its scheduling and speculation included."""
+    settings = _settings(profile, step_time)
     if profile.scheduling == "fair-batching":
         settings = replace(settings, batcher=FairBatcher(step_time, profile.tpot_slo_s or NEVER_S))
     else:
@@ -40,13 +48,15 @@ def replica_of(
             step_time=SpeculativeStepTime(step_time, profile.speculation),
             speculation=profile.speculation,
         )
-    return Replica(settings, listener=listener, arm=arm)
+    return settings
 
 
 def unit_of(
     profile: Profile, listener: Listener[R], arm: Callable[[float], None]
-) -> Replica[R] | DisaggregatedReplica[R]:
-    """Return what a profile calls one replica: an engine, or several that divide the work."""
+) -> Replica[R] | DisaggregatedReplica[R] | RankedReplica[R]:
+    """Return what a profile calls one replica: an engine, ranks of one, or several engines that divide the work."""
+    if profile.data_parallel > 1:
+        return _ranked(profile, listener, arm)
     layout = profile.disaggregated
     if layout is None:
         return replica_of(profile, profile.step_time, listener, arm)
@@ -60,6 +70,20 @@ def unit_of(
         listener=listener,
         arm=arm,
     )
+
+
+def _ranked(profile: Profile, listener: Listener[R], arm: Callable[[float], None]) -> RankedReplica[R]:
+    """Return the ranks of a profile; experts that are shared keep them in step."""
+    ranks = Ranks(
+        count=profile.data_parallel, in_step=profile.expert_parallel, score=profile.data_parallel_score
+    )  # fmt: skip
+    make = RankInStep if ranks.in_step else Replica
+    settings = _scheduled_settings(profile, profile.step_time)
+
+    def rank(*, listener: Listener[R], arm: Callable[[float], None]) -> Replica[R]:
+        return make(settings, listener=listener, arm=arm)
+
+    return RankedReplica(ranks, make=rank, listener=listener, arm=arm)
 
 
 def _settings(profile: Profile, step_time: StepTime) -> EngineSettings:

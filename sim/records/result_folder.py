@@ -351,8 +351,11 @@ def read_summary(folder: Path, manifest: Mapping[str, Any]) -> list[SummaryRow]:
             reader = csv.DictReader(file)
             names = list(reader.fieldnames or ())
             labels = set(names[: names.index("tenant") + 1] if names else ())
-            return [{k: v if k in labels else _number(v) for k, v in row.items()} for row in reader]
-    except (OSError, ValueError) as error:
+            rows = list(reader)
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has more or fewer cells than there are columns")
+        return [{k: v if k in labels else _number(v) for k, v in row.items()} for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
         raise _damaged(path, error) from error
 
 

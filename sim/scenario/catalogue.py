@@ -23,7 +23,7 @@ def entries(what: str) -> list[tuple[str, str]]:
         own = [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
         return [*own, *plugins.listed("policies")]
     if what == "profiles":
-        return [(name, load_profile(name).source) for name in shipped_profiles()]
+        return [(name, load_profile(name).summary) for name in shipped_profiles()]
     if what in _LAWS:
         return [(name, _first_sentence(law.__doc__)) for name, law in _LAWS[what].items()]
     return [(name, file) for name, file in TRACES.items()]

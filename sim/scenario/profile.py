@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sim.engine.disaggregation import Disaggregated
+from sim.engine.ranks import Score
 from sim.engine.speculation import Speculation
 from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_iteration_s
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
@@ -89,6 +92,15 @@ class Profile(Strict):
     disaggregated: Disaggregated | None = Field(
         default=None, description="give how prefill and decode are divided, e.g. {prefill_engines: 1, ...}"
     )
+    data_parallel: int = Field(
+        default=1, gt=0, description="give the data-parallel ranks, each with max_num_seqs and kv_blocks, e.g. 2"
+    )
+    expert_parallel: bool = Field(
+        default=False, description="give true where ranks share the experts of a layer, so that they go in step"
+    )
+    data_parallel_score: Score = Field(
+        default="in-flight", description="give by what requests go to ranks: in-flight (vLLM 0.32), or waiting (0.19)"
+    )
     async_scheduling: bool = Field(
         default=False, description="give true where the engine plans an iteration while the one before it runs"
     )
@@ -137,6 +149,14 @@ class Profile(Strict):
         return self.gpus > 1 and of_kernels and self.step_time.links is None
 
     @property
+    def summary(self) -> str:
+        """Source, error and measured ranges, in a line."""
+        parts = [self.source, f"error: {self.error or 'unknown'}"]
+        ranges = self.calibration.ranges if self.calibration is not None else {}
+        words = [f"{name.replace('_', ' ')} {low:g} to {high:g}" for name, (low, high) in ranges.items()]
+        return "; ".join([*filter(None, parts), *([f"measured for {', '.join(words)}"] if words else [])])
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """What a reader of this profile's results must know, a sentence each."""
         if not self.lacks_links:
@@ -153,7 +173,7 @@ class Profile(Strict):
 
     @property
     def _decode_engines(self) -> int:
-        return 1 if self.disaggregated is None else self.disaggregated.decode_engines
+        return self.data_parallel if self.disaggregated is None else self.disaggregated.decode_engines
 
     @property
     def slots(self) -> int:
@@ -202,6 +222,7 @@ class Profile(Strict):
             option = "async_scheduling" if self.async_scheduling else "prefix_caching"
             raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
         self._check_admission()
+        self._check_ranks()
         if self.disaggregated is not None:
             if kind == "fair-batching":
                 raise MisfitError(
@@ -209,6 +230,24 @@ class Profile(Strict):
                 )
             if self.kv_bytes_per_token is None:
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
+
+    def _check_ranks(self) -> None:
+        ranks = self.data_parallel
+        if ranks == 1:
+            if self.expert_parallel:
+                raise MisfitError(
+                    "expert_parallel", "true with one rank (data_parallel: 1), which has nobody to share with",
+                    "give data_parallel, e.g. 2, or leave it out",
+                )  # fmt: skip
+            return
+        for option, given in (
+            ("disaggregated", self.disaggregated is not None),
+            ("scheduling", self.scheduling == "flow-prefill"),
+        ):
+            if given:
+                raise MisfitError(option, f"given beside data_parallel ({ranks}), which has none", "leave one out")
+        if self.gpus > 1 and self.gpus % ranks:
+            raise MisfitError("gpus", f"{self.gpus} do not divide among {ranks} ranks", "give a multiple")
 
     def _check_admission(self) -> None:
         threshold = self.long_prefill_token_threshold
@@ -307,6 +346,28 @@ def load_profile(ref: str, *, folder: Path = Path(), file: str = "", field: str 
     else:
         name, source, origin = Path(ref).stem, folder / ref, one_line(str(folder / ref))
     return parse_profile({"name": name, **read_mapping(source, origin)}, origin)
+
+
+def with_settings(profile: Profile, settings: Sequence[str]) -> Profile:
+    """Return a profile with other values, each ``name=value``; a step time's coefficients as ``step_time.name``.
+
+    Raises
+    ------
+    ScenarioError : no such setting, or a value that does not fit.
+    """
+    if not settings:
+        return profile
+    tree = profile.model_dump(mode="json", exclude_none=True)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        *above, last = path.split(".")
+        place = tree
+        for name in above:
+            place = place.get(name) or {}
+        if not equals or not path:
+            raise ScenarioError("--set", setting, "is no NAME=VALUE", "give e.g. --set kv_blocks=2588")
+        place[last] = yaml.safe_load(text)
+    return parse_profile(tree, "--set")
 
 
 def parse_profile(mapping: dict[str, Any], file: str) -> Profile:

@@ -114,7 +114,7 @@ BAD = [
         [*TALK, "arrivals", "rate_per_s"],
         -1,
         "workload[0].arrivals.rate_per_s",
-        "input should be greater than 0, got -1",
+        "input should be greater than or equal to 0.000000001, got -1",
         None,
     ),
     (["horizon_s"], -5, "horizon_s", "input should be greater than 0, got -5", "give simulated seconds, e.g. 600"),

@@ -1,0 +1,247 @@
+"""A replica of several data-parallel ranks: each an engine of its own, behind one router, in step or not.
+
+Ranks of a dense model know nothing of each other. Those of a mixture of experts share the experts of every layer
+(expert parallelism), so no rank can go on before all have come as far: every iteration lasts as long as that of the
+busiest rank, to whose batch vLLM pads the others. A rank with nothing to do computes an empty batch beside them, and
+whoever comes to it waits for its end.
+
+Behind a gateway this is one replica, whose slots and KV blocks are the sums of the ranks'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from sim.cluster.disaggregated import shares
+from sim.cluster.engine_request import ENDED, NEVER_S, EngineRequest
+from sim.cluster.engine_settings import EngineSettings
+from sim.cluster.replica import Listener, Replica
+from sim.engine.ranks import SNAPSHOT_S, RankLoad, Ranks, choose_rank
+
+R = TypeVar("R", bound=EngineRequest)
+Arm = Callable[[float], None]
+
+
+class RankInStep(Replica[R]):
+    """An engine whose iterations end when others' do: it plans single iterations, and is told when they are over.
+
+    ``due_in_s`` is how long the iteration takes that it has planned; 0 where it has none.
+    """
+
+    __slots__ = ("due_in_s",)
+
+    def __init__(self, settings: EngineSettings, *, listener: Listener[R], arm: Arm) -> None:
+        self.due_in_s = 0.0
+        super().__init__(settings, listener=listener, arm=arm)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it computes something."""
+        return self._busy
+
+    def _begin(self, now_s: float, duration_s: float) -> None:
+        self._busy = True
+        self._run_start_s = now_s
+        self.due_in_s = duration_s * self.slowdown
+
+    def _begin_decode_run(self, now_s: float) -> None:
+        """Begin one iteration: how long the next ones take depends on the others."""
+        decoding = self._decoding
+        self._chunks = None
+        self._run = 1
+        self._cut = True
+        self._begin(now_s, self._step.iteration_s(0, 0.0, decoding, self._reads(decoding)))
+
+    def _run_done(self, _: float) -> int:
+        """See `Replica`: none, for the iteration under way ends with the slowest rank."""
+        return 0
+
+
+class MakeRank(Protocol[R]):
+    """Makes the engine of a rank."""
+
+    def __call__(self, *, listener: Listener[R], arm: Arm) -> Replica[R]:
+        """Return an engine, given who listens and what to call to be woken."""
+        ...
+
+
+class RankedReplica(Generic[R]):
+    """Speaks as `sim.cluster.replica.Replica` does, for all of its ranks.
+
+    Parameters
+    ----------
+    make : returns the engine of a rank; a `RankInStep` where the layout says so.
+
+    Attributes
+    ----------
+    engines : the ranks.
+    wake_s : when `boundary` is to be called next.
+    """
+
+    def __init__(self, layout: Ranks, *, make: MakeRank[R], listener: Listener[R], arm: Arm) -> None:
+        self._layout = layout
+        self._listener = listener
+        self._arm = arm
+        self._wakes = [NEVER_S] * layout.count
+        self.engines: Sequence[Replica[R]] = [make(listener=self, arm=self._armer(i)) for i in range(layout.count)]
+        self.wake_s = NEVER_S
+        self._in_boundary = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._at: dict[R, int] = {}
+        self._loads = [RankLoad() for _ in self.engines]
+        self._reported_s = -NEVER_S
+        self._first = 0
+        self._ends_s = NEVER_S  # in step: when the iteration under way ends
+
+    def _armer(self, index: int) -> Arm:
+        def arm(at_s: float) -> None:
+            self._wakes[index] = at_s
+
+        return arm
+
+    # ---------------------------------------------------------------------------------------------------------- ask
+
+    @property
+    def running_count(self) -> int:
+        """Requests that hold a slot of some rank."""
+        return sum(engine.running_count for engine in self.engines)
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait at some rank."""
+        return sum(engine.waiting_count for engine in self.engines)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of all ranks, empty ones left out."""
+        return sum(engine.iterations for engine in self.engines)
+
+    @property
+    def preemptions(self) -> int:
+        """Preemptions at all ranks."""
+        return sum(engine.preemptions for engine in self.engines)
+
+    @property
+    def kv_total_blocks(self) -> int:
+        """KV blocks of all ranks."""
+        return sum(engine.kv_total_blocks for engine in self.engines)
+
+    def kv_used_blocks_at(self, now_s: float) -> int:
+        """Return the blocks in use at all ranks."""
+        return sum(engine.kv_used_blocks_at(now_s) for engine in self.engines)
+
+    def outputs_at(self, request: R, now_s: float) -> int:
+        """Return how many output tokens the request has at ``now_s``."""
+        at = self._at.get(request)
+        return request.outputs if at is None else self.engines[at].outputs_at(request, now_s)
+
+    def runs(self, request: R) -> bool:
+        """Return whether the request holds a slot."""
+        return self.engines[0].runs(request)
+
+    def rank_of(self, request: R) -> int | None:
+        """Return the rank that a request inside was sent to."""
+        return self._at.get(request)
+
+    # --------------------------------------------------------------------------------------------------------- tell
+
+    def submit(self, request: R, now_s: float) -> None:
+        """Hand over a request, to the rank that the router takes for the least loaded; see `Replica.submit`."""
+        self._report(now_s)
+        rank = choose_rank(self._loads, self._layout.score, self._first)
+        self._first = (self._first + 1) % len(self.engines) if self._layout.score == "in-flight" else 0
+        self._loads[rank].in_flight += 1
+        self._loads[rank].waiting += 1
+        self._at[request] = rank
+        self.engines[rank].submit(request, now_s)
+        self._rearm()
+
+    def _report(self, now_s: float) -> None:
+        """Let the ranks report who waits and runs, if their last report is old enough."""
+        if now_s < self._reported_s + SNAPSHOT_S:
+            return
+        self._reported_s = now_s
+        for load, engine in zip(self._loads, self.engines, strict=True):
+            load.waiting, load.running = engine.waiting_count, engine.running_count
+            total = engine.kv_total_blocks
+            load.kv_usage = engine.kv_used_blocks_at(now_s) / total if total else 1.0
+
+    def abort(self, request: R, now_s: float) -> None:
+        """Drop a request, wherever it is."""
+        rank = self._at.pop(request, None)
+        if rank is not None:
+            self._loads[rank].in_flight -= 1
+            self.engines[rank].abort(request, now_s)
+            self._rearm()
+
+    def set_slots(self, slots: int, now_s: float) -> None:
+        """Spread a number of slots over the ranks."""
+        for engine, share in zip(self.engines, shares(slots, len(self.engines)), strict=True):
+            engine.set_slots(share, now_s)
+        self._rearm()
+
+    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
+        """Spread a number of KV blocks over the ranks."""
+        for engine, share in zip(self.engines, shares(blocks, len(self.engines)), strict=True):
+            engine.set_kv_blocks(share, now_s)
+        self._rearm()
+
+    def set_slowdown(self, factor: float, now_s: float) -> None:
+        """Make every iteration of every rank take ``factor`` times as long."""
+        for engine in self.engines:
+            engine.set_slowdown(factor, now_s)
+        self._rearm()
+
+    def fail(self, now_s: float) -> list[R]:
+        """Crash as a whole; see `Replica.fail`."""
+        lost = [request for engine in self.engines for request in engine.fail(now_s)]
+        self._forget()
+        self._rearm()
+        return lost
+
+    # ----------------------------------------------------------------------------------------------------- boundary
+
+    def boundary(self, now_s: float) -> None:
+        """Do what is due; to be called at ``wake_s``."""
+        self.wake_s = NEVER_S
+        self._in_boundary = True
+        over = self._ends_s <= now_s
+        for index, engine in enumerate(self.engines):
+            if self._wakes[index] <= now_s or (over and isinstance(engine, RankInStep) and engine.busy):
+                self._wakes[index] = NEVER_S
+                engine.boundary(now_s)
+        self._in_boundary = False
+        if self._layout.in_step:
+            self._begin_together(now_s)
+        self._rearm()
+
+    def _begin_together(self, now_s: float) -> None:
+        """Let the iterations that the ranks have planned last as long as the longest."""
+        longest_s = max((e.due_in_s for e in self.engines if isinstance(e, RankInStep) and e.busy), default=NEVER_S)
+        self._ends_s = now_s + longest_s
+
+    def _rearm(self) -> None:
+        if self._in_boundary:
+            return
+        at_s = min(self._wakes)
+        if self._ends_s < NEVER_S:  # whoever comes to an idle rank waits for the others
+            at_s = self._ends_s
+        if at_s != self.wake_s:
+            self.wake_s = at_s
+            self._arm(at_s)
+
+    # ------------------------------------------------------------------------------------------ what the ranks tell
+
+    def on_first_token(self, request: R, now_s: float) -> None:
+        """Pass on a first token."""
+        self._listener.on_first_token(request, now_s)
+
+    def on_finish(self, request: R, now_s: float) -> None:
+        """Pass on a last token."""
+        rank = self._at.pop(request)
+        self._loads[rank].in_flight -= 1
+        assert request.state == ENDED
+        self._listener.on_finish(request, now_s)

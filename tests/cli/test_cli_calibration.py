@@ -1,0 +1,82 @@
+"""Options of the calibration commands, from a command line's side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from calibration.lawful_tables import write_tables
+from typer.testing import CliRunner
+
+from sim.cli import app
+from sim.scenario.profile import load_profile
+
+
+def invoke(*words: object) -> tuple[int, str]:
+    shown = CliRunner().invoke(app, [str(word) for word in words])
+    return shown.exit_code, shown.output + (str(shown.exception) if shown.exception else "")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "tp2"
+    found.mkdir()
+    write_tables(found)
+    meta = {"gpu": "NVIDIA H100 80GB HBM3", "model": "Qwen/Qwen3-32B", "vllm_version": "0.19.0", "cuda_version": "13"}
+    (tmp_path / "meta.yaml").write_text(yaml.safe_dump(meta))
+    return found
+
+
+def test_kernels_take_links_and_the_cache_in_tokens(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.yaml"
+    code, said = invoke("calibrate", "kernels", folder, "--kv-tokens", 160_000, "--out", out)
+    assert code == 0, said
+    assert "without the links" not in said
+    profile = load_profile(str(out))
+    assert (profile.kv_blocks, profile.gpus) == (10_000, 2)
+    assert profile.step_time.links.all_reduces == 128
+    law = ("--link-latency-s", "1e-5", "--link-bytes-per-s", "5e10")
+    code, said = invoke("calibrate", "kernels", folder, "--kv-blocks", 9000, *law, "--out", out)
+    assert load_profile(str(out)).step_time.links.bytes_per_s == 5e10
+    code, said = invoke("calibrate", "kernels", folder, "--kv-blocks", 9000, "--no-links", "--out", out)
+    assert "made without the links between its 2 GPUs" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--kv-blocks: missing"),
+        (("--kv-blocks", 9000, "--kv-tokens", 16_000), "1000 blocks, beside --kv-blocks 9000"),
+        (("--kv-blocks", 9000, "--gpus", 4), "holds the tables of 2 GPUs, not of 4"),
+        (("--kv-blocks", 9000, "--link-latency-s", "1e-5"), "without a bandwidth"),
+    ],
+)
+def test_kernels_name_what_does_not_fit(folder: Path, options: tuple[object, ...], message: str) -> None:
+    code, said = invoke("calibrate", "kernels", folder, *options)
+    assert code != 0
+    assert message in said.replace("\n", " ")
+
+
+def test_settings_of_a_profile_may_be_changed_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.csv"
+    rows = ["arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s", "0,100,10,0.5,1.0", "1,100,10,1.5,2.0"]
+    file.write_text("\n".join([*rows, "3,100,10,,"]))
+    code, said = invoke("validate-profile", "h100-llama-3.1-8b", file, "--set", "request_overhead_s=0.4")
+    assert code == 0
+    assert "1 of 3 requests did not finish" in said
+    assert "chance %" in said
+    wrong = {"nothing=1": "unknown field", "kv_blocks": "is no NAME=VALUE", "kv_blocks=x": "kv_blocks"}
+    for setting, message in wrong.items():
+        code, said = invoke("validate-profile", "h100-llama-3.1-8b", file, "--set", setting)
+        assert code != 0
+        assert message in said
+    code, said = invoke("calibrate", "records", file, "--kv-tokens", 99_000, "--without", "weight_s")
+    assert "--term weight_s: no term of a fitted step time" in said
+
+
+def test_the_list_of_profiles_says_errors_and_ranges() -> None:
+    code, said = invoke("list", "profiles")
+    assert code == 0
+    assert said.count("error: ") >= 15
+    assert "measured for concurrency 4 to 64" in " ".join(said.split())
