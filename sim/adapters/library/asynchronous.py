@@ -23,8 +23,8 @@ from policies.api import Event, Instruction, ReplicaReport
 from policies.core import GatewayCore
 from sim.adapters.admission.clock import LoopTimers
 from sim.adapters.admission.config import GateConfig, gate_config
-from sim.adapters.admission.errors import held_long
 from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.waiting import verdict
 from sim.adapters.library.lease import BaseLease, Usage
 
 
@@ -224,28 +224,8 @@ class Gate:
     async def _acquire(self, asked: dict[str, Any]) -> Lease:
         entry = self._opened().admit(**asked)
         if entry.replica_id is None:
-            await self._verdict(entry)
+            await verdict(self._opened(), entry, self._config.held_s)
         return Lease(self._opened(), entry, self._drop)
-
-    async def _verdict(self, entry: Entry) -> None:
-        """Wait for the verdict on a request that is held."""
-        admissions = self._opened()
-        waiter = asyncio.get_running_loop().create_future()
-        entry.wake = partial(_set, waiter)
-        try:
-            async with asyncio.timeout(self._config.held_s):
-                await waiter
-        except TimeoutError:
-            if entry.is_held:
-                admissions.cancel(entry, sent=False)
-                raise held_long() from None
-        except BaseException:
-            admissions.cancel(entry, sent=False)
-            raise
-        finally:
-            entry.wake = None
-        if entry.error is not None:
-            raise entry.error
 
     def set_ready(self, replica_ids: Sequence[int]) -> None:
         """Say which replicas take requests; all of them at first.
@@ -296,8 +276,3 @@ class Gate:
             self._admissions.dropped.append(entry)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to serve
                 self._loop.call_soon_threadsafe(self._admissions.catch_up)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
