@@ -1,6 +1,6 @@
 """LiteLLM's own proxy with the callback in it: real HTTP, the openai SDK, stand-ins for the model servers.
 
-``make litellm`` runs it; TOKENPOOLS_LITELLM names the interpreter of an environment with LiteLLM's proxy and tokenpools.
+``make litellm`` runs it; TOKENPOOLS_LITELLM is the Python of an environment with LiteLLM's proxy and tokenpools.
 """
 
 from __future__ import annotations
