@@ -8,7 +8,7 @@ PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
 
-.PHONY: demo install test lint pythons bench bench-gateway live clean
+.PHONY: demo install test lint pythons bench bench-gateway live clean faults
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -34,6 +34,13 @@ pythons: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
+
+# A million random small pools and ten thousand lives of the gateway with faults, the checker on: hours; stopped, it goes
+# on with the same command. One seed again: python tests/faults/run.py live SEED.
+faults: $(VENV)/.ready
+	mkdir -p build/faults
+	$(BIN)/python tests/faults/run.py pools 0 1000000 --progress build/faults/pools.json
+	$(BIN)/python tests/faults/run.py live 0 10000 --progress build/faults/live.json
 
 # What the live gateway costs, with LiteLLM's proxy beside it; about 3 minutes on a quiet machine.
 bench-gateway: $(VENV)/.ready

@@ -176,7 +176,7 @@ class AdaptivePolicy(NoControlPolicy):
 
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Take a sample."""
-        self._limit.sample(now_s - flight.forwarded_s, pool.all_in_flight)
+        self._limit.sample(max(0.0, now_s - flight.forwarded_s), pool.all_in_flight)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Take note of how large a request may be."""

@@ -341,7 +341,7 @@ class GatewayCore(PoolState):
             flight.prompt_credited = True
             flight.ledger.worked_tokens += flight.request.prompt_tokens
             self.pool.first_tokens += 1
-            self.pool.waited_s += now_s - flight.forwarded_s
+            self.pool.waited_s += max(0.0, now_s - flight.forwarded_s)  # an adopted one may be of another clock
             if self._on_first_token is not None:
                 self._on_first_token(flight, self.pool, now_s)
         return ()
@@ -360,7 +360,7 @@ class GatewayCore(PoolState):
             self.late_events += 1
             return ()
         flight.cached_tokens = event.cached_tokens
-        service_s = now_s - flight.forwarded_s
+        service_s = max(0.0, now_s - flight.forwarded_s)
         ledger, pool = flight.ledger, self.pool
         mean_s = ledger.mean_service_s
         ledger.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)

@@ -116,7 +116,7 @@ class DagorPolicy(NoControlPolicy):
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Take a sample."""
         self._unstarted.pop(flight.request.request_id, None)
-        self._waited_s += now_s - flight.forwarded_s
+        self._waited_s += max(0.0, now_s - flight.forwarded_s)
         self._firsts += 1
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:

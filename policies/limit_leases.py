@@ -126,7 +126,13 @@ def renew(
     ----------
     holds : what this gateway holds by its own account; it may be less than the book says, never more.
     """
-    others = {one: share for one, share in book.shares.items() if one != name and share.until_us >= now_us}
+    # Times that are further off than a renewal can set them are of a clock that was set back since.
+    latest_us = now_us + ttl_us
+    book = replace(book, dealt_from_us=min(book.dealt_from_us, latest_us))
+    others = {
+        one: share if share.until_us <= latest_us else replace(share, until_us=latest_us)
+        for one, share in book.shares.items() if one != name and share.until_us >= now_us
+    }  # fmt: skip
     parts: dict[str, float] = {}
     for limit, need in needs.items():
         own = book.shares.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -273,24 +272,16 @@ def endpoint(
 
 @command(of=calibrate)
 def model(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The model's config.json.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A known model's name, or its config.json.")],
     gpu: Annotated[str, typer.Option("--gpu", help="GPU, e.g. H100-SXM.")],
     gpus: _Gpus = 1,
     weight_bits: Annotated[Literal["16", "8", "4"], typer.Option("--weight-bits")] = "16",
     out: _Out = None,
 ) -> None:
-    """From no measurement: a roofline for the model of CONFIG (its config.json) on a GPU."""
-    from sim.profiles.roofline import roofline_profile
+    """From no measurement: a roofline for the model of CONFIG on a GPU, with the links between several."""
+    from sim.calibration.from_model import calibrate_model
 
-    try:
-        shape = json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(config), f"cannot be read ({error.strerror})", "name a config.json") from None
-    except ValueError as error:
-        raise InputError(str(config), f"is no JSON ({error})", "give the model's config.json") from None
-    if not isinstance(shape, dict):
-        raise InputError(str(config), "is not a mapping", "give the model's config.json")
-    _write(roofline_profile(shape, gpu, gpus=gpus, weight_bits=int(weight_bits), name=config.stem), out)
+    _write(calibrate_model(config, gpu, gpus=gpus, weight_bits=int(weight_bits)), out)
 
 
 def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:

@@ -110,6 +110,9 @@ def hardware_check(
     arms: Annotated[
         bool, typer.Option("--arms", help="Instead: 15 arms of tenants in front of real vLLM (kvwarden-vllm-0.19).")
     ] = False,
+    silicon: Annotated[
+        bool, typer.Option("--silicon", help="Instead: profiles of `calibrate aiconfigurator` on its silicon sample.")
+    ] = False,
     light_load: Annotated[
         bool, typer.Option("--light-load", help="Instead: first tokens under little load, and what S-LoRA's loop adds.")
     ] = False,
@@ -123,6 +126,11 @@ def hardware_check(
         from sim.studies.hardware_check_tenants import arms_table, check_tenants
 
         tables.show_markdown(arms_table(check_tenants(data)))
+        return
+    if silicon:
+        from sim.studies.silicon_sample import check_silicon, silicon_table
+
+        tables.show_markdown(silicon_table(check_silicon(data)))
         return
     if light_load:
         from sim.studies.hardware_check import light_load as first_tokens

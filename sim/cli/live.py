@@ -38,6 +38,7 @@ def serve(
     from sim.live.gateway.reload import Loaded
     from sim.live.gateway.run import serve as run_server
     from sim.live.gateway.settings import CheckInvariants
+    from sim.live.gateway.tls import check as check_tls
 
     def load() -> Loaded:
         again = load_config(config, state_url=state)
@@ -46,6 +47,7 @@ def serve(
 
     loaded = load_config(config, state_url=state)
     settings, core = make_settings(loaded, config), make_core(loaded)
+    check_tls(settings.tls, config)
     if check_invariants and settings.check_invariants is None:
         settings = replace(settings, check_invariants=CheckInvariants())
     if check:

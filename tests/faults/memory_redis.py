@@ -246,7 +246,7 @@ class MemoryRedis:
         self.store = Store(self._wall_us)
         self._generation = 0
         self._backlog: list[Callable[[], None]] = []
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # in the order of their coming, unlike a set
 
     def _wall_us(self) -> int:
         return 1_700_000_000_000_000 + int(self.loop.time() * 1e6) + self.clock_off_us
@@ -283,13 +283,13 @@ class MemoryRedis:
     async def changed(self, timeout_s: float) -> None:
         """Wait until something was done here, for a while."""
         waiter: asyncio.Future[None] = self.loop.create_future()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         handle = self.loop.call_later(timeout_s, lambda: None if waiter.done() else waiter.set_result(None))
         try:
             await waiter
         finally:
             handle.cancel()
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
 
     async def ask(self, client: MemoryClient, act: Callable[[], Any]) -> Any:
         """Carry something out when the message has arrived, and return the answer when it is back."""
@@ -353,6 +353,10 @@ class MemoryClient:
     async def call(self, command: str, *arguments: str | int) -> list[Any]:
         texts = [command, self.name, str(self._ttl_us), *map(str, arguments)]
         return await self.server.ask(self, lambda: self.server.store.run("shared.lua", self.keys, texts))  # type: ignore[no-any-return]
+
+    async def run(self, *arguments: str | int) -> list[Any]:
+        texts, keys = [str(each) for each in arguments], [self._prefix + "leases"]
+        return await self.server.ask(self, lambda: self.server.store.run("leases.lua", keys, texts))  # type: ignore[no-any-return]
 
     def _entries(self, seq: int) -> list[tuple[int, str]]:
         found = self.server.store.do_xrange(self.keys[0], f"{seq + 1}-0", "+", "COUNT", "1000")

@@ -40,7 +40,6 @@ from sim.live.gateway.settings import (
     Tls,
     UpstreamAddress,
 )
-from sim.live.gateway.tls import check as check_tls
 from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
@@ -395,7 +394,6 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
     ScenarioError : the key of an upstream is not in the environment.
     """
     pool, secrets = config.pool, state_secrets(config.state, file)
-    check_tls(config.listen.tls, file)
     return Settings(
         host=bare_address(config.listen.host), port=config.listen.port,
         upstreams=tuple(one.address(f"upstreams[{i}]", file) for i, one in enumerate(config.upstreams)),

@@ -28,6 +28,8 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 
+_LATE_S = 1e-6
+
 
 class Upstream(Protocol):
     """The replicas, as the gateway sees them. Nothing here waits: answers come later, through ``emit``."""
@@ -131,8 +133,8 @@ class LocalLog:
         return self._clock.time() - (self._origin_s or 0.0)
 
     def loop_time(self, at_s: float) -> float:
-        """See `EventLog`."""
-        return at_s + (self._origin_s or 0.0)
+        """See `EventLog`. A microsecond late: rounding must not make a tick early, to be asked for at once again."""
+        return at_s + self._origin_s + _LATE_S if self._origin_s else at_s
 
 
 class AsyncGateway:

@@ -62,21 +62,27 @@ def to_client(raw: Iterable[tuple[bytes, bytes]], request_id: str, more: Headers
     """Return the headers of an answer as the client gets them; ``length`` keeps the upstream's content-length.
 
     Where it sends the client elsewhere, the way leads through the gateway again.
-
-    Raises
-    ------
-    BadAnswerError : a header holds what no header may hold.
     """
     found = []
     for name, value in raw:
-        if _CONTROL.search(value) or _CONTROL.search(name):
-            raise BadAnswerError("a header holds control characters")
         lower = name.lower()
         if lower not in _NOT_TO_CLIENT and (length or lower != b"content-length"):
             found.append((lower, _ORIGIN.sub(b"", value) if lower == b"location" else value))
     found.append((b"x-request-id", request_id.encode()))
     found += more
     return found
+
+
+def check_answer(raw: Iterable[tuple[bytes, bytes]]) -> None:
+    """Look whether an upstream's headers may be passed on.
+
+    Raises
+    ------
+    BadAnswerError : one holds what no header may hold.
+    """
+    for name, value in raw:
+        if _CONTROL.search(value) or _CONTROL.search(name):
+            raise BadAnswerError("a header holds control characters")
 
 
 def client_id(headers: dict[bytes, bytes]) -> str:

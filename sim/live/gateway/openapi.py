@@ -1,4 +1,4 @@
-"""What the gateway serves, as an OpenAPI 3.1 description: the two endpoints that it reads, and its answers.
+"""What the gateway serves, as an OpenAPI 3.1 description: the endpoints that it reads, and its answers.
 
 Fields that it does not read are the upstream's, so objects are open. Every answer of the gateway's own is described; a
 test sends requests made from this description and holds the answers against it.
@@ -16,7 +16,7 @@ _TOKENS = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
 _CHOICES = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 _COMMON: dict[str, Any] = {
     "model": {"type": "string", "minLength": 1},
-    "max_tokens": {**_TOKENS, "description": "Output tokens of one answer; left out, the pool's default."},
+    "max_tokens": {**_TOKENS, "description": "Output tokens of one answer; left out, the model server's own."},
     "n": _CHOICES,
     "best_of": _CHOICES,
     "stream": {"type": ["boolean", "null"]},
@@ -63,6 +63,38 @@ _CHAT = {
         "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
     },
 }
+_EMBEDDINGS = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {
+            "anyOf": [
+                {"type": "string"}, _TOKEN_LIST, {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        },
+    },
+}  # fmt: skip
+_RESPONSE = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+        "max_output_tokens": _TOKENS,
+        "stream": {"type": ["boolean", "null"]},
+    },
+}  # fmt: skip
+_MESSAGES = {
+    "type": "object",
+    "required": ["model", "messages", "max_tokens"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
+        "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "stream": {"type": ["boolean", "null"]},
+    },
+}  # fmt: skip
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -168,8 +200,12 @@ def description(class_header: str, models: Sequence[str]) -> dict[str, Any]:
         "paths": {
             "/v1/completions": _post("completions", _with_models(_COMPLETION, models), class_header),
             "/v1/chat/completions": _post("chat", _with_models(_CHAT, models), class_header),
+            "/v1/embeddings": _post("embeddings", _EMBEDDINGS, class_header),
+            "/v1/responses": _post("responses", _with_models(_RESPONSE, models), class_header),
+            "/v1/messages": _post("messages", _with_models(_MESSAGES, models), class_header),
             "/v1/models": _get(
-                "models", "What the model servers serve.", "application/json", secure=True, statuses=("401", "503")
+                "models", "What the model servers serve.", "application/json", secure=True,
+                statuses=("401", "403", "429", "503"),
             ),
             "/healthz": _get("healthz", "The process is there.", "text/plain"),
             "/readyz": _get("readyz", "A replica is ready, and the gateway stays.", "text/plain", statuses=("503",)),

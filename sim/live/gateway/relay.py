@@ -17,7 +17,7 @@ from policies.api import Forward, Reason, Refuse
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.error_responses import ApiError, ended, refusal
-from sim.live.gateway.headers import BadAnswerError, bearer, to_upstream
+from sim.live.gateway.headers import BadAnswerError, bearer, check_answer, to_upstream
 from sim.live.gateway.in_flight import Cut, Exchange
 from sim.live.gateway.replies import Outgoing, Replies, UpstreamFailedError
 from sim.live.gateway.settings import Settings
@@ -85,7 +85,10 @@ class Relay:
             except UpstreamFailedError as error:
                 failure = error
                 final = exchange.started or not error.elsewhere or outgoing.replica_id is not None
-                self.settling.fail(exchange, final=final)
+                if exchange.arrived:
+                    self.settling.fail(exchange, final=final)
+                else:  # it was settled before
+                    final = True
                 if exchange.started:
                     return
                 if final:
@@ -119,6 +122,7 @@ class Relay:
             response = await self._request(exchange, forward, outgoing, replica)
             if not 200 <= response.status < 600:
                 raise ValueError(f"status {response.status} is none")
+            check_answer(response.raw_headers)
             if response.status >= 400:
                 await self._replies.error(exchange, response, send)
             else:

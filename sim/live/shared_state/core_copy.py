@@ -146,8 +146,9 @@ class CoreCopy:
         """See that the books hold what runs here, and nothing of this gateway's that does not."""
         gateway = self._at()
         core = gateway.core
-        told = {each.event.request_id for each in self._outbox if isinstance(each.event, ENDS)}
-        arriving = {each.event.request.request_id for each in self._outbox if isinstance(each.event, Arrived)}
+        unsaid = self._unsaid()
+        told = {each.event.request_id for each in unsaid if isinstance(each.event, ENDS)}
+        arriving = {each.event.request.request_id for each in unsaid if isinstance(each.event, Arrived)}
         for request_id, owner in list(self._owners.items()):
             if owner == self.name and request_id not in told:
                 flight = core.pool.in_flight.get(request_id)
@@ -276,9 +277,14 @@ class CoreCopy:
             if request_id not in self._owners and request_id not in gateway.running:  # the core could not take it
                 gateway.tell(Refuse(request_id, Reason.STATE_UNAVAILABLE, 503, RETRY_S, 1, 0))
         elif request_id in self._owners and not any(
-            isinstance(each.event, ENDS) and each.event.request_id == request_id for each in self._outbox
+            isinstance(each.event, ENDS) and each.event.request_id == request_id for each in self._unsaid()
         ):
             self._put(Cancelled(request_id))
+
+    def _unsaid(self) -> list[Outgoing]:
+        """Return what waits to be sent and is not in the log: what is there may be read before Redis has said so."""
+        heard = self._heard.get(self.name, 0)
+        return [each for each in self._outbox if each.number > heard]
 
     def _waits(self, request_id: str) -> bool:
         gateway = self._at()

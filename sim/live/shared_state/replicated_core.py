@@ -149,6 +149,9 @@ class SharedLog(SpeakingCopy):
         ------
         RunError : the log is out of reach.
         """
+        if self._fatal is not None:  # turned away: with what the others have, it is let in
+            self._config = config
+            return
         if self._rules is not None:
             raise RunError(f"the shared state is out of reach: {self._why}")
         entry = json.dumps([CONFIGURED, config, head], separators=(",", ":"))

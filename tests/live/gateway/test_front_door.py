@@ -259,6 +259,10 @@ def test_a_repeated_field_costs_no_more_than_another(gate: Gate) -> None:
     answer = gate.ask(body)
     assert (answer.status, answer.code) == (400, "invalid_json")
     assert time.process_time() - began_s < 1.0  # it was 12 s
+    many = b'{"model":"tiny","prompt":"a",' + b",".join(b'"a%d":1' % n for n in range(300_000)) + b"}"
+    assert gate.ask(many).code == "too_many_fields"
+    quoted = plain(prompt='{"a": "b"}' * 200_000)  # text in which quotes are escaped
+    assert gate.ask(quoted).status == 200
 
 
 def test_a_long_body_is_read_off_the_loop(gate: Gate) -> None:

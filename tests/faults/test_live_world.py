@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+from faults.live_world import World, quiet, run_live
+
+from policies.invariants import InvariantError
+
+# A world ends in the middle: what a killed gateway left unfinished is thrown away with its loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_whatever_befalls_the_live_gateway_its_books_hold(chunk: int) -> None:
+    assert sum(run_live(seed) for seed in range(chunk * 6, chunk * 6 + 6)) > 300
+
+
+def test_a_seed_lives_the_same_life_again() -> None:
+    assert [run_live(3), run_live(8)] == [run_live(3), run_live(8)]
+
+
+def test_a_fault_planted_in_a_core_is_found() -> None:
+    with quiet():
+        world = World(2)
+
+        def miscount() -> None:
+            core = world.gateways[0].service.gateway.core
+            core.pool.entitlements["chat"].reserved_tokens += 1
+
+        world.loop.call_later(1.0, miscount)
+        try:
+            with pytest.raises(InvariantError, match="reserved_tokens of chat"):
+                world.run()
+        finally:
+            world.loop.forget()
