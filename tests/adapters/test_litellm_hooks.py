@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapters.pools import assert_empty, config, parity
 
+from adapters.pools import assert_empty, config, parity
 from policies.core import GatewayCore
 from sim.adapters.admission.errors import AdmissionError
 from sim.adapters.litellm.hooks import CONFIG_VARIABLE, Hooks
@@ -156,7 +156,8 @@ def test_an_evicted_stream_ends_with_the_reason() -> None:
 def test_whose_a_request_is() -> None:
     async def go(proxy: Proxy) -> None:
         for who, name in (
-            (WHO, "chat"), ({**WHO, "key_alias": "special"}, "batch"), ({"org_id": "small", "team_id": "new"}, "filler"),
+            (WHO, "chat"), ({**WHO, "key_alias": "special"}, "batch"),
+            ({"org_id": "small", "team_id": "new"}, "filler"),
         ):  # fmt: skip
             await proxy.done(await proxy.ask(who), prompt_tokens=1, completion_tokens=1)
             assert proxy.worked(name) > 0
