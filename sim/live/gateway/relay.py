@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from io import BytesIO
 
 import aiohttp
 
@@ -29,6 +30,8 @@ from sim.live.replicas.upstreams import Replica, Upstreams, json_object
 
 LOG = logging.getLogger("tokenpools.relay")
 
+_IN_PIECES_BYTES = 2**20
+"""A body of this size is written in pieces, so that the loop turns meanwhile."""
 _POLL_S = 1.0
 _ASK_S = 10.0
 _RUNNING = ("queued", "in_progress")
@@ -164,7 +167,8 @@ class Relay:
         exchange.sent = True
         exchange.sent_s = self._loop.time()
         return await self._upstreams.session.request(
-            outgoing.method, replica.url(outgoing.raw_path), headers=headers, allow_redirects=False, data=body or None,
+            outgoing.method, replica.url(outgoing.raw_path), headers=headers, allow_redirects=False,
+            data=BytesIO(body) if len(body) >= _IN_PIECES_BYTES else body or None,
         )
 
     async def _lost(self, exchange: Exchange, replica: Replica, error: Exception, send: Send) -> None:
