@@ -19,7 +19,12 @@ else:
 
 
 class Handler(Hooks, CustomLogger):
-    """The hooks as LiteLLM takes them."""
+    """The hooks as LiteLLM takes them: it looks for each in the class itself, not in those it is made from."""
+
+    async_pre_call_hook = Hooks.async_pre_call_hook
+    async_post_call_success_hook = Hooks.async_post_call_success_hook
+    async_post_call_failure_hook = Hooks.async_post_call_failure_hook
+    async_post_call_streaming_iterator_hook = Hooks.async_post_call_streaming_iterator_hook
 
     def __init__(self) -> None:
         CustomLogger.__init__(self)

@@ -225,7 +225,10 @@ def test_a_recording_gives_the_same_verdicts_again(tmp_path: Path) -> None:
 
 def test_without_a_configuration_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
-    from tokenpools.litellm import handler
+    from tokenpools.litellm import Handler, handler
+
+    # LiteLLM calls only what it finds in the class itself.
+    assert {name for name in vars(Hooks) if name.startswith("async_")} <= vars(Handler).keys()
 
     async def go() -> None:
         with pytest.raises(TokenpoolsError, match=CONFIG_VARIABLE):

@@ -49,6 +49,8 @@ class Proxy:
 
     def events(self) -> list[Any]:
         """What the core was told, ticks left out."""
+        if not self.recording.exists():
+            return []
         rows = [json.loads(line) for line in self.recording.read_text().splitlines()[1:]]
         return [event for _, event, _ in rows if event[0] != "tick"]
 
@@ -130,7 +132,7 @@ def _answers(url: str) -> bool:
 
 
 def _started(proxy: Proxy) -> int:
-    return len(proxy.events()) if proxy.recording.exists() else 0
+    return len(proxy.events())
 
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 5}

@@ -37,7 +37,8 @@ def http_exception(error: AdmissionError) -> Exception:
     """Return what LiteLLM answers with a status and headers."""
     from fastapi import HTTPException
 
-    return HTTPException(status_code=error.status, detail=error.body, headers=dict(error.headers))
+    made: Exception = HTTPException(status_code=error.status, detail=error.body, headers=dict(error.headers))
+    return made
 
 
 class Hooks:
