@@ -58,6 +58,17 @@ live: $(VENV)/.ready $(LIVE)/.ready
 	rm -rf results/live
 	$(BIN)/python benchmarks/live.py --python $(LIVE)/bin/python --out results/live
 
+# LiteLLM's proxy with the callback in it, in an environment of its own; a minute once it is installed (docs/adapters.md).
+LITELLM := build/litellm
+.PHONY: litellm
+litellm: $(VENV)/.ready $(LITELLM)/.ready
+	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
+
+$(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet "$$(sed -n 's/^LITELLM = "\(.*\)"/\1/p' benchmarks/gateway.py)" --editable .
+	touch $@
+
 # Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.
 # One of them, longer: make fuzz FUZZ="trace --seconds 600"
 FUZZ ?= --seconds 60

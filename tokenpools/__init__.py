@@ -7,7 +7,8 @@
     tokenpools.compare("results/before", "results/mine")
 
 `tokenpools.policies` and `tokenpools.workloads` hold what a policy, router, arrival law or client of your own is made
-with, `tokenpools.testing` the contract suite for it. Everything is imported when it is first asked for.
+with, `tokenpools.testing` the contract suite for it. `tokenpools.Gate` and `SyncGate` put the policy core into a server
+of your own (docs/adapters.md). Everything is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from tokenpools import _own_packages
 _own_packages.install()
 
 if TYPE_CHECKING:
+    from sim.adapters.admission.errors import EvictedError, RefusedError
+    from sim.adapters.library.asynchronous import Gate, Lease
+    from sim.adapters.library.synchronous import SyncGate, SyncLease
     from sim.analysis.compare import Comparison
     from sim.api import Results, compare, load_scenario, register, run, sweep, with_kinds
     from sim.errors import RunError, TokenpoolsError
@@ -30,9 +34,15 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Comparison": "sim.analysis.compare",
+    "EvictedError": "sim.adapters.admission.errors",
+    "Gate": "sim.adapters.library.asynchronous",
+    "Lease": "sim.adapters.library.asynchronous",
+    "RefusedError": "sim.adapters.admission.errors",
     "Results": "sim.api",
     "RunError": "sim.errors",
     "Scenario": "sim.scenario.load",
+    "SyncGate": "sim.adapters.library.synchronous",
+    "SyncLease": "sim.adapters.library.synchronous",
     "TokenpoolsError": "sim.errors",
     "compare": "sim.api",
     "load_scenario": "sim.scenario.load",
@@ -46,9 +56,9 @@ _PLACES = {
 _MODULES = ("policies", "testing", "workloads")
 
 __all__ = [
-    "Comparison", "Results", "RunError", "Scenario", "TokenpoolsError", "__version__", "compare", "load_scenario",
-    "parse_scenario", "policies", "register", "run", "shipped_scenarios", "sweep", "testing", "with_kinds",
-    "workloads",
+    "Comparison", "EvictedError", "Gate", "Lease", "RefusedError", "Results", "RunError", "Scenario", "SyncGate",
+    "SyncLease", "TokenpoolsError", "__version__", "compare", "load_scenario", "parse_scenario", "policies", "register",
+    "run", "shipped_scenarios", "sweep", "testing", "with_kinds", "workloads",
 ]  # fmt: skip
 
 

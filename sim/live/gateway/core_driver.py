@@ -6,9 +6,8 @@ the loop's clock and this process alone; `sim.live.shared_state.replicated_core`
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from policies.api import (
     Arrived,
@@ -45,6 +44,26 @@ class Upstream(Protocol):
 
     def progress(self) -> Iterable[Progress]:
         """Return how many tokens have come back of each running request."""
+        ...
+
+
+class Timer(Protocol):
+    """Something that will be called, unless it is cancelled."""
+
+    def cancel(self) -> object:
+        """Call it no more."""
+        ...
+
+
+class Timers(Protocol):
+    """A clock that calls back: an asyncio loop, or whatever stands in for one."""
+
+    def time(self) -> float:
+        """Return the time in seconds; it never goes back."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[..., object], /, *args: Any) -> Timer:
+        """Call at a time of this clock."""
         ...
 
 
@@ -87,15 +106,15 @@ class LocalLog:
 
     lead_s = 0.0
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, origin_s: float | None = None) -> None:
-        self._loop = loop
+    def __init__(self, loop: Timers, origin_s: float | None = None) -> None:
+        self._clock = loop
         self._origin_s = origin_s
         self._deliver: Callable[[Event, float], object] | None = None
 
     def open(self, gateway: AsyncGateway) -> None:
         """See `EventLog`."""
         if self._origin_s is None:
-            self._origin_s = self._loop.time()
+            self._origin_s = self._clock.time()
         self._deliver = gateway.deliver
         gateway.begin(self.now_s())
 
@@ -111,7 +130,7 @@ class LocalLog:
 
     def now_s(self) -> float:
         """See `EventLog`."""
-        return self._loop.time() - (self._origin_s or 0.0)
+        return self._clock.time() - (self._origin_s or 0.0)
 
     def loop_time(self, at_s: float) -> float:
         """See `EventLog`. A microsecond late: rounding must not make a tick early, to be asked for at once again."""
@@ -126,6 +145,7 @@ class AsyncGateway:
 
     Parameters
     ----------
+    loop : the clock, and what calls when a tick is due.
     answer : told of every request of this gateway that is refused or evicted, or that failed and is not sent to
         another replica, with what to tell its client.
     record : told of every event with its time and instructions: what a replay needs.
@@ -140,7 +160,7 @@ class AsyncGateway:
     """
 
     def __init__(
-        self, core: GatewayCore, upstream: Upstream, *, loop: asyncio.AbstractEventLoop,
+        self, core: GatewayCore, upstream: Upstream, *, loop: Timers,
         answer: Callable[[Refuse | Evict | Failed], None] | None = None,
         record: Callable[[float, Event, Sequence[Instruction]], None] | None = None,
         scale: Callable[[int], None] | None = None,
@@ -153,7 +173,7 @@ class AsyncGateway:
         self._record = record
         self._scale = scale
         self._log: EventLog = LocalLog(loop, origin_s) if log is None else log
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: list[Timer] = []
         self.requests: dict[str, RequestView] = {}
         self.running: dict[str, Forward] = {}
         self._stopped = False

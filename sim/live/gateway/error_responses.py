@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policies.api import Allowance, Reason, Refuse
-from sim.live.gateway.headers import Headers
+
+if TYPE_CHECKING:  # it needs what only a server has installed
+    from sim.live.gateway.headers import Headers
 
 
 class ApiError(Exception):

@@ -77,6 +77,7 @@ class LeasedLog(LocalLog):
         core_of: CoreOf | None = None, secret: StateSecrets = NO_SECRETS, books: Books | None = None,
     ) -> None:
         super().__init__(loop)
+        self._loop = loop
         self.name = gateway_name() if name is None else name
         self._settings = settings
         self._config = config

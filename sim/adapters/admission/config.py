@@ -1,0 +1,106 @@
+"""The configuration of a gate: the pool and policy of a scenario, and whose requests are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from policies.core import GatewayCore
+from sim.live.gateway.config_file import core_of
+from sim.live.gateway.settings import CheckInvariants
+from sim.scenario.model import Policy
+from sim.scenario.pool import Pool, check_known
+from sim.scenario.registered_types import Strict
+from sim.scenario.shorthand import canonical
+from sim.scenario.validation_errors import explain
+from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
+
+
+class GateConfig(Strict):
+    """A pool and its policy, for a server that is not ours.
+
+    `pool` and `policy` are those of a scenario and of ``tokenpools serve``.
+    """
+
+    version: Literal[1] = Field(description="start with version: 1")
+    pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
+    policy: Policy = Field(description="give a policy, e.g. token-pool")
+    tenants: dict[str, str] = Field(
+        default={}, description="give the entitlement of names that are no tenant of the pool, e.g. {team-7: chat}"
+    )
+    unknown_tenant: str | None = Field(
+        default=None, description="give the entitlement of whoever is not known; left out, they are refused"
+    )
+    held_s: float = Field(default=60.0, gt=0, description="give the longest time that a request is held, e.g. 60")
+    recording: str | None = Field(
+        default=None, description="give a file for all events and decisions, e.g. events.jsonl; see tokenpools parity"
+    )
+    check_invariants: CheckInvariants | None = Field(
+        default=None, description="give {on_violation: log} to check the core's books while it serves"
+    )
+    seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
+
+    @model_validator(mode="after")
+    def _fits(self) -> GateConfig:
+        names = [one.name for one in self.pool.entitlements]
+        for tenant, name in self.tenants.items():
+            check_known(f"tenants.{tenant}", "entitlement", name, names)
+        if self.unknown_tenant is not None:
+            check_known("unknown_tenant", "entitlement", self.unknown_tenant, names)
+        for name in getattr(self.policy.params, "per_entitlement", None) or ():
+            check_known("policy.per_entitlement", "entitlement", name, names)
+        return self
+
+    def core(self) -> GatewayCore:
+        """Return a new core of this pool and policy: the object that a simulation of them runs.
+
+        Raises
+        ------
+        ScenarioError : the policy does not fit the pool.
+        """
+        return core_of(self.pool, self.policy, self.seed)
+
+    def head(self) -> dict[str, Any]:
+        """Return what a recording needs to say, for ``tokenpools parity`` to make the same core again."""
+        return {
+            "pool": self.pool.model_dump(mode="json"), "policy": self.policy.model_dump(mode="json"),
+            "seed": self.seed,
+        }  # fmt: skip
+
+
+def gate_config(given: GateConfig | Mapping[str, Any] | str | Path) -> GateConfig:
+    """Return the configuration in a file or mapping.
+
+    Raises
+    ------
+    ScenarioError : it cannot be read, or is none; it says where, what was found and what to give.
+    """
+    if isinstance(given, GateConfig):
+        return given
+    if isinstance(given, Mapping):
+        file, mapping = "gate", given
+    else:
+        file = one_line(str(given))
+        mapping = read_mapping(Path(given), file)
+    raw = plain(mapping, file)
+    try:
+        return GateConfig.model_validate_json(as_json(_canonical(raw, file), file))
+    except ValidationError as error:
+        raise explain(error, GateConfig, raw, file) from None
+
+
+def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Bring the shorthands of scenarios into their canonical form."""
+    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
+    if "policy" in raw:
+        known["policies"] = [raw["policy"]]
+    brought = canonical(known, file)
+    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
+    if "policy" in raw:
+        (found["policy"],) = brought["policies"]
+    if isinstance(found.get("check_invariants"), bool):
+        found["check_invariants"] = {} if found["check_invariants"] else None
+    return found

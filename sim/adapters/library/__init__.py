@@ -1,0 +1,1 @@
+"""The library: a gate for anybody's own server, on an asyncio loop or among threads."""

@@ -1,0 +1,1 @@
+"""The door into LiteLLM's proxy: a custom callback."""

@@ -1,0 +1,179 @@
+"""LiteLLM's proxy hooks around the core: one admission for a request of a client, whatever LiteLLM tries for it.
+
+The hooks take LiteLLM's objects as they come and import nothing of it, but for the exception that it turns into an
+answer. Between hooks a request is known by a name in its metadata, which only this module can have put there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.adapters.admission.config import GateConfig, gate_config
+from sim.adapters.admission.errors import AdmissionError
+from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.waiting import verdict
+from sim.adapters.litellm.identity import EMBEDDING, GENERATING, asked_for, tenant_of
+from sim.errors import InputError
+
+LOG = logging.getLogger("tokenpools.litellm")
+
+CONFIG_VARIABLE = "TOKENPOOLS_GATE"
+"""The environment variable that names the gate's configuration."""
+
+_NAME = "tokenpools_request"
+_PLACES = ("metadata", "litellm_metadata")
+_TOO_MANY, _TIMEOUT = 429, 408
+
+Answer = Callable[[AdmissionError], Exception]
+
+
+def http_exception(error: AdmissionError) -> Exception:
+    """Return what LiteLLM answers with a status and headers."""
+    from fastapi import HTTPException
+
+    made: Exception = HTTPException(status_code=error.status, detail=error.body, headers=dict(error.headers))
+    return made
+
+
+class Hooks:
+    """The hooks, with LiteLLM's names and arguments.
+
+    Parameters
+    ----------
+    config : of the gate; that which `CONFIG_VARIABLE` names if not given. It is read at the first request.
+    answer : makes an exception of a refusal.
+    """
+
+    def __init__(
+        self, config: GateConfig | Mapping[str, Any] | str | Path | None = None, *, answer: Answer = http_exception
+    ) -> None:
+        self._given = config
+        self._answer = answer
+        self._config: GateConfig | None = None
+        self._admissions: Admissions | None = None
+        self._entries: dict[str, Entry] = {}
+
+    @property
+    def admissions(self) -> Admissions:
+        """The core and its requests, on the loop that serves.
+
+        Raises
+        ------
+        TokenpoolsError : there is no configuration, or it is none.
+        """
+        if self._admissions is None:
+            given = self._given if self._given is not None else os.environ.get(CONFIG_VARIABLE)
+            if not given:
+                raise InputError(CONFIG_VARIABLE, "is not set", "set it to the path of the gate's configuration")
+            self._config = gate_config(given)
+            self._admissions = Admissions(self._config, asyncio.get_running_loop())
+        return self._admissions
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Admit a request before LiteLLM routes it; held ones wait here."""
+        if str(call_type) not in GENERATING | EMBEDDING:
+            return data
+        admissions = self.admissions
+        assert self._config is not None
+        try:
+            entry = admissions.admit(
+                tenant=tenant_of(user_api_key_dict, admissions.tenants), entitlement=None, service_class=None,
+                attempt=1, priority=0, **asked_for(data, str(call_type)),
+            )
+            await verdict(admissions, entry, self._config.held_s)
+        except AdmissionError as error:
+            raise self._answer(error) from None
+        self._note(data, entry)
+        return data
+
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002
+        """Settle an answer in one piece by its usage. Streams settle when they end."""
+        if not data.get("stream"):
+            entry = self._take(data)
+            if entry is not None:
+                self.admissions.finish(entry, getattr(response, "usage", None) or response)
+        return response
+
+    async def async_post_call_failure_hook(
+        self, request_data: dict[str, Any], original_exception: Exception, user_api_key_dict: Any,  # noqa: ARG002
+        traceback_str: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Settle what failed at all replicas that LiteLLM tried, or was refused as its client's fault."""
+        entry = self._take(request_data)
+        if entry is None:
+            return
+        status = getattr(original_exception, "status_code", None)
+        if isinstance(status, int) and 400 <= status < 500 and status not in (_TOO_MANY, _TIMEOUT):
+            self.admissions.cancel(entry, sent=True, refused=True)
+        else:
+            self.admissions.fail(entry)
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: Any, response: AsyncIterator[Any], request_data: dict[str, Any]  # noqa: ARG002
+    ) -> AsyncIterator[Any]:
+        """Pass a stream on, count its tokens, and settle it however it ends."""
+        entry = self._take(request_data)
+        if entry is None:
+            async for chunk in response:
+                yield chunk
+            return
+        admissions, usage, tokens = self.admissions, None, 0
+        try:
+            async for chunk in response:
+                if entry.error is not None:
+                    raise self._answer(entry.error)
+                usage = getattr(chunk, "usage", None) or usage
+                tokens += _says_something(chunk)
+                admissions.progress_to(entry, tokens)
+                yield chunk
+        except Exception:
+            admissions.fail(entry)
+            raise
+        except BaseException:  # the client has left: the generator is closed, or its task cancelled
+            admissions.cancel(entry, sent=True)
+            raise
+        admissions.finish(entry, usage)
+
+    def _note(self, data: dict[str, Any], entry: Entry) -> None:
+        """Give a request a name that nobody can guess, in place of any that its client has sent."""
+        name = secrets.token_hex(16)
+        found = [data[place] for place in _PLACES if isinstance(data.get(place), dict)]
+        if not found:
+            found = [data.setdefault("litellm_metadata", {})]
+        for metadata in found:
+            metadata[_NAME] = name
+        self._entries[name] = entry
+        task = asyncio.current_task()
+        if task is not None:  # the last resort: no hook of LiteLLM's comes after a client has left
+            task.add_done_callback(lambda _: self._left(name))
+
+    def _take(self, data: Mapping[str, Any]) -> Entry | None:
+        """Return the request, once: the first hook that hears of its end settles it."""
+        for place in _PLACES:
+            metadata = data.get(place)
+            name = metadata.get(_NAME) if isinstance(metadata, dict) else None
+            if isinstance(name, str) and name in self._entries:
+                return self._entries.pop(name)
+        return None
+
+    def _left(self, name: str) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self.admissions.cancel(entry, sent=True)
+
+
+def _says_something(chunk: Any) -> int:
+    """Whether a chunk of a stream has text of an answer, taken for one token."""
+    for choice in getattr(chunk, "choices", None) or ():
+        said = getattr(choice, "delta", None) or choice
+        if any(getattr(said, name, None) for name in ("content", "text", "reasoning_content", "tool_calls")):
+            return 1
+    return 0

@@ -1,0 +1,227 @@
+"""LiteLLM's own proxy with the callback in it: real HTTP, the openai SDK, stand-ins for the model servers.
+
+``make litellm`` runs it; TOKENPOOLS_LITELLM is the Python of an environment with LiteLLM's proxy and tokenpools.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from live.gate import free_port
+from live.stand_in import StandIn, running
+
+from adapters.pools import config, parity
+
+PYTHON = os.environ.get("TOKENPOOLS_LITELLM", "")
+pytestmark = [
+    pytest.mark.skipif(not PYTHON, reason="make litellm sets TOKENPOOLS_LITELLM"),
+    pytest.mark.xdist_group("litellm"),
+]
+STARTS_S = 180.0
+AUTH = '''
+from litellm.proxy._types import UserAPIKeyAuth
+
+async def by_team(request, api_key):
+    return UserAPIKeyAuth(api_key=api_key, key_alias=api_key, team_id=api_key.removeprefix("sk-"), org_id="everybody")
+'''
+
+
+@dataclass(slots=True)
+class Proxy:
+    port: int
+    recording: Path
+
+    def client(self, team: str, **more: Any) -> openai.OpenAI:
+        given = {"max_retries": 0, "timeout": 60, **more}
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=f"sk-{team}", **given)
+
+    def events(self) -> list[Any]:
+        """What the core was told, ticks left out."""
+        if not self.recording.exists():
+            return []
+        rows = [json.loads(line) for line in self.recording.read_text().splitlines()[1:]]
+        return [event for _, event, _ in rows if event[0] != "tick"]
+
+    def since(self, count: int, ends: int = 1) -> list[Any]:
+        """Return the events after so many, once that many requests have ended."""
+        deadline_s = time.monotonic() + 20
+        while True:
+            found = self.events()[count:]
+            if sum(event[0] in ("finished", "failed", "cancelled") for event in found) >= ends:
+                return found
+            assert time.monotonic() < deadline_s, found
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def proxy(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("litellm")
+    port, recording = free_port(), folder / "events.jsonl"
+    (folder / "auth_by_team.py").write_text(AUTH)
+    gate = config(
+        tenants={"team:acme": "chat", "team:other": "batch", "key:sk-particular": "filler"}, recording=str(recording)
+    )
+    (folder / "gate.yaml").write_text(yaml.safe_dump(gate | {"check_invariants": {"every_events": 1}}))
+
+    def model(name: str, url: str) -> dict[str, Any]:
+        return {
+            "model_name": name, "litellm_params": {"model": "openai/tiny", "api_base": f"{url}/v1", "api_key": "none"},
+        }  # fmt: skip
+
+    dead = f"http://127.0.0.1:{free_port()}"
+    (folder / "config.yaml").write_text(yaml.safe_dump({
+        "model_list": [model("tiny", stand_in.base_url), model("dead", dead)],
+        "litellm_settings": {
+            "callbacks": "tokenpools.litellm.handler", "telemetry": False, "num_retries": 1,
+            "fallbacks": [{"dead": ["tiny"]}],
+        },
+        "router_settings": {"disable_cooldowns": True},
+        "general_settings": {"custom_auth": "auth_by_team.by_team", "master_key": f"sk-{secrets.token_hex(32)}"},
+    }))  # fmt: skip
+    command = [
+        str(Path(PYTHON).parent / "litellm"), "--config", str(folder / "config.yaml"), "--port", str(port), "--host",
+        "127.0.0.1",
+    ]  # fmt: skip
+    env = {**os.environ, "TOKENPOOLS_GATE": str(folder / "gate.yaml"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder)
+    try:
+        deadline_s = time.monotonic() + STARTS_S
+        while not _answers(f"http://127.0.0.1:{port}/health/liveliness"):
+            said = (folder / "log").read_text(errors="replace")
+            assert process.poll() is None, said[-3000:]
+            assert time.monotonic() < deadline_s, said[-3000:]
+            time.sleep(0.3)
+        yield Proxy(port, recording)
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert "invariant" not in (folder / "log").read_text(errors="replace")
+
+
+@pytest.fixture(autouse=True)
+def fresh(stand_in: StandIn) -> None:
+    stand_in.seen.clear()
+    stand_in.aborted_s.clear()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _started(proxy: Proxy) -> int:
+    return len(proxy.events())
+
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 5}
+
+
+def behaves(**how: Any) -> dict[str, Any]:
+    return {**ASK, "extra_body": {"stand_in": how}}
+
+
+def test_an_answer_is_paid_for_by_its_usage(proxy: Proxy) -> None:
+    before = _started(proxy)
+    answer = proxy.client("acme").chat.completions.create(**ASK)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+    arrived, *_, finished = proxy.since(before)
+    assert arrived[1][1:3] == ["chat", "acme"]
+    assert finished[0] == "finished"
+    assert finished[2:] == [5, 0, 3]
+
+
+def test_a_stream_is_counted_and_settled(proxy: Proxy) -> None:
+    before = _started(proxy)
+    chunks = list(proxy.client("acme").chat.completions.create(**ASK, stream=True))
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) == 5
+    kinds = [(event[0], event[2:3]) for event in proxy.since(before)]
+    assert [kind for kind, _ in kinds if kind != "progress"] == ["arrived", "first_token", "finished"]
+    assert kinds[-1] == ("finished", [5])
+
+
+def test_a_refusal_is_429_with_retry_after(proxy: Proxy, stand_in: StandIn) -> None:
+    before = _started(proxy)
+    client = proxy.client("other")
+    with client.chat.completions.create(**behaves(gap_s=0.5), stream=True) as stream:
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(**ASK)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert "concurrency" in caught.value.response.text
+    assert len(stand_in.seen) == 1
+    kinds = [event[0] for event in proxy.since(before)]
+    assert kinds.count("arrived") == 2
+
+
+def test_a_client_that_leaves_is_settled(proxy: Proxy) -> None:
+    before = _started(proxy)
+    with proxy.client("acme").chat.completions.create(**behaves(gap_s=0.3, output_tokens=200) | {"max_tokens": 200},
+                                                      stream=True) as stream:
+        next(iter(stream))
+    last = proxy.since(before)[-1]
+    assert last[0] == "cancelled"
+    assert last[2] < 50
+    with pytest.raises(openai.APITimeoutError):
+        proxy.client("acme", timeout=0.5).chat.completions.create(**behaves(ttft_s=2.0))
+    assert proxy.since(before, ends=2)[-1][0] in ("cancelled", "finished")
+
+
+def test_fallbacks_and_retries_are_one_request(proxy: Proxy, stand_in: StandIn) -> None:
+    before = _started(proxy)
+    answer = proxy.client("acme").chat.completions.create(**ASK | {"model": "dead"})
+    assert answer.usage is not None
+    assert len(stand_in.seen) == 1
+    kinds = [event[0] for event in proxy.since(before)]
+    assert (kinds.count("arrived"), kinds.count("finished")) == (1, 1)
+
+
+def test_an_upstream_that_fails_every_try_costs_no_output(proxy: Proxy, stand_in: StandIn) -> None:
+    before = _started(proxy)
+    with pytest.raises(openai.InternalServerError):
+        proxy.client("acme").chat.completions.create(**behaves(status=500))
+    assert len(stand_in.seen) >= 2, "LiteLLM tries again"
+    events = proxy.since(before)
+    assert [event[0] for event in events] == ["arrived", "failed"]
+    before += len(events)
+    with pytest.raises(openai.BadRequestError):
+        proxy.client("acme").chat.completions.create(**behaves(status=400))
+    assert proxy.since(before)[-1][0] == "cancelled"
+
+
+def test_whoever_has_nothing_here_is_refused(proxy: Proxy) -> None:
+    with pytest.raises(openai.PermissionDeniedError):
+        proxy.client("nobody").chat.completions.create(**ASK)
+    before = _started(proxy)
+    forged = {"metadata": {"tokenpools_request": "x", "user_api_key_team_id": "acme"}}
+    proxy.client("particular").chat.completions.create(**ASK, extra_body=forged)
+    assert "filler" in str(proxy.since(before)[0])
+
+
+def test_the_recording_gives_the_same_verdicts_again(proxy: Proxy) -> None:
+    events = proxy.events()
+    arrived = sum(event[0] == "arrived" for event in events)
+    found = parity(proxy.recording)
+    assert sum(found.verdicts.values()) == arrived
