@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sim.scenario.registered_types import OneOf
+from sim.scenario.registered_types import OneOf, params_of
 
 Row = tuple[str, str, str, str]
 """A field's name, type, default and description."""
@@ -91,7 +91,7 @@ def _within(annotation: Any) -> Iterator[type]:
         yield annotation
     for one in get_args(annotation):
         if isinstance(one, OneOf):
-            yield from one.variants.values()
+            yield from map(params_of, one.variants.values())
         else:
             yield from _within(one)
 

@@ -68,7 +68,7 @@ class Kinds(Mapping[str, Kind]):
 
     def params(self, kind: str) -> type:
         """Return the dataclass that a scenario fills in."""
-        return _params_of(self[kind])
+        return params_of(self[kind])
 
     def add(self, kind: str, found: Kind) -> None:
         """Take in a kind from outside."""
@@ -79,7 +79,8 @@ class Kinds(Mapping[str, Kind]):
         self._added.pop(kind, None)
 
 
-def _params_of(found: Any) -> type:
+def params_of(found: Any) -> type:
+    """Return the dataclass of a registered kind: itself, or its ``params``."""
     kind: type = found if isinstance(found, type) else found.params
     return kind
 
@@ -111,7 +112,7 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union tagged by ``kind``."""
         choices: dict[Any, CoreSchema] = {
-            kind: handler.generate_schema(_params_of(variant)) for kind, variant in self.variants.items()
+            kind: handler.generate_schema(params_of(variant)) for kind, variant in self.variants.items()
         }
         return core_schema.tagged_union_schema(choices, discriminator="kind", strict=True)
 

@@ -205,7 +205,7 @@ def test_the_commands_write_a_profile_and_judge_it(tmp_path: Path) -> None:
     options = ["--at-most", "5", "--plots", str(tmp_path / "p")]
     judge = CliRunner().invoke(app, ["validate-profile", str(out), str(file), *options])
     assert judge.exit_code == 0, judge.output
-    assert judge.output.splitlines()[2].startswith("ttft    mean")
+    assert judge.output.splitlines()[3].startswith("ttft    mean"), judge.output
     assert (tmp_path / "p" / "run.png").stat().st_size > 10_000
     strict = CliRunner().invoke(app, ["validate-profile", str(out), str(file), "--at-most", "0.0000001"])
     assert strict.exit_code == 1

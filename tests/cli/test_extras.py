@@ -20,7 +20,7 @@ from sim.cli import tree
 from sim.extras import EXTRA_OF, how_to_install, missing
 
 ROOT = Path(__file__).parents[2]
-NOT_FOR_COMMANDS = {"all", "dev", "docs", "notebooks"}
+NOT_FOR_COMMANDS = {"all", "dev", "docs", "fuzz", "notebooks", "testing"}
 MODEL = {
     "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
     "intermediate_size": 14336, "vocab_size": 128256,
@@ -65,6 +65,8 @@ ASKED = {
     "trace convert t.csv --fit": "stats",
     "hardware-check --data .": "stats",
     "validate-profile nothing t.csv": FAILS,
+    "profiles llama H100": WORKS,
+    "calibrate aiconfigurator llama H100": "aiconfigurator",
     "serve g.yaml": "live",
     "key chat": WORKS,
     "parity nothing.jsonl": FAILS,

@@ -49,6 +49,8 @@ class Splitter:
         data = self.rest + data
         end = 0
         for found in _END.finditer(data, max(0, known - 3)):
+            if found.end() == len(data) and data.endswith(b"\r"):
+                break  # the other half of this end of a line may be on its way
             end = found.end()
         self.rest = data[end:]
         if len(self.rest) > self.most_bytes:
