@@ -11,7 +11,7 @@ CONFORMANCE := .venv-conformance
 VLLM_VERSIONS ?= 0.32.0 0.33.0
 LOADS ?= 10000
 
-.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults
+.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults mutants
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -38,6 +38,9 @@ pythons: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py
 
+# Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
+mutants: $(VENV)/.ready
+	$(BIN)/python benchmarks/mutants.py --per-area 20 --budget-s 3600
 # A million random small pools and ten thousand lives of the gateway with faults, the checker on: hours; stopped, it goes
 # on with the same command. One seed again: python tests/faults/run.py live SEED.
 faults: $(VENV)/.ready

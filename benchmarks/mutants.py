@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,15 +64,20 @@ class Area(NamedTuple):
 AREAS: Mapping[str, Area] = {
     "core": Area(
         ("policies/core*.py",),
-        ("tests/policies/test_core*.py", "tests/policies/test_handover.py", "tests/policies/test_rate_limit.py",
+        ("tests/policies/test_core_by_hand.py", "tests/policies/test_core.py", "tests/policies/test_handover.py",
+         "tests/policies/test_rate_limit.py", "tests/policies/token_pool/test_by_hand.py",
          "tests/policies/token_pool", "tests/policies/test_routing.py", "tests/policies/test_snapshot.py"),
     ),
     "token pools": Area(
-        ("policies/token_pool/*.py",), ("tests/policies/token_pool/test_*.py", "tests/policies/test_handover.py"),
+        ("policies/token_pool/*.py",),
+        ("tests/policies/token_pool/test_by_hand.py", "tests/policies/token_pool/test_paper_mode.py",
+         "tests/policies/token_pool/test_[!bp]*.py", "tests/policies/token_pool/test_priority.py",
+         "tests/policies/test_handover.py"),
     ),
     "replica": Area(
         ("sim/cluster/replica.py", "sim/cluster/batch.py", "sim/cluster/scheduler.py", "sim/cluster/kv_cache.py"),
-        ("tests/cluster/test_replica*.py", "tests/cluster/test_prefix_cache.py", "tests/cluster/test_speculation.py",
+        ("tests/cluster/test_replica_by_hand.py", "tests/cluster/test_replica_against_reference.py",
+         "tests/cluster/test_prefix_cache.py", "tests/cluster/test_speculation.py",
          "tests/cluster/test_engine_schedulers.py"),
     ),
     "statistics": Area(("sim/analysis/statistics.py",), ("tests/analysis/test_statistics*.py",)),
@@ -260,11 +266,12 @@ def run_tests(area: Area, tree: Path, limit_s: float | None) -> tuple[bool | Non
         try:
             output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return None, time.monotonic() - began_s, "too slow"
-    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    why = failed[0].split(" - ")[0] if failed else output.strip().splitlines()[-1] if output.strip() else ""
+    lines = output.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    why = failed[0].split(" - ")[0] if failed else lines[-1] if lines else ""
     return process.returncode == 0, time.monotonic() - began_s, why
 
 

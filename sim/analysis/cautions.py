@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sim.analysis.own_limit import own_limit_losses
 from sim.analysis.study import Case, Study
@@ -57,10 +58,16 @@ def _unequal_refusals(study: Study) -> Iterator[str]:
                 text = (
                     f"{case} refused {mine:.1%} of {_whose(tenant)} requests and {base} {other:.1%}: "
                     "their latencies are of different requests. "
-                    "Compare SLO attainment, which counts all that were offered."
+                    f"Compare SLO attainment, which counts all that were offered: {_attained(study, case, tenant)} "
+                    f"against {_attained(study, base, tenant)}."
                 )
                 worst[case.policy] = gap, text
     yield from (text for _, text in worst.values())
+
+
+def _attained(study: Study, case: Case, tenant: str) -> str:
+    share = study.interval(case, tenant, "slo_attainment").estimate
+    return "none stated" if math.isnan(share) else f"{share:.1%}"
 
 
 def _unfinished(study: Study) -> Iterator[str]:
@@ -69,8 +76,45 @@ def _unfinished(study: Study) -> Iterator[str]:
     if worst[0] > UNEQUAL:
         yield (
             f"{worst[0]:.1%} of the requests under {worst[1]} had not finished at the horizon; their latencies, the "
-            "longest of all, are not in the percentiles."
+            f"longest of all, are not in the percentiles.{_censored(study, worst[1])}"
         )
+
+
+def _censored(study: Study, case: Case) -> str:
+    """Return what a P99 over those that finished is worth: how many had not, and the bound that follows."""
+    labels = dict(case.variant)
+    for cell in study.manifest["cells"]:
+        if cell.get("error") or (cell["policy"], cell["replication"]) != (case.policy, 0) or cell["variant"] != labels:
+            continue
+        with contextlib.suppress(InputError):  # a result whose records were taken away
+            warmup_s = study.scenario.get("warmup_s")
+            bound = censored_p99_s(
+                study.run(cell), study.horizon_s, warmup_s if isinstance(warmup_s, int | float) else 0.0
+            )
+            if bound is not None:
+                n, shown_s, least_s = bound
+                return (
+                    f" In its first replication {n} had not; the TTFT P99 of {shown_s:.2f} s is that of the others: "
+                    f"with those counted at what they had waited by then, it is at least {least_s:.2f} s."
+                )
+    return ""
+
+
+def censored_p99_s(requests: pd.DataFrame, horizon_s: float, warmup_s: float) -> tuple[int, float, float] | None:
+    """Return how many of one run's requests had not finished, the TTFT P99 of the finished, and its least true value.
+
+    Over finished and unfinished requests together: a first token that had come counts as it was, and one that had not
+    counts at what its request had waited by the horizon, which it can only exceed. None where nothing finished, or
+    all did.
+    """
+    last = requests[requests["final"] & (requests["first_arrival_s"] >= warmup_s)]
+    done = last["outcome"] == "finished"
+    open_still = last["outcome"].isin(["running", "waiting"])
+    if not done.any() or not open_still.any():
+        return None
+    waited_s = last["first_token_s"].fillna(horizon_s) - last["first_arrival_s"]
+    levels = (float(waited_s[rows].quantile(0.99)) for rows in (done, done | open_still))
+    return int(open_still.sum()), *levels  # type: ignore[return-value]
 
 
 def _own_limit(study: Study) -> Iterator[str]:

@@ -104,7 +104,7 @@ def batch_quantile(series: ArrayLike, q: float, *, batches: int = 20, level: flo
     ValueError : the run is too short for batches of `MIN_BATCH`, or for ten values beyond the quantile in each.
     """
     parts = _batches(series, batches)
-    needed = math.ceil(10 / (1 - q))
+    needed = math.ceil(10 / (1 - q) * (1 - _ROUNDING))  # 1 - 0.9 is a little less than 0.1
     if parts.shape[1] < needed:
         raise ValueError(
             f"{parts.size} values in {batches} batches leave {parts.shape[1]} each; "

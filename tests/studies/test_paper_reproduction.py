@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from studies import paper_by_hand as by_hand
 
 from sim.analysis.markdown_tables import block, markdown, with_block
 from sim.errors import InputError
 from sim.studies import paper_acceptance as acceptance
 from sim.studies import paper_measures as measures
 from sim.studies import paper_reproduction as reproduce
+from sim.studies.paper_measures import TENANTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,3 +203,36 @@ def test_a_block_takes_a_table_and_gives_it_back():
     assert once.endswith("\nafter\n")
     with pytest.raises(InputError, match="no block 'y'"):
         block(document, "y")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Once more, from outside
+
+
+def test_a_second_simulator_gives_the_same(shipped_run):
+    """`paper_by_hand` shares no code with the package; both are means, so they may differ by their standard errors."""
+    out, _ = shipped_run
+    with (out / "acceptance.csv").open() as file:
+        rows = {row["check"]: (float(row["mean"]), int(row["replications"])) for row in csv.DictReader(file)}
+    seeds = range(40)
+    none = [by_hand.experiment_1(seed, pools=False) for seed in seeds]
+    pools = [by_hand.experiment_1(seed, pools=True) for seed in seeds]
+    second = [by_hand.experiment_2(seed) for seed in seeds]
+    one, two = "exp. 1, ", "exp. 2: "
+    pairs = [
+        (one + "no control: peak queue", [run["queue"] for run in none], 1.0),  # sampled twice a second
+        (one + "no control: guaranteed P99 TTFT, phase", [run["phase_p99_s"] for run in none], 0.2),
+        (
+            one + "token pools: guaranteed P99 TTFT, worst tenant and phase",
+            [run["guaranteed_p99_s"] for run in pools], 0,
+        ),
+        (one + "token pools: guaranteed refused for low priority", [run["guaranteed_low"] for run in pools], 0),
+        (one + "token pools: spot refused in the phase", [100 * run["spot_refused"] for run in pools], 0),
+        *((f"{two}successes of {name}", [run[f"{name}_ok"] for run in second], 0) for name in TENANTS),
+        *((f"{two}{name} refused for low priority", [run[f"{name}_low"] for run in second], 0) for name in TENANTS),
+        *((f"{two}peak debt of {name}", [run[f"{name}_debt"] for run in second], 0.02) for name in TENANTS),
+    ]
+    for check, mine, slack in pairs:
+        theirs, n = rows[check]
+        error = float(np.std(mine, ddof=1)) * math.sqrt(1 / len(mine) + 1 / n)
+        assert abs(np.mean(mine) - theirs) <= 4 * error + slack, check

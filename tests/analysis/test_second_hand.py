@@ -1,0 +1,337 @@
+"""``summary.csv`` and ``metrics.csv`` once more, by plain pandas from the records, column by column.
+
+Stretches of shipped scenarios that have what is easily miscounted: retries, refusals, clients that leave, requests that
+had not finished, and a warm-up. What is compared with is written from docs/metrics.md and the
+columns' descriptions; nothing of `sim.analysis` is used in it.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from sim.experiments.run import run_scenario
+from sim.judging.judge import judge
+from sim.scenario.load import load_scenario
+
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "retries, refused at last": (
+        "paper-exp1",
+        ["horizon_s=70", "warmup_s=10", "workload[1].client={kind: retry, max_attempts: 3}", "replications=2"],
+    ),
+    "unfinished": (
+        "paper-exp1",
+        ["horizon_s=58", "warmup_s=5", "replications=2", "policies=[none]", "workload[1].client=openai-sdk"],
+    ),
+    "clients that leave": (
+        "tournament-retry-storm-ignoring",
+        ["horizon_s=120", "warmup_s=20", "replications=2", "policies=[none, {kind: cap, max_in_flight_per_replica: 8}]",
+         "workload[0].client={kind: impatient, patience_s: 3, max_attempts: 3}"],
+    ),
+}  # fmt: skip
+ENDS = ("finished", "refused", "evicted", "failed", "cancelled")
+
+
+@pytest.fixture(scope="module", params=RUNS, ids=list(RUNS))
+def result(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame, pd.DataFrame, Any]:
+    name, overrides = RUNS[request.param]
+    scenario = load_scenario(name, overrides=overrides)
+    folder = tmp_path_factory.mktemp("second") / "out"
+    run_scenario(scenario, folder)
+    judge(folder)
+    records, timeline = (pq.read_table(folder / f"{one}.parquet").to_pandas() for one in ("requests", "timeline"))
+    return folder, records, timeline, scenario
+
+
+def of_tenant(frame: pd.DataFrame, tenant: str) -> pd.DataFrame:
+    return frame if tenant == "all" else frame[frame["tenant"] == tenant]
+
+
+def close(mine: float, theirs: float) -> bool:
+    return (math.isnan(mine) and math.isnan(theirs)) or mine == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+
+
+def test_the_runs_have_what_is_easily_miscounted(result: Any) -> None:
+    _, records, _, scenario = result
+    assert (records["first_arrival_s"] < scenario.warmup_s).any()
+    assert records.groupby(["policy", "replication", "request_id"], observed=True)["final"].sum().eq(1).all()
+
+
+def summary_of(last: pd.DataFrame, every: pd.DataFrame, span_s: float, reasons: list[str]) -> dict[str, float]:
+    """One replication's row, from last attempts and from all."""
+    n = len(last)
+    done = last[last["outcome"] == "finished"]
+    with_objective = last[last["ttft_slo_s"].notna()]
+    in_time = (with_objective["first_token_s"] - with_objective["first_arrival_s"]) <= with_objective["ttft_slo_s"]
+    whole = ~with_objective["outcome"].isin(["evicted", "failed", "cancelled"])
+    good = (done["ttft_slo_s"].isna() | (done["first_token_s"] - done["first_arrival_s"] <= done["ttft_slo_s"])).sum()
+    row: dict[str, float] = {
+        "offered": n,
+        "admitted": last["forwarded_s"].notna().sum(),
+        **{end: (last["outcome"] == end).sum() for end in ENDS},
+        "unfinished": last["outcome"].isin(["running", "waiting"]).sum(),
+        **{
+            f"refused_{reason}": ((last["outcome"] == "refused") & (last["reason"] == reason)).sum()
+            for reason in reasons
+        },
+        "attempts": len(every),
+        "slo_attainment": (in_time & whole).sum() / len(with_objective) if len(with_objective) else math.nan,
+        "goodput_per_s": good / span_s,
+        "output_tokens_per_s": every["output_tokens"].sum() / span_s,
+        "latency_n": len(done),
+    }
+    several = done[done["output_tokens"] > 1]
+    latencies = {
+        "ttft": done["first_token_s"] - done["first_arrival_s"],
+        "e2e": done["finish_s"] - done["first_arrival_s"],
+        "tpot": (several["finish_s"] - several["first_token_s"]) / (several["output_tokens"] - 1),
+    }
+    for name, values in latencies.items():
+        row[f"{name}_mean_s"] = values.mean()
+        for label, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
+            row[f"{name}_{label}_s"] = values.quantile(q) if len(values) else math.nan
+    return {key: float(value) for key, value in row.items()}
+
+
+def test_every_column_of_the_summary(result: Any) -> None:
+    folder, records, _, scenario = result
+    written = pd.read_csv(folder / "summary.csv")
+    counted = records[records["first_arrival_s"] >= scenario.warmup_s]
+    span_s = scenario.horizon_s - scenario.warmup_s
+    reasons = [name.removeprefix("refused_") for name in written.columns if name.startswith("refused_")]
+    seen = set(counted.loc[counted["final"] & (counted["outcome"] == "refused"), "reason"].dropna())
+    assert seen <= set(reasons)
+    labels = {"policy", "tenant", "replications", "violation"}
+    for _, line in written.iterrows():
+        mine = of_tenant(counted[counted["policy"] == line["policy"]], line["tenant"])
+        each = [
+            summary_of(part[part["final"]], part, span_s, reasons)
+            for number in range(int(line["replications"]))
+            for part in [mine[mine["replication"] == number]]
+        ]
+        for column in set(written.columns) - labels:
+            base = column.removesuffix("_ci_low").removesuffix("_ci_high")
+            values = np.asarray([one[base] for one in each])
+            values = values[~np.isnan(values)]
+            if column == "latency_n":
+                expected = values.sum()
+            elif column == base:
+                expected = values.mean() if len(values) else math.nan
+            elif len(values) < 2:
+                expected = math.nan
+            else:
+                half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
+                ends = values.mean() - half, values.mean() + half
+                expected = max(0.0, ends[0]) if column.endswith("low") else ends[1]  # no latency is below 0
+            assert close(float(line[column]), float(expected)), (line["policy"], line["tenant"], column)
+        total = sum(line[end] for end in (*ENDS, "unfinished"))
+        assert close(float(line["offered"]), float(total))
+
+
+def metrics_of(mine: pd.DataFrame, span_s: float) -> dict[str, float]:
+    """Those columns of one replication that are one tenant's own."""
+    last = mine[mine["final"]]
+    done = last[last["outcome"] == "finished"]
+    refused = last[last["outcome"] == "refused"]
+    broken = mine[mine["outcome"].isin(["evicted", "failed"])]
+    cut = mine[mine["outcome"].isin(["evicted", "failed", "cancelled"])]
+    ttft_s = last["first_token_s"] - last["first_arrival_s"]
+    met = (ttft_s <= last["ttft_slo_s"]) & ~last["outcome"].isin(["evicted", "failed", "cancelled"])
+    with_objective = last["ttft_slo_s"].notna()
+    good = done[met[done.index] | done["ttft_slo_s"].isna()]
+    ntpot_s = (done["finish_s"] - done["first_arrival_s"]) / done["output_tokens"]
+    return {
+        "offered": len(last),
+        "refused": len(refused),
+        "slo_attainment": met[with_objective].mean() if with_objective.any() else math.nan,
+        "good_tokens_per_s": good["output_tokens"].sum() / span_s,
+        "ntpot_p50_s": ntpot_s.quantile(0.5),
+        "ntpot_p99_s": ntpot_s.quantile(0.99),
+        "late_rejects": broken["first_token_s"].notna().sum(),
+        "wasted_tokens": cut["output_tokens"].sum() + cut.loc[cut["first_token_s"].notna(), "prompt_tokens"].sum(),
+        "lost_tokens": broken["output_tokens"].sum(),
+        "retry_amplification": len(mine) / (mine["attempt"] == 1).sum(),
+        "completion_share": len(done) / (len(done) + len(refused)) if len(done) + len(refused) else math.nan,
+        **retry_after_of(mine),
+    }
+
+
+def retry_after_of(mine: pd.DataFrame) -> dict[str, float]:
+    """By looking at each request's attempts one after the other."""
+    kept: list[bool] = []
+    errors: list[float] = []
+    for _, tries in mine.sort_values("attempt").groupby("request_id", observed=True):
+        rows = list(tries.to_dict("records"))
+        for before, after in pairwise(rows):
+            told_s = before["retry_after_s"]
+            if not math.isnan(told_s) and after["arrival_s"] - before["finish_s"] >= told_s - 1e-9:
+                kept.append(not math.isnan(after["forwarded_s"]))
+        first = rows[0]
+        let_in = [one for one in rows[1:] if not math.isnan(one["forwarded_s"])]
+        told = first["outcome"] == "refused" and not math.isnan(first["retry_after_s"])
+        if first["attempt"] == 1 and told and let_in:
+            errors.append(let_in[0]["arrival_s"] - first["finish_s"] - first["retry_after_s"])
+    return {
+        "retry_after_n": len(kept),
+        "retry_after_kept": float(np.mean(kept)) if kept else math.nan,
+        "retry_after_error_s": float(np.mean(errors)) if errors else math.nan,
+    }
+
+
+def service_of(part: pd.DataFrame, from_s: float, end_s: float, window_s: float = 30.0) -> tuple[Any, Any]:
+    """Weighted tokens served and asked for, a row for each tenant (sorted) and a column for each whole window."""
+    tenants = sorted(part["tenant"].unique())
+    edges = [from_s + window_s * k for k in range(max(1, int((end_s - from_s) / window_s + 1e-9)) + 1)]
+    served, asked = np.zeros((len(tenants), len(edges) - 1)), np.zeros((len(tenants), len(edges) - 1))
+    for i, tenant in enumerate(tenants):
+        mine = part[part["tenant"] == tenant]
+        done = mine[mine["outcome"] == "finished"]
+        stated = done[done["max_output_tokens"].notna()]
+        share = stated["output_tokens"].sum() / stated["max_output_tokens"].sum() if len(stated) else 1.0
+        typical = done["output_tokens"].mean() if len(done) else 0.0
+        for one in mine.to_dict("records"):
+            if not math.isnan(one["first_token_s"]):
+                stop_s = end_s if math.isnan(one["finish_s"]) else one["finish_s"]
+                for k, (low, high) in enumerate(pairwise(edges)):
+                    at_the_end = k == len(edges) - 2 and one["first_token_s"] == high
+                    inside = low <= one["first_token_s"] < high or at_the_end
+                    if inside:
+                        served[i, k] += one["prompt_tokens"]
+                    length_s = stop_s - one["first_token_s"]
+                    if length_s > 0:
+                        overlap = max(0.0, min(high, stop_s) - max(low, one["first_token_s"]))
+                        served[i, k] += 2 * one["output_tokens"] * overlap / length_s
+                    elif inside:
+                        served[i, k] += 2 * one["output_tokens"]
+            if one["attempt"] == 1:
+                wanted = one["output_tokens"]
+                if one["outcome"] != "finished":
+                    limit = one["max_output_tokens"]
+                    wanted = max(wanted, limit * share if limit and not math.isnan(limit) else typical)
+                for k, (low, high) in enumerate(pairwise(edges)):
+                    if low <= one["arrival_s"] < high or (k == len(edges) - 2 and one["arrival_s"] == high):
+                        asked[i, k] += one["prompt_tokens"] + 2 * wanted
+    return served, asked
+
+
+def max_min(total: float, wants: list[float], weights: list[float]) -> list[float]:
+    """Pour in small steps: water that is level per weight, found by halving."""
+    low, high = 0.0, 1e12
+    for _ in range(200):
+        level = (low + high) / 2
+        poured = sum(min(want, level * weight) for want, weight in zip(wants, weights, strict=True))
+        low, high = (level, high) if poured < min(total, sum(wants)) else (low, level)
+    return [min(want, high * weight) for want, weight in zip(wants, weights, strict=True)]
+
+
+def indices_of(served: Any, asked: Any, weights: list[float]) -> dict[str, float]:
+    """The fairness columns of all tenants together."""
+    total, wants = served.sum(axis=1), np.maximum(asked.sum(axis=1), served.sum(axis=1))
+    fair = max_min(float(total.sum()), list(wants), weights)
+    x = [got / due for got, due in zip(total, fair, strict=True) if due > 1e-9]
+    n = len(x)
+    windowed = []
+    for k in range(served.shape[1]):
+        due = max_min(float(served[:, k].sum()), list(np.maximum(asked[:, k], served[:, k])), weights)
+        y = [got / one for got, one in zip(served[:, k], due, strict=True) if one > 1e-9]
+        if len(y) > 1:
+            windowed.append(sum(y) ** 2 / (len(y) * sum(v * v for v in y)))
+    apart = [
+        sum(min(served[:, k].max() - served[i, k], abs(asked[i, k] - served[i, k])) for i in range(len(served)))
+        for k in range(served.shape[1])
+    ]
+    return {
+        "service": float(served.sum()),
+        "asked": float(asked.sum()),
+        "jain": sum(x) ** 2 / (n * sum(v * v for v in x)),
+        "jain_windowed": float(np.mean(windowed)) if windowed else math.nan,
+        "gini": sum(abs(a - b) for a in x for b in x) / (2 * n * sum(x)),
+        "max_min_gap": max(x) - min(x),
+        "min_max_ratio": min(x) / max(x),
+        "service_difference_max": max(apart),
+        "service_difference_avg": float(np.mean(apart)),
+        "service_difference_var": float(np.var(apart)),
+    }
+
+
+def pool_of(part: pd.DataFrame, samples: pd.DataFrame, scenario: Any) -> dict[str, float]:
+    """What is said of the engines, from the pool's samples."""
+    pool = samples[(samples["scope"] == "pool") & (samples["t_s"] >= scenario.warmup_s)]
+    wide = pool.pivot_table(index="t_s", columns="metric", values="value", observed=True)
+    span_s = scenario.horizon_s - scenario.warmup_s
+    left_s = part["forwarded_s"].fillna(part["finish_s"]).fillna(math.inf)
+    held = pd.Series([((part["arrival_s"] <= at_s) & (left_s > at_s)).sum() for at_s in wide.index], index=wide.index)
+    backlog = (held > 0) | (wide["refused_per_s"] > 0)
+    busy = (wide["waiting"] > 0) | (wide["running"] >= wide["capacity_slots"])
+    last = part[part["final"] & (part["outcome"] == "finished")]
+    good = last[last["ttft_slo_s"].isna() | (last["first_token_s"] - last["first_arrival_s"] <= last["ttft_slo_s"])]
+    return {
+        "utilisation": wide["running"].sum() / wide["capacity_slots"].sum(),
+        "work_conservation": busy[backlog].mean() if backlog.any() else math.nan,
+        "good_tokens": good["output_tokens"].sum(),
+        "span_s": span_s,
+    }
+
+
+def weights_by_promise(scenario: Any, tenants: list[str]) -> list[float]:
+    for dimension in ("tokens_per_s", "slots"):
+        sums = dict.fromkeys(tenants, 0.0)
+        for one in scenario.pool.entitlements:
+            if (one.tenant or one.name) in sums:
+                sums[one.tenant or one.name] += getattr(one.baseline, dimension, None) or 0.0
+        if all(value > 0 for value in sums.values()):
+            return [sums[name] for name in tenants]
+    return [1.0] * len(tenants)
+
+
+def test_every_column_of_the_metrics(result: Any) -> None:
+    folder, records, timeline, scenario = result
+    written = pd.read_csv(folder / "metrics.csv")
+    counted = records[records["first_arrival_s"] >= scenario.warmup_s].copy()
+    counted["tenant"] = counted["tenant"].astype(str)
+    span_s = scenario.horizon_s - scenario.warmup_s
+    known = {"violation", "backlogged_gap", "backlogged_gap_bound", "gpu_s", "gpu_s_per_good_1000_tokens"}
+    checked: set[str] = set()
+    for policy, lines in written.groupby("policy"):
+        found: dict[str, list[dict[str, float]]] = {}
+        for number in sorted(counted["replication"].unique()):
+            part = counted[(counted["policy"] == policy) & (counted["replication"] == number)]
+            samples = timeline[(timeline["policy"] == policy) & (timeline["replication"] == number)]
+            tenants = sorted(part["tenant"].unique())
+            weights = weights_by_promise(scenario, tenants)
+            served, asked = service_of(part, scenario.warmup_s, scenario.horizon_s)
+            wants = np.maximum(asked.sum(axis=1), served.sum(axis=1))
+            fair = max_min(float(served.sum()), list(wants), weights)
+            for i, tenant in enumerate(tenants):
+                own = metrics_of(part[part["tenant"] == tenant], span_s)
+                own |= {"service": served[i].sum(), "asked": asked[i].sum(), "fair_share": fair[i],
+                        "service_of_fair": served[i].sum() / fair[i] if fair[i] > 1e-9 else math.nan}  # fmt: skip
+                found.setdefault(tenant, []).append(own)
+            everyone = metrics_of(part, span_s) | indices_of(served, asked, weights) | pool_of(part, samples, scenario)
+            found.setdefault("all", []).append(everyone)
+        for _, line in lines.iterrows():
+            each = found[line["tenant"]]
+            for column in each[0]:
+                if column not in written.columns:
+                    continue
+                values = np.asarray([float(one[column]) for one in each])
+                values = values[~np.isnan(values)]
+                expected = float(values.mean()) if len(values) else math.nan
+                assert float(line[column]) == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), (
+                    policy, line["tenant"], column,
+                )  # fmt: skip
+                checked.add(column)
+            if line["tenant"] == "all" and not math.isnan(line["gpu_s_per_good_1000_tokens"]):
+                costs = [1000 * line["gpu_s"] / one["good_tokens"] for one in each if one["good_tokens"]]
+                if len(each) == 1:
+                    assert line["gpu_s_per_good_1000_tokens"] == pytest.approx(costs[0])
+    plain = {c for c in written.columns if not c.endswith(("_ci_low", "_ci_high"))}
+    assert plain - checked - {"policy", "tenant", "replications"} <= known
