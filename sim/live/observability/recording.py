@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from policies.api import Event, Instruction
+from policies.api import Event, Instruction, Tick
 from policies.core import GatewayCore
 from policies.wire import to_plain
 
@@ -53,7 +53,7 @@ class Recording:
                 self._file.write(json.dumps(head) + "\n")
             self._events += 1
             self._file.write(json.dumps([now_s, to_plain(event), [to_plain(one) for one in instructions]]) + "\n")
-            if self._events % _FLUSH_EVERY == 0:
+            if self._events % _FLUSH_EVERY == 0 or type(event) is Tick:  # what is written can be read a tick later
                 self._file.flush()
         except OSError as error:
             LOG.error("%s: recording ends after %d events (%s)", self._path, self._events, error.strerror)
