@@ -157,6 +157,16 @@ def running(**given: Any) -> Iterator[StandIn]:
         thread.join(10)
 
 
+def raw_answer(seen: Seen) -> bytes:
+    """Return what a request wants answered as it stands; nothing where it does not say so."""
+    if b'"raw"' not in seen.body:
+        return b""
+    asked = seen.json
+    behaviour = asked.get("stand_in") if isinstance(asked, dict) else None
+    raw = behaviour.get("raw") if isinstance(behaviour, dict) else None
+    return raw.encode("latin-1") if isinstance(raw, str) else b""
+
+
 class Connection(asyncio.Protocol):
     """One connection; one request at a time, kept alive."""
 
@@ -225,8 +235,8 @@ class Connection(asyncio.Protocol):
             stand_in.tokenize_calls += 1
             count = prompt_tokens(seen.json)
             return self.send_json({"count": count, "max_model_len": 4096, "tokens": list(range(count))})
-        if seen.method == "POST" and b'"raw": "H' in seen.body:
-            self.transport.write(seen.json["stand_in"]["raw"].encode("latin-1"))
+        if seen.method == "POST" and (raw := raw_answer(seen)):
+            self.transport.write(raw)
             return self.transport.close()
         if path in ("/v1/completions", "/v1/chat/completions"):
             try:
