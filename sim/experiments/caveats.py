@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sim.scenario.profile import Profile
@@ -47,6 +46,8 @@ def caveats(runs: Iterable[tuple[Profile, pa.Table]]) -> list[str]:
 
 def _extremes(profile: Profile, table: pa.Table, wanted: frozenset[str]) -> dict[str, float]:
     """Return the largest of each wanted quantity that a run had."""
+    import pyarrow.compute as pc  # here, because most runs have nothing to look for
+
     values: dict[str, float] = {}
     if "chunk_tokens" in wanted:
         values["chunk_tokens"] = float(profile.max_num_batched_tokens)
