@@ -205,7 +205,7 @@ def test_the_blocks_in_use_are_those_of_who_runs(
             elif one.state == PREFILL:
                 chunk = sum(tokens for request, tokens in replica._chunks or () if request is one)
                 held += blocks(one.computed_tokens + chunk)
-        lingering = replica._lingering_blocks
+        lingering = sum(held_blocks for _, held_blocks, _ in replica._lingering)
         assert replica.kv.used_blocks == held + lingering
         assert replica.kv_used_blocks_at(engine.wake_s) <= kv_blocks
         assert replica.running_count == sum(one.state in (PREFILL, DECODE) for one in made)

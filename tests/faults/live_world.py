@@ -17,6 +17,7 @@ import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from unittest import mock
 
@@ -144,9 +145,8 @@ class Gateway:
             else:
                 self.log = SharedLog(settings.state, client=client, **given)
         session = world.upstreams.session(self.name)
-        with mock.patch.object(aiohttp, "ClientSession", return_value=session), \
-                mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
-            self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
+        _SESSION.set(session)
+        self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
         return self
 
     def check(self, now_s: float, event: Any, said: Any) -> None:
@@ -357,6 +357,10 @@ class World:
             assert not core.held, list(core.held)
 
 
+_SESSION: ContextVar[Any] = ContextVar("session")
+"""What the gateway that a task opens talks to its upstreams through."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Nothing of what goes wrong on purpose is logged."""
@@ -380,7 +384,10 @@ def run_live(seed: int) -> int:
     def token_hex(size: int = 8) -> str:
         return f"{chance.getrandbits(8 * size):0{2 * size}x}"
 
-    with quiet(), mock.patch.object(secrets, "token_hex", token_hex):
+    # Patched for the world's whole life: a task that is killed while it opens a gateway would never take a patch back.
+    with quiet(), mock.patch.object(secrets, "token_hex", token_hex), \
+            mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
+            mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
         world = World(seed)
         try:
             return world.run()

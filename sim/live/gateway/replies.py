@@ -211,10 +211,10 @@ class Replies:
         first_by_s = exchange.deadline_s  # what is sent before the first token does not put this off
         while True:
             data = await content.readany()
-            if not data:
-                break
-            whole = splitter.feed(data)
+            whole = splitter.feed(data) if data else splitter.end()
             if not whole:
+                if not data:
+                    break
                 continue
             out = reader.read(whole)
             exchange.template = exchange.template or reader.first

@@ -57,6 +57,14 @@ class Splitter:
             raise BrokenStreamError(f"an event is larger than {self.most_bytes} bytes")
         return data[:end]
 
+    def end(self) -> bytes:
+        """Return, once the stream has ended, the event whose blank line nothing can follow any more."""
+        end = 0
+        for found in _END.finditer(self.rest):
+            end = found.end()
+        whole, self.rest = self.rest[:end], self.rest[end:]
+        return whole
+
 
 def split(data: bytes) -> list[bytes]:
     """Return whole events one by one, each with its end."""
