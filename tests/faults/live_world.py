@@ -363,11 +363,16 @@ _SESSION: ContextVar[Any] = ContextVar("session")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing of what goes wrong on purpose is logged."""
+    """Nothing of what goes wrong on purpose is logged, and gateways talk to upstreams in memory.
+
+    That holds for a world's whole life: a task that is killed while it opens a gateway would never take a patch back.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
+                mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
+            yield
     finally:
         logging.disable(before)
 
@@ -384,10 +389,7 @@ def run_live(seed: int) -> int:
     def token_hex(size: int = 8) -> str:
         return f"{chance.getrandbits(8 * size):0{2 * size}x}"
 
-    # Patched for the world's whole life: a task that is killed while it opens a gateway would never take a patch back.
-    with quiet(), mock.patch.object(secrets, "token_hex", token_hex), \
-            mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
-            mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
+    with quiet(), mock.patch.object(secrets, "token_hex", token_hex):
         world = World(seed)
         try:
             return world.run()
