@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import threading
 import time
 from typing import Any
@@ -147,6 +148,8 @@ def test_a_stream_that_nobody_reads_stops_its_upstream_and_is_given_up(gate: Gat
         "model": "tiny", "prompt": "a", "max_tokens": 5000, "stream": True, "stand_in": {"padding_bytes": 100_000},
     }).encode()  # fmt: skip
     with gate.connect() as connection:
+        # A kernel lets a receive buffer grow to 32 MB where it finds time to; here it may hold no more than this.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         began_s = time.monotonic()
         connection.sendall(head(f"content-length: {len(body)}") + body)
         gate.until(lambda: stand_in.running == 1)
