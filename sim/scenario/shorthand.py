@@ -171,3 +171,15 @@ def _bare_name(parent: dict[str, Any], key: str) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def with_pool_and_policy(raw: dict[str, Any], file: str) -> dict[str, Any]:
+    """Return a configuration that has a scenario's ``pool`` and one ``policy``, with their shorthands written out."""
+    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
+    if "policy" in raw:
+        known["policies"] = [raw["policy"]]
+    brought = canonical(known, file)
+    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
+    if "policy" in raw:
+        (found["policy"],) = brought["policies"]
+    return found

@@ -14,7 +14,7 @@ from sim.live.gateway.settings import CheckInvariants
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool, check_known
 from sim.scenario.registered_types import Strict
-from sim.scenario.shorthand import canonical
+from sim.scenario.shorthand import with_pool_and_policy
 from sim.scenario.validation_errors import explain
 from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 
@@ -94,13 +94,7 @@ def gate_config(given: GateConfig | Mapping[str, Any] | str | Path) -> GateConfi
 
 def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     """Bring the shorthands of scenarios into their canonical form."""
-    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
-    if "policy" in raw:
-        known["policies"] = [raw["policy"]]
-    brought = canonical(known, file)
-    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
-    if "policy" in raw:
-        (found["policy"],) = brought["policies"]
+    found = with_pool_and_policy(raw, file)
     if isinstance(found.get("check_invariants"), bool):
         found["check_invariants"] = {} if found["check_invariants"] else None
     return found

@@ -47,7 +47,7 @@ from sim.scenario import plugins
 from sim.scenario.model import Policy
 from sim.scenario.pool import Name, Pool, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
-from sim.scenario.shorthand import canonical
+from sim.scenario.shorthand import with_pool_and_policy
 from sim.scenario.validation_errors import explain
 from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 
@@ -252,13 +252,7 @@ def parse_config(mapping: Mapping[str, Any], file: str) -> ServeConfig:
 
 def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     """Bring the shorthands of scenarios into their canonical form: `sim.scenario.shorthand` knows them."""
-    known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
-    if "policy" in raw:
-        known["policies"] = [raw["policy"]]
-    brought = canonical(known, file)
-    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
-    if "policy" in raw:
-        (found["policy"],) = brought["policies"]
+    found = with_pool_and_policy(raw, file)
     pool, upstreams = found.get("pool"), found.get("upstreams")
     # A manifest's minReplicas is what an autoscaler may go down to; how many there are, the upstreams say.
     if isinstance(pool, dict) and "replicas" not in raw["pool"] and isinstance(upstreams, list) and upstreams:
