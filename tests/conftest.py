@@ -9,8 +9,8 @@ import pytest
 
 HERE = Path(__file__).parent
 ON_THE_WALL_CLOCK = {"adapters", "deploy", "experiments", "live"}
-"""Rooms whose tests talk to processes and sockets. A machine that stops for seconds can make one of them miss a time-out,
-so each gets one second try, which the summary shows as ``rerun``; a test of any other room never does."""
+"""Rooms whose tests talk to processes and sockets. A machine that stops for seconds can make one of them miss a
+time-out, so each gets one second try, which the summary shows as ``rerun``; a test of any other room never does."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell: programs that the tests start would inherit it and never hear Ctrl-C.

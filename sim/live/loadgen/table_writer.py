@@ -92,7 +92,7 @@ class Tables:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Write the rest, after the file that is being written: its thread goes on, so its rows would be there twice."""
+        """Write the rest, after the file that is being written: its thread goes on, its rows would be there twice."""
         self._closing.set()
         if self._task is not None:
             await self._task
