@@ -111,10 +111,14 @@ class SimulatedGateway:
         self._carry_out(self._core.start(now_s), now_s)
 
     @property
-    def all_at_replicas(self) -> bool:
-        """Whether nobody is held here or about to come again: what is left to happen, happens at the replicas."""
-        nobody_comes = not self._coming_again and not self._to_follow
-        return nobody_comes and all(attempt.replica >= 0 for attempt in self._open.values())
+    def nobody_comes(self) -> bool:
+        """Whether no client is about to come again, or with a next request."""
+        return not self._coming_again and not self._to_follow
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The open requests that no replica has yet."""
+        return tuple(name for name, attempt in self._open.items() if attempt.replica < 0)
 
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
