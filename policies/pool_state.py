@@ -27,6 +27,7 @@ from policies.api import (
     ReplicaLedger,
     RequestView,
 )
+from policies.hierarchy import Hierarchy
 
 NEVER_S = float("inf")
 BOUND = EntitlementState.BOUND
@@ -37,7 +38,7 @@ class PoolState:
 
     def __init__(
         self, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
-        policy: AdmissionPolicy, default_max_output_tokens: int,
+        policy: AdmissionPolicy, default_max_output_tokens: int, hierarchy: Hierarchy | None = None,
     ) -> None:
         specs = sorted(entitlements, key=lambda spec: spec.name)
         ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
@@ -53,6 +54,7 @@ class PoolState:
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
         self._policy = policy
+        self._hierarchy = hierarchy
         self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
@@ -64,6 +66,11 @@ class PoolState:
     def policy(self) -> AdmissionPolicy:
         """The policy."""
         return self._policy
+
+    @property
+    def hierarchy(self) -> Hierarchy | None:
+        """The limits and budgets above the entitlements; None where there are none."""
+        return self._hierarchy
 
     @property
     def held(self) -> Mapping[str, RequestView]:
@@ -83,6 +90,8 @@ class PoolState:
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
+        if self._hierarchy is not None:
+            values += self._hierarchy.gauges(now_s)
         values += self._policy.gauges(pool, now_s)
         return values
 
@@ -100,6 +109,8 @@ class PoolState:
         replica = self._replica[flight.replica_id]
         replica.in_flight += sequences
         replica.outstanding_tokens += reserved_tokens
+        if self._hierarchy is not None:
+            self._hierarchy.admitted(flight, now_s)
         self._on_admitted(flight, self.pool, now_s)
 
     def _close(self, flight: InFlight, output_tokens: int, now_s: float) -> None:
@@ -114,6 +125,8 @@ class PoolState:
         replica = self._replica[flight.replica_id]
         replica.in_flight -= sequences
         replica.outstanding_tokens -= reserved_tokens
+        if self._hierarchy is not None:
+            self._hierarchy.ended(flight, now_s)
         self._on_ended(flight, self.pool, now_s)
 
     @staticmethod
