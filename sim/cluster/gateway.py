@@ -84,6 +84,7 @@ class SimulatedGateway:
         self._metered = core.wants_progress
         # What every request of a workload has in common.
         self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
+        self._above = [(w.key or "", w.model or "") for w in workloads]  # what limits and prices above go by
         self._clients: list[Client] = [w.client for w in workloads]
         self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
         self._impatient = [isinstance(w.client, Impatient) for w in workloads]
@@ -150,7 +151,7 @@ class SimulatedGateway:
             RequestView,
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
-                1, None,
+                1, None, *self._above[attempt.workload], None,
             ),
         )
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:

@@ -22,6 +22,7 @@ from policies.api import (
     Scaler,
 )
 from policies.core import GatewayCore
+from policies.hierarchy import Hierarchy, HierarchySpec
 from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
 from sim.cluster.attempt import Attempt
@@ -64,6 +65,7 @@ class World:
     notice_s : how late the gateway hears of changes of capacity and of the replicas' metrics.
     shadows : policy and router of each policy that watches without acting (`policies.shadow`); of one gateway only.
     others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
+    hierarchy : limits and budgets above the entitlements; None where there are none.
     leases : whether gateways hold parts of the limits, see `policies.limit_leases`.
     """
 
@@ -88,6 +90,7 @@ class World:
     others: Sequence[tuple[AdmissionPolicy, Router]] = ()
     share_s: float | None = None
     leases: bool = False
+    hierarchy: HierarchySpec | None = None
     shadows: Mapping[str, tuple[AdmissionPolicy, Router]] = field(default_factory=dict)
 
 
@@ -230,6 +233,9 @@ def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler 
         max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
         scaler=scaler,
         retry_failed=world.retry_failed,
+        hierarchy=None if world.hierarchy is None else Hierarchy(
+            world.hierarchy, world.entitlements, world.profile.kv_bytes_per_token
+        ),
     )
 
 
