@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from sim.cluster.engine_request import DECODE, EngineRequest
@@ -16,6 +17,7 @@ from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.pipeline import PipelinedReplica
 from sim.cluster.replica import Replica
 from sim.engine.pipeline import Stages
+from sim.engine.speculation import Speculation
 from sim.engine.step_time import LinearStepTime
 
 Step = tuple[float, dict[str, int], int, list[str]]
@@ -123,10 +125,22 @@ class _Heard:
         self.finish_s[request.name] = now_s
 
 
+def speculation_of(drafts: int, accepted: Sequence[int]) -> Speculation:
+    """Return drafts of which as many are accepted in the mean as a load has vLLM accept."""
+    mean = fmean(accepted)
+    low, high = 0.0, 1.0
+    for _ in range(60):  # the mean of an acceptance rate rises with it
+        rate = (low + high) / 2
+        low, high = (rate, high) if sum(rate**i for i in range(1, drafts + 1)) < mean else (low, rate)
+    return Speculation(tokens=drafts, acceptance=high, per_draft_token_s=0.0)
+
+
 def settings_of(setting: Mapping[str, Any]) -> EngineSettings:
     """Return a load's settings as our engine takes them."""
+    drafts = setting.get("drafts")
     return EngineSettings(
         step_time=LinearStepTime(**setting["step"]),
+        speculation=speculation_of(drafts, setting["accepted"]) if drafts else None,
         max_num_seqs=setting["max_num_seqs"],
         max_num_batched_tokens=setting["max_num_batched_tokens"],
         kv_blocks=setting["kv_blocks"],
