@@ -37,6 +37,7 @@ class Engine(Protocol[R]):
     def kv_used_blocks_at(self, now_s: float, /) -> int: ...  # noqa: D102
     def outputs_at(self, request: R, now_s: float, /) -> int: ...  # noqa: D102
     def runs(self, request: R) -> bool: ...  # noqa: D102
+    def iteration_end_s(self, now_s: float, /) -> float: ...  # noqa: D102
     def submit(self, request: R, now_s: float) -> None: ...  # noqa: D102
     def abort(self, request: R, now_s: float) -> None: ...  # noqa: D102
     def set_slots(self, slots: int, now_s: float) -> None: ...  # noqa: D102
@@ -120,6 +121,10 @@ class EngineGroup(ABC, Generic[R]):
     def kv_used_blocks_at(self, now_s: float) -> int:
         """Return the blocks in use at those engines."""
         return sum(engine.kv_used_blocks_at(now_s) for engine in self._holders)
+
+    def iteration_end_s(self, now_s: float) -> float:
+        """Return when the first iteration under way at some engine ends; see `Replica.iteration_end_s`."""
+        return min(engine.iteration_end_s(now_s) for engine in self.engines)
 
     def set_slots(self, slots: int, now_s: float) -> None:
         """Spread a number of slots over those engines."""

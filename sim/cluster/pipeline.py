@@ -105,6 +105,10 @@ class PipelinedReplica(Generic[R]):
         """Return whether the request holds a slot."""
         return request.state in (PREFILL, DECODE)
 
+    def iteration_end_s(self, _: float) -> float:
+        """Return when the oldest batch under way ends; infinity where there is none."""
+        return self.wake_s
+
     # --------------------------------------------------------------------------------------------------------- tell
 
     def submit(self, request: R, now_s: float) -> None:

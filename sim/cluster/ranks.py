@@ -104,7 +104,7 @@ class RankedReplica(EngineGroup[R]):
 
     def iteration_end_s(self, now_s: float) -> float:
         """Return when the first iteration under way at some rank ends; see `Replica.iteration_end_s`."""
-        return self.wake_s if self._layout.in_step else min(e.iteration_end_s(now_s) for e in self.engines)
+        return self.wake_s if self._layout.in_step else super().iteration_end_s(now_s)
 
     def rank_of(self, request: R) -> int | None:
         """Return the rank that a request inside was sent to."""
