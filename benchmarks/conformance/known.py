@@ -93,7 +93,7 @@ def sizes_of_divergences(results: Sequence[Mapping[str, Any]]) -> list[str]:
             why, found = reason_for(feature, r["vllm"]), r["alone"].get(feature)
             if not why or found is None:
                 continue
-            times = " | ".join(f"{middle:.1%}, {high:.1%}" for middle, high in (found["ttft"], found["tpot"]))
+            times = " | ".join(", ".join(f"{value:.1%}" for value in found[name]) or "-" for name in ("ttft", "tpot"))
             choice = "ours" if feature in CHOICES else "no"
             why = why.removeprefix("A choice. ")
             lines.append(

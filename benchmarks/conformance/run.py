@@ -141,7 +141,7 @@ def alone_sizes(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"loads": len(rows), "differ": sum(bool(row["said"]) for row in rows)}
     for name in ("ttft", "tpot"):
         ordered = sorted(row[name] for row in bites)
-        found[name] = [median(ordered), ordered[int(0.9 * (len(ordered) - 1))]] if ordered else [0.0, 0.0]
+        found[name] = [median(ordered), ordered[math.ceil(0.9 * len(ordered)) - 1]] if ordered else []
     return found
 
 
