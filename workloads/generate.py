@@ -71,6 +71,7 @@ class WorkloadSpec:
     priority : the engine's priority, lower first.
     from_s, until_s : the workload's window in the run, [from_s, until_s), seconds.
     requests : stop after this many; None: no such limit.
+    key, model : what its requests are sent with and ask for, which limits and prices go by.
     """
 
     name: str
@@ -86,6 +87,8 @@ class WorkloadSpec:
     until_s: float = math.inf
     requests: int | None = None
     client: Client = field(default_factory=Drop)
+    key: str | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arrivals, Recorded):

@@ -8,7 +8,8 @@ One iteration (vLLM 0.32.0, ``v1/core/sched/scheduler.py``):
    recomputed, its output so far included.
 2. Unless someone was preempted, waiting requests in order while ``max_num_seqs``, the token budget and free blocks
    allow. A request is admitted only if the whole of its prompt fits (``scheduler_reserve_full_isl``, on by default),
-   but takes blocks chunk by chunk.
+   but takes blocks chunk by chunk. Off, it is admitted with its first chunk, unless the cache as a whole is too small
+   for it: vLLM refuses such requests and its cache never shrinks; here capacity may be lost.
 
 Only ``long_prefill_token_threshold`` lets several prompts be under way at a time, and makes their order matter. Then,
 and where blocks are missing, requests are walked one by one (`Scheduler._walk`); else their sums are enough.
@@ -152,7 +153,8 @@ class Scheduler(Batch[R]):
             if tokens > budget_tokens or 0 < most_tokens < tokens:
                 tokens = min(budget_tokens, most_tokens or budget_tokens)
                 blocks = -(-(found_tokens + tokens) // block_tokens)
-                if not self._reserves_prompts:
+                # What the whole cache cannot hold, which vLLM refuses, would be begun again for ever.
+                if not self._reserves_prompts and needed <= total_blocks:
                     needed = blocks
             if self._watermark and (running or self._lingering):
                 needed += int(self._watermark * (total_blocks + 1))  # vLLM counts a block that it leaves empty
