@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3.external_processor_pb2 import (
+from sim.adapters.envoy.protos.base_pb2 import HeaderMap, HeaderValue
+from sim.adapters.envoy.protos.external_processor_pb2 import (
     HttpBody,
     HttpHeaders,
     HttpTrailers,
@@ -17,6 +16,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     ProcessingResponse,
     ProtocolConfiguration,
 )
+from sim.adapters.envoy.protos.processing_mode_pb2 import ProcessingMode
 
 NONE, STREAMED, BUFFERED, DUPLEX = (
     ProcessingMode.NONE, ProcessingMode.STREAMED, ProcessingMode.BUFFERED, ProcessingMode.FULL_DUPLEX_STREAMED,

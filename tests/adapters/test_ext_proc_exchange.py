@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 
 from adapters.ext_proc import (
     ASK,
@@ -33,6 +32,7 @@ from sim.adapters.admission.requests import Admissions
 from sim.adapters.envoy.config import ext_proc_config
 from sim.adapters.envoy.exchange import Exchange, Processor
 from sim.adapters.envoy.identity import identify_by
+from sim.adapters.envoy.protos.external_processor_pb2 import ProcessingRequest
 from sim.live.gateway.authentication import hashed
 from sim.live.gateway.prompt_tokens import EstimatingCounter
 from sim.live.gateway.settings import Estimate

@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
-from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from typer.testing import CliRunner
 
 from adapters.ext_proc import (
     DUPLEX,
@@ -25,11 +25,13 @@ from adapters.ext_proc import (
     take,
 )
 from adapters.pools import assert_empty, config, parity
-from policies.api import Arrived, Cancelled, Event, Failed, Finished
+from policies.api import Cancelled, Event, Failed, Finished
 from sim.adapters.admission.requests import Admissions
 from sim.adapters.envoy.config import ext_proc_config
+from sim.adapters.envoy.protos.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from sim.adapters.envoy.server import SERVICE, ExtProcServer
-from sim.errors import RunError
+from sim.cli import app
+from sim.errors import RunError, ScenarioError
 
 LONG_S = 60.0
 MODES = pytest.mark.parametrize("mode", [STREAMED, DUPLEX], ids=["streamed", "duplex"])
@@ -44,7 +46,10 @@ class Pool:
         self._heard = heard
 
     def call(self) -> Any:
-        return ExternalProcessorStub(self.channel).Process()
+        return self.channel.stream_stream(
+            f"/{SERVICE}/Process", request_serializer=ProcessingRequest.SerializeToString,
+            response_deserializer=ProcessingResponse.FromString,
+        )()
 
     async def next(self, kind: type[Event] | tuple[type[Event], ...]) -> Any:
         """Return the next event of a kind that the core hears."""
@@ -81,9 +86,9 @@ def with_pool(test: Callable[[Pool], Awaitable[None]], **given: Any) -> None:
     asyncio.run(go())
 
 
-async def say(call: Any, messages: Sequence[ProcessingRequest], answers: Sequence[int], seen: Seen | None = None) -> Seen:
+async def say(call: Any, messages: Sequence[ProcessingRequest], answers: Sequence[int]) -> Seen:
     """Send messages one by one and take so many answers to each."""
-    seen = seen or Seen()
+    seen = Seen()
     for message, count in zip(messages, answers, strict=False):
         await call.write(message)
         for _ in range(count):
@@ -248,3 +253,28 @@ def test_an_address_that_is_taken_is_an_error() -> None:
         await other.stop(0)
 
     with_pool(go)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tenant_header": None}, "tenant_header: is missing, and there are no keys"),
+        ({"keys": [{"name": "k", "entitlement": "chat", "sha256": "0" * 64}]}, "tenant_header: stands beside keys"),
+        ({"destinations": ["127.0.0.1:1"]}, "destinations: are 1, but the pool has 2 replicas"),
+        ({"listen": "nowhere"}, "listen"),
+        ({"tenants": {"x": "nobody"}}, "tenants.x"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    shipped = Path(__file__).parents[2] / "deploy/envoy/ext-proc.yaml"
+    done = CliRunner().invoke(app, ["ext-proc", str(shipped), "--check"])
+    assert done.output == f"{shipped}: good; 2 replicas, 2 destinations\n"
+    file = tmp_path / "changed.yaml"
+    given = {name: one for name, one in (yaml.safe_load(shipped.read_text()) | changed).items() if one is not None}
+    file.write_text(yaml.safe_dump(given))
+    with pytest.raises(ScenarioError) as caught:
+        ext_proc_config(file)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

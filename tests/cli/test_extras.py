@@ -69,6 +69,7 @@ ASKED = {
     "calibrate aiconfigurator llama H100": "aiconfigurator",
     "serve g.yaml": "live",
     "mock-server": "live",
+    "ext-proc e.yaml --check": "envoy",
     "key chat": WORKS,
     "parity nothing.jsonl": FAILS,
     "replay s.yaml --base-url http://127.0.0.1:9 --out l": "live",

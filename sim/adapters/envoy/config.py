@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from sim.adapters.admission.config import GateConfig, config_of
 from sim.live.gateway.config_file import ApiKey
 from sim.live.gateway.settings import Estimate, PricedPath, Tls, Tokenizer
-from sim.scenario.pool import check_known, check_unique
+from sim.scenario.pool_amounts import check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, named
 
 _COUNTERS: Mapping[str, type] = {"estimate": Estimate, "tokenizer": Tokenizer}

@@ -9,14 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
-
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3.external_processor_pb2 import (
-    HttpBody,
-    HttpHeaders,
-    ProcessingRequest,
-    ProcessingResponse,
-)
+from typing import Any
 
 from policies.api import EntitlementSpec
 from sim.adapters.admission.errors import AdmissionError
@@ -25,6 +18,13 @@ from sim.adapters.envoy import responses as say
 from sim.adapters.envoy.answer import Answer, body_of
 from sim.adapters.envoy.config import ExtProcConfig
 from sim.adapters.envoy.identity import Identify
+from sim.adapters.envoy.protos.external_processor_pb2 import (
+    HttpBody,
+    HttpHeaders,
+    ProcessingRequest,
+    ProcessingResponse,
+)
+from sim.adapters.envoy.protos.processing_mode_pb2 import ProcessingMode
 from sim.live.gateway.endpoints import Endpoints
 from sim.live.gateway.error_responses import ApiError, allowance_headers
 from sim.live.gateway.media import sound_tokens
@@ -237,7 +237,7 @@ class Exchange:
             return [say.more_time(self._with.config.held_s + 1.0)]
         return self._send_on()
 
-    def _ask_for(self, endpoint: Endpoint, body: bytes) -> dict[str, int | None]:
+    def _ask_for(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         """Return the arguments of an admission, of a body that is read."""
         config = self._with.config
         parsed = read_body(endpoint, body, config.choices, config.prompts)
@@ -270,7 +270,7 @@ class Exchange:
             "priority": parsed.priority, "sequences": max(1, min(parsed.sequences, self._with.slots)),
         }  # fmt: skip
 
-    def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, int | None]:
+    def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         """Return the arguments of an admission, of a body that is priced by its size."""
         tokens = max(1, len(body) // _BYTES_PER_TOKEN)
         sequences = endpoint.sequences

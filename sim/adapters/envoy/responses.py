@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
-from envoy.service.ext_proc.v3.external_processor_pb2 import (
+from sim.adapters.envoy.protos.base_pb2 import HeaderValue, HeaderValueOption
+from sim.adapters.envoy.protos.external_processor_pb2 import (
     BodyMutation,
     BodyResponse,
     CommonResponse,
@@ -17,7 +17,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     StreamedBodyResponse,
     TrailersResponse,
 )
-from envoy.type.v3.http_status_pb2 import HttpStatus
+from sim.adapters.envoy.protos.http_status_pb2 import HttpStatus
 
 DESTINATION = "x-gateway-destination-endpoint"
 """The header, and key of dynamic metadata, by which a picker says where a request goes (GIE, proposal 004)."""
@@ -89,11 +89,9 @@ def immediate(status: int, headers: Mapping[str, str], body: bytes, details: str
     """Return an answer in place of the upstream's."""
     change = mutation([*((name, value.encode()) for name, value in headers.items()),
                        ("content-type", b"application/json")])
-    return ProcessingResponse(
-        immediate_response=ImmediateResponse(
-            status=HttpStatus(code=status), headers=change, body=body, details=f"tokenpools_{details}"  # type: ignore[arg-type]
-        )
-    )
+    code = HttpStatus(code=status)  # type: ignore[arg-type]  # an enumeration that is open: any number fits
+    said = ImmediateResponse(status=code, headers=change, body=body, details=f"tokenpools_{details}")
+    return ProcessingResponse(immediate_response=said)
 
 
 def more_time(wait_s: float) -> ProcessingResponse:

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2
-from envoy.service.ext_proc.v3.external_processor_pb2_grpc import (
-    ExternalProcessorServicer,
-    add_ExternalProcessorServicer_to_server,
-)
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,6 +19,7 @@ from sim.adapters.admission.waiting import verdict
 from sim.adapters.envoy.config import ExtProcConfig
 from sim.adapters.envoy.exchange import Exchange, Processor, Says
 from sim.adapters.envoy.identity import identify_by
+from sim.adapters.envoy.protos import external_processor_pb2
 from sim.errors import InputError, RunError
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.prompt_tokens import EstimatingCounter, counter
@@ -34,13 +30,21 @@ SERVICE = external_processor_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"
 _MESSAGE_BYTES = 64 * 2**20
 
 
-class ExtProc(ExternalProcessorServicer):  # type: ignore[misc]
-    """See ``envoy.service.ext_proc.v3.ExternalProcessor``: one call for each HTTP exchange."""
+class ExtProc:
+    """The service ``envoy.service.ext_proc.v3.ExternalProcessor``: one call for each HTTP exchange."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
 
-    async def Process(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: ARG002, N802
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Have a server offer it."""
+        process = grpc.stream_stream_rpc_method_handler(
+            self.process, request_deserializer=external_processor_pb2.ProcessingRequest.FromString,
+            response_serializer=external_processor_pb2.ProcessingResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),))
+
+    async def process(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: ARG002
         """Answer Envoy's messages about one exchange until it ends the call."""
         exchange = Exchange(self._processor)
         writing = asyncio.Lock()
@@ -132,7 +136,7 @@ class ExtProcServer:
         self._server = grpc.aio.server(
             options=[("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
         )
-        add_ExternalProcessorServicer_to_server(ExtProc(processor), self._server)
+        ExtProc(processor).add_to(self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
