@@ -1,0 +1,426 @@
+"""Predictive pools as an admission policy: who is next, what still fits, and who is told at once that it cannot.
+
+Order: promises of dedicated and guaranteed, promises of elastic, each by deadline; then bursts, spot, preemptible, each
+in fair parts (`policies.predictive_pool.leaves`). A share of the work (``trickle``) goes to the tiers below whoever is
+served, so that none starves; it grows with how long they have waited.
+
+Room: slots by count, less what dedicated entitlements keep idle; KV cache by what answers will likely need
+(`policies.predictive_pool.books`); prompts up to what the replicas take in within ``prefill_ahead_s``, so that the order
+is decided here and not in the engines' queues (`policies.predictive_pool.pace`).
+
+Time: who would miss its objective by the pace of its own line is refused when it comes; who has waited so long that it
+must miss it, when that is known.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from policies.api import (
+    ADMIT,
+    Admit,
+    AdmissionPolicy,
+    Chance,
+    Deny,
+    EntitlementSpec,
+    Gauge,
+    InFlight,
+    PoolLedger,
+    Queue,
+    Reason,
+    RequestView,
+    ServiceClass,
+    Verdict,
+)
+from policies.meters import ContinuousBucket
+from policies.parts.heaps import KeyedHeap
+from policies.parts.lines import Waiting
+from policies.parts.names import check_names
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.rates import whole_s
+from policies.predictive_pool.books import Books
+from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, grow
+from policies.predictive_pool.pace import Prefill
+from policies.predictive_pool.params import PredictivePool
+
+_TIERS = PREEMPTIBLE + 1
+_SHEDDABLE = (ServiceClass.SPOT, ServiceClass.PREEMPTIBLE)
+_DECLARED_S = 1.0
+_SERVICE_S = 1.0
+"""Taken for the mean service time until a request has finished. [choice]"""
+
+
+class PredictivePoolPolicy(QueueingPolicy):
+    """See `policies.api.AdmissionPolicy` and `policies.api.Queueing`."""
+
+    wants_progress = True
+
+    def __init__(
+        self, params: PredictivePool, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,
+        chance: Chance,  # noqa: ARG002
+    ) -> None:
+        super().__init__(params, kv_bytes_per_token)
+        check_names("parents", params.parents, [spec.name for spec in entitlements])
+        self._params = params
+        self._leaves, self._roots = grow(
+            entitlements, params.parents, by_tree=params.share_by == "tree", bucket_s=params.bucket_s,
+            timeout_s=params.timeout_s,
+        )
+        self._books = Books(params, self._leaves, kv_bytes_per_token)
+        self._prefill = Prefill()
+        self._declared: ContinuousBucket | None = None
+        self._tiers = [KeyedHeap() for _ in range(_TIERS)]
+        self._tier_of: dict[str, int] = {}
+        self._credit = [0.0] * _TIERS
+
+    # ----------------------------------------------------------------------------------------------------------- room
+
+    def _fits(self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, now_s: float) -> bool:
+        """Whether one more request fits now; an empty pool takes whatever comes."""
+        capacity = pool.capacity
+        if not capacity.ready_replicas:
+            return False
+        if not pool.all_in_flight and not (self._books.idle_slots and leaf.inside is None):
+            return True
+        kept = 0.0 if self._lent(leaf) else self._books.idle_of_others(leaf, pool)
+        if pool.all_in_flight + sequences > self._params.occupancy * (capacity.slots - kept):
+            return False
+        free = self._books.kv_free(pool)
+        if leaf.spec.service_class in _SHEDDABLE and free < math.inf:
+            free += self._params.overbook * (free + self._books.kv_tokens)
+        return need_tokens <= free and not self._is_busy(pool, now_s)
+
+    def _lent(self, leaf: Leaf) -> bool:
+        """Whether it may use what dedicated entitlements have idle: only what is taken back the moment they come."""
+        return leaf.outside == PREEMPTIBLE and self._params.take_back and self._params.overbook > 0
+
+    def _is_busy(self, pool: PoolLedger, now_s: float) -> bool:
+        """Whether the replicas have as many prompts as they should: what is learnt, or what the profile declares."""
+        if self._params.capacity == "learnt":
+            return self._prefill.is_full(self._params.prefill_ahead_s, pool.capacity.ready_replicas)
+        return self._declared is not None and self._declared.available(now_s) <= 0
+
+    # --------------------------------------------------------------------------------------------------- verdicts
+
+    def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
+        """Let it in where nobody waits and it fits; refuse what would miss its objective; else let it wait."""
+        too_large = self.room.too_large(request, max_output_tokens, pool)
+        if too_large is not None:
+            return too_large
+        leaf = self._leaves[request.entitlement]
+        sequences, need_tokens = request.sequences, self._books.need_tokens(request, max_output_tokens)
+        if sequences > leaf.most_slots:
+            return Deny(Reason.TOO_LARGE, sequences, leaf.most_slots, None)
+        need_bytes = self._books.kv_bytes(request.entitlement, need_tokens)
+        own_bytes = need_bytes - self._books.kv_bytes(request.entitlement)
+        if own_bytes > leaf.most_kv_bytes:
+            return Deny(Reason.TOO_LARGE, own_bytes, leaf.most_kv_bytes, None)
+        may_have = leaf.may_have(pool.entitlements[request.entitlement], sequences, need_bytes, now_s)
+        if not self._waiting and may_have and self._fits(leaf, need_tokens, sequences, pool, now_s):
+            return ADMIT
+        if not self._params.hold:
+            return self._no_room(leaf, sequences, pool)
+        refusal = self.refusal(request, max_output_tokens, pool, now_s)
+        return Queue(Reason.POOL_FULL if may_have else Reason.CONCURRENCY) if refusal is None else refusal
+
+    def _no_room(self, leaf: Leaf, sequences: int, pool: PoolLedger) -> Deny:
+        retry_s = whole_s(self._next_slot_s(pool))
+        in_flight = pool.entitlements[leaf.spec.name].in_flight + sequences
+        if in_flight > leaf.most_slots:
+            return Deny(Reason.CONCURRENCY, in_flight, leaf.most_slots, retry_s)
+        return Deny(Reason.POOL_FULL, sequences, 0, retry_s)
+
+    def refusal(
+        self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float
+    ) -> Deny | None:
+        """Return why it may not wait: the queue is full of what goes first, or it would miss its objective."""
+        leaf = self._leaves[request.entitlement]
+        if len(self._waiting) >= self._most_requests and leaf.outside >= self._last_tier():
+            return Deny(Reason.QUEUE_FULL, len(self._waiting) + 1, self._most_requests, self.retry_s())
+        if self._most_tokens is not None and self._waiting_tokens >= self._most_tokens:
+            needed = self._waiting_tokens + request.prompt_tokens
+            return Deny(Reason.QUEUE_FULL, needed, self._most_tokens, self.retry_s())
+        if not pool.in_flight and not self._waiting:
+            return None
+        line_s = leaf.drain.wait_s(leaf.line.length, now_s, self._next_slot_s(pool))
+        ttft_s = line_s + self._params.margin * self._first_token_s(request, pool)
+        if ttft_s > leaf.deadline_s:
+            return Deny(Reason.SLO, ttft_s, leaf.deadline_s, whole_s(ttft_s - leaf.deadline_s))
+        return None
+
+    def _next_slot_s(self, pool: PoolLedger) -> float:
+        service_s = _SERVICE_S if pool.mean_service_s is None else pool.mean_service_s
+        return service_s / max(1, pool.all_in_flight)
+
+    def _first_token_s(self, request: RequestView, pool: PoolLedger) -> float:
+        return self._prefill.ttft_s(self._books.prompt_tokens(request), pool.capacity.ready_replicas)
+
+    # --------------------------------------------------------------------------------------------------------- queues
+
+    def timeout_of(self, item: Waiting) -> float | None:
+        """Return how long it may wait at most: until its objective."""
+        deadline_s = self._leaves[item.flow].deadline_s
+        return deadline_s if deadline_s < math.inf else None
+
+    def urgency_of(self, request: RequestView, max_output_tokens: int, now_s: float) -> float:  # noqa: ARG002
+        """Return its deadline."""
+        return now_s + self._leaves[request.entitlement].deadline_s
+
+    def joined(self, item: Waiting, now_s: float) -> None:
+        """See `QueueingPolicy`; its tier is found when somebody is to be let in."""
+        leaf = self._leaves[item.flow]
+        if not leaf.line.length:
+            leaf.drain.began(now_s)
+        leaf.line.push(item)
+        if leaf.line.length == 1:
+            tier = leaf.inside if leaf.inside is not None else leaf.outside
+            self._place(item.flow, tier, (0.0, 0.0, item.urgency))  # a guess that can only be too good
+
+    def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
+        """See `QueueingPolicy`."""
+        leaf = self._leaves[item.flow]
+        leaf.line.drop(item)
+        if not leaf.line.length:
+            self._unplace(item.flow)
+
+    def _place(self, name: str, tier: int, key: tuple[float, ...]) -> None:
+        before = self._tier_of.get(name)
+        if before is not None and before != tier:
+            self._tiers[before].remove(name)
+        self._tier_of[name] = tier
+        self._tiers[tier].set(name, key)
+
+    def _unplace(self, name: str) -> None:
+        tier = self._tier_of.pop(name, None)
+        if tier is not None:
+            self._tiers[tier].remove(name)
+
+    def _standing(self, name: str, pool: PoolLedger, now_s: float) -> tuple[int, tuple[float, ...]] | None:
+        """Return the tier and the place of a leaf's first request; None while its own limits hold it back."""
+        leaf = self._leaves[name]
+        item = leaf.line.head()
+        ledger, sequences = pool.entitlements[name], item.request.sequences
+        need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
+        if not leaf.may_have(ledger, sequences, self._books.kv_bytes(name, need_tokens), now_s):
+            return None
+        tier = leaf.tier(ledger, sequences, self._books.kv_bytes(name), now_s)
+        if tier < BURST:
+            return tier, (0.0, 0.0, item.urgency)
+        return tier, (leaf.parent.start(self._roots[tier]), leaf.turn.start(leaf.parent), item.urgency)
+
+    def _first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
+        """Return who is first in a tier. Places only get worse between two looks at all, so the top is looked at anew."""
+        heap = self._tiers[tier]
+        while len(heap):
+            key, name = heap.least()
+            standing = self._standing(name, pool, now_s)
+            if standing is None:
+                self._unplace(name)  # until something of its own ends, or the next tick
+            elif standing == (tier, key):
+                return self._leaves[name]
+            else:
+                self._place(name, *standing)
+        return None
+
+    def _look_at_all(self, pool: PoolLedger, now_s: float) -> None:
+        for name, leaf in self._leaves.items():
+            if leaf.line.length:
+                self._look_at(name, pool, now_s)
+
+    def _look_at(self, name: str, pool: PoolLedger, now_s: float) -> None:
+        standing = self._standing(name, pool, now_s)
+        if standing is None:
+            self._unplace(name)
+        else:
+            self._place(name, *standing)
+
+    def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
+        """Return who is next by tier, or by what has trickled down; None where nobody is."""
+        for tier in range(_TIERS):
+            leaf = self._first(tier, pool, now_s)
+            if leaf is not None:
+                lower = self._trickled(tier, pool, now_s) if self._params.trickle else None
+                return (leaf if lower is None else lower).line.head()
+        return None
+
+    def _trickled(self, above: int, pool: PoolLedger, now_s: float) -> Leaf | None:
+        for tier in range(_TIERS - 1, max(above, BURST - 1), -1):
+            if self._credit[tier] > 0 and len(self._tiers[tier]):
+                leaf = self._first(tier, pool, now_s)
+                if leaf is not None and self._credit[tier] >= self._cost_s(leaf.line.head(), pool):
+                    return leaf
+        return None
+
+    def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
+        return self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
+
+    def _trickle(self, tier: int, cost: float, now_s: float) -> None:
+        """Give lower tiers that wait their share of what was let in, more of it the longer they have waited."""
+        for lower in range(max(tier + 1, BURST), _TIERS):
+            heap = self._tiers[lower]
+            if len(heap):
+                leaf = self._leaves[heap.least()[1]]
+                aged = min(1.0, (now_s - leaf.line.head().since_s) / leaf.deadline_s)
+                self._credit[lower] += self._params.trickle * (1.0 + aged) * cost
+            else:
+                self._credit[lower] = 0.0
+
+    def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
+        """See `policies.api.Queueing`."""
+        yield from self._refuse_late(pool, now_s)
+        while len(self._waiting) > self._most_requests and (victim := self.displaced()) is not None:
+            waiting = len(self._waiting)
+            self._remove(victim, now_s)
+            yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
+        while self._waiting and pool.capacity.ready_replicas:
+            item = self.next(pool, now_s)
+            if item is None:
+                return
+            leaf = self._leaves[item.flow]
+            late_s = now_s + self._params.margin * self._first_token_s(item.request, pool) - item.urgency
+            if late_s > 0 and leaf.has_objective and pool.in_flight:
+                self._remove(item, now_s)
+                yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s)
+                continue
+            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
+            verdict: Verdict = ADMIT
+            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s):
+                victims = self._victims(leaf, item, need_tokens, pool, now_s)
+                if not victims:
+                    return
+                verdict = Admit(tuple(victims))
+            self._start(item, pool, now_s)
+            yield item.request.request_id, verdict
+
+    def _start(self, item: Waiting, pool: PoolLedger, now_s: float) -> None:
+        leaf, tier = self._leaves[item.flow], self._tier_of[item.flow]
+        cost = self._cost_s(item, pool)
+        if self._credit[tier] >= cost:
+            self._credit[tier] -= cost
+        self._trickle(tier, cost, now_s)
+        leaf.drain.moved(now_s)
+        waited_s = now_s - item.since_s
+        mean_s = self._mean_wait_s
+        self._mean_wait_s = waited_s if mean_s is None else mean_s + 0.1 * (waited_s - mean_s)
+        self._remove(item, now_s)
+
+    def _refuse_late(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
+        expiring = self._expiring
+        while expiring and (expiring[0][2].gone or expiring[0][0] <= now_s + self._prefill.base_s):
+            item = heapq.heappop(expiring)[2]
+            if item.gone:
+                continue
+            leaf = self._leaves[item.flow]
+            waited_s = now_s - item.since_s
+            self._remove(item, now_s)
+            if leaf.has_objective:
+                ttft_s = waited_s + self._first_token_s(item.request, pool)
+                yield item.request.request_id, self._too_late(leaf, ttft_s)
+            else:
+                needed_s = max(waited_s, math.nextafter(leaf.deadline_s, math.inf))
+                yield item.request.request_id, Deny(
+                    Reason.QUEUE_TIMEOUT, needed_s, leaf.deadline_s, self.retry_s(), self._timeout_status
+                )
+
+    def _too_late(self, leaf: Leaf, ttft_s: float) -> Deny:
+        needed_s = max(ttft_s, math.nextafter(leaf.deadline_s, math.inf))  # rounding may hide by how little
+        return Deny(Reason.SLO, needed_s, leaf.deadline_s, self.retry_s())
+
+    def _victims(
+        self, leaf: Leaf, item: Waiting, need_tokens: float, pool: PoolLedger, now_s: float
+    ) -> list[str]:
+        """Return the preemptible requests to end, the youngest first, for a promise that would be late without."""
+        ledger = pool.entitlements[item.flow]
+        if not self._params.take_back or leaf.tier(
+            ledger, item.request.sequences, self._books.kv_bytes(item.flow), now_s
+        ) >= BURST:
+            return []
+        slack_s = item.urgency - now_s - self._params.margin * self._first_token_s(item.request, pool)
+        own_slot = leaf.spec.service_class is ServiceClass.DEDICATED and ledger.in_flight < leaf.slots
+        if not own_slot and slack_s > 2 * max(self._next_slot_s(pool), self._params.tick_s):
+            return []
+        kept = self._books.idle_of_others(leaf, pool)
+        slots_over = pool.all_in_flight + item.request.sequences - (pool.capacity.slots - kept)
+        tokens_over = need_tokens - self._books.kv_free(pool)
+        victims: list[str] = []
+        for request_id, flight in reversed(self._books.preemptible.items()):
+            if slots_over <= 0 and tokens_over <= 0:
+                break
+            victims.append(request_id)
+            slots_over -= flight.request.sequences
+            tokens_over -= flight.request.prompt_tokens + flight.output_tokens
+        return victims if slots_over <= 0 and tokens_over <= 0 else []
+
+    def _last_tier(self) -> int:
+        return max((tier for tier in range(_TIERS) if len(self._tiers[tier])), default=_TIERS)
+
+    def displaced(self) -> Waiting | None:
+        """Return the last of the longest line of the last tier that waits."""
+        names = [name for name, tier in self._tier_of.items() if tier == self._last_tier()]
+        longest = max((self._leaves[name] for name in sorted(names)), key=lambda leaf: leaf.line.length, default=None)
+        return None if longest is None else longest.line.last()
+
+    # ---------------------------------------------------------------------------------------------------------- books
+
+    def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Reserve for it, and charge its promise, or its part of what is left."""
+        super().on_admitted(flight, pool, now_s)
+        request = flight.request
+        leaf = self._leaves[request.entitlement]
+        tier = leaf.tier(pool.entitlements[request.entitlement], 0, self._books.kv_bytes(request.entitlement), now_s)
+        cost = 0.0
+        if tier >= BURST:
+            cost = self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
+            leaf.parent.charge(self._roots[tier], cost)
+            leaf.turn.charge(leaf.parent, cost)
+        self._books.admitted(flight, pool, cost, now_s)
+        self._prefill.admitted(flight, self._books.prompt_tokens(request))
+        if self._declared is not None:
+            self._declared.reserve(flight.request.prompt_tokens, now_s)
+
+    def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
+        """Learn how fast prompts are taken in."""
+        self._prefill.first_token(flight, now_s)
+
+    def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
+        """Settle it, and learn how long answers are and how much of prompts is cached."""
+        super().on_ended(flight, pool, now_s)
+        self._prefill.ended(flight)
+        self._books.ended(flight, pool, now_s)
+        if self._declared is not None:
+            self._declared.reserve(flight.output_tokens, now_s)
+        name = flight.request.entitlement
+        if self._leaves[name].line.length:
+            self._look_at(name, pool, now_s)
+
+    def on_tick(self, pool: PoolLedger, now_s: float) -> None:
+        """Look again at what runs and at who waits."""
+        self._books.progressed(pool)
+        if self._waiting:
+            self._look_at_all(pool, now_s)
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
+        """Take note of how large a request may be, and of the rate that is declared."""
+        super().on_capacity(pool, now_s)
+        rate = pool.capacity.tokens_per_s
+        if self._params.capacity == "declared" and rate:
+            if self._declared is None:
+                self._declared = ContinuousBucket(rate_per_s=rate, depth=_DECLARED_S * rate)
+            self._declared.refit(rate_per_s=rate, depth=_DECLARED_S * rate, now_s=now_s)
+
+    def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:
+        """See `policies.api.Auditing`."""
+        yield from super().faults(pool, held)
+        yield from self._books.faults(pool)
+
+    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
+        """Return how much waits, what is reserved, how fast prompts are taken in, and each promise that is left."""
+        yield from super().gauges(pool, now_s)
+        yield Gauge("pool", "pool", "reserved_kv_tokens", self._books.kv_tokens)
+        yield Gauge("pool", "pool", "prefill_s_per_1000_tokens", 1000 * self._prefill.per_token_s)
+        for name, leaf in self._leaves.items():
+            yield Gauge("entitlement", name, "waiting", leaf.line.length)
+            if leaf.bucket is not None:
+                yield Gauge("entitlement", name, "promise_left_tokens", leaf.bucket.available(now_s))
