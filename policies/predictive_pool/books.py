@@ -111,8 +111,8 @@ class Books:
 
     # ---------------------------------------------------------------------------------------------------------- books
 
-    def admitted(self, flight: InFlight, pool: PoolLedger, cost: float, now_s: float) -> None:
-        """Reserve for one that is let in."""
+    def admitted(self, flight: InFlight, pool: PoolLedger, cost: float, now_s: float, *, kept: bool) -> None:
+        """Reserve for one that is let in; ``kept`` where it is not to be taken back."""
         request = flight.request
         leaf = self._leaves[request.entitlement]
         output = self.output_tokens(request, flight.max_output_tokens)
@@ -122,7 +122,7 @@ class Books:
         self._reserve(request.entitlement, charge.kv_tokens)
         leaf.charge(paid, now_s)
         self._count_idle(pool)
-        if leaf.spec.service_class is ServiceClass.PREEMPTIBLE:
+        if leaf.spec.service_class is ServiceClass.PREEMPTIBLE and not kept:
             self.preemptible[request.request_id] = flight
 
     def ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> Charge:

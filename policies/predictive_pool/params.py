@@ -28,7 +28,7 @@ class PredictivePool(Waits):
         metadata={"description": "predicted: KV cache for the answer that is likely; max-tokens: for the longest"},
     )
     quantile: float = field(
-        default=0.8, metadata={"gt": 0, "lt": 1, "description": "give the quantile of answers to reserve, e.g. 0.8"}
+        default=0.5, metadata={"gt": 0, "lt": 1, "description": "give the quantile of answers to reserve, e.g. 0.5"}
     )
     answers: int = field(
         default=200, metadata={"gt": 0, "description": "give how many of its last answers an entitlement is judged by"}

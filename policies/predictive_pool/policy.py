@@ -74,6 +74,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._tiers = [KeyedHeap() for _ in range(_TIERS)]
         self._tier_of: dict[str, int] = {}
         self._credit = [0.0] * _TIERS
+        self._floor_paid: str | None = None  # who is let in right now by what trickled down
 
     # ----------------------------------------------------------------------------------------------------------- room
 
@@ -102,6 +103,21 @@ class PredictivePoolPolicy(QueueingPolicy):
             return self._prefill.is_full(self._params.prefill_ahead_s, pool.capacity.ready_replicas)
         return self._declared is not None and self._declared.available(now_s) <= 0
 
+    @staticmethod
+    def _where_free(sequences: int, pool: PoolLedger) -> Admit:
+        """Let it in where a replica has a slot for it: one that is full would make it wait beside free ones."""
+        ready = pool.capacity.ready_replicas
+        most = pool.capacity.slots / ready - sequences
+        full = False
+        for replica in pool.replicas:
+            if replica.ready and replica.in_flight > most:
+                full = True
+                break
+        if not full:
+            return ADMIT
+        free = tuple(one.replica_id for one in pool.replicas if one.ready and one.in_flight <= most)
+        return Admit(replicas=free, at_first=True) if free and len(free) < ready else ADMIT
+
     # --------------------------------------------------------------------------------------------------- verdicts
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
@@ -119,7 +135,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             return Deny(Reason.TOO_LARGE, own_bytes, leaf.most_kv_bytes, None)
         may_have = leaf.may_have(pool.entitlements[request.entitlement], sequences, need_bytes, now_s)
         if not self._waiting and may_have and self._fits(leaf, need_tokens, sequences, pool, now_s):
-            return ADMIT
+            return self._where_free(sequences, pool)
         if not self._params.hold:
             return self._no_room(leaf, sequences, pool)
         refusal = self.refusal(request, max_output_tokens, pool, now_s)
@@ -285,7 +301,7 @@ class PredictivePoolPolicy(QueueingPolicy):
                 yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s)
                 continue
             need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-            verdict: Verdict = ADMIT
+            verdict = self._where_free(item.request.sequences, pool)
             if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s):
                 victims = self._victims(leaf, item, need_tokens, pool, now_s)
                 if not victims:
@@ -297,8 +313,10 @@ class PredictivePoolPolicy(QueueingPolicy):
     def _start(self, item: Waiting, pool: PoolLedger, now_s: float) -> None:
         leaf, tier = self._leaves[item.flow], self._tier_of[item.flow]
         cost = self._cost_s(item, pool)
+        self._floor_paid = None
         if self._credit[tier] >= cost:
             self._credit[tier] -= cost
+            self._floor_paid = item.request.request_id
         self._trickle(tier, cost, now_s)
         leaf.drain.moved(now_s)
         waited_s = now_s - item.since_s
@@ -375,7 +393,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             cost = self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
             leaf.parent.charge(self._roots[tier], cost)
             leaf.turn.charge(leaf.parent, cost)
-        self._books.admitted(flight, pool, cost, now_s)
+        self._books.admitted(flight, pool, cost, now_s, kept=self._floor_paid == request.request_id)
         self._prefill.admitted(flight, self._books.prompt_tokens(request))
         if self._declared is not None:
             self._declared.reserve(flight.request.prompt_tokens, now_s)
