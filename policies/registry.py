@@ -165,7 +165,7 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
     "las": Entry(Las, FairQueuePolicy, _CONSERVES),
     "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True)),
-    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy, Traits(keeps_floors=True)),
+    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy),
     "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
     "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
     "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),

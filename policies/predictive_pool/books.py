@@ -82,6 +82,10 @@ class Books:
         """Return what an entitlement has reserved of the KV cache, with so much more."""
         return (self._kv_of[name] + more_tokens) * self._per_token
 
+    def kv_tokens_of(self, request_id: str) -> float:
+        """Return what is reserved for a request in flight."""
+        return self._charges[request_id].kv_tokens
+
     def kv_free(self, pool: PoolLedger) -> float:
         """Return the tokens of KV cache that are not reserved; infinite where the cache is not known."""
         kv_bytes = pool.capacity.kv_bytes

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from policies.api import EntitlementLedger, EntitlementSpec, ServiceClass
+from policies.api import EntitlementLedger, EntitlementSpec, Resources, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.parts.lines import Line
 from policies.predictive_pool.pace import Drain
@@ -60,16 +60,21 @@ class Leaf:
     deadline_s : seconds from arrival by which a first token is due; the timeout where there is no objective.
     bucket : its promise in tokens, filled at its rate; None where no rate is promised.
     most : limit of tokens as a bucket; None where there is none.
+    limited : whether it has limits of its own.
+    waits_for_own : whether its place may get better when one of its own ends, and not only with time.
     turn, parent : its places in fair sharing.
     cached_share : of its prompts' tokens, lately.
+    fresh : how many of those that wait were never refused before.
     """
 
     __slots__ = (
-        "bucket", "cached_share", "deadline_s", "drain", "has_objective", "inside", "kv_bytes", "line", "most",
-        "most_kv_bytes", "most_slots", "outside", "parent", "slots", "spec", "turn",
+        "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "limited",
+        "line", "most", "most_kv_bytes", "most_slots", "outside", "parent", "slots", "spec", "turn", "waits_for_own",
     )  # fmt: skip
 
-    def __init__(self, spec: EntitlementSpec, bucket_s: float, timeout_s: float | None, turn: Turn, parent: Turn) -> None:
+    def __init__(
+        self, spec: EntitlementSpec, bucket_s: float, timeout_s: float | None, turn: Turn, parent: Turn
+    ) -> None:
         baseline, limit = spec.baseline, spec.limit
         self.spec = spec
         self.inside = _INSIDE.get(spec.service_class)
@@ -82,10 +87,18 @@ class Leaf:
         self.kv_bytes = baseline.kv_bytes or 0.0
         self.most_slots = math.inf if limit.slots is None else limit.slots
         self.most_kv_bytes = math.inf if limit.kv_bytes is None else limit.kv_bytes
+        self.limited = limit != Resources()
+        self.waits_for_own = self.limited or (self.inside is not None and self.bucket is None)
         self.turn, self.parent = turn, parent
         self.line = Line()
         self.drain = Drain()
         self.cached_share = 0.0
+        self.fresh = 0
+
+    @property
+    def has_promise(self) -> bool:
+        """Whether anything was promised."""
+        return self.bucket is not None or self.slots > 0 or self.kv_bytes > 0
 
     def tier(self, ledger: EntitlementLedger, more: int, kv_bytes: float, now_s: float) -> int:
         """Return the tier of its next request, which would take ``more`` sequences.

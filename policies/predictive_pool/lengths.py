@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
 ENOUGH = 5
-"""Answers before an entitlement is judged by its own; till then by everybody's, and before that by max_tokens. [choice]"""
+"""Answers until an entitlement is judged by its own: by everybody's till then, by max_tokens before. [choice]"""
 _OUTLIVED = 1.25
 """What has run longer than all answers seen is taken to become this many times as long. [choice]"""
 

@@ -6,12 +6,16 @@ the seconds a prompt token costs and which begins at what an iteration takes how
 
 from __future__ import annotations
 
+from collections import deque
+
 from policies.api import InFlight
 from policies.parts.prefill import FIRST_TOKENS_PER_S
 from policies.parts.trend import Trend
 
 _KEPT = 0.99
 _FRESH = 0.2
+_PATIENCE = 3.0
+_LEAST_PATIENCE_S = 2.0
 _AHEAD_MOST_TOKENS = 2048
 """So many prompt tokens may always wait at a replica: one iteration's, or it would idle between two. [choice]"""
 
@@ -19,15 +23,17 @@ _AHEAD_MOST_TOKENS = 2048
 class Prefill:
     """The prompt tokens that wait for their first token, by replica, and how long they take.
 
-    Tokens are those that must be computed: what is likely in a replica's cache does not count.
+    Tokens are those that must be computed: what is likely in a replica's cache does not count. A first token that does
+    not come (of an answer in one piece nobody hears) is waited for `_PATIENCE` times as long as was predicted.
     """
 
-    __slots__ = ("_ahead", "_trend", "_waiting", "base_s", "per_token_s", "waiting_tokens")
+    __slots__ = ("_ahead", "_due", "_trend", "_waiting", "base_s", "per_token_s", "waiting_tokens")
 
     def __init__(self) -> None:
         self._trend = Trend(_KEPT)
         self._waiting: dict[int, float] = {}
         self._ahead: dict[str, tuple[float, int, float]] = {}
+        self._due: deque[tuple[float, str]] = deque()
         self.waiting_tokens = 0.0
         self.base_s = 0.0
         self.per_token_s = 1.0 / FIRST_TOKENS_PER_S
@@ -49,7 +55,20 @@ class Prefill:
         ahead = self._waiting.get(flight.replica_id, 0.0) + tokens
         self._waiting[flight.replica_id] = ahead
         self.waiting_tokens += tokens
-        self._ahead[flight.request.request_id] = ahead, flight.replica_id, tokens
+        request_id = flight.request.request_id
+        self._ahead[request_id] = ahead, flight.replica_id, tokens
+        patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * (self.base_s + self.per_token_s * ahead))
+        self._due.append((flight.forwarded_s + patience_s, request_id))
+
+    def ticked(self, now_s: float) -> None:
+        """Stop waiting for first tokens that are long overdue; one that comes after all is still learnt from."""
+        due, ahead = self._due, self._ahead
+        while due and (due[0][0] <= now_s or due[0][1] not in ahead):
+            request_id = due.popleft()[1]
+            found = ahead.get(request_id)
+            if found is not None and found[2]:
+                self._release(found)
+                ahead[request_id] = found[0], found[1], 0.0
 
     def first_token(self, flight: InFlight, now_s: float) -> None:
         """Learn from a first token."""
@@ -71,13 +90,16 @@ class Prefill:
         found = self._ahead.pop(flight.request.request_id, None)
         if found is None:
             return
-        _, replica_id, tokens = found
-        if self._ahead:
-            self._waiting[replica_id] -= tokens
-            self.waiting_tokens -= tokens
-        else:  # exactly nothing: sums of parts would leave a rest
+        self._release(found)
+        if not self._ahead:  # exactly nothing: sums of parts would leave a rest
             self._waiting.clear()
+            self._due.clear()
             self.waiting_tokens = 0.0
+
+    def _release(self, found: tuple[float, int, float]) -> None:
+        _, replica_id, tokens = found
+        self._waiting[replica_id] -= tokens
+        self.waiting_tokens -= tokens
 
 
 class Drain:

@@ -41,6 +41,12 @@ class PredictivePool(Waits):
         default=True,
         metadata={"description": "true: running preemptible requests are evicted where a promise would be late"},
     )
+    headroom: float | None = field(
+        default=1.0,
+        metadata={
+            "ge": 0, "description": "give the standard deviations of demand to keep free where loans are slow, or null"
+        },
+    )
     cached_weight: float = field(
         default=0.1,
         metadata={"ge": 0, "le": 1, "description": "give what a cached prompt token counts, e.g. 0.1; 1: like any"},

@@ -5,8 +5,8 @@ in fair parts (`policies.predictive_pool.leaves`). A share of the work (``trickl
 served, so that none starves; it grows with how long they have waited.
 
 Room: slots by count, less what dedicated entitlements keep idle; KV cache by what answers will likely need
-(`policies.predictive_pool.books`); prompts up to what the replicas take in within ``prefill_ahead_s``, so that the order
-is decided here and not in the engines' queues (`policies.predictive_pool.pace`).
+(`policies.predictive_pool.books`); prompts up to what the replicas take in within ``prefill_ahead_s``, so that the
+order is decided here and not in the engines' queues (`policies.predictive_pool.pace`).
 
 Time: who would miss its objective by the pace of its own line is refused when it comes; who has waited so long that it
 must miss it, when that is known.
@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from policies.api import (
     ADMIT,
     Admit,
-    AdmissionPolicy,
     Chance,
     Deny,
     EntitlementSpec,
@@ -41,6 +40,7 @@ from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy
 from policies.parts.rates import whole_s
 from policies.predictive_pool.books import Books
+from policies.predictive_pool.headroom import Headroom
 from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, grow
 from policies.predictive_pool.pace import Prefill
 from policies.predictive_pool.params import PredictivePool
@@ -48,6 +48,7 @@ from policies.predictive_pool.params import PredictivePool
 _TIERS = PREEMPTIBLE + 1
 _SHEDDABLE = (ServiceClass.SPOT, ServiceClass.PREEMPTIBLE)
 _DECLARED_S = 1.0
+_LONGEST_RETRY_S = 60.0
 _SERVICE_S = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
 
@@ -69,6 +70,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             timeout_s=params.timeout_s,
         )
         self._books = Books(params, self._leaves, kv_bytes_per_token)
+        self._headroom = Headroom(self._leaves, params.headroom)
         self._prefill = Prefill()
         self._declared: ContinuousBucket | None = None
         self._tiers = [KeyedHeap() for _ in range(_TIERS)]
@@ -78,7 +80,9 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     # ----------------------------------------------------------------------------------------------------------- room
 
-    def _fits(self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, now_s: float) -> bool:
+    def _fits(
+        self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, now_s: float, *, inside: bool
+    ) -> bool:
         """Whether one more request fits now; an empty pool takes whatever comes."""
         capacity = pool.capacity
         if not capacity.ready_replicas:
@@ -86,12 +90,20 @@ class PredictivePoolPolicy(QueueingPolicy):
         if not pool.all_in_flight and not (self._books.idle_slots and leaf.inside is None):
             return True
         kept = 0.0 if self._lent(leaf) else self._books.idle_of_others(leaf, pool)
+        if self._headroom.slots and not inside:
+            kept += self._headroom.kept_for_others(leaf.spec.name)
         if pool.all_in_flight + sequences > self._params.occupancy * (capacity.slots - kept):
             return False
         free = self._books.kv_free(pool)
         if leaf.spec.service_class in _SHEDDABLE and free < math.inf:
             free += self._params.overbook * (free + self._books.kv_tokens)
         return need_tokens <= free and not self._is_busy(pool, now_s)
+
+    def _is_full(self, pool: PoolLedger, now_s: float) -> bool:
+        """Whether there is no room for anybody and nothing to take back for it: then it does not matter who is next."""
+        if not pool.all_in_flight or self._books.preemptible:
+            return False
+        return pool.all_in_flight + 1 > self._params.occupancy * pool.capacity.slots or self._is_busy(pool, now_s)
 
     def _lent(self, leaf: Leaf) -> bool:
         """Whether it may use what dedicated entitlements have idle: only what is taken back the moment they come."""
@@ -133,9 +145,12 @@ class PredictivePoolPolicy(QueueingPolicy):
         own_bytes = need_bytes - self._books.kv_bytes(request.entitlement)
         if own_bytes > leaf.most_kv_bytes:
             return Deny(Reason.TOO_LARGE, own_bytes, leaf.most_kv_bytes, None)
-        may_have = leaf.may_have(pool.entitlements[request.entitlement], sequences, need_bytes, now_s)
-        if not self._waiting and may_have and self._fits(leaf, need_tokens, sequences, pool, now_s):
-            return self._where_free(sequences, pool)
+        ledger = pool.entitlements[request.entitlement]
+        may_have = leaf.may_have(ledger, sequences, need_bytes, now_s)
+        inside = leaf.tier(ledger, sequences, self._books.kv_bytes(request.entitlement), now_s) < BURST
+        if may_have and self._fits(leaf, need_tokens, sequences, pool, now_s, inside=inside):
+            # Whoever waits although there is room for this one may not use that room, or goes before it.
+            return Queue(Reason.POOL_FULL) if self._waiting else self._where_free(sequences, pool)
         if not self._params.hold:
             return self._no_room(leaf, sequences, pool)
         refusal = self.refusal(request, max_output_tokens, pool, now_s)
@@ -149,7 +164,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         return Deny(Reason.POOL_FULL, sequences, 0, retry_s)
 
     def refusal(
-        self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float
+        self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float  # noqa: ARG002
     ) -> Deny | None:
         """Return why it may not wait: the queue is full of what goes first, or it would miss its objective."""
         leaf = self._leaves[request.entitlement]
@@ -160,10 +175,11 @@ class PredictivePoolPolicy(QueueingPolicy):
             return Deny(Reason.QUEUE_FULL, needed, self._most_tokens, self.retry_s())
         if not pool.in_flight and not self._waiting:
             return None
-        line_s = leaf.drain.wait_s(leaf.line.length, now_s, self._next_slot_s(pool))
+        ahead = leaf.fresh if request.attempt == 1 else leaf.line.length
+        line_s = leaf.drain.wait_s(ahead, now_s, self._next_slot_s(pool))
         ttft_s = line_s + self._params.margin * self._first_token_s(request, pool)
         if ttft_s > leaf.deadline_s:
-            return Deny(Reason.SLO, ttft_s, leaf.deadline_s, whole_s(ttft_s - leaf.deadline_s))
+            return Deny(Reason.SLO, ttft_s, leaf.deadline_s, min(whole_s(line_s), _LONGEST_RETRY_S))
         return None
 
     def _next_slot_s(self, pool: PoolLedger) -> float:
@@ -181,8 +197,8 @@ class PredictivePoolPolicy(QueueingPolicy):
         return deadline_s if deadline_s < math.inf else None
 
     def urgency_of(self, request: RequestView, max_output_tokens: int, now_s: float) -> float:  # noqa: ARG002
-        """Return its deadline."""
-        return now_s + self._leaves[request.entitlement].deadline_s
+        """Return its deadline; one that was refused before has missed its own, and goes behind those that have not."""
+        return now_s + self._leaves[request.entitlement].deadline_s * request.attempt
 
     def joined(self, item: Waiting, now_s: float) -> None:
         """See `QueueingPolicy`; its tier is found when somebody is to be let in."""
@@ -190,6 +206,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         if not leaf.line.length:
             leaf.drain.began(now_s)
         leaf.line.push(item)
+        leaf.fresh += item.request.attempt == 1
         if leaf.line.length == 1:
             tier = leaf.inside if leaf.inside is not None else leaf.outside
             self._place(item.flow, tier, (0.0, 0.0, item.urgency))  # a guess that can only be too good
@@ -198,6 +215,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         """See `QueueingPolicy`."""
         leaf = self._leaves[item.flow]
         leaf.line.drop(item)
+        leaf.fresh -= item.request.attempt == 1
         if not leaf.line.length:
             self._unplace(item.flow)
 
@@ -218,16 +236,17 @@ class PredictivePoolPolicy(QueueingPolicy):
         leaf = self._leaves[name]
         item = leaf.line.head()
         ledger, sequences = pool.entitlements[name], item.request.sequences
-        need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-        if not leaf.may_have(ledger, sequences, self._books.kv_bytes(name, need_tokens), now_s):
-            return None
+        if leaf.limited:
+            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
+            if not leaf.may_have(ledger, sequences, self._books.kv_bytes(name, need_tokens), now_s):
+                return None
         tier = leaf.tier(ledger, sequences, self._books.kv_bytes(name), now_s)
         if tier < BURST:
             return tier, (0.0, 0.0, item.urgency)
         return tier, (leaf.parent.start(self._roots[tier]), leaf.turn.start(leaf.parent), item.urgency)
 
     def _first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
-        """Return who is first in a tier. Places only get worse between two looks at all, so the top is looked at anew."""
+        """Return who is first in a tier: places only get worse between two looks at all, so the top is looked at."""
         heap = self._tiers[tier]
         while len(heap):
             key, name = heap.least()
@@ -263,14 +282,18 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _trickled(self, above: int, pool: PoolLedger, now_s: float) -> Leaf | None:
         for tier in range(_TIERS - 1, max(above, BURST - 1), -1):
-            if self._credit[tier] > 0 and len(self._tiers[tier]):
+            credit, heap = self._credit[tier], self._tiers[tier]
+            if credit > 0 and len(heap) and credit >= self._cost_s(self._leaves[heap.least()[1]].line.head(), pool):
                 leaf = self._first(tier, pool, now_s)
-                if leaf is not None and self._credit[tier] >= self._cost_s(leaf.line.head(), pool):
+                if leaf is not None and credit >= self._cost_s(leaf.line.head(), pool):
                     return leaf
         return None
 
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
-        return self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
+        """Return what it will cost, as was predicted when it was first looked at."""
+        if not item.cost:
+            item.cost = self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
+        return item.cost
 
     def _trickle(self, tier: int, cost: float, now_s: float) -> None:
         """Give lower tiers that wait their share of what was let in, more of it the longer they have waited."""
@@ -290,25 +313,31 @@ class PredictivePoolPolicy(QueueingPolicy):
             waiting = len(self._waiting)
             self._remove(victim, now_s)
             yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
-        while self._waiting and pool.capacity.ready_replicas:
+        while self._waiting and pool.capacity.ready_replicas and not self._is_full(pool, now_s):
             item = self.next(pool, now_s)
             if item is None:
                 return
             leaf = self._leaves[item.flow]
-            late_s = now_s + self._params.margin * self._first_token_s(item.request, pool) - item.urgency
+            late_s = self._late_s(item, leaf, pool, now_s)
             if late_s > 0 and leaf.has_objective and pool.in_flight:
                 self._remove(item, now_s)
-                yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s)
+                yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
                 continue
             need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
             verdict = self._where_free(item.request.sequences, pool)
-            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s):
+            inside = self._tier_of[item.flow] < BURST
+            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside):
                 victims = self._victims(leaf, item, need_tokens, pool, now_s)
                 if not victims:
                     return
                 verdict = Admit(tuple(victims))
             self._start(item, pool, now_s)
             yield item.request.request_id, verdict
+
+    def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
+        """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
+        first_token_s = now_s + self._params.margin * self._first_token_s(item.request, pool)
+        return first_token_s - item.since_s - leaf.deadline_s
 
     def _start(self, item: Waiting, pool: PoolLedger, now_s: float) -> None:
         leaf, tier = self._leaves[item.flow], self._tier_of[item.flow]
@@ -323,6 +352,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         mean_s = self._mean_wait_s
         self._mean_wait_s = waited_s if mean_s is None else mean_s + 0.1 * (waited_s - mean_s)
         self._remove(item, now_s)
+        self._taken = item
 
     def _refuse_late(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         expiring = self._expiring
@@ -335,16 +365,17 @@ class PredictivePoolPolicy(QueueingPolicy):
             self._remove(item, now_s)
             if leaf.has_objective:
                 ttft_s = waited_s + self._first_token_s(item.request, pool)
-                yield item.request.request_id, self._too_late(leaf, ttft_s)
+                yield item.request.request_id, self._too_late(leaf, ttft_s, now_s)
             else:
                 needed_s = max(waited_s, math.nextafter(leaf.deadline_s, math.inf))
                 yield item.request.request_id, Deny(
                     Reason.QUEUE_TIMEOUT, needed_s, leaf.deadline_s, self.retry_s(), self._timeout_status
                 )
 
-    def _too_late(self, leaf: Leaf, ttft_s: float) -> Deny:
+    def _too_late(self, leaf: Leaf, ttft_s: float, now_s: float) -> Deny:
         needed_s = max(ttft_s, math.nextafter(leaf.deadline_s, math.inf))  # rounding may hide by how little
-        return Deny(Reason.SLO, needed_s, leaf.deadline_s, self.retry_s())
+        retry_s = whole_s(leaf.drain.wait_s(leaf.line.length, now_s, leaf.deadline_s))
+        return Deny(Reason.SLO, needed_s, leaf.deadline_s, min(retry_s, _LONGEST_RETRY_S))
 
     def _victims(
         self, leaf: Leaf, item: Waiting, need_tokens: float, pool: PoolLedger, now_s: float
@@ -355,7 +386,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             ledger, item.request.sequences, self._books.kv_bytes(item.flow), now_s
         ) >= BURST:
             return []
-        slack_s = item.urgency - now_s - self._params.margin * self._first_token_s(item.request, pool)
+        slack_s = -self._late_s(item, leaf, pool, now_s)
         own_slot = leaf.spec.service_class is ServiceClass.DEDICATED and ledger.in_flight < leaf.slots
         if not own_slot and slack_s > 2 * max(self._next_slot_s(pool), self._params.tick_s):
             return []
@@ -368,7 +399,7 @@ class PredictivePoolPolicy(QueueingPolicy):
                 break
             victims.append(request_id)
             slots_over -= flight.request.sequences
-            tokens_over -= flight.request.prompt_tokens + flight.output_tokens
+            tokens_over -= self._books.kv_tokens_of(request_id)
         return victims if slots_over <= 0 and tokens_over <= 0 else []
 
     def _last_tier(self) -> int:
@@ -390,7 +421,9 @@ class PredictivePoolPolicy(QueueingPolicy):
         tier = leaf.tier(pool.entitlements[request.entitlement], 0, self._books.kv_bytes(request.entitlement), now_s)
         cost = 0.0
         if tier >= BURST:
-            cost = self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
+            taken = self.taken(flight)
+            cost = 0.0 if taken is None else taken.cost
+            cost = cost or self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
             leaf.parent.charge(self._roots[tier], cost)
             leaf.turn.charge(leaf.parent, cost)
         self._books.admitted(flight, pool, cost, now_s, kept=self._floor_paid == request.request_id)
@@ -410,12 +443,15 @@ class PredictivePoolPolicy(QueueingPolicy):
         if self._declared is not None:
             self._declared.reserve(flight.output_tokens, now_s)
         name = flight.request.entitlement
-        if self._leaves[name].line.length:
+        leaf = self._leaves[name]
+        if leaf.line.length and leaf.waits_for_own:
             self._look_at(name, pool, now_s)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Look again at what runs and at who waits."""
         self._books.progressed(pool)
+        self._prefill.ticked(now_s)
+        self._headroom.ticked(pool, now_s)
         if self._waiting:
             self._look_at_all(pool, now_s)
 
