@@ -34,7 +34,6 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
-from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Waiting
 from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy
@@ -42,10 +41,10 @@ from policies.parts.rates import whole_s
 from policies.predictive_pool.books import Books
 from policies.predictive_pool.headroom import Headroom
 from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, grow
+from policies.predictive_pool.lineup import Lineup
 from policies.predictive_pool.pace import Prefill
 from policies.predictive_pool.params import PredictivePool
 
-_TIERS = PREEMPTIBLE + 1
 _SHEDDABLE = (ServiceClass.SPOT, ServiceClass.PREEMPTIBLE)
 _DECLARED_S = 1.0
 _LONGEST_RETRY_S = 60.0
@@ -73,9 +72,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._headroom = Headroom(self._leaves, params.headroom)
         self._prefill = Prefill()
         self._declared: ContinuousBucket | None = None
-        self._tiers = [KeyedHeap() for _ in range(_TIERS)]
-        self._tier_of: dict[str, int] = {}
-        self._credit = [0.0] * _TIERS
+        self._lineup = Lineup(self._leaves, self._roots, self._books, params.trickle, self._cost_s)
         self._floor_paid: str | None = None  # who is let in right now by what trickled down
 
     # ----------------------------------------------------------------------------------------------------------- room
@@ -98,6 +95,10 @@ class PredictivePoolPolicy(QueueingPolicy):
         if leaf.spec.service_class in _SHEDDABLE and free < math.inf:
             free += self._params.overbook * (free + self._books.kv_tokens)
         return need_tokens <= free and not self._is_busy(pool, now_s)
+
+    def _starts(self, leaf: Leaf, item: Waiting, pool: PoolLedger, now_s: float, *, inside: bool) -> bool:
+        need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
+        return self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside)
 
     def _is_full(self, pool: PoolLedger, now_s: float) -> bool:
         """Whether there is no room for anybody and nothing to take back for it: then it does not matter who is next."""
@@ -168,7 +169,7 @@ class PredictivePoolPolicy(QueueingPolicy):
     ) -> Deny | None:
         """Return why it may not wait: the queue is full of what goes first, or it would miss its objective."""
         leaf = self._leaves[request.entitlement]
-        if len(self._waiting) >= self._most_requests and leaf.outside >= self._last_tier():
+        if len(self._waiting) >= self._most_requests and leaf.outside >= self._lineup.last_tier():
             return Deny(Reason.QUEUE_FULL, len(self._waiting) + 1, self._most_requests, self.retry_s())
         if self._most_tokens is not None and self._waiting_tokens >= self._most_tokens:
             needed = self._waiting_tokens + request.prompt_tokens
@@ -208,8 +209,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         leaf.line.push(item)
         leaf.fresh += item.request.attempt == 1
         if leaf.line.length == 1:
-            tier = leaf.inside if leaf.inside is not None else leaf.outside
-            self._place(item.flow, tier, (0.0, 0.0, item.urgency))  # a guess that can only be too good
+            self._lineup.joined(leaf, item)
 
     def left(self, item: Waiting, now_s: float) -> None:  # noqa: ARG002
         """See `QueueingPolicy`."""
@@ -217,94 +217,24 @@ class PredictivePoolPolicy(QueueingPolicy):
         leaf.line.drop(item)
         leaf.fresh -= item.request.attempt == 1
         if not leaf.line.length:
-            self._unplace(item.flow)
-
-    def _place(self, name: str, tier: int, key: tuple[float, ...]) -> None:
-        before = self._tier_of.get(name)
-        if before is not None and before != tier:
-            self._tiers[before].remove(name)
-        self._tier_of[name] = tier
-        self._tiers[tier].set(name, key)
-
-    def _unplace(self, name: str) -> None:
-        tier = self._tier_of.pop(name, None)
-        if tier is not None:
-            self._tiers[tier].remove(name)
-
-    def _standing(self, name: str, pool: PoolLedger, now_s: float) -> tuple[int, tuple[float, ...]] | None:
-        """Return the tier and the place of a leaf's first request; None while its own limits hold it back."""
-        leaf = self._leaves[name]
-        item = leaf.line.head()
-        ledger, sequences = pool.entitlements[name], item.request.sequences
-        if leaf.limited:
-            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-            if not leaf.may_have(ledger, sequences, self._books.kv_bytes(name, need_tokens), now_s):
-                return None
-        tier = leaf.tier(ledger, sequences, self._books.kv_bytes(name), now_s)
-        if tier < BURST:
-            return tier, (0.0, 0.0, item.urgency)
-        return tier, (leaf.parent.start(self._roots[tier]), leaf.turn.start(leaf.parent), item.urgency)
-
-    def _first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
-        """Return who is first in a tier: places only get worse between two looks at all, so the top is looked at."""
-        heap = self._tiers[tier]
-        while len(heap):
-            key, name = heap.least()
-            standing = self._standing(name, pool, now_s)
-            if standing is None:
-                self._unplace(name)  # until something of its own ends, or the next tick
-            elif standing == (tier, key):
-                return self._leaves[name]
-            else:
-                self._place(name, *standing)
-        return None
-
-    def _look_at_all(self, pool: PoolLedger, now_s: float) -> None:
-        for name, leaf in self._leaves.items():
-            if leaf.line.length:
-                self._look_at(name, pool, now_s)
-
-    def _look_at(self, name: str, pool: PoolLedger, now_s: float) -> None:
-        standing = self._standing(name, pool, now_s)
-        if standing is None:
-            self._unplace(name)
-        else:
-            self._place(name, *standing)
+            self._lineup.left(item.flow)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return who is next by tier, or by what has trickled down; None where nobody is."""
-        for tier in range(_TIERS):
-            leaf = self._first(tier, pool, now_s)
-            if leaf is not None:
-                lower = self._trickled(tier, pool, now_s) if self._params.trickle else None
-                return (leaf if lower is None else lower).line.head()
-        return None
-
-    def _trickled(self, above: int, pool: PoolLedger, now_s: float) -> Leaf | None:
-        for tier in range(_TIERS - 1, max(above, BURST - 1), -1):
-            credit, heap = self._credit[tier], self._tiers[tier]
-            if credit > 0 and len(heap) and credit >= self._cost_s(self._leaves[heap.least()[1]].line.head(), pool):
-                leaf = self._first(tier, pool, now_s)
-                if leaf is not None and credit >= self._cost_s(leaf.line.head(), pool):
-                    return leaf
-        return None
+        best = self._lineup.best(pool, now_s)
+        if best is None:
+            return None
+        tier, leaf = best
+        lower = self._lineup.trickled(
+            tier, pool, now_s, lambda low: self._starts(low, low.line.head(), pool, now_s, inside=False)
+        ) if self._params.trickle else None
+        return (leaf if lower is None else lower).line.head()
 
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
         """Return what it will cost, as was predicted when it was first looked at."""
         if not item.cost:
             item.cost = self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
         return item.cost
-
-    def _trickle(self, tier: int, cost: float, now_s: float) -> None:
-        """Give lower tiers that wait their share of what was let in, more of it the longer they have waited."""
-        for lower in range(max(tier + 1, BURST), _TIERS):
-            heap = self._tiers[lower]
-            if len(heap):
-                leaf = self._leaves[heap.least()[1]]
-                aged = min(1.0, (now_s - leaf.line.head().since_s) / leaf.deadline_s)
-                self._credit[lower] += self._params.trickle * (1.0 + aged) * cost
-            else:
-                self._credit[lower] = 0.0
 
     def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         """See `policies.api.Queueing`."""
@@ -323,11 +253,9 @@ class PredictivePoolPolicy(QueueingPolicy):
                 self._remove(item, now_s)
                 yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
                 continue
-            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
             verdict = self._where_free(item.request.sequences, pool)
-            inside = self._tier_of[item.flow] < BURST
-            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside):
-                victims = self._victims(leaf, item, need_tokens, pool, now_s)
+            if not self._starts(leaf, item, pool, now_s, inside=self._lineup.tier_of[item.flow] < BURST):
+                victims = self._victims(leaf, item, pool, now_s)
                 if not victims:
                     return
                 verdict = Admit(tuple(victims))
@@ -340,13 +268,9 @@ class PredictivePoolPolicy(QueueingPolicy):
         return first_token_s - item.since_s - leaf.deadline_s
 
     def _start(self, item: Waiting, pool: PoolLedger, now_s: float) -> None:
-        leaf, tier = self._leaves[item.flow], self._tier_of[item.flow]
+        leaf, tier = self._leaves[item.flow], self._lineup.tier_of[item.flow]
         cost = self._cost_s(item, pool)
-        self._floor_paid = None
-        if self._credit[tier] >= cost:
-            self._credit[tier] -= cost
-            self._floor_paid = item.request.request_id
-        self._trickle(tier, cost, now_s)
+        self._floor_paid = item.request.request_id if self._lineup.started(tier, cost, now_s) else None
         leaf.drain.moved(now_s)
         waited_s = now_s - item.since_s
         mean_s = self._mean_wait_s
@@ -377,9 +301,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         retry_s = whole_s(leaf.drain.wait_s(leaf.line.length, now_s, leaf.deadline_s))
         return Deny(Reason.SLO, needed_s, leaf.deadline_s, min(retry_s, _LONGEST_RETRY_S))
 
-    def _victims(
-        self, leaf: Leaf, item: Waiting, need_tokens: float, pool: PoolLedger, now_s: float
-    ) -> list[str]:
+    def _victims(self, leaf: Leaf, item: Waiting, pool: PoolLedger, now_s: float) -> list[str]:
         """Return the preemptible requests to end, the youngest first, for a promise that would be late without."""
         ledger = pool.entitlements[item.flow]
         if not self._params.take_back or leaf.tier(
@@ -392,7 +314,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             return []
         kept = self._books.idle_of_others(leaf, pool)
         slots_over = pool.all_in_flight + item.request.sequences - (pool.capacity.slots - kept)
-        tokens_over = need_tokens - self._books.kv_free(pool)
+        tokens_over = self._books.need_tokens(item.request, item.max_output_tokens) - self._books.kv_free(pool)
         victims: list[str] = []
         for request_id, flight in reversed(self._books.preemptible.items()):
             if slots_over <= 0 and tokens_over <= 0:
@@ -402,12 +324,9 @@ class PredictivePoolPolicy(QueueingPolicy):
             tokens_over -= self._books.kv_tokens_of(request_id)
         return victims if slots_over <= 0 and tokens_over <= 0 else []
 
-    def _last_tier(self) -> int:
-        return max((tier for tier in range(_TIERS) if len(self._tiers[tier])), default=_TIERS)
-
     def displaced(self) -> Waiting | None:
         """Return the last of the longest line of the last tier that waits."""
-        names = [name for name, tier in self._tier_of.items() if tier == self._last_tier()]
+        names = [name for name, tier in self._lineup.tier_of.items() if tier == self._lineup.last_tier()]
         longest = max((self._leaves[name] for name in sorted(names)), key=lambda leaf: leaf.line.length, default=None)
         return None if longest is None else longest.line.last()
 
@@ -445,7 +364,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         name = flight.request.entitlement
         leaf = self._leaves[name]
         if leaf.line.length and leaf.waits_for_own:
-            self._look_at(name, pool, now_s)
+            self._lineup.look_at(name, pool, now_s)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Look again at what runs and at who waits."""
@@ -453,7 +372,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._prefill.ticked(now_s)
         self._headroom.ticked(pool, now_s)
         if self._waiting:
-            self._look_at_all(pool, now_s)
+            self._lineup.look_at_all(pool, now_s)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Take note of how large a request may be, and of the rate that is declared."""
