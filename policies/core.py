@@ -52,6 +52,8 @@ from policies.api import (
     Verdict,
     Watching,
 )
+from policies.budgets import BudgetState
+from policies.hierarchy import Hierarchy
 from policies.pool_state import BOUND, NEVER_S, PoolState
 
 NO_CAPACITY_RETRY_S = 5.0
@@ -77,6 +79,7 @@ class GatewayCore(PoolState):
     max_context_tokens : longest prompt + output that a replica can serve; None where it is not known.
     scaler : says how many replicas the pool should have; None where nobody does.
     retry_failed : whether a request that failed at one replica is sent once more to each of the others that is ready.
+    hierarchy : limits and budgets above the entitlements, which are asked before the policy; None where there are none.
     service_smoothing : share of the old value that a new service time leaves in the moving averages, in [0, 1).
 
     Attributes
@@ -91,17 +94,18 @@ class GatewayCore(PoolState):
         self, *, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
         policy: AdmissionPolicy, router: Router, default_max_output_tokens: int = 256,
         max_context_tokens: int | None = None, service_smoothing: float = 0.9, scaler: Scaler | None = None,
-        retry_failed: bool = False,
+        retry_failed: bool = False, hierarchy: Hierarchy | None = None,
     ) -> None:
         if not 0 <= service_smoothing < 1:
             raise ValueError(f"service_smoothing is {service_smoothing}; give a share in [0, 1), e.g. 0.9")
-        super().__init__(entitlements, capacity, replica_ids, policy, default_max_output_tokens)
+        super().__init__(
+            entitlements, capacity, replica_ids, policy, router, default_max_output_tokens, hierarchy
+        )
         self._decide: Decide = policy.decide
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
         self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._screens = policy.screens if isinstance(policy, Screening) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
-        self._route = router.route
         self._max_context = NEVER_S if max_context_tokens is None else max_context_tokens
         self._fresh_share = 1 - service_smoothing
         self._retry_failed = retry_failed
@@ -166,7 +170,12 @@ class GatewayCore(PoolState):
 
     def allowance(self, entitlement: str, now_s: float) -> Allowance:
         """Return what an entitlement may still ask for, as far as the policy says."""
-        return UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
+        left = UNLIMITED if self._allowance is None else self._allowance(entitlement, self.pool, now_s)
+        return left if self._hierarchy is None else self._hierarchy.allowance(entitlement, left, now_s)
+
+    def budgets(self, entitlement: str, key: str, now_s: float) -> list[BudgetState]:
+        """Return how the budgets stand that a request of this entitlement, with this key, is charged to."""
+        return [] if self._hierarchy is None else self._hierarchy.budgets(entitlement, key, now_s)
 
     def judge_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """Put a function between this core and its policy's verdicts: to look on, or to change one for a what-if."""
@@ -185,6 +194,8 @@ class GatewayCore(PoolState):
         ledger = self._ledgers[entitlement]
         if ledger.state is not BOUND or not self._ready:
             return True
+        if self._hierarchy is not None and self._hierarchy.exhausted(entitlement, "", now_s):
+            return True
         if self._screens is not None and self._screens(entitlement, sequences, self.pool):
             return True
         left = self.allowance(entitlement, now_s)
@@ -202,7 +213,7 @@ class GatewayCore(PoolState):
         # The state of an entitlement must not hang on whether the Tick or an arrival of the same instant comes first.
         before = self._change_states(now_s) if now_s >= self._next_change_s else ()
         request = event.request
-        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _, sequences, context_tokens = request
+        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _, sequences, context_tokens, *_ = request
         ledger = self._ledgers.get(name)
         if ledger is None:
             raise KeyError(f"request {request_id} names entitlement {name!r}; this pool has {list(self._ledgers)}")
@@ -219,10 +230,26 @@ class GatewayCore(PoolState):
         if ledger.state is not BOUND or not self._ready or context_tokens > self._max_context:
             ledger.refused += 1
             return (*before, self._unservable(request, ledger, context_tokens, now_s))
+        hierarchy = self._hierarchy
+        if hierarchy is not None:
+            hierarchy.heard(request, now_s)
+            denied = hierarchy.denies(request, max_output_tokens, now_s)
+            if denied is not None:
+                return (*before, self._refused_above(denied, request, ledger, max_output_tokens))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
         if verdict is ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
+
+    def _refused_above(
+        self, denied: Deny, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int
+    ) -> Refuse:
+        """Refuse for a limit above the entitlement. To the policy it was no demand: nobody gains by asking for it."""
+        ledger.refused += 1
+        if request.attempt == 1:
+            self._was_no_demand(request, ledger, max_output_tokens)
+        reason, needed, available, retry_after_s, status = denied
+        return Refuse(request.request_id, reason, status, retry_after_s, needed, available)
 
     def _adopted(self, event: Adopted, now_s: float) -> Sequence[Instruction]:
         """Book what runs already. Nobody is asked, since it cannot be refused any more; it can be evicted later."""
@@ -324,6 +351,11 @@ class GatewayCore(PoolState):
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
             max_output_tokens = self._most_output_of(request)
             ledger = self._ledgers[request.entitlement]
+            if self._hierarchy is not None and isinstance(verdict, Admit):
+                denied = self._hierarchy.denies(request, max_output_tokens, now_s)
+                if denied is not None:  # others have used it meanwhile
+                    instructions.append(self._refused_above(denied, request, ledger, max_output_tokens))
+                    continue
             if verdict is ADMIT:
                 instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
             else:
@@ -398,6 +430,8 @@ class GatewayCore(PoolState):
         for book, sign in ((lost_at, -1), (self._replica[replica_id], 1)):
             book.in_flight += sign * flight.request.sequences
             book.outstanding_tokens += sign * flight.reserved_tokens
+        if self._lighter is not None:
+            self._lighter(lost_at)
         flight.replica_id = replica_id
         return Forward(flight.request.request_id, replica_id, flight.max_output_tokens)
 
@@ -438,6 +472,7 @@ class GatewayCore(PoolState):
         for replica in self._replicas:
             replica.ready = replica.replica_id in event.ready_replicas
         self._ready = sum(replica.ready for replica in self._replicas)
+        self._recount()
         self.pool.capacity = event.capacity
         instructions = self._settle(now_s)
         if self._reclaim is not None:

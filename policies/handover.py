@@ -69,6 +69,8 @@ def hand_over(old: GatewayCore, new: GatewayCore, capacity: PoolCapacity, now_s:
         before = old.pool.entitlements.get(name)
         if before is not None:
             book.mean_service_s = before.mean_service_s
+    if new.hierarchy is not None and old.hierarchy is not None:
+        new.hierarchy.inherit(old.hierarchy, now_s)
     if isinstance(new.policy, Inheriting):
         new.policy.inherit(old.policy, new.pool, now_s)
     for report in [book.report for book in old.pool.replicas if book.report is not None]:

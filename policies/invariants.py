@@ -47,6 +47,7 @@ INVARIANTS: Mapping[str, str] = MappingProxyType({
     "ready": "nothing is forwarded to a replica that is not ready",
     "bound": "nothing is held for an entitlement that is not Bound",
     "policy": "the policy's own books agree with the core's",
+    "hierarchy": "slots and charges of the tree above the entitlements are the sums over what is in flight",
 })  # fmt: skip
 """What is checked, by name."""
 
@@ -343,6 +344,9 @@ class Checker:
         if self._auditing is not None:
             for fault in self._auditing.faults(pool, core.held):
                 self._broken("policy", type(core.policy).__name__, fault, "agreement with the core")
+        if core.hierarchy is not None:
+            for fault in core.hierarchy.faults(core.pool):
+                self._broken("hierarchy", "the tree", fault, "agreement with the core")
 
     def _check_flight(self, core: GatewayCore, request_id: str, flight: InFlight) -> None:
         name = flight.request.entitlement

@@ -53,6 +53,8 @@ class Reason(StrEnum):
     QUEUE_TIMEOUT = "queue_timeout"
     OVERLOADED = "overloaded"
     SLO = "slo"
+    BUDGET = "budget"
+    PARENT_LIMIT = "parent_limit"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -113,6 +115,9 @@ class RequestView(NamedTuple):
     engine's: lower goes first. ``sequences`` is how many slots it takes at a replica: one for each answer to each
     prompt. ``context_tokens`` is the least that its largest sequence is known to need of a replica's context; None
     where prompt and output are one sequence, and known exactly, as in a simulation.
+
+    ``key`` and ``model`` are what `policies.hierarchy` finds limits and prices by, and ``wall_s`` is the time of the
+    calendar, in seconds since 1970, at which it arrived; None where the core's own time tells it.
     """
 
     request_id: str
@@ -124,6 +129,9 @@ class RequestView(NamedTuple):
     priority: int = 0
     sequences: int = 1
     context_tokens: int | None = None
+    key: str = ""
+    model: str = ""
+    wall_s: float | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ these tables several times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from policies.api import (
@@ -19,6 +19,7 @@ from policies.api import (
     InFlight,
     Instruction,
     Leasing,
+    LoadFollowing,
     PoolCapacity,
     PoolLedger,
     Queueing,
@@ -26,7 +27,9 @@ from policies.api import (
     Refuse,
     ReplicaLedger,
     RequestView,
+    Router,
 )
+from policies.hierarchy import Hierarchy
 
 NEVER_S = float("inf")
 BOUND = EntitlementState.BOUND
@@ -37,7 +40,7 @@ class PoolState:
 
     def __init__(
         self, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
-        policy: AdmissionPolicy, default_max_output_tokens: int,
+        policy: AdmissionPolicy, router: Router, default_max_output_tokens: int, hierarchy: Hierarchy | None = None,
     ) -> None:
         specs = sorted(entitlements, key=lambda spec: spec.name)
         ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
@@ -52,7 +55,13 @@ class PoolState:
         self._flights: dict[str, InFlight] = {}
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
+        self._route = router.route
+        self._lighter: Callable[[ReplicaLedger], None] | None = None
+        if isinstance(router, LoadFollowing):
+            self._lighter, self.pool.recount = router.lighter, router.follow
+            router.follow(self._replicas)
         self._policy = policy
+        self._hierarchy = hierarchy
         self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
         self._leases = policy.leases if isinstance(policy, Leasing) else None
         self._queueing = policy if isinstance(policy, Queueing) else None
@@ -64,6 +73,11 @@ class PoolState:
     def policy(self) -> AdmissionPolicy:
         """The policy."""
         return self._policy
+
+    @property
+    def hierarchy(self) -> Hierarchy | None:
+        """The limits and budgets above the entitlements; None where there are none."""
+        return self._hierarchy
 
     @property
     def held(self) -> Mapping[str, RequestView]:
@@ -83,6 +97,8 @@ class PoolState:
         ]
         values += [Gauge("entitlement", name, "in_flight", book.in_flight) for name, book in self._ledgers.items()]
         values += [Gauge("replica", str(book.replica_id), "in_flight", book.in_flight) for book in self._replicas]
+        if self._hierarchy is not None:
+            values += self._hierarchy.gauges(now_s)
         values += self._policy.gauges(pool, now_s)
         return values
 
@@ -100,6 +116,8 @@ class PoolState:
         replica = self._replica[flight.replica_id]
         replica.in_flight += sequences
         replica.outstanding_tokens += reserved_tokens
+        if self._hierarchy is not None:
+            self._hierarchy.admitted(flight, now_s)
         self._on_admitted(flight, self.pool, now_s)
 
     def _close(self, flight: InFlight, output_tokens: int, now_s: float) -> None:
@@ -114,6 +132,10 @@ class PoolState:
         replica = self._replica[flight.replica_id]
         replica.in_flight -= sequences
         replica.outstanding_tokens -= reserved_tokens
+        if self._lighter is not None:
+            self._lighter(replica)
+        if self._hierarchy is not None:
+            self._hierarchy.ended(flight, now_s)
         self._on_ended(flight, self.pool, now_s)
 
     @staticmethod
@@ -146,6 +168,12 @@ class PoolState:
         self._replica[replica_id] = ReplicaLedger(replica_id, ready)
         self._replicas.append(self._replica[replica_id])
         self._replicas.sort(key=lambda replica: replica.replica_id)
+        self._recount()
+
+    def _recount(self) -> None:
+        """Let a router that follows the replicas' loads know that there are others, or that what they owe changed."""
+        if self.pool.recount is not None:
+            self.pool.recount(self._replicas)
 
     def _change_states(self, now_s: float) -> Iterable[Instruction]:
         """Bring the states of the entitlements up to date."""

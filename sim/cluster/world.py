@@ -22,6 +22,7 @@ from policies.api import (
     Scaler,
 )
 from policies.core import GatewayCore
+from policies.hierarchy import Hierarchy, HierarchySpec
 from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
 from sim.cluster.attempt import Attempt
@@ -39,8 +40,11 @@ from sim.records.schema import RequestColumns, TimelineBlock
 from sim.scenario.profile import Profile
 from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
+from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
+_STALLED_S = 3600.0
+"""How long nothing at all happens before who is held at the gateway is taken to be held for good."""
 _CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
 
 Core = GatewayCore | Gateways | ShadowedCore
@@ -62,6 +66,7 @@ class World:
     notice_s : how late the gateway hears of changes of capacity and of the replicas' metrics.
     shadows : policy and router of each policy that watches without acting (`policies.shadow`); of one gateway only.
     others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
+    hierarchy : limits and budgets above the entitlements; None where there are none.
     leases : whether gateways hold parts of the limits, see `policies.limit_leases`.
     """
 
@@ -86,6 +91,7 @@ class World:
     others: Sequence[tuple[AdmissionPolicy, Router]] = ()
     share_s: float | None = None
     leases: bool = False
+    hierarchy: HierarchySpec | None = None
     shadows: Mapping[str, tuple[AdmissionPolicy, Router]] = field(default_factory=dict)
 
 
@@ -228,6 +234,9 @@ def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler 
         max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
         scaler=scaler,
         retry_failed=world.retry_failed,
+        hierarchy=None if world.hierarchy is None else Hierarchy(
+            world.hierarchy, world.entitlements, world.profile.kv_bytes_per_token
+        ),
     )
 
 
@@ -248,7 +257,7 @@ class _Arrivals:
         self._names = [w.name for w in world.workloads]
         self._priorities = [w.priority for w in world.workloads]
         # Only a replica that keeps prefixes asks for them.
-        self._prefixes = [d.prefixes if world.profile.prefix_caching else None for d in world.demands]
+        self._prefixes = in_chains([d.prefixes if world.profile.prefix_caching else None for d in world.demands])
         self._rows = self._in_order(world.demands)
         self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in world.demands)
@@ -302,7 +311,8 @@ def _run_until_drained(
 ) -> None:
     """Run until all requests came and ended, or those left wait for slots or blocks that are lost for good.
 
-    Samplers and ticks go on for ever, so the queue never empties.
+    Samplers and ticks go on for ever, so the queue never empties. Who waits at the gateway waits for good where nothing
+    changed for `_STALLED_S` although all replicas had nothing to do: a policy may let requests in by the time alone.
     """
     drained = env.event()
 
@@ -312,12 +322,17 @@ def _run_until_drained(
 
     def look() -> Generator[simpy.Event, None, None]:
         wait_s = 1.0
+        before: tuple[tuple[str, ...], int] | None = None
         while True:
             yield env.timeout(wait_s)
-            wait_s *= 2  # seldom enough to cost nothing
             idle = env.now > last_change_s and all(node.replica.wake_s == NEVER_S for node in nodes)
-            if idle and gateway.all_at_replicas:
-                check()
+            now = None
+            if idle and gateway.nobody_comes:
+                now = gateway.held, sum(node.replica.iterations for node in nodes)
+                if not now[0] or (wait_s >= _STALLED_S and now == before):
+                    check()
+            before = now
+            wait_s *= 2  # seldom enough to cost nothing
 
     gateway.when_drained(check)
     if arrivals.left:

@@ -197,6 +197,7 @@ def world_of(cell: Cell) -> World:
         others=[(built(f"policy/chance/{i}"), router.build(pool.router)) for i in range(1, pool.gateways)],
         share_s=pool.share_every_s,
         leases=pool.share == "leases",
+        hierarchy=pool.hierarchy(),
         shadows={
             one.name: (built(f"policy/chance/shadow/{one.name}", one.params), router.build(pool.router))
             for one in scenario.shadow
@@ -231,11 +232,12 @@ def _pool_event(event: Event) -> PoolEvent:
 
 
 def _recorded(world: World) -> dict[str, dict[str, int]]:
-    """Return, of workloads whose recording has such, requests that failed there and counts of 0 that count as 1."""
+    """Return what workloads left out of their recordings, raised or filled in, of those that did."""
     return {
         workload.name: {"failed": demand.failed, "raised": demand.raised}
+        | ({"unanswered": demand.unanswered} if demand.unanswered else {})
         for workload, demand in zip(world.workloads, world.demands, strict=True)
-        if demand.failed or demand.raised
+        if demand.failed or demand.raised or demand.unanswered
     }
 
 

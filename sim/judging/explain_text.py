@@ -10,6 +10,7 @@ _UNITS = {
     Reason.KV_CACHE: "bytes of KV cache", Reason.LOW_PRIORITY: "priority weight", Reason.TOO_LARGE: "tokens",
     Reason.CONTEXT_LENGTH: "tokens of context", Reason.NO_CAPACITY: "ready replicas", Reason.NOT_BOUND: "Bound",
     Reason.SLO: "seconds", Reason.QUEUE_FULL: "places in the queue",
+    Reason.BUDGET: "of a budget", Reason.PARENT_LIMIT: "of the group's or key's limit",
 }  # fmt: skip
 
 

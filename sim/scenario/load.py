@@ -17,7 +17,8 @@ from sim.errors import ScenarioError
 from sim.scenario.model import Capacity, Event, Phase, Policy, Scenario, Workload
 from sim.scenario.overrides import located, overridden, replaced
 from sim.scenario.plugins import POLICY_KINDS
-from sim.scenario.pool import Amounts, Entitlement, Pool
+from sim.scenario.pool import Entitlement, Pool
+from sim.scenario.pool_amounts import Amounts
 from sim.scenario.registered_types import named
 from sim.scenario.shorthand import canonical
 from sim.scenario.validation_errors import explain, suggestion

@@ -14,17 +14,8 @@ from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, m
 
 from policies.registry import SCALERS
 from sim.scenario import plugins
-from sim.scenario.pool import (
-    Autoscaler,
-    DerivedName,
-    Name,
-    Pool,
-    Seconds,
-    check_known,
-    check_scaler,
-    check_unique,
-    check_window,
-)
+from sim.scenario.pool import Autoscaler, DerivedName, Pool, Seconds, check_scaler, check_window
+from sim.scenario.pool_amounts import Name, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 from sim.scenario.vary import Varied
 from workloads.generate import Recorded, WorkloadSpec
@@ -66,6 +57,8 @@ class Workload(Strict):
     requests: int | None = Field(
         default=None, gt=0, description="give the number of requests after which it ends, e.g. 1000"
     )
+    key: str | None = Field(default=None, description="give the key of pool.keys that its clients use, e.g. ci")
+    model: str | None = Field(default=None, description="give the model it asks for, to find its price, e.g. large")
     client: Annotated[Any, OneOf(plugins.CLIENT_KINDS, short=named(plugins.CLIENT_KINDS))] = Field(
         default_factory=plugins.CLIENT_KINDS["drop"],
         description="give what clients do when refused, e.g. {kind: retry, max_attempts: 3}",
@@ -104,6 +97,8 @@ class Workload(Strict):
             from_s=self.from_s,
             until_s=math.inf if self.until_s is None else self.until_s,
             requests=self.requests,
+            key=self.key,
+            model=self.model,
             client=self.client,
         )
 
@@ -244,6 +239,14 @@ class Scenario(Strict):
         entitlements = [one.name for one in self.pool.entitlements]
         for index, workload in enumerate(self.workload):
             check_known(f"workload[{index}].entitlement", "entitlement", workload.entitlement, entitlements)
+            if workload.key is not None:
+                opens = {one.name: one.entitlement for one in self.pool.keys}
+                check_known(f"workload[{index}].key", "key", workload.key, opens)
+                if opens[workload.key] != workload.entitlement:
+                    raise MisfitError(
+                        f"workload[{index}].key", f"{workload.key} opens {opens[workload.key]}",
+                        f"give a key of {workload.entitlement}, or that entitlement",
+                    )  # fmt: skip
             for key in getattr(workload.client, "keys", ()):
                 check_known(f"workload[{index}].client.keys", "entitlement", key, entitlements)
         check_unique("workload", [one.name for one in self.workload])

@@ -3,56 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from policies.api import EntitlementSpec, PoolCapacity, Resources, ServiceClass
+from policies.api import EntitlementSpec, PoolCapacity, ServiceClass
+from policies.hierarchy import HierarchySpec
 from policies.registry import SCALERS
 from sim.engine.replica_life import Life
 from sim.scenario import plugins
+from sim.scenario.hierarchy import (
+    BudgetLimit,
+    Group,
+    PoolCalendar,
+    PoolKey,
+    TokenPrice,
+    check_tree,
+    hierarchy_spec,
+)
+from sim.scenario.pool_amounts import DIMENSIONS, Amounts, Name, check_unique
 from sim.scenario.profile import Profile
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
-from sim.scenario.validation_errors import suggestion
-from sim.scenario.yaml_file import shown
 
-_GIB = 2**30
 _RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
-_DIMENSIONS = ("slots", "tokens_per_s", "kv_bytes")
 
 SCALER_PARAMS = {kind: entry.params for kind, entry in SCALERS.items()}
 
 Autoscaler = Annotated[Any, OneOf(SCALER_PARAMS, short=named(SCALERS))]
 
-Name = Annotated[
-    str, Field(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$")
-]
 DerivedName = Annotated[Name, Field(json_schema_extra=lambda schema: schema.pop("default", None))]
 Seconds = Annotated[float, Field(ge=0)]
-
-
-class Amounts(Strict):
-    """How much of each of the three resources; what is left out is not promised, or not limited."""
-
-    slots: float | None = Field(default=None, ge=0, description="give sequences in flight, e.g. 6")
-    tokens_per_s: float | None = Field(
-        default=None, ge=0, description="give prompt plus output tokens per second, e.g. 90"
-    )
-    kv_bytes: float | None = Field(default=None, ge=0, description="give bytes of KV cache, e.g. 4.0e9, or kv_gib")
-    kv_gib: float | None = Field(default=None, ge=0, description="give GiB of KV cache, e.g. 4, or kv_bytes")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Amounts:
-        if self.kv_bytes is not None and self.kv_gib is not None:
-            raise MisfitError("kv_gib", "given beside kv_bytes", "keep one of the two")
-        return self
-
-    def resources(self) -> Resources:
-        """Return the amounts as policies see them."""
-        kv_bytes = self.kv_gib * _GIB if self.kv_gib is not None else self.kv_bytes
-        return Resources(tokens_per_s=self.tokens_per_s, kv_bytes=kv_bytes, slots=self.slots)
 
 
 class Entitlement(Strict):
@@ -68,12 +48,14 @@ class Entitlement(Strict):
     limit: Amounts = Field(default=Amounts(), description="give the most it may use, e.g. {slots: 10}")
     from_s: Seconds = Field(default=0.0, description="give the second from which it holds, e.g. 30")
     until_s: Seconds | None = Field(default=None, description="give the second until which it holds, e.g. 60")
+    parent: str | None = Field(default=None, description="give the group that it belongs to; left out, none")
+    budgets: tuple[BudgetLimit, ...] = Field(default=(), description="give budgets, e.g. [{per: day, limit: 100000}]")
 
     @model_validator(mode="after")
     def _fits(self) -> Entitlement:
         check_window(self.from_s, self.until_s)
         baseline, limit = self.baseline.resources(), self.limit.resources()
-        for dimension in _DIMENSIONS:
+        for dimension in DIMENSIONS:
             promised, most = getattr(baseline, dimension), getattr(limit, dimension)
             if promised is None:
                 continue
@@ -157,9 +139,27 @@ class Pool(Strict):
         default=False, description="give true to let baselines exceed the pool; what does not fit is Degraded"
     )
 
+    groups: tuple[Group, ...] = Field(
+        default=(), description="give organisations and teams, e.g. [{name: acme, limit: {slots: 10}}]"
+    )
+    keys: tuple[PoolKey, ...] = Field(
+        default=(), description="give keys with limits of their own, e.g. [{name: ci, entitlement: batch}]"
+    )
+    prices: tuple[TokenPrice, ...] = Field(
+        default=(), description="give prices, e.g. [{prompt_per_million: 0.2, output_per_million: 0.6}]"
+    )
+    calendar: PoolCalendar = Field(
+        default=PoolCalendar(), description="give when days begin, e.g. {starts: 2026-01-01T00:00:00Z}"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Pool:
         check_unique("entitlements", [one.name for one in self.entitlements])
+        check_tree(self.groups, self.keys, self.entitlements, self.prices)
+        if self.gateways > 1 and self.hierarchy() is not None:
+            raise MisfitError(
+                "gateways", f"{self.gateways}, each with books of its own, beside groups, keys or budgets", "give 1"
+            )
         check_scaler("autoscaler", self.autoscaler, self.replicas)
         if self.share_every_s is not None and self.gateways == 1:
             raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
@@ -170,7 +170,7 @@ class Pool(Strict):
         if self.oversubscribed:
             return self
         capacity = self.capacity(getattr(self.autoscaler, "max_replicas", None))  # what it can grow to
-        for dimension in _DIMENSIONS:
+        for dimension in DIMENSIONS:
             available = getattr(capacity, dimension)
             if available is not None:
                 self._check_baselines(dimension, available)
@@ -204,6 +204,10 @@ class Pool(Strict):
         super().__setstate__(state)
         plugins.arrived("routers", self.router)
 
+    def hierarchy(self) -> HierarchySpec | None:
+        """Return the tree above the entitlements; None where there is none."""
+        return hierarchy_spec(self.groups, self.keys, self.entitlements, self.prices, self.calendar)
+
     def life(self) -> Life:
         """Return how long the coming and going of replicas takes."""
         return Life(start_up_s=self.start_up_s, drain_s=self.drain_s, gpus=self.gpus_per_replica)
@@ -234,16 +238,3 @@ def check_scaler(path: str, autoscaler: Any, replicas: int) -> None:
             path, f"scales between {least} and {most}, the pool begins with {replicas}",
             f"give replicas between {least} and {most}, or other bounds",
         )  # fmt: skip
-
-
-def check_unique(path: str, names: Iterable[str]) -> None:
-    """Refuse names that two elements share."""
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise MisfitError(path, f"{times} are called {shown(name)}", "give each a name")
-
-
-def check_known(path: str, what: str, name: str, known: Iterable[str]) -> None:
-    """Refuse a name that nothing has."""
-    if name not in (names := list(known)):
-        raise MisfitError(path, f"unknown {what} {shown(name)}", suggestion(name, names))

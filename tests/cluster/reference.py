@@ -411,7 +411,8 @@ class ReferenceReplica:
             found = self._find(job)
             shared = sum(block.holders > 0 for block in found)
             n = min(job.tokens - len(found) * self.block, budget, cap)
-            needed = self._blocks(job.tokens if self.reserves else len(found) * self.block + n)
+            whole = self._blocks(job.tokens)
+            needed = whole if self.reserves or whole > self.total else self._blocks(len(found) * self.block + n)
             if self.running:
                 needed += int(self.watermark * (self.total + 1))
             if self.used + needed - shared > self.total:

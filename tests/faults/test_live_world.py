@@ -19,10 +19,14 @@ def _what_was_killed_is_gone() -> Iterator[None]:
     gc.collect()
 
 
-
 @pytest.mark.parametrize("chunk", range(2))
 def test_whatever_befalls_the_live_gateway_its_books_hold(chunk: int) -> None:
     assert sum(run_live(seed) for seed in range(chunk * 6, chunk * 6 + 6)) > 300
+
+
+@pytest.mark.parametrize("seed", [292])  # 292: evicted by the loss of a replica that its own task had found
+def test_a_life_that_once_went_wrong(seed: int) -> None:
+    assert run_live(seed) > 100
 
 
 def test_a_seed_lives_the_same_life_again() -> None:

@@ -38,6 +38,7 @@ from policies.api import (
     Tick,
 )
 from policies.core import GatewayCore
+from policies.hierarchy import Hierarchy, HierarchySpec
 from sim.scenario import plugins
 from tokenpools.testing.contract import Contract
 
@@ -64,6 +65,7 @@ def make_core(
     params: Any, specs: Sequence[EntitlementSpec] = SPECS, *, slots: int = 6, replicas: int = 2,
     router: Any = "least-outstanding-tokens", tokens_per_s: float | None = 100.0, kv_bytes: float | None = 20_000.0,
     kv_bytes_per_token: float | None = 16.0, seed: int = 1, max_context_tokens: int | None = None,
+    above: HierarchySpec | None = None,
 ) -> GatewayCore:
     """Return a gateway core of a small pool that asks a policy.
 
@@ -72,6 +74,7 @@ def make_core(
     params : an object of the policy's class.
     router : the name of a router of tokenpools, or an object of a router's class.
     slots, tokens_per_s, kv_bytes : of the whole pool.
+    above : limits and budgets above the entitlements.
     """
     params = plugins.named_object("policies", params)
     policy = plugins.POLICY_KINDS[params.kind].build(
@@ -82,6 +85,7 @@ def make_core(
     return GatewayCore(
         entitlements=specs, capacity=PoolCapacity(replicas, slots, tokens_per_s, kv_bytes), replica_ids=range(replicas),
         policy=policy, router=plugins.ROUTER_KINDS[chosen.kind].build(chosen), max_context_tokens=max_context_tokens,
+        hierarchy=None if above is None else Hierarchy(above, specs, kv_bytes_per_token),
     )
 
 
@@ -224,6 +228,10 @@ class PolicyContract(Contract):
         """Return how long an idle pool may let a request wait under a policy, in seconds."""
         return 0.0
 
+    def core(self, params: Any, specs: Sequence[EntitlementSpec] = SPECS) -> GatewayCore:
+        """Return the core of a small pool under a policy; a suite may put something above it."""
+        return make_core(params, specs)
+
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Give every test the examples, and some those that claim something."""
         super().pytest_generate_tests(metafunc)
@@ -241,7 +249,7 @@ class PolicyContract(Contract):
     @given(steps=steps, order=st.integers(0, 2**32))
     def test_books_balance_on_every_path_and_close_at_nothing(self, params: Any, steps: list[Any], order: int) -> None:
         """The books stay right on every path, and nothing is left that would count against later requests."""
-        auditor = Auditor(make_core(params))
+        auditor = Auditor(self.core(params))
         for step in steps:
             auditor.step(*step)
         auditor.end(random.Random(order))
@@ -266,7 +274,7 @@ class PolicyContract(Contract):
         self, params: Any, steps: list[Any], adopted: list[tuple[int, int, bool]]
     ) -> None:
         """Requests that run already are booked without being judged, and end like all others."""
-        auditor = Auditor(make_core(params))
+        auditor = Auditor(self.core(params))
         for number, step in enumerate(steps):
             for position, which, credited in adopted:
                 if position == number:
@@ -286,7 +294,7 @@ class PolicyContract(Contract):
         """The same seed gives the same decisions, whatever the order of the entitlements."""
         said = []
         for specs in (SPECS, SPECS, shuffled):
-            auditor = Auditor(make_core(params, specs))
+            auditor = Auditor(self.core(params, specs))
             for step in steps:
                 auditor.step(*step)
             said.append((auditor.said, auditor.core.gauges(auditor.now_s)))
@@ -298,7 +306,7 @@ class PolicyContract(Contract):
         self, params: Any, before: list[Any], after: list[Any]
     ) -> None:
         """A core that was written down and restored goes on identically."""
-        auditor = Auditor(make_core(params))
+        auditor = Auditor(self.core(params))
         for step in before:
             auditor.step(*step)
         text = json.dumps(snapshot.take(auditor.core), allow_nan=False)
@@ -317,7 +325,7 @@ class PolicyContract(Contract):
 
     def test_judging_changes_nothing(self, params: Any) -> None:
         """`decide` and `gauges` have no side effect."""
-        core = make_core(params)
+        core = self.core(params)
         core.start(0.0)
         for number in range(12):
             core.handle(Arrived(RequestView(f"r{number}", "spot", "t", 10, 50)), 0.0)
@@ -328,7 +336,7 @@ class PolicyContract(Contract):
 
     def test_what_can_never_fit_is_told_so(self, refusing: Any) -> None:
         """What could never be let in is refused for good, unless the policy claims otherwise."""
-        core = make_core(refusing)
+        core = self.core(refusing)
         core.start(0.0)
         (refusal,) = core.handle(Arrived(RequestView("x", "dedicated", "t", 10, 100_000)), 0.0)
         told = isinstance(refusal, Refuse) and (refusal.reason, refusal.retry_after_s) == (Reason.TOO_LARGE, None)
@@ -336,7 +344,7 @@ class PolicyContract(Contract):
 
     def test_who_honours_retry_after_gets_in_where_nobody_else_comes(self, params: Any) -> None:
         """Who waits as long as Retry-After says gets in at last."""
-        core = make_core(params)
+        core = self.core(params)
         core.start(0.0)
         now_s, number = 0.0, 0
         while True:

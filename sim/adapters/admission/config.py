@@ -12,7 +12,8 @@ from policies.core import GatewayCore
 from sim.live.gateway.config_file import core_of
 from sim.live.gateway.settings import CheckInvariants
 from sim.scenario.model import Policy
-from sim.scenario.pool import Pool, check_known
+from sim.scenario.pool import Pool
+from sim.scenario.pool_amounts import check_known
 from sim.scenario.registered_types import Strict
 from sim.scenario.shorthand import with_pool_and_policy
 from sim.scenario.validation_errors import explain

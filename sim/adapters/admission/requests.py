@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
@@ -110,6 +111,7 @@ class Admissions:
         recorders: Sequence[Callable[[float, Event, Sequence[Instruction]], None]] = (),
     ) -> None:
         self.core: GatewayCore = config.core()
+        self._wall_clock: Callable[[], float] = time.time
         self._pool = config.pool
         self._prefix = f"req-{secrets.token_hex(4)}-" if prefix is None else prefix
         self._numbers = count(1)
@@ -167,6 +169,8 @@ class Admissions:
             f"{self._prefix}{next(self._numbers):x}", spec.name, spec.tenant, prompt_tokens, max_tokens, attempt,
             priority, sequences, context_tokens,
         )
+        if self.core.hierarchy is not None:
+            view = view._replace(wall_s=self._wall_clock())
         most = max_tokens
         if most is None:
             most = self.core.max_context_tokens or self.core.default_max_output_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from sim.live.gateway.authentication import Identity
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.cors import Cors
 from sim.live.gateway.endpoints import Endpoints, stored_id
-from sim.live.gateway.error_responses import ApiError, allowance_headers
+from sim.live.gateway.error_responses import ApiError, allowance_headers, budget_headers
 from sim.live.gateway.headers import Headers, client_id, single_headers
 from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
 from sim.live.gateway.intake import Intake, Receive
@@ -52,6 +53,7 @@ class Application:
     ----------
     routes : pages beside the API; add to it before the first request.
     draining : set when the gateway was told to stop: readyz says so.
+    wall_clock : the time of the calendar that budgets go by, in seconds since 1970.
     waits_for : says what else keeps the gateway from being ready; empty for nothing.
     """
 
@@ -68,9 +70,11 @@ class Application:
         self.in_flight = in_flight
         self.upstreams = upstreams
         self.draining = False
+        self.wall_clock: Callable[[], float] = time.time
         self.waits_for: Callable[[], str] = str
         self.routes: list[BaseRoute] = [
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
+            Route("/health", self._readyz),  # as at vLLM, which clients ask before they begin (guideLLM)
         ]  # fmt: skip
         self._relay = relay
         self._pages: Starlette | None = None
@@ -262,13 +266,15 @@ class Application:
         """Return how many slots so many sequences take: a replica never runs more at a time than it has slots."""
         return max(1, min(sequences, self.settings.capacity_of(1).slots))
 
-    @staticmethod
-    def _view(exchange: Exchange) -> RequestView:
-        return RequestView(
+    def _view(self, exchange: Exchange) -> RequestView:
+        view = RequestView(
             exchange.request_id, exchange.entitlement, exchange.tenant, exchange.prompt_tokens,
             exchange.max_output_tokens, exchange.attempt, exchange.asked_priority, exchange.sequences,
             exchange.context_tokens,
         )  # fmt: skip
+        if self.gateway.core.hierarchy is None:
+            return view
+        return view._replace(key=exchange.key_name, model=exchange.model, wall_s=self.wall_clock())
 
     async def _answer(self, exchange: Exchange, problem: ApiError, send: Send) -> None:
         """Send an error."""
@@ -280,7 +286,9 @@ class Application:
         headers = problem.headers()
         headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", exchange.request_id.encode())]
         if exchange.entitlement and problem.status in (429, 503):
-            headers += allowance_headers(self.gateway.core.allowance(exchange.entitlement, self.gateway.now_s()))
+            core, now_s = self.gateway.core, self.gateway.now_s()
+            headers += allowance_headers(core.allowance(exchange.entitlement, now_s))
+            headers += budget_headers(core.budgets(exchange.entitlement, exchange.key_name, now_s))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

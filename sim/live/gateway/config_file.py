@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.api import EntitlementSpec
 from policies.core import GatewayCore
+from policies.hierarchy import Hierarchy
 from policies.limit_leases import why_unfit
 from policies.registry import SCALERS
 from sim.errors import ScenarioError
@@ -44,8 +45,10 @@ from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
 from sim.scenario import plugins
+from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
 from sim.scenario.model import Policy
-from sim.scenario.pool import Name, Pool, check_known, check_unique
+from sim.scenario.pool import Pool
+from sim.scenario.pool_amounts import Amounts, Name, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 from sim.scenario.shorthand import with_pool_and_policy
 from sim.scenario.validation_errors import explain
@@ -113,6 +116,14 @@ class ApiKey(Strict):
         pattern=r"^[0-9a-f]{64}$",
         description="give the SHA-256 of the key in hexadecimal; tokenpools key NAME makes both",
     )
+    limit: Amounts = Field(default=Amounts(), description="give the most it may use, e.g. {slots: 2}")
+    budgets: tuple[BudgetLimit, ...] = Field(default=(), description="give budgets, e.g. [{per: day, limit: 100000}]")
+
+    def below(self) -> PoolKey | None:
+        """Return the key's place in the tree of limits; None where it has no limits of its own."""
+        if not self.budgets and self.limit == Amounts():
+            return None
+        return PoolKey(name=self.name, entitlement=self.entitlement, limit=self.limit, budgets=self.budgets)
 
 
 class AdminPages(Strict):
@@ -201,6 +212,7 @@ class ServeConfig(Strict):
             seen[key.sha256] = key.name
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
+        self._check_tree()
         check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
@@ -219,6 +231,29 @@ class ServeConfig(Strict):
         if self.pool.gateways > 1:
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
+
+
+    def _check_tree(self) -> None:
+        """Refuse limits of keys that contradict what is above them, and what cannot keep their books."""
+        if self.pool.keys:
+            raise MisfitError("pool.keys", "is for simulations", "give limit and budgets at keys")
+        pool = self.pool
+        below = [one for one in self.keys if one.below() is not None]
+        try:
+            check_tree(pool.groups, below, pool.entitlements, pool.prices)  # type: ignore[arg-type]
+        except MisfitError as error:
+            path, problem, fix = error.args
+            number, _, rest = path.removeprefix("keys[").partition("]")
+            if not path.startswith("keys[") or not number.isdigit():
+                raise
+            raise MisfitError(f"keys[{self.keys.index(below[int(number)])}]{rest}", problem, fix) from None
+        if self.state is not None and self.state.share == "leases" and self.whole_pool().hierarchy() is not None:
+            raise MisfitError("state.share", "leases cannot deal out groups, keys and budgets", "give replicated")
+
+    def whole_pool(self) -> Pool:
+        """Return the pool with the limits of its keys."""
+        below = tuple(place for one in self.keys if (place := one.below()) is not None)
+        return self.pool.model_copy(update={"keys": below}) if below else self.pool
 
 
 def load_config(path: str | Path, state_url: str | None = None) -> ServeConfig:
@@ -275,7 +310,7 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ------
     ScenarioError : the policy does not fit the pool.
     """
-    core = core_of(config.pool, config.policy, config.seed)
+    core = core_of(config.whole_pool(), config.policy, config.seed)
     if config.state is not None and config.state.share == "leases" and (why := why_unfit(core.policy)):
         raise ScenarioError("", "state.share", f"{why}, as leases ask", "give replicated")
     return core
@@ -307,13 +342,14 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
         default_max_output_tokens=pool.default_max_output_tokens,
         max_context_tokens=profile.max_model_tokens or profile.kv_blocks * profile.block_tokens, scaler=scaler,
         retry_failed=pool.on_failure == "retry",
+        hierarchy=None if (tree := pool.hierarchy()) is None else Hierarchy(tree, specs, profile.kv_bytes_per_token),
     )
 
 
 def recorded_head(config: ServeConfig) -> dict[str, Any]:
     """Return what a recording needs to say, for `core_of` to make the same core again."""
     return {
-        "pool": config.pool.model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
+        "pool": config.whole_pool().model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
         "seed": config.seed,
     }  # fmt: skip
 

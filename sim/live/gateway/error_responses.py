@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policies.api import Allowance, Reason, Refuse
+from policies.budgets import BudgetState
 
 if TYPE_CHECKING:  # it needs what only a server has installed
     from sim.live.gateway.headers import Headers
+
+
+_LONGEST_RETRY_S = 60.0
+"""OpenAI's clients do not wait for longer, they ask again at once instead: told so, they do not."""
 
 
 class ApiError(Exception):
@@ -56,7 +62,8 @@ class ApiError(Exception):
         found: Headers = [(b"content-type", b"application/json")]
         if self.retry_after_s is not None:
             found += retry_headers(self.retry_after_s)
-        elif not self.may_retry:
+        never = self.retry_after_s is None and not self.may_retry
+        if never or (self.retry_after_s is not None and self.retry_after_s > _LONGEST_RETRY_S):
             found.append((b"x-should-retry", b"false"))
         if self.status == 401:
             found.append((b"www-authenticate", b"Bearer"))
@@ -101,6 +108,13 @@ REFUSALS: Mapping[Reason, Rule] = {
     Reason.QUEUE_TIMEOUT: Rule("queue_timeout", "server_error", "No place came free in time."),
     Reason.OVERLOADED: Rule("overloaded", "server_error", "The pool is overloaded."),
     Reason.SLO: Rule("overloaded", "server_error", "The answer would come later than was promised."),
+    Reason.BUDGET: Rule(
+        "insufficient_quota", "insufficient_quota", "A budget that this is charged to has {available} left and this "
+        "needs {needed}.",
+    ),
+    Reason.PARENT_LIMIT: Rule(
+        "rate_limit_exceeded", "requests", "The group or key has {available} left of its limit and this needs {needed}."
+    ),
     Reason.NO_CAPACITY: Rule("no_capacity", "server_error", "No replica is ready."),
     Reason.PREEMPTED: Rule("preempted", "server_error", "The request made room for one of a higher class."),
     Reason.STATE_UNAVAILABLE: Rule(
@@ -134,6 +148,19 @@ def ended(reason: Reason, status: int = 503, retry_after_s: float | None = 1.0) 
     return ApiError(
         status, rule.code, rule.text, kind=rule.kind, retry_after_s=retry_after_s, more={"reason": str(reason)}
     )
+
+
+def budget_headers(budgets: Sequence[BudgetState]) -> Headers:
+    """Return ``x-budget-*`` of the budget that has least of its limit left, with the time at which it is reset."""
+    if not budgets:
+        return []
+    least = min(budgets, key=lambda state: state.remaining / state.limit if state.limit > 0 else 0.0)
+    resets = datetime.fromtimestamp(least.resets_at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [
+        (b"x-budget-scope", least.node.encode("latin-1", "replace")), (b"x-budget-unit", least.unit.encode()),
+        (b"x-budget-period", least.per.encode()), (b"x-budget-limit", f"{least.limit:.12g}".encode()),
+        (b"x-budget-remaining", f"{max(0.0, least.remaining):.12g}".encode()), (b"x-budget-reset", resets.encode()),
+    ]  # fmt: skip
 
 
 def retry_headers(retry_after_s: float) -> Headers:

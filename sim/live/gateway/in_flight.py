@@ -118,12 +118,16 @@ class Exchange:
         return verdict
 
     def cut(self, why: Cut) -> None:
-        """Stop the task that serves this, wherever it waits; the first cut counts."""
+        """Stop the task that serves this, wherever it waits; the first cut counts.
+
+        That may be the very task that runs: it lost its replica, and the core evicts for want of room. It hears of it
+        where it waits next.
+        """
         if self.in_background and why is Cut.CLIENT_LEFT:  # as it was meant to
             return
         if self.cut_by is None and not self.answered:
             self.cut_by = why
-            if self.task is not None and self.task is not asyncio.current_task():
+            if self.task is not None:
                 self.task.cancel()
 
     def uncut(self) -> None:

@@ -86,6 +86,8 @@ class Relay:
             try:
                 await self._ask(exchange, verdict, outgoing, send)
             except UpstreamFailedError as error:
+                if exchange.cut_by is not None:  # the loss of the replica has cost it its place
+                    await asyncio.sleep(0)  # where it hears of that
                 failure = error
                 final = exchange.started or not error.elsewhere or outgoing.replica_id is not None
                 if exchange.arrived:

@@ -10,6 +10,7 @@ and its first arrival is its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -69,6 +70,7 @@ class Tables:
         self._numbers = count(1)
         self._rows: list[RequestLog] = []
         self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
         self._complained = False
         self.lost = 0
         try:
@@ -90,10 +92,10 @@ class Tables:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Write the rest."""
+        """Write the rest, after the file that is being written: its thread goes on, its rows would be there twice."""
+        self._closing.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
         while self._rows and await self.flush():
             pass
         if self._rows:
@@ -117,8 +119,9 @@ class Tables:
         return True
 
     async def _keep_writing(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
+        while not self._closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), self._every_s)
             while self._rows and await self.flush() and len(self._rows) >= MOST_ROWS:
                 pass
 

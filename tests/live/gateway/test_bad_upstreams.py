@@ -227,6 +227,21 @@ def test_an_upstream_that_is_gone_is_left_out_and_taken_in_again() -> None:
         assert gate.service.gateway.core.pool.capacity.slots == 16
 
 
+@pytest.mark.parametrize("on_failure", ["fail", "retry"])
+def test_a_request_whose_lost_replica_costs_it_its_place_is_answered(on_failure: str) -> None:
+    """The eviction comes within the task that serves it: it found the replica gone, and the pool has less room."""
+    pool = {"on_failure": on_failure}
+    slow = {"health_every_s": 3600.0}  # nobody else finds out
+    with running() as stand_in, gateway(stand_in, pool=pool, policy={"kind": "token-pool"}, timeouts=slow) as gate:
+        gate.until(lambda: gate.service.upstreams.ready())
+        loop = stand_in._server.get_loop()  # type: ignore[union-attr]
+        asyncio.run_coroutine_threadsafe(stand_in.stop(), loop).result(5)
+        answer = gate.ask(key="filler")
+        assert (answer.status, answer.code) == (503, "preempted")
+        gate.balanced()
+        assert gate.logs[-1].outcome is Ended.EVICTED
+
+
 def test_clocks_that_jump_do_not_matter(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     for jump_s in (3600.0, -86400.0, 0.0):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,39 @@ def test_a_full_disk_keeps_rows_for_later_and_half_a_file_is_none(
 
     async def run() -> None:
         nonlocal full
-        async with Tables(tmp_path, [SPEC], "none", every_s=0.01, write=write) as observer:
+        async with Tables(tmp_path, [SPEC], "none", write=write) as observer:
             observer.ended(ROW)
-            await asyncio.sleep(0.1)
-            assert not list(tmp_path.iterdir())
+            for _ in range(3):
+                assert not await observer.flush()
+                assert not list(tmp_path.iterdir())
             observer.ended(REFUSED)
             full = False
 
     asyncio.run(run())
     assert read(tmp_path).num_rows == 2
     assert caplog.text.count("No space left") == 1
+
+
+def test_a_file_that_is_being_written_at_the_end_holds_its_rows_once(tmp_path: Path) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def write(table: pa.Table, path: Path) -> None:
+        started.set()
+        assert go_on.wait(60)
+        pq.write_table(table, path)
+
+    async def run() -> None:
+        observer = Tables(tmp_path, [SPEC], "none", every_s=0.001, write=write)
+        observer.ended(ROW)
+        await observer.__aenter__()
+        assert await asyncio.to_thread(started.wait, 60)
+        ending = asyncio.ensure_future(observer.__aexit__())
+        await asyncio.sleep(0)  # the end has begun, the file is not there
+        go_on.set()
+        await ending
+
+    asyncio.run(run())
+    assert read(tmp_path).num_rows == 1
 
 
 def test_what_cannot_be_written_for_long_is_thrown_away_and_counted(
