@@ -62,7 +62,7 @@ def test_a_policy_cannot_see_how_long_an_answer_will_be() -> None:
 
 def test_policies_import_nothing_that_knows_the_time_or_the_world() -> None:
     allowed = {
-        "__future__", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "policies", "types", "typing",
+        "__future__", "collections", "dataclasses", "enum", "heapq", "bisect", "itertools", "math", "policies", "types", "typing",
         "zlib",
     }
     files = sorted(Path(policies.__file__).parent.rglob("*.py"))
