@@ -5,7 +5,7 @@ terminal. Command modules import none of each other: what they share is in `sim.
 `completion`. The order of the imports is the order of the help page.
 """
 
-from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live  # noqa: I001
+from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live, keys  # noqa: I001
 from sim.cli.app import app, main, tree
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "calibration",
     "experiments",
     "judging",
+    "keys",
     "live",
     "main",
     "replay",
