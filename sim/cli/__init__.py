@@ -5,7 +5,7 @@ terminal. Command modules import none of each other: what they share is in `sim.
 `completion`. The order of the imports is the order of the help page.
 """
 
-from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live  # noqa: I001
+from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live, mock_server  # noqa: I001
 from sim.cli.app import app, main, tree
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "judging",
     "live",
     "main",
+    "mock_server",
     "replay",
     "run",
     "scenarios",

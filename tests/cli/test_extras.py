@@ -68,6 +68,7 @@ ASKED = {
     "profiles llama H100": WORKS,
     "calibrate aiconfigurator llama H100": "aiconfigurator",
     "serve g.yaml": "live",
+    "mock-server": "live",
     "key chat": WORKS,
     "parity nothing.jsonl": FAILS,
     "replay s.yaml --base-url http://127.0.0.1:9 --out l": "live",

@@ -74,6 +74,7 @@ class Application:
         self.waits_for: Callable[[], str] = str
         self.routes: list[BaseRoute] = [
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
+            Route("/health", self._readyz),  # as at vLLM, which clients ask before they begin (guideLLM)
         ]  # fmt: skip
         self._relay = relay
         self._pages: Starlette | None = None
