@@ -87,7 +87,7 @@ def run(
     for name, found in result.manifest["cells"][0].get("recorded", {}).items():
         typer.echo(
             f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
-            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+            f"{found['raised']:,} counts of 0 tokens count as 1" + unanswered(found.get("unanswered", 0)), err=True,
         )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
@@ -104,6 +104,11 @@ def _warn_of_unfinished(result: ScenarioResult | Result) -> None:
 
         for one in censored_cases(result.requests, result.manifest, result.summary):
             typer.echo(f"warning: {one}", err=True)
+
+
+def unanswered(count: int) -> str:
+    """Return what is said of requests whose lengths were filled in."""
+    return f", {count:,} that nobody answered have lengths of others of their tenant" if count else ""
 
 
 def _own_limit(result: ScenarioResult) -> list[str]:
