@@ -11,7 +11,7 @@ CONFORMANCE := .venv-conformance
 VLLM_VERSIONS ?= 0.32.0 0.33.0
 LOADS ?= 10000
 
-.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults mutants
+.PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults mutants clients
 
 demo: $(VENV)/.core
 	rm -rf results/demo
@@ -67,6 +67,20 @@ litellm: $(VENV)/.ready $(LITELLM)/.ready
 $(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet "$$(sed -n 's/^LITELLM = "\(.*\)"/\1/p' benchmarks/gateway.py)" --editable .
+	touch $@
+
+# Strangers' clients through the gateway: SDKs for Node, Java's HttpClient, curl, vllm bench serve (of make live, where that
+# was made), guideLLM and aiperf. What cannot be installed is said so. guideLLM brings torch: 5 GB, less with PIP_LIVE.
+CLIENTS := build/clients
+clients: $(VENV)/.ready $(CLIENTS)/.ready
+	$(BIN)/python benchmarks/clients/run.py
+
+$(CLIENTS)/.ready: benchmarks/clients/package.json
+	mkdir -p $(CLIENTS)
+	cp $< $(CLIENTS)/
+	-cd $(CLIENTS) && npm install --no-audit --no-fund --ignore-scripts --silent
+	-$(PYTHON_LIVE) -m venv $(CLIENTS)/guidellm && $(CLIENTS)/guidellm/bin/python -m pip install --quiet $(PIP_LIVE) guidellm==0.8.1
+	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
 	touch $@
 
 # Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,11 +26,11 @@ import parso
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
+from mutant_tests import load_libraries, try_mutant, unharmed
+from named_mutants import NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 14
-SLACK_S = 30.0
-"""A mutant whose tests take three times as long as the unharmed ones, and this, hangs: it counts as found."""
 
 _SAME = "core/"
 _COMPARISONS = (
@@ -63,33 +62,24 @@ class Area(NamedTuple):
 
 AREAS: Mapping[str, Area] = {
     "core": Area(
-        ("policies/core*.py",),
-        ("tests/policies/test_core_by_hand.py", "tests/policies/test_core.py", "tests/policies/test_handover.py",
-         "tests/policies/test_rate_limit.py", "tests/policies/token_pool/test_by_hand.py",
-         "tests/policies/token_pool", "tests/policies/test_routing.py", "tests/policies/test_snapshot.py"),
+        ("policies/core*.py", "policies/pool_state.py", "policies/ledgers.py", "policies/handover.py"),
+        ("tests/policies/*.py", "tests/policies/token_pool/*.py"),
     ),
-    "token pools": Area(
-        ("policies/token_pool/*.py",),
-        ("tests/policies/token_pool/test_by_hand.py", "tests/policies/token_pool/test_paper_mode.py",
-         "tests/policies/token_pool/test_[!bp]*.py", "tests/policies/token_pool/test_priority.py",
-         "tests/policies/test_handover.py"),
-    ),
+    "token pools": Area(("policies/token_pool/*.py",), ("tests/policies/*.py", "tests/policies/token_pool/*.py")),
     "replica": Area(
         ("sim/cluster/replica.py", "sim/cluster/batch.py", "sim/cluster/scheduler.py", "sim/cluster/kv_cache.py"),
-        ("tests/cluster/test_replica_by_hand.py", "tests/cluster/test_replica_against_reference.py",
-         "tests/cluster/test_prefix_cache.py", "tests/cluster/test_speculation.py",
-         "tests/cluster/test_engine_schedulers.py"),
+        ("tests/cluster/test_replica*.py", "tests/cluster/test_prefix_cache.py", "tests/cluster/test_speculation.py",
+         "tests/cluster/test_engine_sch*.py", "tests/cluster/test_invariants.py", "tests/cluster/test_fleet.py"),
     ),
-    "statistics": Area(("sim/analysis/statistics.py",), ("tests/analysis/test_statistics*.py",)),
-    "summary": Area(("sim/analysis/summary.py",), ("tests/analysis/test_summary*.py",)),
+    "statistics": Area(("sim/analysis/statistics.py",), ("tests/analysis/test_st[au][td]*.py",)),
+    "summary": Area(
+        ("sim/analysis/summary.py",), ("tests/analysis/test_summary*.py", "tests/analysis/test_second_hand*.py")
+    ),
     "gateway": Area(
         ("sim/live/gateway/core_driver.py", "sim/live/gateway/in_flight.py", "sim/live/gateway/relay.py"),
-        ("tests/live/gateway/test_core_driver*.py", "tests/live/gateway/test_relay*.py",
-         "tests/live/gateway/test_in_flight*.py", "tests/live/gateway/test_held.py",
-         "tests/live/gateway/test_bad_upstreams.py", "tests/live/gateway/test_refusals.py",
-         "tests/live/gateway/test_protocol.py", "tests/parity"),
+        ("tests/live/gateway/*.py", "tests/parity/*.py"),
     ),
-    "load client": Area(("sim/live/loadgen/open_loop.py",), ("tests/live/loadgen",)),
+    "load client": Area(("sim/live/loadgen/open_loop.py",), ("tests/live/loadgen/*.py",)),
 }  # fmt: skip
 
 
@@ -193,9 +183,34 @@ def mutant_of(path: str, source: str, operator: str, occurrence: int) -> Mutant 
         return None
     if mutated.replace("strict=False", "strict=True") == source.replace("strict=False", "strict=True"):
         return None  # zip's strict only says what holds anyway
+    if _by_place(mutated) != _by_place(source):
+        return None  # the star that makes parameters keywords is no multiplication
     before, after = source.splitlines(), mutated.splitlines()
     at = next(i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
     return Mutant(path, operator, at + 1, f"{before[at].strip()}  ->  {after[at].strip()}", mutated)
+
+
+def _by_place(source: str) -> int:
+    return sum(len(node.posonlyargs) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arguments))
+
+
+def named(area: str, root: Path) -> list[Mutant]:
+    """Return an area's faults by name.
+
+    Raises
+    ------
+    SystemExit : the text of one is not there, or not there once.
+    """
+    found = []
+    for one in NAMED:
+        if one.area != area:
+            continue
+        source = (root / one.path).read_text()
+        if source.count(one.before) != 1:
+            raise SystemExit(f"error: {one.path} has {one.before!r} {source.count(one.before)} times; give it once")
+        line = source[: source.index(one.before)].count("\n") + 1
+        found.append(Mutant(one.path, "named", line, one.what, source.replace(one.before, one.after)))
+    return found
 
 
 def sample(area: Area, n: int, seed: int, root: Path) -> list[Mutant]:
@@ -244,35 +259,22 @@ def copy_tree(to: Path) -> None:
         stale.unlink()
 
 
-def forget_compiled(path: Path) -> None:
-    """Remove what Python kept of a module: two writes within a second look alike to it."""
-    for kept in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
-        kept.unlink()
-
-
 def tests_of(area: Area, tree: Path) -> list[str]:
     """Return the area's tests that there are."""
-    return [str(path.relative_to(tree)) for pattern in area.tests for path in sorted(tree.glob(pattern))]
+    found = {path for pattern in area.tests for path in tree.glob(pattern) if path.name.startswith("test_")}
+    return sorted(str(path.relative_to(tree)) for path in found)
 
 
-def run_tests(area: Area, tree: Path, limit_s: float | None) -> tuple[bool | None, float, str]:
-    """Run an area's tests until one fails: whether all passed (None: too slow), seconds, and who failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(area, tree)]
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
-    began_s = time.monotonic()
-    with subprocess.Popen(
-        command, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return None, time.monotonic() - began_s, "too slow"
-    lines = output.strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    why = failed[0].split(" - ")[0] if failed else lines[-1] if lines else ""
-    return process.returncode == 0, time.monotonic() - began_s, why
+def mutants_of(name: str, args: argparse.Namespace, root: Path) -> list[Mutant]:
+    """Return what to plant in an area."""
+    return named(name, root) if args.named else sample(AREAS[name], args.per_area, args.seed, root)
+
+
+def enter(tree: Path) -> None:
+    """Make this process one that works in the copy: its modules first, no threads that a fork would lose."""
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    sys.path[:] = [str(tree), *(one for one in sys.path if Path(one or ".").resolve() not in (ROOT, tree))]
+    os.chdir(tree)
 
 
 def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
@@ -280,35 +282,31 @@ def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
     area, tree = AREAS[name], args.out / "tree"
     kept = args.out / f"{name.replace(' ', '_')}.jsonl"
     known = read(kept)
-    drawn = sample(area, args.per_area, args.seed, tree)
+    drawn = mutants_of(name, args, tree)
     wanted = [m for m in drawn if m.key not in known or (args.again and known[m.key]["outcome"] == "lived")]
     print(f"{name}: {len(drawn)} mutants, {len(wanted)} to look at", flush=True)
     if not wanted:
         return
-    passed, unharmed_s, why = run_tests(area, tree, None)
-    if not passed:
-        raise SystemExit(f"error: the tests of {name} fail without any fault: {why}")
+    log = args.out / "tests.log"
+    began_s = time.monotonic()
+    files = sorted({mutant.path for mutant in wanted})
+    reached = unharmed(tree, tests_of(area, tree), files, log)
+    load_libraries(reached.modules)
+    print(f"  {len(reached.took_s)} tests, unharmed {time.monotonic() - began_s:.0f} s", flush=True)
     for mutant in wanted:
         if time.monotonic() > until_s:
             print("  out of time; run it again to go on", flush=True)
             return
-        target = tree / mutant.path
-        unharmed = target.read_text()
-        try:
-            target.write_text(mutant.source)
-            forget_compiled(target)
-            lived, took_s, why = run_tests(area, tree, 3 * unharmed_s + SLACK_S)
-        finally:
-            target.write_text(unharmed)
-            forget_compiled(target)
-        outcome = "lived" if lived else "killed"
+        found = try_mutant(reached, tree, mutant.path, mutant.source, mutant.line, args.tests_s, log)
+        outcome = "killed" if found.killed_by else "lived"
         row = {
             "key": mutant.key, "path": mutant.path, "line": mutant.line, "operator": mutant.operator,
-            "change": mutant.change, "outcome": outcome, "by": "" if lived else why, "took_s": round(took_s, 1),
+            "change": mutant.change, "outcome": outcome, "by": found.killed_by, "tests": found.tests,
+            "took_s": round(found.took_s, 1),
         }  # fmt: skip
         with kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"  {outcome:6} {took_s:5.1f} s  {mutant.path}:{mutant.line}  {mutant.change}", flush=True)
+        print(f"  {outcome:6} {found.took_s:5.1f} s  {mutant.path}:{mutant.line}  {mutant.change}", flush=True)
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -324,7 +322,7 @@ def report(args: argparse.Namespace) -> None:
     lived: list[str] = []
     for name in args.area:
         known = read(args.out / f"{name.replace(' ', '_')}.jsonl")
-        rows = [known[m.key] for m in sample(AREAS[name], args.per_area, args.seed, ROOT) if m.key in known]
+        rows = [known[m.key] for m in mutants_of(name, args, ROOT) if m.key in known]
         killed = sum(row["outcome"] == "killed" for row in rows)
         share = f"{100 * killed / len(rows):.0f} %" if rows else "-"
         print(f"| {name} | {len(rows)} | {killed} | {share} |")
@@ -341,14 +339,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-area", type=int, default=25, help="mutants to draw for each area")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no other mutant after so long")
+    parser.add_argument("--tests-s", type=float, default=60.0, help="how long a mutant's tests may be, unharmed")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="where results are kept")
+    parser.add_argument("--named", action="store_true", help="plant those of named_mutants.py instead of a sample")
     parser.add_argument("--again", action="store_true", help="look once more at those that lived")
     parser.add_argument("--report", action="store_true", help="only say what was found")
     args = parser.parse_args(argv)
+    args.out = args.out.resolve()
     if not args.report:
         args.out.mkdir(parents=True, exist_ok=True)
         copy_tree(args.out / "tree")
         until_s = time.monotonic() + args.budget_s
+        enter(args.out / "tree")
         for name in args.area:
             examine(name, args, until_s)
     report(args)

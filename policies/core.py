@@ -98,13 +98,14 @@ class GatewayCore(PoolState):
     ) -> None:
         if not 0 <= service_smoothing < 1:
             raise ValueError(f"service_smoothing is {service_smoothing}; give a share in [0, 1), e.g. 0.9")
-        super().__init__(entitlements, capacity, replica_ids, policy, default_max_output_tokens, hierarchy)
+        super().__init__(
+            entitlements, capacity, replica_ids, policy, router, default_max_output_tokens, hierarchy
+        )
         self._decide: Decide = policy.decide
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
         self._allowance = policy.allowance if isinstance(policy, Allowing) else None
         self._screens = policy.screens if isinstance(policy, Screening) else None
         self._on_first_token = policy.on_first_token if isinstance(policy, Watching) else None
-        self._route = router.route
         self._max_context = NEVER_S if max_context_tokens is None else max_context_tokens
         self._fresh_share = 1 - service_smoothing
         self._retry_failed = retry_failed
@@ -429,6 +430,8 @@ class GatewayCore(PoolState):
         for book, sign in ((lost_at, -1), (self._replica[replica_id], 1)):
             book.in_flight += sign * flight.request.sequences
             book.outstanding_tokens += sign * flight.reserved_tokens
+        if self._lighter is not None:
+            self._lighter(lost_at)
         flight.replica_id = replica_id
         return Forward(flight.request.request_id, replica_id, flight.max_output_tokens)
 
@@ -469,6 +472,7 @@ class GatewayCore(PoolState):
         for replica in self._replicas:
             replica.ready = replica.replica_id in event.ready_replicas
         self._ready = sum(replica.ready for replica in self._replicas)
+        self._recount()
         self.pool.capacity = event.capacity
         instructions = self._settle(now_s)
         if self._reclaim is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.messages import EntitlementSpec, EntitlementState, PoolCapacity, ReplicaReport, RequestView
@@ -79,7 +79,8 @@ class PoolLedger:
     the driver told of, and ``waited_s`` sums the seconds from forwarding to them. ``sequences_in_flight`` are those of
     ``in_flight``. ``others_in_flight`` (sequences) and
     ``others_reserved_tokens`` are known of other gateways of the same pool; in the books of entitlements and replicas
-    they are included.
+    they are included. ``recount``, where there is one, is to be called with the replicas when others than the core
+    changed what they owe.
     """
 
     capacity: PoolCapacity
@@ -92,6 +93,7 @@ class PoolLedger:
     sequences_in_flight: int = 0
     others_in_flight: int = 0
     others_reserved_tokens: int = 0
+    recount: Callable[[Sequence[ReplicaLedger]], None] | None = None
 
     @property
     def all_in_flight(self) -> int:

@@ -6,7 +6,7 @@ these tables several times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from policies.api import (
@@ -19,6 +19,7 @@ from policies.api import (
     InFlight,
     Instruction,
     Leasing,
+    LoadFollowing,
     PoolCapacity,
     PoolLedger,
     Queueing,
@@ -26,6 +27,7 @@ from policies.api import (
     Refuse,
     ReplicaLedger,
     RequestView,
+    Router,
 )
 from policies.hierarchy import Hierarchy
 
@@ -38,7 +40,7 @@ class PoolState:
 
     def __init__(
         self, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
-        policy: AdmissionPolicy, default_max_output_tokens: int, hierarchy: Hierarchy | None = None,
+        policy: AdmissionPolicy, router: Router, default_max_output_tokens: int, hierarchy: Hierarchy | None = None,
     ) -> None:
         specs = sorted(entitlements, key=lambda spec: spec.name)
         ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
@@ -53,6 +55,11 @@ class PoolState:
         self._flights: dict[str, InFlight] = {}
         self._held: dict[str, RequestView] = {}
         self.pool = PoolLedger(capacity, MappingProxyType(ledgers), self._replicas, self._flights)
+        self._route = router.route
+        self._lighter: Callable[[ReplicaLedger], None] | None = None
+        if isinstance(router, LoadFollowing):
+            self._lighter, self.pool.recount = router.lighter, router.follow
+            router.follow(self._replicas)
         self._policy = policy
         self._hierarchy = hierarchy
         self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
@@ -125,6 +132,8 @@ class PoolState:
         replica = self._replica[flight.replica_id]
         replica.in_flight -= sequences
         replica.outstanding_tokens -= reserved_tokens
+        if self._lighter is not None:
+            self._lighter(replica)
         if self._hierarchy is not None:
             self._hierarchy.ended(flight, now_s)
         self._on_ended(flight, self.pool, now_s)
@@ -159,6 +168,12 @@ class PoolState:
         self._replica[replica_id] = ReplicaLedger(replica_id, ready)
         self._replicas.append(self._replica[replica_id])
         self._replicas.sort(key=lambda replica: replica.replica_id)
+        self._recount()
+
+    def _recount(self) -> None:
+        """Let a router that follows the replicas' loads know that there are others, or that what they owe changed."""
+        if self.pool.recount is not None:
+            self.pool.recount(self._replicas)
 
     def _change_states(self, now_s: float) -> Iterable[Instruction]:
         """Bring the states of the entitlements up to date."""

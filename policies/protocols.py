@@ -222,3 +222,20 @@ class Router(Protocol):
     def route(self, request: RequestView, replicas: Sequence[ReplicaLedger]) -> int | None:
         """Return a ready replica's id, or None where there is none."""
         ...
+
+
+@runtime_checkable
+class LoadFollowing(Protocol):
+    """A router that keeps the replicas in the order of what they owe, and so must hear whenever one owes less."""
+
+    def follow(self, replicas: Sequence[ReplicaLedger]) -> None:
+        """Take the replicas as they are now: at the start, and whenever there are others, or what they owe changed.
+
+        Until the next call, `Router.route` is given this very sequence for any replica of it, and each replica owes at
+        least what it did but where `lighter` says so.
+        """
+        ...
+
+    def lighter(self, replica: ReplicaLedger) -> None:
+        """Hear that a request of this replica has ended or moved, so that it owes less."""
+        ...

@@ -84,6 +84,8 @@ class Peers:
             change = told.less(self.replicas.get(ledger.replica_id, Told()))
             ledger.in_flight += change.in_flight
             ledger.outstanding_tokens += change.reserved_tokens
+        if self.pool.recount is not None:
+            self.pool.recount(self.pool.replicas)
         self.entitlements, self.replicas = dict(entitlements), dict(replicas)
         if isinstance(self.policy, Sharing):
             self.policy.on_shared(used, self.pool, now_s)

@@ -112,7 +112,7 @@ class Las(Order):
         elif since_range_s <= 0:
             scores = list(used)
         else:
-            # 0.8 (1 - a/A) + 0.2 w/W is largest where a + since * (0.2 A) / (0.8 W) is least.
+            # 0.8 (1 - a/A) + 0.2 w/W, with the ranges A and W, is largest where a + since * (0.2 A) / (0.8 W) is least.
             per_s = self._share * used_range / ((1 - self._share) * since_range_s)
             scores = [one_used + per_s * one_s for one_used, one_s in zip(used, since_s, strict=True)]
         place = scores.index(min(scores))  # ties go to who began to wait first

@@ -165,6 +165,10 @@ class DisaggregatedReplica(Generic[R]):
             return self._parts[request][1].state in (PREFILL, DECODE)
         return request in self._crossing or request.state in (PREFILL, DECODE)
 
+    def iteration_end_s(self, now_s: float) -> float:
+        """Return when the first iteration under way at some engine ends; see `Replica.iteration_end_s`."""
+        return min(engine.iteration_end_s(now_s) for engine in self.engines)
+
     # --------------------------------------------------------------------------------------------------------- tell
 
     def submit(self, request: R, now_s: float) -> None:

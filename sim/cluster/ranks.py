@@ -142,6 +142,10 @@ class RankedReplica(Generic[R]):
         """Return whether the request holds a slot."""
         return self.engines[0].runs(request)
 
+    def iteration_end_s(self, now_s: float) -> float:
+        """Return when the first iteration under way at some rank ends; see `Replica.iteration_end_s`."""
+        return self.wake_s if self._layout.in_step else min(e.iteration_end_s(now_s) for e in self.engines)
+
     def rank_of(self, request: R) -> int | None:
         """Return the rank that a request inside was sent to."""
         return self._at.get(request)

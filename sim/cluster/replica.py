@@ -102,6 +102,16 @@ class Replica(Scheduler[R]):
         k = self._step.iterations_until(self._decoding, self._reads(self._decoding), elapsed_s)
         return min(k - 1, self._run)
 
+    def iteration_end_s(self, now_s: float) -> float:
+        """Return when the iteration under way at ``now_s`` ends, if no message comes before; infinity where none is."""
+        if not self._busy or self._chunks is not None or self._run == 1:
+            return self.wake_s
+        over = self._run_done(now_s) + 1
+        if over >= self._run:
+            return self.wake_s
+        run_s = self._step.decode_run_s(self._decoding, self._reads(self._decoding), over)
+        return self._run_start_s + run_s * self.slowdown
+
     # --------------------------------------------------------------------------------------------------------- tell
 
     def submit(self, request: R, now_s: float) -> None:

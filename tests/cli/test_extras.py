@@ -68,6 +68,7 @@ ASKED = {
     "profiles llama H100": WORKS,
     "calibrate aiconfigurator llama H100": "aiconfigurator",
     "serve g.yaml": "live",
+    "mock-server": "live",
     "key chat": WORKS,
     "key make chat": WORKS,
     "key create ci --store a.db": WORKS,

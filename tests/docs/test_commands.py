@@ -24,6 +24,7 @@ NOT_RUN = {
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
     "reproduce": "tests/studies/test_paper_reproduction.py",
     "serve": "does not end by itself; tests/live",
+    "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
     "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
     "parity": "needs a recording; tests/docs/test_live_document.py",

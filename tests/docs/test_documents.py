@@ -57,3 +57,16 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links {target}"
+
+
+def test_every_policy_beside_its_source_names_sequences_that_there_are() -> None:
+    from policies.registry import POLICIES
+
+    rows = re.findall(r"^\| `([\w-]+)` \| [fsd] \|.*\| (-|`[^`]*`) \|$", (ROOT / "docs/policies.md").read_text(), re.M)
+    assert sorted(kind for kind, _ in rows) == sorted(POLICIES)
+    assert [kind for kind, named in rows if named == "-"] == ["none"]
+    for kind, named in rows[1:]:
+        file, _, words = named.strip("`").partition(" -k ")
+        tests = re.findall(r"^def (test_\w+)", (ROOT / f"tests/policies/{file}.py").read_text(), re.M)
+        for word in filter(None, words.split(", ")):
+            assert any(word in test for test in tests), f"{kind}: no test of {file} has {word} in its name"

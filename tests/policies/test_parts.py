@@ -218,7 +218,7 @@ def test_drr_gives_missing_turns_at_once_and_serves_as_if_one_by_one(quantum: in
 
 
 def test_least_attained_service_is_the_formula_of_its_source() -> None:
-    """Of 0.8 (1 - a / A) + 0.2 w / W the largest is picked, with a halved every 60 s."""
+    """Of 0.8 (1 - a) + 0.2 w the largest is picked, each from 0 (least) to 1 (most); a halves every 60 s."""
     flows = ["a", "b", "c", "d"]
     members = {name: [SPEC] for name in flows}
     order = order_of(LeastAttainedService(), members, dict.fromkeys(flows, 1.0), None)
@@ -231,10 +231,11 @@ def test_least_attained_service_is_the_formula_of_its_source() -> None:
     for now_s in (105.0, 130.0, 400.0, 60_000.0):
         used = {flow: sum(c * 0.5 ** ((now_s - at) / 60) for f, c, at in charges if f == flow) for flow in flows}
         waited = {flow: now_s - since_s for flow, since_s in heads.items()}
-        score = {
-            flow: 0.8 * (1 - used[flow] / max(used.values())) + 0.2 * waited[flow] / max(waited.values())
-            for flow in flows
-        }
+
+        def place(of: dict[str, float], flow: str) -> float:
+            return (of[flow] - min(of.values())) / (max(of.values()) - min(of.values()))
+
+        score = {flow: 0.8 * (1 - place(used, flow)) + 0.2 * place(waited, flow) for flow in flows}
         assert order.pick({}, now_s) == max(score, key=score.__getitem__)
 
 

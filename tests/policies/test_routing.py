@@ -39,3 +39,28 @@ def test_no_router_takes_a_replica_that_is_not_ready(books: list[ReplicaLedger])
         taken = router.route(REQUEST, books)
         assert (taken is None) == (not any(book.ready for book in books))
         assert taken is None or books[taken].ready
+
+
+@given(
+    start=st.lists(st.integers(0, 9), min_size=33, max_size=40),
+    steps=st.lists(st.tuples(st.sampled_from(["route", "end", "away", "back"]), st.integers(0, 39), st.integers(0, 9))),
+)
+def test_a_large_pool_that_is_followed_gives_what_a_look_at_every_replica_gives(
+    start: list[int], steps: list[tuple[str, int, int]]
+) -> None:
+    books = [ReplicaLedger(number, outstanding_tokens=tokens) for number, tokens in enumerate(start)]
+    router = LeastOutstandingTokensRouter()
+    router.follow(books)
+    for what, number, tokens in steps:
+        book = books[number % len(books)]
+        if what == "route":
+            taken = router.route(REQUEST, books)
+            assert taken == LeastOutstandingTokensRouter().route(REQUEST, books)
+            if taken is not None:
+                books[taken].outstanding_tokens += tokens
+        elif what == "end":
+            book.outstanding_tokens = max(0, book.outstanding_tokens - tokens)
+            router.lighter(book)
+        else:
+            book.ready = what == "back"
+            router.follow(books)

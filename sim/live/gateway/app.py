@@ -76,6 +76,7 @@ class Application:
         self.unavailable: Callable[[], ApiError | None] = _available
         self.routes: list[BaseRoute] = [
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
+            Route("/health", self._readyz),  # as at vLLM, which clients ask before they begin (guideLLM)
         ]  # fmt: skip
         self._relay = relay
         self._pages: Starlette | None = None

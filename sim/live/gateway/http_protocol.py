@@ -24,11 +24,15 @@ from sim.live.gateway.settings import Limits, Timeouts
 
 _FRAMING = 16
 """Most bytes of chunk framing for each byte of a body; a client that sends more sends nothing of use. [choice]"""
-
-
 _MOST_AHEAD = 16
 _MOST_AHEAD_BYTES = 64 * 2**10
 """Requests, and bytes of a body, that a client may send ahead of their turn (pipelining). [choice]"""
+
+
+_HTTP_2 = b"PRI * HTTP/2.0\r\n"
+_HTTP_1_REQUIRED = bytes.fromhex("000000040000000000" "00000807000000000000000000" "0000000d")
+"""What begins HTTP/2 without asking, and what such a client is told: SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED (RFC
+9113, sections 3.4 and 7)."""
 
 
 class Client:
@@ -134,6 +138,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._unused:
             self._unused = False
             self._disarm()
+            if data.startswith(_HTTP_2):
+                self.transport.write(_HTTP_1_REQUIRED)
+                self.transport.close()
+                return
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         self._raw_bytes += len(data)

@@ -209,5 +209,6 @@ def description(class_header: str, models: Sequence[str]) -> dict[str, Any]:
             ),
             "/healthz": _get("healthz", "The process is there.", "text/plain"),
             "/readyz": _get("readyz", "A replica is ready, and the gateway stays.", "text/plain", statuses=("503",)),
+            "/health": _get("health", "The same, as at vLLM.", "text/plain", statuses=("503",)),
         },
     }

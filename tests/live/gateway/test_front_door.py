@@ -65,6 +65,17 @@ def test_an_offer_of_http2_is_not_taken_and_the_body_is_read(gate: Gate, chunked
             assert read(connection, b'"w0 w1"').startswith(b"HTTP/1.1 200 ")
 
 
+def test_who_begins_in_http2_is_told_what_is_spoken(gate: Gate) -> None:
+    with gate.connect() as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
+        answer = read(connection)
+    settings, goaway = answer[:9], answer[9:]
+    assert (int.from_bytes(settings[:3]), settings[3]) == (0, 4)
+    assert (int.from_bytes(goaway[:3]), goaway[3], goaway[5:9]) == (len(goaway) - 9, 7, bytes(4))
+    assert goaway[9:13] == bytes(4)  # no stream was worked on: all may be tried again
+    assert int.from_bytes(goaway[13:17]) == 13  # HTTP_1_1_REQUIRED
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_http_1_0_gets_no_chunks(gate: Gate, stream: bool) -> None:
     body = plain(stream=stream)

@@ -103,11 +103,13 @@ def test_both_spellings_of_the_limit_and_the_number_of_choices_count(gate: Gate)
 
 def test_health_and_readiness(gate: Gate, stand_in: StandIn) -> None:
     assert gate.ask(path="/healthz", method="GET", key=None).status == 200
-    assert gate.ask(path="/readyz", method="GET", key=None).status == 200
+    for path in ("/readyz", "/health"):
+        assert gate.ask(path=path, method="GET", key=None).status == 200
     stand_in.healthy = False
     try:
         gate.until(lambda: not gate.service.upstreams.ready())
-        assert gate.ask(path="/readyz", method="GET", key=None).status == 503
+        for path in ("/readyz", "/health"):
+            assert gate.ask(path=path, method="GET", key=None).status == 503
         refused = gate.ask()
         assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "no_capacity", "5")
         assert gate.ask(path="/v1/models", method="GET").status == 503
