@@ -43,6 +43,7 @@ ASKED = {
     "metrics r": WORKS,
     "explain r nobody": FAILS,
     "shadow r": FAILS,
+    "shadow --log t.csv s.yaml": FAILS,
     "reference --out pages": WORKS,
     "trace inspect t.csv": WORKS,
     "trace convert t.csv --out t2.csv": WORKS,
