@@ -60,6 +60,8 @@ def parse(arguments: list[str]) -> None:
     while isinstance(command, TyperGroup) and words:
         if words[0].startswith("-") and "endpoint" in command.commands:  # tokenpools calibrate --base-url URL
             words.insert(0, "endpoint")
+        if words[0] not in command.commands and "make" in command.commands:  # tokenpools key NAME
+            words.insert(0, "make")
         name = words.pop(0)
         if name in {word for option in command.params for word in option.opts}:
             return  # an option of the group itself: --version, --install-completion

@@ -26,7 +26,7 @@ LOG = logging.getLogger("tokenpools.reload")
 _FIXED = (
     "host", "port", "tls", "upstreams", "prompt_tokens", "limits", "timeouts", "paths", "metering", "cors_origins",
     "decode_s", "scrape_interval_s", "records",
-    "admin", "logs", "recording", "telemetry", "scaling", "state", "class_header",
+    "admin", "accounts", "logs", "recording", "telemetry", "scaling", "state", "class_header",
 )  # fmt: skip
 
 CoreOf = Callable[[Mapping[str, Any], Sequence[EntitlementSpec]], GatewayCore]
@@ -91,12 +91,21 @@ class Reloader:
         async with self._lock:
             try:
                 self._service.renew_tls()
-                found = self._load()
-                await self._change(found)
+                await self._change(self._load())
             except TokenpoolsError as error:
                 LOG.error("the configuration stays as it was: %s", error)
             except Exception:
                 LOG.exception("the configuration stays as it was")
+
+    async def go_by_changes(self) -> None:
+        """Change over to what file and store say now.
+
+        Raises
+        ------
+        TokenpoolsError : they cannot be used; RunError : the shared state is out of reach. What there is stays.
+        """
+        async with self._lock:
+            await self._change(self._load())
 
     async def _change(self, found: Loaded) -> None:
         now, service, gateway = self._now, self._service, self._service.gateway
