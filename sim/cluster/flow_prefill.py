@@ -84,6 +84,7 @@ class FlowReplica(Replica[R]):
     ) -> None:
         self._operator_s = operator_s
         super().__init__(settings, listener=listener, arm=arm)
+        self._gives_way_in_turn = False  # several prompts may be under way
 
     def _clear(self) -> None:
         super()._clear()

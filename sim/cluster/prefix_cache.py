@@ -76,12 +76,15 @@ class PrefixCache:
     The replica counts blocks itself, and says how many are free before it looks or lets go: see `sync`.
     """
 
-    __slots__ = ("_block_tokens", "_free", "_free_blocks", "_holds", "_lines")
+    __slots__ = ("_asked", "_block_tokens", "_free", "_free_blocks", "_holds", "_lines", "_path_asked")
 
     def __init__(self, total_blocks: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._holds: dict[EngineRequest, _Hold] = {}
         self._lines: dict[Hashable, _Line] = {}
+        # Who was last asked for its path, and that: one that waits is looked for again and again, then held.
+        self._asked: EngineRequest | None = None
+        self._path_asked: Path = []
         self.clear(total_blocks)
 
     def clear(self, free_blocks: int) -> None:
@@ -160,24 +163,31 @@ class PrefixCache:
         """Let others find what a request has once its first ``tokens`` are computed; nothing where none looks."""
         hold = self._holds.get(request)
         if hold is not None:
-            self._name(hold, tokens // self._block_tokens)
+            blocks = tokens // self._block_tokens
+            if blocks > hold.stop:
+                self._name(hold, blocks)
 
     def _name(self, hold: _Hold, blocks: int) -> None:
-        if blocks <= hold.stop or hold.forgotten:
+        held = hold.stop
+        if blocks <= held or hold.forgotten:
             return
-        for i, (name, first, stop) in enumerate(hold.path):
-            if stop <= hold.stop:
+        path, lines = hold.path, hold.lines
+        # Of all lines but the last that it holds blocks of, it has named all.
+        for i in range(max(0, len(lines) - 1), len(path)):
+            name, first, stop = path[i]
+            if stop <= held:
                 continue
             if first >= blocks:
                 break
-            if i < len(hold.lines):
-                line = hold.lines[i]
+            if i < len(lines):
+                line = lines[i]
             else:
                 line = self._lines.get(name) or self._lines.setdefault(name, _Line(name))
-                hold.lines.append(line)
-            position, end = max(first, hold.stop), min(stop, blocks)
+                lines.append(line)
+            position = first if first > held else held
+            end = stop if stop < blocks else blocks
             there = line.spans[-1].stop if line.spans else first
-            while position < min(there, end):
+            while position < there and position < end:
                 copy = hold.copies[position] = _Span(line, position, position + 1, 1, listed=False)
                 line.copies.setdefault(position, []).append(copy)
                 position += 1
@@ -312,6 +322,8 @@ class PrefixCache:
 
     def _path(self, request: EngineRequest) -> Path:
         """Return the lines that a request's text runs through: its prefix as far as that goes, then its own."""
+        if request is self._asked:
+            return self._path_asked
         block_tokens = self._block_tokens
         path: Path = []
         first = 0
@@ -321,4 +333,5 @@ class PrefixCache:
                 path.append((name, first, stop))
                 first = stop
         path.append((request, first, _ENDLESS))
+        self._asked, self._path_asked = request, path
         return path

@@ -47,6 +47,7 @@ class Scheduler(Batch[R]):
         "_arm",
         "_batcher",
         "_cut",
+        "_gives_way_in_turn",
         "_inbox",
         "_long_prefill_tokens",
         "_max_batched_tokens",
@@ -73,6 +74,12 @@ class Scheduler(Batch[R]):
         self.wake_s = NEVER_S
         super().__init__(settings)
         self._overtakes = self._discipline.overtakes
+        # Whether the last admitted is preempted, and nothing but decodes and the prompt under way takes blocks.
+        self._gives_way_in_turn = (
+            settings.scheduling in ("fcfs", "shortest-first")
+            and not (self._deferred or self._long_prefill_tokens)
+            and settings.speculation is None
+        )
 
     def _clear(self) -> None:
         super()._clear()
@@ -273,6 +280,10 @@ class Scheduler(Batch[R]):
 
     def _walk(self, now_s: float) -> bool:
         """Plan an iteration as vLLM does, request by request, preempting until each has its block."""
+        if self._gives_way_in_turn and self._decoding < self._max_batched_tokens:
+            partial = self._partial
+            if partial is None or next(reversed(self._running)) is partial:
+                return self._make_room(now_s)
         kv = self.kv
         most_tokens = self._most_tokens() if self._long_prefill_tokens else 0
         order = list(self._running)
@@ -322,6 +333,23 @@ class Scheduler(Batch[R]):
             kv.used_blocks = self._admit(chunks, budget_tokens, most_tokens, kv.used_blocks)
         self._begin_iteration(now_s, chunks)
         return True
+
+    def _make_room(self, now_s: float) -> bool:
+        """Plan as `_walk`, from sums: those admitted last give way until what is left of the batch has its blocks."""
+        kv, running = self.kv, self._running
+        while running:
+            blocks = kv.growing[self.clock % self._block_tokens]
+            partial, tokens = self._partial, 0
+            if partial is not None:
+                unread_tokens = partial.target_tokens - partial.computed_tokens
+                tokens = min(unread_tokens, self._max_batched_tokens - self._decoding)
+                blocks += self._chunk_blocks(partial, tokens)
+            if kv.used_blocks + blocks <= kv.total_blocks:
+                kv.used_blocks += blocks
+                self._begin_iteration(now_s, [] if partial is None else [(partial, tokens)])
+                return True
+            self._preempt(next(reversed(running)), 0, 0)
+        return self._schedule(now_s)
 
     def _next_of(self, request: R, budget_tokens: int, most_tokens: int) -> tuple[int, int]:
         """Return the tokens and new blocks of a running request in the iteration being planned."""

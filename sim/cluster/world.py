@@ -40,6 +40,7 @@ from sim.records.schema import RequestColumns, TimelineBlock
 from sim.scenario.profile import Profile
 from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
+from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
 _STALLED_S = 3600.0
@@ -256,7 +257,7 @@ class _Arrivals:
         self._names = [w.name for w in world.workloads]
         self._priorities = [w.priority for w in world.workloads]
         # Only a replica that keeps prefixes asks for them.
-        self._prefixes = [d.prefixes if world.profile.prefix_caching else None for d in world.demands]
+        self._prefixes = in_chains([d.prefixes if world.profile.prefix_caching else None for d in world.demands])
         self._rows = self._in_order(world.demands)
         self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in world.demands)
