@@ -290,7 +290,7 @@ def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
     log = args.out / "tests.log"
     began_s = time.monotonic()
     files = sorted({mutant.path for mutant in wanted})
-    reached = unharmed(tree, tests_of(area, tree), files, log)
+    reached = unharmed(tree, args.tests or tests_of(area, tree), files, log)
     load_libraries(reached.modules)
     print(f"  {len(reached.took_s)} tests, unharmed {time.monotonic() - began_s:.0f} s", flush=True)
     for mutant in wanted:
@@ -339,6 +339,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-area", type=int, default=25, help="mutants to draw for each area")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no other mutant after so long")
+    parser.add_argument(
+        "--tests", nargs="*", help="ask these test files alone: who lives is to be asked --again, with all"
+    )
     parser.add_argument("--tests-s", type=float, default=60.0, help="how long a mutant's tests may be, unharmed")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="where results are kept")
     parser.add_argument("--named", action="store_true", help="plant those of named_mutants.py instead of a sample")
