@@ -144,11 +144,12 @@ class Mutant(NamedTuple):
     line: int
     change: str
     source: str
+    twin: int = 0
 
     @property
     def key(self) -> str:
-        """What it is known by, as long as its line is as it was."""
-        return _hash(f"{self.operator} {self.change}")
+        """What it is known by, as long as its line is as it was: of lines that are alike, ``twin`` is the number."""
+        return _hash(f"{self.operator} {self.change} {self.twin}")
 
 
 def operator_of(name: str) -> Operator:
@@ -187,7 +188,8 @@ def mutant_of(path: str, source: str, operator: str, occurrence: int) -> Mutant 
         return None  # the star that makes parameters keywords is no multiplication
     before, after = source.splitlines(), mutated.splitlines()
     at = next(i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
-    return Mutant(path, operator, at + 1, f"{before[at].strip()}  ->  {after[at].strip()}", mutated)
+    twin = [line.strip() for line in before[:at]].count(before[at].strip())
+    return Mutant(path, operator, at + 1, f"{before[at].strip()}  ->  {after[at].strip()}", mutated, twin)
 
 
 def _by_place(source: str) -> int:

@@ -56,6 +56,7 @@ class Played:
     def __init__(
         self, workloads: Sequence[WorkloadSpec], demands: Sequence[Demand], *,
         serve: Callable[[Played, LiveAttempt], Any] | None = None, horizon_s: float | None = None,
+        until_s: float = 1000.0,
     ) -> None:
         self.loop = VirtualLoop()
         self.loop.call_at(ORIGIN_S - 1.0, lambda: None)
@@ -67,7 +68,7 @@ class Played:
             workloads, demands, send=self.send, prompts=self.prompts, horizon_s=horizon_s  # type: ignore[arg-type]
         )
         task = self.loop.create_task(self.load.run(ORIGIN_S))
-        self.loop.run(ORIGIN_S + 1000.0)
+        self.loop.run(ORIGIN_S + until_s)
         self.end_s = task.result()
 
     async def send(self, attempt: LiveAttempt, body: bytes, key: str | None) -> None:
@@ -255,7 +256,7 @@ def test_how_what_is_open_stands_at_the_horizon() -> None:
 
 def test_no_alarm_of_a_client_rings_after_the_end() -> None:
     client = Impatient(patience_s=3.0, waits_for="last-token")
-    run = Played([spec("a", client)], [demand(1.0, 1.5)], serve=Played.hang, horizon_s=2.0)
+    run = Played([spec("a", client)], [demand(1.0, 1.5)], serve=Played.hang, horizon_s=2.0, until_s=2.0)
     assert [a.outcome for a in run.load.attempts] == [Outcome.WAITING] * 2
     ringing = [timer._callback for *_, timer in run.loop._timers if not timer.cancelled()]
     assert run.load._lose_patience not in ringing
