@@ -48,6 +48,10 @@ def advise(
     ] = 0.95,
     share: Annotated[float, typer.Option("--share", min=0.01, max=0.99, help="Share of draws that must hold.")] = 0.9,
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of that share.")] = 0.9,
+    rest: Annotated[
+        float,
+        typer.Option("--rest", min=0, max=1, help="Share of requests without an objective to let in, if it can be."),
+    ] = 0.8,
     draws: Annotated[int, typer.Option("--draws", min=2, help="Of the search.")] = 4,
     check_draws: Annotated[int, typer.Option("--check-draws", min=5, help="Fresh ones, at 1.0x and at 1.2x.")] = 30,
     window_s: Annotated[float, typer.Option("--window-s", min=10, help="Of a trace; its busiest.")] = 300.0,
@@ -94,7 +98,7 @@ def advise(
         raise InputError("--check-draws", problem, f"give at least {least}, or a lower --share")
     terms = Terms(
         target=target, share=share, confidence=confidence, search_draws=draws, check_draws=check_draws,
-        low_replicas=low, high_replicas=high,
+        low_replicas=low, high_replicas=high, rest=rest,
     )  # fmt: skip
     chosen = tuple(policies or POLICIES)
     if chosen == ("all",):
