@@ -208,6 +208,9 @@ class ServeConfig(Strict):
     listen: Listen = Field(default=Listen(), description="give {host: 127.0.0.1, port: 8080}")
     pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
     policy: Policy = Field(description="give a policy, e.g. token-pool")
+    shadow: tuple[Policy, ...] = Field(
+        default=(), description="give policies that watch without acting, e.g. [token-pool]"
+    )
     upstreams: tuple[Upstream, ...] = Field(min_length=1, description="give the servers, one for each replica")
     keys: tuple[ApiKey, ...] = Field(default=(), description="give the clients' keys; tokenpools key NAME makes one")
     models: tuple[str, ...] = Field(
@@ -263,6 +266,7 @@ class ServeConfig(Strict):
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
         self._check_tree()
+        self._check_shadows()
         check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
@@ -282,6 +286,16 @@ class ServeConfig(Strict):
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
 
+
+    def _check_shadows(self) -> None:
+        """Refuse shadows of one name, and beside what knows one core alone."""
+        check_unique("shadow", [one.name for one in self.shadow])
+        if self.shadow and self.state is not None:
+            raise MisfitError("shadow", "given beside a shared state, which keeps one core", "leave one of the two out")
+        if self.shadow and self.recording is not None:
+            raise MisfitError("shadow", "given beside a recording, which is of one core", "leave one of the two out")
+        if self.shadow and self.check_invariants is not None:
+            raise MisfitError("shadow", "given beside check_invariants, which look at one core", "leave one out")
 
     def _check_accounts(self) -> None:
         """Refuse keys that are nowhere, and a store that does not fit how the state is shared."""
@@ -376,6 +390,8 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ScenarioError : the policy does not fit the pool.
     """
     core = core_of(config.whole_pool(), config.policy, config.seed)
+    for one in config.shadow:
+        core_of(config.whole_pool(), one, config.seed)
     if config.state is not None and config.state.share == "leases" and (why := why_unfit(core.policy)):
         raise ScenarioError("", "state.share", f"{why}, as leases ask", "give replicated")
     return core
@@ -416,6 +432,7 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     return {
         "pool": config.whole_pool().model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
         "seed": config.seed,
+        **({"shadow": [one.model_dump(mode="json") for one in config.shadow]} if config.shadow else {}),
     }  # fmt: skip
 
 
