@@ -38,6 +38,7 @@ from policies.core import GatewayCore
 from policies.fair_queue import FairQueue
 from policies.parts.orders import Debt, DominantResource, RoundRobin, StrictClass
 from policies.parts.saturation import QueueAndKv
+from policies.predictive_pool.params import PredictivePool
 from policies.prio_reserve import PrioReserve
 from policies.ptu import Ptu
 from policies.rate_limit import RateLimit
@@ -52,6 +53,7 @@ PARAMS: dict[str, Any] = {
     "rate-limit": RateLimit(**_RATES), "window": Window(**_RATES), "reserve": Reserve(**_RATES), "ptu": Ptu(**_RATES),
     "prio-reserve": PrioReserve(requests_per_min=1e9, tokens_per_min=1e9),
     "cap": Cap(max_in_flight_per_replica=None, queue_requests=10**6),
+    "predictive-pool": PredictivePool(prefill_ahead_s=1e6),  # a full pool, though nobody's prompt is taken in here
     "adaptive": Adaptive(initial=200, most=1000),
     "token-pool, paper": TokenPool(mode="paper"),
     "bands, reports": Bands(saturation=QueueAndKv(), queue_requests=10**6),

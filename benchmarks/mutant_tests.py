@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import tempfile
@@ -20,6 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 SLACK_S = 20.0
 """A mutant whose tests take three times as long as the unharmed ones, and this, hangs: it counts as found."""
@@ -70,7 +73,10 @@ class _Chooser:
         self._chosen, self._took_s = chosen, took_s
         self.failed = ""
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        for item in items:  # no second try: who fails has found something
+            item.own_markers[:] = [marker for marker in item.own_markers if marker.name != "flaky"]
         kept = [item for item in items if item.nodeid in self._chosen]
         of_file: dict[str, float] = {}
         for item in kept:
@@ -113,8 +119,6 @@ def in_child(work: Any, limit_s: float | None, output: Path) -> Any:
 
 
 def _answer(read_end: int, limit_s: float | None) -> Any:
-    import select
-
     until_s = None if limit_s is None else time.monotonic() + limit_s
     parts: list[bytes] = []
     while True:
@@ -137,7 +141,6 @@ def unharmed(tree: Path, tests: Sequence[str], files: Sequence[str], log: Path) 
 
     def work() -> Any:
         import coverage
-        import pytest
 
         with tempfile.TemporaryDirectory() as folder:
             measured = coverage.Coverage(
@@ -230,8 +233,6 @@ def try_mutant(reached: Reached, tree: Path, path: str, source: str, line: int, 
     began_s = time.monotonic()
 
     def work() -> Any:
-        import pytest
-
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         chooser = _Chooser(chosen, reached.took_s)

@@ -27,6 +27,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 from mutant_tests import load_libraries, try_mutant, unharmed
+from named_mutants import NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 14
@@ -193,6 +194,25 @@ def _by_place(source: str) -> int:
     return sum(len(node.posonlyargs) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arguments))
 
 
+def named(area: str, root: Path) -> list[Mutant]:
+    """Return an area's faults by name.
+
+    Raises
+    ------
+    SystemExit : the text of one is not there, or not there once.
+    """
+    found = []
+    for one in NAMED:
+        if one.area != area:
+            continue
+        source = (root / one.path).read_text()
+        if source.count(one.before) != 1:
+            raise SystemExit(f"error: {one.path} has {one.before!r} {source.count(one.before)} times; give it once")
+        line = source[: source.index(one.before)].count("\n") + 1
+        found.append(Mutant(one.path, "named", line, one.what, source.replace(one.before, one.after)))
+    return found
+
+
 def sample(area: Area, n: int, seed: int, root: Path) -> list[Mutant]:
     """Draw mutants of an area: a line first and then one of its mutants, so that long lines do not count more.
 
@@ -245,6 +265,11 @@ def tests_of(area: Area, tree: Path) -> list[str]:
     return sorted(str(path.relative_to(tree)) for path in found)
 
 
+def mutants_of(name: str, args: argparse.Namespace, root: Path) -> list[Mutant]:
+    """Return what to plant in an area."""
+    return named(name, root) if args.named else sample(AREAS[name], args.per_area, args.seed, root)
+
+
 def enter(tree: Path) -> None:
     """Make this process one that works in the copy: its modules first, no threads that a fork would lose."""
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -257,7 +282,7 @@ def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
     area, tree = AREAS[name], args.out / "tree"
     kept = args.out / f"{name.replace(' ', '_')}.jsonl"
     known = read(kept)
-    drawn = sample(area, args.per_area, args.seed, tree)
+    drawn = mutants_of(name, args, tree)
     wanted = [m for m in drawn if m.key not in known or (args.again and known[m.key]["outcome"] == "lived")]
     print(f"{name}: {len(drawn)} mutants, {len(wanted)} to look at", flush=True)
     if not wanted:
@@ -297,7 +322,7 @@ def report(args: argparse.Namespace) -> None:
     lived: list[str] = []
     for name in args.area:
         known = read(args.out / f"{name.replace(' ', '_')}.jsonl")
-        rows = [known[m.key] for m in sample(AREAS[name], args.per_area, args.seed, ROOT) if m.key in known]
+        rows = [known[m.key] for m in mutants_of(name, args, ROOT) if m.key in known]
         killed = sum(row["outcome"] == "killed" for row in rows)
         share = f"{100 * killed / len(rows):.0f} %" if rows else "-"
         print(f"| {name} | {len(rows)} | {killed} | {share} |")
@@ -316,6 +341,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no other mutant after so long")
     parser.add_argument("--tests-s", type=float, default=60.0, help="how long a mutant's tests may be, unharmed")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="where results are kept")
+    parser.add_argument("--named", action="store_true", help="plant those of named_mutants.py instead of a sample")
     parser.add_argument("--again", action="store_true", help="look once more at those that lived")
     parser.add_argument("--report", action="store_true", help="only say what was found")
     args = parser.parse_args(argv)

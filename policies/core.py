@@ -289,11 +289,11 @@ class GatewayCore(PoolState):
     ) -> list[Instruction]:
         request_id = request.request_id
         if isinstance(verdict, Admit):
-            evict, priority, replicas = verdict
+            evict, priority, replicas, at_first = verdict
             instructions: list[Instruction] = [self._evict(victim, now_s) for victim in evict]
             if priority is not None:
                 request = request._replace(priority=priority)
-            forward = self._forward(request, ledger, max_output_tokens, now_s, replicas)
+            forward = self._forward(request, ledger, max_output_tokens, now_s, replicas, bound=not at_first)
             if priority is not None and type(forward) is Forward:
                 instructions.append(Demote(request_id, priority))
             instructions.append(forward)
@@ -318,7 +318,7 @@ class GatewayCore(PoolState):
 
     def _forward(
         self, request: RequestView, ledger: EntitlementLedger, max_output_tokens: int, now_s: float,
-        only_at: tuple[int, ...] | None = None,
+        only_at: tuple[int, ...] | None = None, *, bound: bool = True,
     ) -> Instruction:
         books = self._replicas
         if only_at is not None:
@@ -330,7 +330,7 @@ class GatewayCore(PoolState):
         request_id = request.request_id
         reserved_tokens = request.prompt_tokens + max_output_tokens
         flight = InFlight(request, ledger, replica_id, now_s, max_output_tokens, reserved_tokens)
-        if only_at is not None:
+        if bound:
             flight.only_at = only_at
         flight.counted_demand = request.attempt == 1
         self._book(flight, now_s)

@@ -238,6 +238,10 @@ class Hierarchy:
             self._state(place, account, now_s) for place in self._places.values() for account in place.accounts
         ]
 
+    def nodes(self) -> list[str]:
+        """Return the ids of all nodes."""
+        return list(self._places)
+
     def in_flight(self, node_id: str) -> int:
         """Return the sequences in flight below a node."""
         return self._places[node_id].in_flight

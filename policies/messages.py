@@ -302,12 +302,13 @@ class Admit(NamedTuple):
     """Let it in, after evicting ``evict`` (request ids).
 
     ``priority`` demotes it: the engine is told this in place of the request's own. ``replicas`` are the only ones that
-    the router may choose from.
+    the router may choose from; with ``at_first`` that holds for now, and any other may take over from one that fails.
     """
 
     evict: tuple[str, ...] = ()
     priority: int | None = None
     replicas: tuple[int, ...] | None = None
+    at_first: bool = False
 
 
 class Queue(NamedTuple):

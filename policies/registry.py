@@ -20,6 +20,8 @@ from policies.no_control import NoControl, NoControlPolicy
 from policies.parts.estimates import ESTIMATES
 from policies.parts.orders import ORDERS
 from policies.parts.saturation import SATURATIONS
+from policies.predictive_pool.params import PredictivePool
+from policies.predictive_pool.policy import PredictivePoolPolicy
 from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
 from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
 from policies.prio_reserve import PrioReserve, PrioReservePolicy
@@ -163,6 +165,7 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
     "las": Entry(Las, FairQueuePolicy, _CONSERVES),
     "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True)),
+    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy),
     "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
     "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
     "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),

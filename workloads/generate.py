@@ -141,8 +141,9 @@ def generate(spec: WorkloadSpec, stream: Streams, horizon_s: float, data_folder:
         prompt, output, asked = lengths(len(found.arrival_s), recorded=found)
         prefixes = found.prefixes if spec.prompt_tokens is None else None  # a law's prompts are not the trace's
         return Demand(
-            found.arrival_s, prompt, output, asked, prefixes=prefixes, failed=found.failed, raised=found.raised
-        )
+            found.arrival_s, prompt, output, asked, prefixes=prefixes, failed=found.failed, raised=found.raised,
+            unanswered=found.unanswered,
+        )  # fmt: skip
     arrival_s = arrivals.times_s(stream(f"{spec.name}/arrivals"), spec.from_s, until_s, spec.requests)
     return Demand(arrival_s, *lengths(len(arrival_s)))
 

@@ -40,6 +40,7 @@ class Replayed:
     max_output_tokens : what each client asked for, 0 where it named no limit; None where that was not recorded.
     failed : requests of the recording that failed, between these, and are left out.
     raised : counts of 0 tokens among these that were raised to 1.
+    unanswered : requests among these that nobody answered, whose lengths were filled in.
     """
 
     arrival_s: Floats
@@ -49,6 +50,7 @@ class Replayed:
     max_output_tokens: Ints | None = None
     failed: int = 0
     raised: int = 0
+    unanswered: int = 0
 
 
 class Lengths(Protocol):
@@ -104,7 +106,7 @@ class Demand:
     max_output_tokens : shape (n,), what the client asks for; 0 where it names no limit.
     prefixes : what their prompts have in common; None where that is not known.
     plan : what comes after them, once they have ended; None: nothing, as with an open loop.
-    failed, raised : as in `Replayed`.
+    failed, raised, unanswered : as in `Replayed`.
     """
 
     arrival_s: Floats
@@ -115,6 +117,7 @@ class Demand:
     prefixes: Prefixes | None = None
     failed: int = 0
     raised: int = 0
+    unanswered: int = 0
 
     def __len__(self) -> int:
         """Return the number of requests."""

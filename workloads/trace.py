@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +155,19 @@ class Trace:
         default=None, metadata={"ge": 1, "le": MAX_TOKENS, "description": "give where to cut outputs, e.g. 1024 tokens"}
     )
 
+    unanswered_prompt_tokens: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1, "le": MAX_TOKENS, "description": "give the prompt of requests of which a log tells none, e.g. 500",
+        },
+    )
+    unanswered_output_tokens: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1, "le": MAX_TOKENS, "description": "give the answer to requests that nobody answered, e.g. 200",
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.until_trace_s is not None and self.until_trace_s <= self.from_trace_s:
             raise ValueError(
@@ -203,7 +216,14 @@ class Trace:
         """Return the layout of the file at ``path``."""
         if self.columns is not None:
             return self.columns.layout(container_of(path))
-        return layout_of(path, self.format)
+        found = layout_of(path, self.format)
+        prompt, output = self.unanswered_prompt_tokens or 0, self.unanswered_output_tokens or 0
+        if not prompt and not output:
+            return found
+        if found.container != "log":
+            problem = f"unanswered_..._tokens is given, and {found.name} tells the lengths of all requests"
+            raise TraceError(str(path), None, problem, "leave it out")
+        return replace(found, unanswered_prompt_tokens=prompt, unanswered_output_tokens=output)
 
     def read(self, folder: Path | None, duration_s: float = math.inf) -> Cut:
         """Return the part of the file that a workload of this duration needs.
@@ -301,7 +321,11 @@ class Trace:
             names = name_space(f"trace {self.file}")
             prefixes = BlockPrefixes(names, rows.blocks.take(chosen), copy, prompt, self.prompt_factor)
         raised = 0 if rows.raised is None else int(rows.raised[chosen].sum())
-        return Replayed(arrival_s[: len(chosen)], prompt, output, prefixes, asked, failed=failed, raised=raised)
+        unanswered = 0 if rows.filled is None else int(rows.filled[chosen].sum())
+        return Replayed(
+            arrival_s[: len(chosen)], prompt, output, prefixes, asked, failed=failed, raised=raised,
+            unanswered=unanswered,
+        )  # fmt: skip
 
     def _mine(self, rows: Rows, rng: np.random.Generator) -> transforms.Flags:
         """Return which rows belong to the tenant that is asked for."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from sim.analysis.censored import censored_p99_s
 from sim.analysis.own_limit import own_limit_losses
 from sim.analysis.study import Case, Study
 from sim.analysis.warm_up import FEWEST, Series, settled_s
@@ -98,23 +98,6 @@ def _censored(study: Study, case: Case) -> str:
                     f"with those counted at what they had waited by then, it is at least {least_s:.2f} s."
                 )
     return ""
-
-
-def censored_p99_s(requests: pd.DataFrame, horizon_s: float, warmup_s: float) -> tuple[int, float, float] | None:
-    """Return how many of one run's requests had not finished, the TTFT P99 of the finished, and its least true value.
-
-    Over finished and unfinished requests together: a first token that had come counts as it was, and one that had not
-    counts at what its request had waited by the horizon, which it can only exceed. None where nothing finished, or
-    all did.
-    """
-    last = requests[requests["final"] & (requests["first_arrival_s"] >= warmup_s)]
-    done = last["outcome"] == "finished"
-    open_still = last["outcome"].isin(["running", "waiting"])
-    if not done.any() or not open_still.any():
-        return None
-    waited_s = last["first_token_s"].fillna(horizon_s) - last["first_arrival_s"]
-    levels = (float(waited_s[rows].quantile(0.99)) for rows in (done, done | open_still))
-    return int(open_still.sum()), *levels  # type: ignore[return-value]
 
 
 def _own_limit(study: Study) -> Iterator[str]:

@@ -40,6 +40,11 @@ HOLD_S = 20.0
 COUNTS = frozenset(
     {"offered", "refused", "late_rejects", "wasted_tokens", "lost_tokens", "isolation_n", "retry_after_n"}
 )
+SHARES = frozenset(
+    {"slo_attainment", "violation", "completion_share", "retry_after_kept", "work_conservation", "jain",
+     "jain_windowed", "gini", "min_max_ratio", "false_reject_share", "free_reject_share"}
+)  # fmt: skip
+SIGNED = frozenset({"retry_after_error_s"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -129,9 +134,16 @@ def average(rows: Sequence[Row]) -> list[Row]:
             values = values[~np.isnan(values)]
             out[name] = float(values.mean()) if len(values) else math.nan
             if len(members) > 1 and name not in COUNTS:
-                out[f"{name}_ci_low"], out[f"{name}_ci_high"] = interval(values)
+                out[f"{name}_ci_low"], out[f"{name}_ci_high"] = _within_bounds(name, *interval(values))
         found.append(out)
     return found
+
+
+def _within_bounds(name: str, low: float, high: float) -> tuple[float, float]:
+    """Return an interval without what its measure can never be; NaN stays NaN."""
+    if math.isnan(low) or name in SIGNED:
+        return low, high
+    return max(0.0, low), min(1.0, high) if name in SHARES else high
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +297,9 @@ def _pool(run: Run, found: Attempts, from_s: float, span_s: float) -> Row:
         busy = (series["waiting"] > 0) | (running >= slots)
         row["work_conservation"] = float(busy[backlog].mean()) if backlog.any() else math.nan
     gpu_s = run.stats.get("gpu_s")
-    if gpu_s is None and series.get("ready_replicas") is not None and len(series["ready_replicas"]):
+    if gpu_s is not None:
+        gpu_s = float(gpu_s) - _held_before(run.timeline, from_s)
+    elif series.get("ready_replicas") is not None and len(series["ready_replicas"]):
         gpus = int(run.scenario["pool"].get("gpus_per_replica") or 1)
         gpu_s = float(series["ready_replicas"].mean()) * gpus * span_s
     last = found.final & (found.outcome == Outcome.FINISHED) & (found.slo_met | ~found.has_slo)
@@ -295,12 +309,20 @@ def _pool(run: Run, found: Attempts, from_s: float, span_s: float) -> Row:
     return row
 
 
+def _held_before(timeline: pa.Table, from_s: float) -> float:
+    """Return the GPU-seconds that scaled replicas held in the warm-up, read off the timeline's running total."""
+    series = _pool_series(timeline, 0.0, "gpu_s") if from_s > 0 else {}
+    if "gpu_s" not in series or not len(series["gpu_s"]):
+        return 0.0
+    return float(np.interp(from_s, series["t_s"], series["gpu_s"]))
+
+
 def _left_gateway_s(found: Attempts, end_s: float) -> Floats:
     left = np.where(np.isnan(found.forwarded_s), found.finish_s, found.forwarded_s)
     return np.where(np.isnan(left), end_s + 1, left)
 
 
-def _pool_series(timeline: pa.Table, from_s: float) -> dict[str, Floats]:
+def _pool_series(timeline: pa.Table, from_s: float, timed_by: str = "running") -> dict[str, Floats]:
     if not timeline.num_rows:
         return {}
     chosen = pc.equal(timeline.column("scope"), "pool")
@@ -308,8 +330,8 @@ def _pool_series(timeline: pa.Table, from_s: float) -> dict[str, Floats]:
     codes, names = codes_of(rows, "metric")
     values, t_s = floats(rows, "value"), floats(rows, "t_s")
     found = {name: values[codes == i] for i, name in enumerate(names) if name}
-    if "running" in names:
-        found["t_s"] = t_s[codes == names.index("running")]
+    if timed_by in names:
+        found["t_s"] = t_s[codes == names.index(timed_by)]
     return found
 
 

@@ -128,7 +128,8 @@ def service_of(
     stop_s = np.where(np.isnan(found.finish_s), end_s, found.finish_s)
     reached = ~np.isnan(found.first_token_s)
     wanted = expected_output_tokens(found)
-    until_s = np.where(reached, found.first_token_s, stop_s)
+    # Who had neither a first token nor an end still waits when the run stops.
+    until_s = np.where(reached, found.first_token_s, np.where(np.isnan(found.finish_s), np.inf, found.finish_s))
     for i in range(n):
         mine = found.of(i)
         rows = mine & reached

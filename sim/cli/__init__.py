@@ -5,14 +5,18 @@ terminal. Command modules import none of each other: what they share is in `sim.
 `completion`. The order of the imports is the order of the help page.
 """
 
-from sim.cli import run, scenarios, experiments, judging, calibration, traces, replay, live, mock_server  # noqa: I001
+from sim.cli import run, scenarios, experiments, advise, judging, calibration  # noqa: I001
+from sim.cli import traces, replay, live, keys, mock_server, adapters
 from sim.cli.app import app, main, tree
 
 __all__ = [
+    "adapters",
+    "advise",
     "app",
     "calibration",
     "experiments",
     "judging",
+    "keys",
     "live",
     "main",
     "mock_server",

@@ -6,11 +6,17 @@ import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli.app import FAILED, LIVE, command
+from sim.errors import RunError
+
+if TYPE_CHECKING:
+    from policies.core import GatewayCore
+    from sim.live.gateway.config_file import ServeConfig
+    from sim.live.gateway.reload import Loaded
 
 _Config = Annotated[str, typer.Argument(metavar="CONFIG", help="The gateway's configuration, a YAML file.")]
 
@@ -34,56 +40,52 @@ def serve(
 
     SIGTERM lets what is in flight finish. SIGHUP reads CONFIG again: entitlements, keys and policy change at once.
     """
+    from sim.live.accounts.merge import merged
+    from sim.live.accounts.store import StoreError, is_missing, open_store
     from sim.live.gateway.config_file import core_of_head, load_config, make_core, make_settings, recorded_head
     from sim.live.gateway.reload import Loaded
     from sim.live.gateway.run import serve as run_server
     from sim.live.gateway.settings import CheckInvariants
     from sim.live.gateway.tls import check as check_tls
 
-    def load() -> Loaded:
-        again = load_config(config, state_url=state)
-        make_core(again)  # a policy that does not fit the pool is refused here
-        return Loaded(make_settings(again, config), recorded_head(again))
-
     loaded = load_config(config, state_url=state)
-    settings, core = make_settings(loaded, config), make_core(loaded)
+    accounts = make_settings(loaded, config).accounts
+    store = None
+    if accounts is not None and not (check and is_missing(accounts.store)):
+        store = open_store(accounts.store, accounts.password)
+
+    def load() -> Loaded:
+        return read(load_config(config, state_url=state))[0]
+
+    def read(found: ServeConfig) -> tuple[Loaded, GatewayCore]:
+        if store is not None:
+            return merged(found, store, config)
+        core = make_core(found)  # a policy that does not fit the pool is refused here
+        return Loaded(make_settings(found, config), recorded_head(found)), core
+
+    try:
+        (settings, head), core = read(loaded)
+    except StoreError as error:
+        raise RunError(f"the store of accounts is out of reach: {error}") from None
     check_tls(settings.tls, config)
     if check_invariants and settings.check_invariants is None:
         settings = replace(settings, check_invariants=CheckInvariants())
     if check:
+        if store is not None:
+            store.close()
         typer.echo(f"{config}: good; {len(settings.upstreams)} upstreams, {len(settings.keys)} keys")
         return
+    if store is not None:
+        store.claim()
     gc.enable()
     run_server(
         settings,
         core,
-        recorded_head(loaded),
+        head,
+        store=store,
         load=load,
         core_of=lambda head, leaving: core_of_head(head, config, leaving, may_import=False),
     )
-
-
-@command(panel=LIVE)
-def key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")],
-    entitlement: Annotated[
-        str | None, typer.Option("--entitlement", help="The entitlement that it opens; without it NAME.")
-    ] = None,
-) -> None:
-    """Make an API key: the key itself, shown this once, and the line of CONFIG that lets it in."""
-    import json
-
-    from sim.errors import InputError
-    from sim.live.gateway.authentication import hashed, new_key
-
-    if not name.strip():
-        raise InputError("NAME", "is empty", "give the client's name, e.g. chat-production")
-
-    secret = new_key()
-    typer.echo(secret)
-    line = {"name": name, "entitlement": entitlement or name, "sha256": hashed(secret).hex()}
-    typer.echo(f"  - {json.dumps(line)}")
-    typer.echo("the first line is for the client, and nobody keeps it; the second goes under keys: in CONFIG", err=True)
 
 
 @command(panel=LIVE)

@@ -32,6 +32,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.experiments.run import ScenarioResult
+    from sim.records.result_folder import Result
 
 TOURNAMENT = "tournament"
 FigureWidth = Literal["screen", "column", "page"]
@@ -71,7 +72,9 @@ def run(
     loaded = with_policies(load(scenario, overrides, seed, replications), policies or ())
     folder = out if out is not None else default_folder(scenario, loaded)
     if out is None and not overwrite and (folder / "manifest.json").exists():
-        tables.show_summary(read_result(folder).summary, wide=wide)
+        kept = read_result(folder)
+        tables.show_summary(kept.summary, wide=wide)
+        _warn_of_unfinished(kept)
         typer.echo(f"{folder} holds this very run already; --overwrite runs it again", err=True)
         return
     with replacing(folder, overwrite) as place, shown(loaded, progress) as on_progress:
@@ -84,13 +87,28 @@ def run(
     for name, found in result.manifest["cells"][0].get("recorded", {}).items():
         typer.echo(
             f"workload {name}: {found['failed']:,} requests that failed in its trace are left out, "
-            f"{found['raised']:,} counts of 0 tokens count as 1", err=True,
+            f"{found['raised']:,} counts of 0 tokens count as 1" + unanswered(found.get("unanswered", 0)), err=True,
         )  # fmt: skip
     for caveat in result.manifest.get("caveats", ()):
         typer.echo(f"warning: {caveat}", err=True)
+    _warn_of_unfinished(result)
     for warning in _own_limit(result):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {folder}; draw it with: tokenpools plot {folder}", err=True)
+
+
+def _warn_of_unfinished(result: ScenarioResult | Result) -> None:
+    """Say of which policies the P99 leaves out requests that still waited, and how much it is at least."""
+    if any(float(row["unfinished"]) > 0 for row in result.summary):
+        from sim.analysis.censored import censored_cases
+
+        for one in censored_cases(result.requests, result.manifest, result.summary):
+            typer.echo(f"warning: {one}", err=True)
+
+
+def unanswered(count: int) -> str:
+    """Return what is said of requests whose lengths were filled in."""
+    return f", {count:,} that nobody answered have lengths of others of their tenant" if count else ""
 
 
 def _own_limit(result: ScenarioResult) -> list[str]:

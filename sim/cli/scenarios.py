@@ -22,11 +22,14 @@ def validate(
     scenario: ScenarioRef, overrides: Overrides = None, seed: Seed = None, replications: Replications = None
 ) -> None:
     """Check SCENARIO and say what it would run, and who is foreseen to be refused at a limit of its own."""
+    from sim.experiments.demands import unread_traces
     from sim.experiments.own_limit import foreseen_losses
     from sim.scenario.load import expand, scenario_hash
 
     loaded = load(scenario, overrides, seed, replications)
     cells = expand(loaded)
+    for words in unread_traces(cells):
+        typer.echo(f"warning: {words}", err=True)
     typer.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
     with contextlib.suppress(InputError):  # a trace that is not here: nothing is known of its demand
         for loss in foreseen_losses(loaded):

@@ -178,6 +178,8 @@ def convert(
         typer.echo(f"left out: {done.dropped:,} requests that failed", err=True)
     if done.clipped:
         typer.echo(f"raised: {done.clipped:,} counts of 0 tokens count as 1", err=True)
+    if done.unanswered:
+        typer.echo(f"unanswered: {done.unanswered:,} requests have lengths of others of their tenant", err=True)
     typer.echo(f"wrote {done.rows:,} requests to {' and '.join(map(str, done.files))}", err=True)
 
 

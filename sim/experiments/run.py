@@ -232,11 +232,12 @@ def _pool_event(event: Event) -> PoolEvent:
 
 
 def _recorded(world: World) -> dict[str, dict[str, int]]:
-    """Return, of workloads whose recording has such, requests that failed there and counts of 0 that count as 1."""
+    """Return what workloads left out of their recordings, raised or filled in, of those that did."""
     return {
         workload.name: {"failed": demand.failed, "raised": demand.raised}
+        | ({"unanswered": demand.unanswered} if demand.unanswered else {})
         for workload, demand in zip(world.workloads, world.demands, strict=True)
-        if demand.failed or demand.raised
+        if demand.failed or demand.raised or demand.unanswered
     }
 
 

@@ -152,6 +152,10 @@ class Pool(Strict):
         default=PoolCalendar(), description="give when days begin, e.g. {starts: 2026-01-01T00:00:00Z}"
     )
 
+    count_use: bool = Field(
+        default=False, description="give true to count what keys use although nothing above the policy limits them"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Pool:
         check_unique("entitlements", [one.name for one in self.entitlements])
@@ -206,7 +210,8 @@ class Pool(Strict):
 
     def hierarchy(self) -> HierarchySpec | None:
         """Return the tree above the entitlements; None where there is none."""
-        return hierarchy_spec(self.groups, self.keys, self.entitlements, self.prices, self.calendar)
+        found = hierarchy_spec(self.groups, self.keys, self.entitlements, self.prices, self.calendar)
+        return HierarchySpec(calendar=self.calendar.calendar()) if found is None and self.count_use else found
 
     def life(self) -> Life:
         """Return how long the coming and going of replicas takes."""

@@ -28,7 +28,8 @@ class Converted:
 
     Attributes
     ----------
-    dropped, clipped : requests that failed and were left out, and counts of 0 that were raised to 1.
+    dropped, clipped, unanswered : requests that failed and were left out, counts of 0 that were raised to 1, and
+        requests whose lengths were filled in.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Converted:
     files: tuple[Path, ...]
     dropped: int = 0
     clipped: int = 0
+    unanswered: int = 0
 
 
 def convert(
@@ -66,14 +68,15 @@ def convert(
     parts = rows_of(sources, spread=spread, seed=seed)
     parts = cut(parts, from_s, until_s)
     gone: dict[str, None] = {}
-    dropped = clipped = 0
+    dropped = clipped = unanswered = 0
 
     def noted() -> Iterator[Rows]:
-        nonlocal dropped, clipped
+        nonlocal dropped, clipped, unanswered
         for rows in parts:
             gone.update(dict.fromkeys(lost(rows, layout)))
             dropped += rows.dropped
             clipped += rows.clipped
+            unanswered += rows.unanswered
             yield rows
 
     try:
@@ -93,7 +96,7 @@ def convert(
         header = out.with_suffix(".yaml")
         header.write_text(_TRACE_V2_HEADER, encoding="utf-8")
         files.append(header)
-    return Converted(count, tuple(gone), tuple(files), dropped, clipped)
+    return Converted(count, tuple(gone), tuple(files), dropped, clipped, unanswered)
 
 
 def rows_of(sources: Sequence[Source], *, spread: bool, seed: int = 0) -> Iterator[Rows]:

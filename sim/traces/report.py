@@ -38,6 +38,7 @@ def as_mapping(found: TraceStatistics, source: str, format_: str, note: str = ""
         },
         "clipped": found.clipped,
         "dropped": found.dropped,
+        "unanswered": found.unanswered,
     }
 
 
@@ -75,6 +76,9 @@ def as_table(found: TraceStatistics, source: str, format_: str, note: str = "") 
         rows.append(("raised", f"{found.clipped:,} counts of 0 tokens count as 1"))
     if found.dropped:
         rows.append(("left out", f"{found.dropped:,} requests that failed"))
+    if found.unanswered:
+        share = found.unanswered / found.count
+        rows.append(("unanswered", f"{found.unanswered:,} ({share:.1%}): lengths as of others of their tenant, drawn"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

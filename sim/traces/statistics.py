@@ -176,6 +176,7 @@ class TraceStatistics:
     dated: bool = False
     clipped: int = 0
     dropped: int = 0
+    unanswered: int = 0
     gaps_s: Moments = field(default_factory=Moments)
     gap_counts: Ints = field(default_factory=lambda: np.zeros(181, dtype=np.int64))
     windows: dict[float, WindowCounts] = field(default_factory=dict)
@@ -212,6 +213,7 @@ class TraceStatistics:
         self.count += len(rows)
         self.clipped += rows.clipped
         self.dropped += rows.dropped
+        self.unanswered += rows.unanswered
         self.prompt.add(rows.prompt_tokens)
         self.output.add(rows.output_tokens)
         x, y = np.log(rows.prompt_tokens), np.log(rows.output_tokens)

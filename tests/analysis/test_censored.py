@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from sim.analysis.cautions import cautions, censored_p99_s
+from sim.analysis.cautions import cautions
+from sim.analysis.censored import censored_cases, censored_p99_s
 from sim.analysis.study import Study
+from sim.cli import app
 from sim.experiments.run import run_scenario
 from sim.scenario.load import load_scenario
 
@@ -38,3 +42,38 @@ def test_a_result_under_overload_says_so(tmp_path) -> None:
     assert "it is at least" in waiting
     (unequal,) = [text for text in said if "Compare SLO attainment" in text]
     assert "% against " in unequal
+
+
+def test_the_terminal_says_so_too_of_each_policy_that_it_is_true_of(tmp_path) -> None:
+    """The numbers once more from the records, request by request."""
+    policies = "policies=[none, {kind: rate-limit, requests_per_min: 6}]"
+    overrides = ["horizon_s=58", "warmup_s=10", "replications=2", policies]
+    out = tmp_path / "out"
+    result = run_scenario(load_scenario("paper-exp1", overrides=overrides), out)
+    found = censored_cases(result.requests, result.manifest, result.summary)
+    assert [one.case for one in found] == ["none"]
+    frame = result.requests.to_pandas()
+    frame = frame[(frame["policy"] == "none") & (frame["first_arrival_s"] >= 10) & frame["final"]]
+    assert found[0].offered == len(frame)
+    assert found[0].unfinished == (frame["outcome"].isin(["waiting", "running"])).sum() > 0
+    shown_s, least_s = [], []
+    for number in (0, 1):
+        waits_s, all_s = [], []
+        for one in frame[frame["replication"] == number].to_dict("records"):
+            if one["outcome"] == "finished":
+                waits_s.append(one["first_token_s"] - one["first_arrival_s"])
+            elif math.isnan(one["first_token_s"]):
+                all_s.append(58 - one["first_arrival_s"])
+            else:
+                all_s.append(one["first_token_s"] - one["first_arrival_s"])
+        shown_s.append(np.quantile(waits_s, 0.99))
+        least_s.append(np.quantile([*waits_s, *all_s], 0.99))
+    assert found[0].shown_s == pytest.approx(np.mean(shown_s))
+    assert found[0].least_s == pytest.approx(np.mean(least_s))
+    (row,) = [row for row in result.summary if (row["policy"], row["tenant"]) == ("none", "all")]
+    assert row["ttft_p99_s"] == pytest.approx(found[0].shown_s)
+    options = [word for one in overrides for word in ("--set", one)]
+    ran = CliRunner().invoke(app, ["run", "paper-exp1", "--out", str(tmp_path / "again"), *options])
+    assert ran.exit_code == 0
+    assert ran.stderr.count("had not finished at the horizon") == 1
+    assert f"warning: {found[0]}" in ran.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from typing import Any
@@ -163,6 +164,36 @@ def test_work_conservation_and_cost_by_hand() -> None:
     scaled = measure(run_of(rows, spec("a"), stats={"gpu_s": 10.0, "violation_by_tenant": {"a": 0.5}}))
     assert scaled[-1]["gpu_s"] == 10
     assert scaled[0]["violation"] == 0.5
+
+
+def test_what_scaled_replicas_held_in_the_warm_up_is_not_in_their_gpu_seconds() -> None:
+    held = {"t_s": [0, 10, 20, 30, 40], "gpu_s": [0, 20, 40, 50, 60], "running": [1] * 5, "capacity_slots": [4] * 5,
+            "waiting": [0] * 5, "refused_per_s": [0] * 5}  # fmt: skip
+    run = run_of([served(0, 20, 21, 25, 10, 10)], spec("a"), pool=held, stats={"gpu_s": 60.0})
+    assert measure(run)[-1]["gpu_s"] == 60
+    warm = dataclasses.replace(run, warmup_s=15.0)
+    assert measure(warm)[-1]["gpu_s"] == 60 - 30  # 20 at 10 s and 40 at 20 s: 30 at 15 s
+    assert measure(warm)[-1]["gpu_s_per_good_1000_tokens"] == 3000
+
+
+def test_who_never_got_a_token_waits_at_the_last_edge_too() -> None:
+    # From 0 to the end at 40 s two of a and one of b wait; a is served 100 prompt tokens, of another request, at 35 s.
+    stuck = [{"entitlement": i, "arrival_s": -1.0, "outcome": Outcome.WAITING} for i in (0, 1)]
+    found = attempts_of(run_of([*stuck, served(0, 34, 35, 39, 100, 1)], spec("a"), spec("b")).requests, from_s=-2.0)
+    assert backlogged_gap(service_of(found, from_s=0.0, end_s=40.0, window_s=10.0)) == pytest.approx(100 + 2)
+
+
+def test_an_interval_ends_where_its_measure_does() -> None:
+    rows: list[Any] = [
+        {"policy": "p", "replication": i, "tenant": "a", "jain": jain, "good_tokens_per_s": good,
+         "retry_after_error_s": error_s}
+        for i, (jain, good, error_s) in enumerate(((0.9, 0.0, -1.0), (1.0, 3.0, 1.0)))
+    ]  # fmt: skip
+    (one,) = average(rows)
+    assert (one["jain_ci_high"], one["good_tokens_per_s_ci_low"]) == (1.0, 0.0)
+    assert float(one["jain_ci_low"]) == pytest.approx(max(0.0, 0.95 - 12.706 * 0.05), abs=1e-3)
+    assert float(one["retry_after_error_s_ci_low"]) == pytest.approx(-12.706, abs=1e-3)  # t(1) by the deviation 1
+    assert float(one["good_tokens_per_s_ci_high"]) == pytest.approx(1.5 + 12.706 * 1.5, abs=1e-2)
 
 
 def test_backlogged_gap_counts_only_while_both_wait() -> None:

@@ -190,3 +190,28 @@ def test_few_replications_differ_without_an_interval() -> None:
     assert math.isnan(unpaired_difference([], [1.0, 2.0]).absolute.estimate)
     assert unpaired_difference([1.0, 2.0, 3.0], [1.0, 4.0]).absolute.n == 2
     assert not math.isnan(unpaired_difference([1.0, 2.0], [1.0, 4.0]).absolute.low)
+
+
+def test_what_is_left_out_is_twenty_batches_a_level_of_95_percent_and_seed_0() -> None:
+    series = np.arange(4000, dtype=np.float64) % 97
+    for found, said in (
+        (batch_means(series), batch_means(series, batches=20, level=0.95)),
+        (batch_quantile(series, 0.5), batch_quantile(series, 0.5, batches=20, level=0.95)),
+    ):
+        assert found == said
+        assert found.n == 20
+    groups = [list(np.arange(40.0) ** 1.5 + 7 * k) for k in range(6)]
+    assert section_quantile(groups, 0.9) == section_quantile(groups, 0.9, level=0.95)
+    quantile = bootstrap_quantile(groups, 0.9)
+    assert quantile == bootstrap_quantile(groups, 0.9, level=0.95, resamples=999, seed=0)
+    assert len({bootstrap_quantile(groups, 0.9, resamples=49, seed=seed) for seed in range(8)}) > 1
+    assert replications_needed([1.0, 2.0, 4.0], 0.7) == replications_needed([1.0, 2.0, 4.0], 0.7, 0.95)
+
+
+def test_replications_needed_pass_what_is_needed_by_a_twentieth_at_most() -> None:
+    """The least n with t(n - 1) s / sqrt(n) <= h, by scipy, one n after the other."""
+    values = [0.0, 10.0, 3.0]
+    deviation = float(np.std(values, ddof=1))
+    for half_width in (1.0, 2.0, 5.0):
+        least = next(n for n in range(3, 10_000) if stats.t.ppf(0.975, n - 1) * deviation / n**0.5 <= half_width)
+        assert least <= replications_needed(values, half_width) <= max(least + 1, 1.05 * least)

@@ -11,7 +11,16 @@ from analysis.toy import NAN, columns, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.analysis.summary import LATENCY_COLUMNS, format_table, interval, summarise, within_bounds
+from sim.analysis.summary import (
+    LATENCY_COLUMNS,
+    average_cells,
+    format_table,
+    interval,
+    summarise,
+    summary_table,
+    with_violations,
+    within_bounds,
+)
 from sim.records import metrics
 from sim.records.schema import REASONS, Outcome, join_tables, requests_table
 
@@ -132,6 +141,49 @@ def test_a_tenant_without_requests_after_the_warm_up_still_has_a_row():
     assert one(rows, "b")["offered"] == 0
     assert math.isnan(one(rows, "b")["ttft_p99_s"])
     assert one(rows)["offered"] == 1
+
+
+def test_a_tenant_that_is_asked_for_has_a_row_without_any_request():
+    made = table([spec("a"), spec("b"), spec("c")], [done(0.0, 1, 2, 2)])
+    assert [row["tenant"] for row in summarise(made, horizon_s=10.0, warmup_s=0.0)] == ["a", "all"]
+    rows = summarise(made, horizon_s=10.0, warmup_s=0.0, tenants=("c",))
+    assert [(row["tenant"], row["offered"]) for row in rows] == [("a", 1), ("c", 0), ("all", 1)]
+
+
+def test_cells_average_to_what_all_records_together_give():
+    """Two ways to the same table; a reason for refusal that one replication never met counts 0 there."""
+    first = [done(0.0, 1.0, 9.0, 9), {"arrival_s": 1.0, "outcome": R, "reason": reason("tokens")}]
+    second = [done(0.0, 3.0, 9.0, 9), {"arrival_s": 1.0, "outcome": R, "reason": reason("concurrency")}]
+    parts = [table([spec("a")], rows, replication=i) for i, rows in enumerate((first, second))]
+    cells = [row for part in parts for row in summarise(part, horizon_s=10.0, warmup_s=0.0)]
+    (averaged,) = [row for row in average_cells(cells) if row["tenant"] == "a"]
+    whole = one(summarise(join_tables(parts), horizon_s=10.0, warmup_s=0.0), "a")
+    assert list(averaged) == list(whole)
+    assert {k: v for k, v in averaged.items() if v == v} == {k: v for k, v in whole.items() if v == v}
+    assert (averaged["refused_tokens"], averaged["refused_concurrency"], averaged["refused_low_priority"]) == (
+        0.5, 0.5, 0.0,
+    )  # fmt: skip
+    assert average_cells([]) == []
+
+
+def test_violations_are_put_beside_their_tenants():
+    rows = [{"tenant": "a", "offered": 1}, {"tenant": "all", "offered": 1}]
+    found = with_violations(rows, {"violation_by_tenant": {"a": 0.25}})
+    assert found[0] == {"tenant": "a", "offered": 1, "violation": 0.25}
+    assert math.isnan(found[1]["violation"])
+    assert math.isnan(with_violations(rows, {})[0]["violation"])
+
+
+def test_the_table_has_a_column_for_what_was_promised_only_where_something_was(hand):
+    promised = [{**row, "violation": 0.125} for row in hand]
+    heads = summary_table(promised).heads
+    assert heads == (
+        "policy", "tenant", "offered", "admitted", "finished", "refused", "SLO met %", "violated %", "TTFT p50 s",
+        "TTFT p99 s", "TPOT mean ms", "TPOT p99 ms", "E2E p99 s", "output tok/s",
+    )  # fmt: skip
+    assert summary_table(promised).rows[0][7] == "12.5"
+    assert "violated %" not in summary_table(hand).heads
+    assert summary_table([]) is None
 
 
 def test_replications_are_averaged_with_student_intervals():

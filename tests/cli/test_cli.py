@@ -150,6 +150,41 @@ def test_a_trace_with_a_bad_row_names_it(tokenpools: Run) -> None:
     assert not Path("o").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "more", "problem"),
+    [
+        ("2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:50.99,x,109\n", "", "t.csv: row 3"),
+        ("2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:45.99,3,109\n", "", "t.csv: row 3"),
+        ("2023-11-16 18:15:46.68,374,44\n", ", from_trace_s: 50", "no row from 50 s"),
+        ("2023-11-16 18:15:46.68,374,44\n", ", tenant: a", "it has no tenant column"),
+        ("", "", "there is no row"),
+        (None, "", "no such file"),
+    ],
+)
+def test_validate_refuses_what_a_run_would_refuse_in_a_trace(
+    tokenpools: Run, text: str | None, more: str, problem: str
+) -> None:
+    if text is not None:
+        Path("t.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{text}")
+    setting = f"workload.chat.arrivals={{kind: trace, file: t.csv{more}}}"
+    for command in (("validate", "s.yaml"), ("run", "s.yaml", "--out", "o")):
+        code, out, err = tokenpools(*command, "--set", setting)
+        assert (code, out, err.count("\n")) == (2, "", 1), command
+        assert problem in err
+
+
+def test_validate_warns_of_a_published_trace_that_is_not_fetched(
+    tokenpools: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOKENPOOLS_CACHE", str(tmp_path / "none"))
+    monkeypatch.delenv("TOKENPOOLS_DATA", raising=False)
+    code, out, err = tokenpools(
+        "validate", "s.yaml", "--set", "workload.chat.arrivals={kind: trace, file: azure-llm-2023/code}"
+    )
+    assert (code, "good" in out) == (0, True)
+    assert "warning: workload chat: azure-llm-2023/code: not fetched yet" in err
+
+
 def test_plot_of_something_else_is_refused(tokenpools: Run) -> None:
     code, _, err = tokenpools("plot", "nowhere")
     assert code == 2

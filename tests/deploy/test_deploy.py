@@ -101,6 +101,13 @@ def test_the_schemas_have_the_fields_that_the_gateway_reads(kind: str, model: An
     assert theirs["spec"] == fields(ours, ours["$defs"])["spec"]
 
 
+@pytest.fixture
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "p" * 43)
+    monkeypatch.setenv("TOKENPOOLS_STATE_KEY", "k" * 43)
+
+
+@pytest.mark.usefixtures("_secrets")
 def test_the_gateway_of_the_cluster_serves_the_pool_that_is_applied(tmp_path: Path) -> None:
     written = find("gateway.yaml", "ConfigMap")["data"]["gateway.yaml"]
     (tmp_path / "objects.yaml").write_text(yaml.safe_dump(
@@ -126,7 +133,12 @@ def test_the_gateway_of_the_cluster_serves_the_pool_that_is_applied(tmp_path: Pa
         for mount in container["volumeMounts"]:
             assert mount["name"] in {volume["name"] for volume in deployment["volumes"]}
     redis = find("redis.yaml", "Service", "tokenpools-redis")
-    assert settings.state.url == f"redis://{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}/0"
+    place, _, certificate = settings.state.url.partition("?ssl_ca_certs=")
+    assert place == f"rediss://tokenpools@{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}/0"
+    assert gateway["envFrom"] == [{"secretRef": {"name": "tokenpools-state"}}]
+    (volume,) = (one for one in deployment["volumes"] if one["name"] == "redis")
+    (mount,) = (one for one in gateway["volumeMounts"] if one["name"] == "redis")
+    assert [f"{mount['mountPath']}/{item['path']}" for item in volume["secret"]["items"]] == [certificate]
 
 
 def test_it_may_do_what_it_does_and_no_more() -> None:
@@ -159,9 +171,13 @@ def test_compose_serves_its_configuration() -> None:
     services = documents(DEPLOY / "compose" / "compose.yaml")[0]["services"]
     command = services["gateway"]["command"]
     assert command[:2] == ["serve", services["gateway"]["volumes"][0].split(":")[1]]
-    assert command[2:] == ["--state", config.state.url if config.state else ""]
+    assert command[2:] == []
     assert config.state is not None
-    assert config.state.url.split("/")[2].split(":")[0] in services
+    place, _, certificate = config.state.url.partition("?ssl_ca_certs=")
+    assert place.split("@")[1].split(":")[0] in services
+    assert certificate in {volume.split(":")[1] for volume in services["gateway"]["volumes"]}
+    assert services["gateway"]["env_file"] == "./secrets/secrets.env"
+    assert (config.state.password_env, config.state.key_env) == ("REDIS_PASSWORD", "TOKENPOOLS_STATE_KEY")
     build = services["gateway"]["build"]
     assert ((DEPLOY / "compose" / build["context"]).resolve() / build["dockerfile"]).exists()
     shown = CliRunner().invoke(main, ["serve", "--help"])

@@ -23,6 +23,7 @@ NOT_RUN = {
     "run tournament --policy": "takes no --set to make it shorter",
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
     "reproduce": "tests/studies/test_paper_reproduction.py",
+    "ext-proc": "does not end by itself; tests/adapters",
     "serve": "does not end by itself; tests/live",
     "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
@@ -60,6 +61,8 @@ def parse(arguments: list[str]) -> None:
     while isinstance(command, TyperGroup) and words:
         if words[0].startswith("-") and "endpoint" in command.commands:  # tokenpools calibrate --base-url URL
             words.insert(0, "endpoint")
+        if words[0] not in command.commands and "make" in command.commands:  # tokenpools key NAME
+            words.insert(0, "make")
         name = words.pop(0)
         if name in {word for option in command.params for word in option.opts}:
             return  # an option of the group itself: --version, --install-completion

@@ -18,6 +18,7 @@ from policies.no_control import NoControl
 from policies.parts.estimates import Flat, Quantile, TenantMean
 from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
 from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
+from policies.predictive_pool.params import PredictivePool
 from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
 from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
 from policies.prio_reserve import PrioReserve
@@ -84,6 +85,15 @@ EXAMPLES: dict[str, Any] = {
     "dedicated, named": Dedicated(replicas={"spot": 1}),
     "rate-limit": RateLimit(requests_per_min=30, tokens_per_min=2000, per_entitlement={"spot": Limits()}),
     "rate-limit, sliding": RateLimit(requests_per_min=30, tokens_per_min=2000, window="sliding"),
+    "predictive-pool": PredictivePool(),
+    "predictive-pool, no parts": PredictivePool(
+        hold=False, reserve="max-tokens", overbook=0.0, take_back=False, cached_weight=1.0, trickle=0.0,
+        share_by="entitlement", capacity="declared",
+    ),
+    "predictive-pool, small queue": PredictivePool(
+        queue_requests=4, queue_tokens=200, timeout_s=5.0, parents={"spot": "low"}, tick_s=0.5,
+        prefill_ahead_s=0.01, quantile=0.9, answers=10, trickle=0.2,
+    ),
     "token-pool": TokenPool(mode="paper", max_request_tokens=300),
     "token-pool, frozen": TokenPool(mode="paper", weight_at="admission", metering="completions", tick_s=1.0),
     "token-pool, robust": TokenPool(mode="robust", max_request_tokens=300),

@@ -87,7 +87,8 @@ KEEPS = {
 
 
 def test_every_format_is_in_the_round_trips():
-    assert set(KEEPS) == set(LAYOUTS)
+    only_read = {name for name, layout in LAYOUTS.items() if layout.container == "log"}  # test_logs.py
+    assert set(KEEPS) == set(LAYOUTS) - only_read
 
 
 @pytest.mark.parametrize("name", KEEPS)

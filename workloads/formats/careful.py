@@ -16,7 +16,7 @@ from workloads.formats.ids import Ids
 from workloads.formats.layouts import LABELS, Layout
 from workloads.formats.lines import Block
 from workloads.formats.rows import Blocks, Labels, TraceError
-from workloads.formats.times import NS_PER, has_zone, parse_time_ns, shown, to_ns
+from workloads.formats.times import NS_PER, has_zone, is_time, parse_time_ns, shown, to_ns
 
 MAX_COUNT = 2**31 - 1
 LATEST_S = 9.2e9
@@ -56,7 +56,8 @@ class _Row:
     def time_ns(self, before: Before) -> int:
         column = self.layout.time
         value = self.get(column)
-        if self.layout.unit == "datetime":
+        iso = self.layout.unit == "s" and isinstance(value, str) and is_time(value)  # a date is no number of seconds
+        if self.layout.unit == "datetime" or iso:
             text = value if isinstance(value, str) else "" if value is None else str(value)
             try:
                 time_ns = parse_time_ns(text, zoned=before.zoned)

@@ -22,6 +22,8 @@ _MAX_BYTES = 512 << 20
 
 def recognised(path: Path) -> Layout:
     """Return the layout of a JSON document."""
+    if whole_text(path)[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        return LAYOUTS["litellm-spend-log"]  # the one array there is; its reader says what it lacks
     value = _document(path)
     if "benchmarks" in value:
         return LAYOUTS["guidellm"]
@@ -50,7 +52,14 @@ def cells(path: Path, layout: Layout) -> tuple[Cells, list[float]]:
 _Rows = list[dict[str, Any]]
 
 
-def _document(path: Path) -> dict[str, Any]:
+def whole_text(path: Path) -> bytes:
+    """Return all of a file, plain or gzip.
+
+    Raises
+    ------
+    TraceError
+        If it is not there, damaged, or larger than JSON is read here.
+    """
     file = str(path)
     try:
         with path.open("rb") as source:
@@ -60,12 +69,18 @@ def _document(path: Path) -> dict[str, Any]:
         if len(data) > _MAX_BYTES:
             problem = f"it holds more than {_MAX_BYTES >> 20} MiB"
             raise TraceError(file, None, problem, "give one result, or convert it to JSONL")
-        value = json.loads(data)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TraceError(file, None, f"cannot be read ({reason})", "name a readable file") from None
     except (EOFError, zlib.error):
         raise TraceError(file, None, "the gzip file is damaged or ends too early", "fetch or copy it again") from None
+    return data
+
+
+def _document(path: Path) -> dict[str, Any]:
+    file = str(path)
+    try:
+        value = json.loads(whole_text(path))
     except (ValueError, RecursionError):
         raise TraceError(file, None, "is not JSON", "give a result of vLLM or GuideLLM") from None
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import Literal
 
 from workloads.formats.times import Unit
 
-Container = Literal["csv", "jsonl", "parquet", "document"]
+Container = Literal["csv", "jsonl", "parquet", "document", "log"]
 ROLES = ("time", "prompt", "output", "limit", "tenant", "service", "session", "turn", "blocks", "request_id", "parent")
 LABELS = ("tenant", "service", "session")
 
@@ -21,7 +22,8 @@ class Layout:
 
     Attributes
     ----------
-    container : csv, jsonl, parquet, or document: one JSON text, for which `workloads.formats.documents` has a reader.
+    container : csv, jsonl, parquet, or document: one JSON text, for which `workloads.formats.documents` has a reader;
+        or log, for `workloads.formats.logs`.
     columns : the columns as published, in order, all of them: what a CSV file is recognised by, and written with.
         Empty: whatever the file has, as long as those that are named here are among them.
     unit : of ``time``; datetime is text such as 2023-11-16 18:17:03.9799600.
@@ -31,6 +33,8 @@ class Layout:
     failed_have_no_output : rows without output are requests that failed, and are left out.
     turns_from_0 : the first request of a conversation is number 0, not 1.
     fill : what is written in columns that mean nothing here.
+    unanswered_prompt_tokens, unanswered_output_tokens : of a log, the lengths of requests of which it tells none; 0: as
+        those of others, drawn.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Layout:
     failed_have_no_output: bool = False
     turns_from_0: bool = False
     fill: tuple[tuple[str, str], ...] = ()
+    unanswered_prompt_tokens: int = 0
+    unanswered_output_tokens: int = 0
 
     def role(self, name: str) -> str | None:
         """Return the column that plays a role of ``ROLES``."""
@@ -261,6 +267,43 @@ _ALL = (
         request_id="id",
         bin_s=1.0,
     ),
+    Layout(
+        name="gateway-log",
+        about="log of tokenpools serve (logs: {style: json}); refused requests are demand without an answer",
+        container="log",
+        time="time",
+        unit="datetime",
+        prompt="prompt_tokens",
+        output="output_tokens",
+        limit="max_output_tokens",
+        tenant="entitlement",
+        service="model",
+    ),
+    Layout(
+        name="litellm-spend-log",
+        about="LiteLLM_SpendLogs, CSV or JSON: tenant = team, user or key; failures are demand without an answer",
+        container="log",
+        time="startTime",
+        unit="datetime",
+        prompt="prompt_tokens",
+        output="completion_tokens",
+        limit="proxy_server_request",
+        tenant="team_id",
+        service="model_group",
+        session="session_id",
+    ),
+    Layout(
+        name="vllm-log",
+        about="vLLM's log with --enable-log-requests, best with --enable-log-outputs and VLLM_LOGGING_LEVEL=DEBUG",
+        container="log",
+        time="time",
+        unit="s",
+        prompt="prompt_token_ids",
+        output="output_token_ids",
+        limit="max_tokens",
+        tenant="lora_request",
+        bin_s=1.0,
+    ),
     *(
         Layout(
             name=f"plain-{container}",
@@ -284,7 +327,14 @@ _ALL = (
 LAYOUTS: Mapping[str, Layout] = MappingProxyType({layout.name: layout for layout in _ALL})
 """The formats that can be named."""
 
-SUFFIXES = {"csv": (".csv",), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet", ".pq"), "document": (".json",)}
+SUFFIXES = {
+    "csv": (".csv",), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet", ".pq"), "document": (".json",),
+    "log": (".log", ".txt"),
+}  # fmt: skip
+
+_SPEND_LOG = frozenset(("request_id", "startTime", "prompt_tokens", "completion_tokens"))
+_GATEWAY_LOG = frozenset(("time", "level", "logger", "message"))
+_VLLM_LINE = re.compile(r"\b(?:DEBUG|INFO|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d \[", re.ASCII)
 
 
 def recognised(first_line: str) -> Layout | None:
@@ -299,6 +349,10 @@ def recognised(first_line: str) -> Layout | None:
             return None
         if "time_ns" in keys:
             return LAYOUTS["plain-jsonl"]
+        if keys.keys() >= _GATEWAY_LOG:
+            return LAYOUTS["gateway-log"]
+        if keys.keys() >= _SPEND_LOG:
+            return LAYOUTS["litellm-spend-log"]
         fitting = [
             layout
             for layout in _ALL
@@ -310,7 +364,13 @@ def recognised(first_line: str) -> Layout | None:
             return max(fitting, key=lambda layout: len(layout.has))
         answer = any("usage" in one for one in (keys, keys.get("response"), keys.get("body")) if isinstance(one, dict))
         return LAYOUTS["openai-log"] if answer or "response" in keys else None
-    names = tuple(name.strip() for name in text.split(","))
+    if _VLLM_LINE.search(text[:400]):
+        return LAYOUTS["vllm-log"]
+    if text.startswith("["):
+        return LAYOUTS["litellm-spend-log"]
+    names = tuple(name.strip().strip('"') for name in text.split(","))
+    if set(names) >= _SPEND_LOG:
+        return LAYOUTS["litellm-spend-log"]
     for layout in _ALL:
         if layout.container == "csv" and layout.columns == names:
             return layout

@@ -38,7 +38,7 @@ def line_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
     waiting = 0
     begun = False
     try:
-        with _opened(path) as source:
+        with opened(path) as source:
             while data := source.read(size):
                 if not begun:
                     begun = True
@@ -88,7 +88,14 @@ def line_ends(data: bytes) -> int:
     return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """Open a file, plain or gzip, for its bytes.
+
+    Raises
+    ------
+    TraceError
+        If it is packed otherwise, or a pickle.
+    """
     with path.open("rb") as start:
         magic = start.read(4)
     if magic[:2] == b"\x1f\x8b":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workloads.formats import documents, fast
+from workloads.formats import documents, fast, logs
 from workloads.formats.careful import Before, Columns, cells_of, csv_cells, json_cells, read_rows
 from workloads.formats.layouts import LAYOUTS, ROLES, SUFFIXES, Container, Layout, recognised
 from workloads.formats.lines import Block, first_line, line_blocks, line_ends
@@ -62,6 +62,9 @@ def read_trace(path: Path, layout: Layout, *, in_order: bool = True) -> Iterator
         With the first bad row: wrong columns, an unreadable time, a count that is missing, negative or not a whole
         number, times out of order, an id that came before. Also for an empty, damaged or unreadable file.
     """
+    if layout.container == "log":
+        yield logs.read(path, layout)
+        return
     reader = _Reader(path, layout, before=Before(in_order=in_order))
     readers = {"csv": reader.csv, "jsonl": reader.jsonl, "parquet": reader.parquet, "document": reader.document}
     yield from carried(readers[layout.container]())

@@ -101,6 +101,7 @@ class Rows:
         a token. None: of no row.
     dropped_ns : times of the rows that were left out because the format says that they failed, never decreasing. Each
         goes with the rows around it, however these are cut, so that sums over parts are right.
+    filled : shape (n,), whether a length of the row was filled in, because a log has no answer to it. None: of no row.
     """
 
     time_ns: Ints
@@ -115,6 +116,12 @@ class Rows:
     blocks: Blocks | None = None
     raised: NDArray[np.int8] | None = None
     dropped_ns: Ints = field(default_factory=lambda: _NO_TIMES)
+    filled: NDArray[np.bool_] | None = None
+
+    @property
+    def unanswered(self) -> int:
+        """How many rows have a length that was filled in."""
+        return 0 if self.filled is None else int(self.filled.sum())
 
     @property
     def clipped(self) -> int:
@@ -155,6 +162,7 @@ class Rows:
             turn=of(self.turn),
             blocks=self.blocks and self.blocks.take(chosen),
             raised=None if self.raised is None else self.raised[chosen],
+            filled=None if self.filled is None else self.filled[chosen],
             dropped_ns=self._dropped_in(chosen) if isinstance(chosen, slice) else self.dropped_ns,
         )
 
@@ -208,6 +216,7 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         turn=numbers([part.turn for part in parts]),
         blocks=_join_blocks(parts),
         raised=_join_raised(parts),
+        filled=_join_filled(parts),
         dropped_ns=np.sort(np.concatenate([part.dropped_ns for part in parts]), kind="stable"),
     )
 
@@ -234,6 +243,12 @@ def _join_raised(parts: Sequence[Rows]) -> NDArray[np.int8] | None:
     if all(part.raised is None for part in parts):
         return None
     return np.concatenate([np.zeros(len(p), dtype=np.int8) if p.raised is None else p.raised for p in parts])
+
+
+def _join_filled(parts: Sequence[Rows]) -> NDArray[np.bool_] | None:
+    if all(part.filled is None for part in parts):
+        return None
+    return np.concatenate([np.zeros(len(p), dtype=np.bool_) if p.filled is None else p.filled for p in parts])
 
 
 def _join_blocks(parts: Sequence[Rows]) -> Blocks | None:

@@ -14,15 +14,16 @@ Unit = Literal["datetime", "s", "ms", "us", "ns"]
 NS_PER = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 LATEST_NS = 2**63 - 1
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
-_ZONE = re.compile(r"([+-])(\d\d):?(\d\d)")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
+_ZONE = re.compile(r"([+-])(\d\d):?(\d\d)?")
 _EPOCH = datetime(1970, 1, 1)
 
 
 def parse_time_ns(text: str, *, zoned: bool | None = None) -> int:
     """Return nanoseconds since 1970-01-01 UTC of a time such as ``2023-11-16 18:17:03.9799600``.
 
-    Up to nine digits after the point; a zone (``Z`` or ``+02:00``) is taken off, a time without one is taken as UTC.
+    Up to nine digits after the point; a zone (``Z``, ``+02:00`` or ``+02``) is taken off, a time without one is taken
+    as UTC.
 
     Parameters
     ----------
@@ -44,10 +45,16 @@ def parse_time_ns(text: str, *, zoned: bool | None = None) -> int:
         raise ValueError(f"time {shown(text)} is out of range")
     if zone is not None and (offset := _ZONE.fullmatch(zone)) is not None:
         sign, hours, minutes = offset.groups()
+        minutes = minutes or "0"  # PostgreSQL writes +00
         if int(hours) > 23 or int(minutes) > 59:
             raise ValueError(f"time {shown(text)} has no such time zone")
         whole -= (1 if sign == "+" else -1) * timedelta(hours=int(hours), minutes=int(minutes))
     return (whole - _EPOCH) // timedelta(microseconds=1) * 1000 + int((fraction or "").ljust(9, "0"))
+
+
+def is_time(text: str) -> bool:
+    """Return whether a text is written as a date with a time."""
+    return _TIME.fullmatch(text) is not None
 
 
 def has_zone(text: str) -> bool:

@@ -54,6 +54,8 @@ def write_trace(parts: Iterable[Rows], path: Path, layout: Layout) -> int:
     ValueError
         If the rows lack what the format cannot do without.
     """
+    if layout.container == "log":
+        raise ValueError(f"{layout.name} is a server's log, which is only read; choose another format")
     if layout.container == "parquet":
         return _write_parquet(parts, path)
     if layout.container == "document":

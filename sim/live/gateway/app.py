@@ -54,6 +54,7 @@ class Application:
     routes : pages beside the API; add to it before the first request.
     draining : set when the gateway was told to stop: readyz says so.
     wall_clock : the time of the calendar that budgets go by, in seconds since 1970.
+    unavailable : says why nobody is served now; None where they are.
     waits_for : says what else keeps the gateway from being ready; empty for nothing.
     """
 
@@ -72,6 +73,7 @@ class Application:
         self.draining = False
         self.wall_clock: Callable[[], float] = time.time
         self.waits_for: Callable[[], str] = str
+        self.unavailable: Callable[[], ApiError | None] = _available
         self.routes: list[BaseRoute] = [
             Route("/healthz", self._healthz), Route("/readyz", self._readyz), Route("/openapi.json", self._openapi),
             Route("/health", self._readyz),  # as at vLLM, which clients ask before they begin (guideLLM)
@@ -183,6 +185,8 @@ class Application:
         exchange.key_name, exchange.tenant, exchange.entitlement = key.name, spec.tenant, spec.name
         exchange.service_class = spec.service_class
         exchange.attempt = _attempt(headers)
+        if (why := self.unavailable()) is not None:
+            raise why
         if self.in_flight.identified(exchange) > self.settings.limits.requests_per_key:
             raise ApiError(
                 429, "too_many_requests", "This key has as many requests on their way as it may.", kind="requests",
@@ -291,6 +295,10 @@ class Application:
             headers += budget_headers(core.budgets(exchange.entitlement, exchange.key_name, now_s))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _available() -> None:
+    """Return why nobody is served: for no reason."""
 
 
 def _attempt(headers: dict[bytes, bytes]) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from policies.api import EntitlementSpec, ServiceClass
 from policies.parts.orders import CLASS_RANK
@@ -34,7 +35,11 @@ def hashed(key: str | bytes) -> bytes:
 class Identity:
     """Finds keys and the entitlements that they open."""
 
-    def __init__(self, keys: Iterable[Key], entitlements: Sequence[EntitlementSpec], class_header: str) -> None:
+    def __init__(
+        self, keys: Iterable[Key], entitlements: Sequence[EntitlementSpec], class_header: str,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall_clock = wall_clock
         self._secret = secrets.token_bytes(32)
         self._keys = {self._place(key.digest): key for key in keys}
         self._specs = {spec.name: spec for spec in entitlements}
@@ -76,6 +81,8 @@ class Identity:
         key = self._keys.get(self._place(digest))
         if key is None or not hmac.compare_digest(key.digest, digest):
             raise ApiError(401, "invalid_api_key", "The API key is not known here.", kind="authentication_error")
+        if key.expires_s is not None and self._wall_clock() >= key.expires_s:
+            raise ApiError(401, "invalid_api_key", "The API key has expired.", kind="authentication_error")
         spec = self._specs[key.entitlement]
         wanted = headers.get(self._header)
         return key, spec if wanted is None else self._lowered(spec, wanted.decode("latin-1").strip().lower())

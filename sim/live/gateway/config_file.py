@@ -27,6 +27,8 @@ from sim.errors import ScenarioError
 from sim.live.gateway.settings import (
     LOOPBACK,
     PROMPT_TOKENS,
+    Accounts,
+    AccountsAddress,
     Admin,
     CheckInvariants,
     Key,
@@ -155,6 +157,50 @@ class AdminPages(Strict):
         return Admin(host=bare_address(self.host), port=self.port, token_digest=digest)
 
 
+class AccountsApi(Strict):
+    """Where the admin API of keys and budgets is."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="give an address, e.g. 127.0.0.1")
+    port: int = Field(ge=0, le=65535, description="give a port of its own, e.g. 9091")
+    token_sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="give the SHA-256 of a token in hexadecimal; tokenpools key admin makes both",
+    )
+
+
+class AccountsStore(Strict):
+    """Where keys, budgets and use are kept, so that they outlive the gateway."""
+
+    store: str = Field(
+        min_length=1, repr=False, description="give a file, e.g. accounts.db, or redis://127.0.0.1:6379/0"
+    )
+    password_env: str | None = Field(
+        default=None, description="give the variable that holds Redis's password, e.g. REDIS_PASSWORD"
+    )
+    api: AccountsApi | None = Field(
+        default=None, description="give {port: 9091, token_sha256: ...} for the admin API; left out, there is none"
+    )
+    poll_s: float = Field(default=2.0, gt=0, description="give the seconds between two looks for changes, e.g. 2")
+    when_away: Literal["open", "closed"] = Field(
+        default="open", description="open: books go on in memory while the store is away; closed: requests are refused"
+    )
+
+    def settings(self, file: str) -> Accounts:
+        """Return them as the gateway sees them."""
+        password = None
+        if self.password_env is not None:
+            password = os.environ.get(self.password_env)
+            if not password:
+                problem = f"the variable {self.password_env} is not set"
+                raise ScenarioError(file, "accounts.password_env", problem, "set it to the password")
+        api = None if self.api is None else AccountsAddress(
+            host=bare_address(self.api.host), port=self.api.port, token_digest=bytes.fromhex(self.api.token_sha256)
+        )
+        return Accounts(
+            store=self.store, password=password, api=api, poll_s=self.poll_s, when_away=self.when_away
+        )
+
+
 class ServeConfig(Strict):
     """A live gateway: whom it serves, with what policy, in front of which servers."""
 
@@ -162,8 +208,11 @@ class ServeConfig(Strict):
     listen: Listen = Field(default=Listen(), description="give {host: 127.0.0.1, port: 8080}")
     pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
     policy: Policy = Field(description="give a policy, e.g. token-pool")
+    shadow: tuple[Policy, ...] = Field(
+        default=(), description="give policies that watch without acting, e.g. [token-pool]"
+    )
     upstreams: tuple[Upstream, ...] = Field(min_length=1, description="give the servers, one for each replica")
-    keys: tuple[ApiKey, ...] = Field(min_length=1, description="give the clients' keys; tokenpools key NAME makes one")
+    keys: tuple[ApiKey, ...] = Field(default=(), description="give the clients' keys; tokenpools key NAME makes one")
     models: tuple[str, ...] = Field(
         default=(), description="give the models that clients may ask for; left out, what the servers say they have"
     )
@@ -179,6 +228,9 @@ class ServeConfig(Strict):
     records: str | None = Field(default=None, description="give a folder for the tables of requests, e.g. records")
     admin: AdminPages | None = Field(
         default=None, description="give {port: 9090} for metrics and the admin page; left out, there are none"
+    )
+    accounts: AccountsStore | None = Field(
+        default=None, description="give {store: accounts.db} to keep keys, budgets and use there"
     )
     logs: Logs = Field(default=Logs(), description="give {style: json, level: info}")
     recording: str | None = Field(
@@ -202,6 +254,7 @@ class ServeConfig(Strict):
     def _fits(self) -> ServeConfig:
         check_unique("upstreams", [one.name for one in self.upstreams])
         check_unique("keys", [one.name for one in self.keys])
+        self._check_accounts()
         entitlements = [one.name for one in self.pool.entitlements]
         seen: dict[str, str] = {}
         for index, key in enumerate(self.keys):
@@ -213,6 +266,7 @@ class ServeConfig(Strict):
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
         self._check_tree()
+        self._check_shadows()
         check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
@@ -232,6 +286,29 @@ class ServeConfig(Strict):
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
 
+
+    def _check_shadows(self) -> None:
+        """Refuse shadows of one name, and beside what knows one core alone."""
+        check_unique("shadow", [one.name for one in self.shadow])
+        if self.shadow and self.state is not None:
+            raise MisfitError("shadow", "given beside a shared state, which keeps one core", "leave one of the two out")
+        if self.shadow and self.recording is not None:
+            raise MisfitError("shadow", "given beside a recording, which is of one core", "leave one of the two out")
+        if self.shadow and self.check_invariants is not None:
+            raise MisfitError("shadow", "given beside check_invariants, which look at one core", "leave one out")
+
+    def _check_accounts(self) -> None:
+        """Refuse keys that are nowhere, and a store that does not fit how the state is shared."""
+        if self.accounts is None:
+            if not self.keys:
+                raise MisfitError("keys", "there are none", "give the clients' keys; tokenpools key NAME makes one")
+            return
+        in_redis = self.accounts.store.startswith(("redis://", "rediss://", "unix://"))
+        if self.state is not None and self.state.share == "leases":
+            raise MisfitError("accounts", "given beside leases, whose gateways keep books apart", "give replicated")
+        if self.state is not None and not in_redis:
+            problem = "is a file, which gateways that share their state cannot share"
+            raise MisfitError("accounts.store", problem, "give an address of Redis")
 
     def _check_tree(self) -> None:
         """Refuse limits of keys that contradict what is above them, and what cannot keep their books."""
@@ -253,7 +330,9 @@ class ServeConfig(Strict):
     def whole_pool(self) -> Pool:
         """Return the pool with the limits of its keys."""
         below = tuple(place for one in self.keys if (place := one.below()) is not None)
-        return self.pool.model_copy(update={"keys": below}) if below else self.pool
+        if not below and self.accounts is None:
+            return self.pool
+        return self.pool.model_copy(update={"keys": below, "count_use": self.accounts is not None})
 
 
 def load_config(path: str | Path, state_url: str | None = None) -> ServeConfig:
@@ -311,6 +390,8 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ScenarioError : the policy does not fit the pool.
     """
     core = core_of(config.whole_pool(), config.policy, config.seed)
+    for one in config.shadow:
+        core_of(config.whole_pool(), one, config.seed)
     if config.state is not None and config.state.share == "leases" and (why := why_unfit(core.policy)):
         raise ScenarioError("", "state.share", f"{why}, as leases ask", "give replicated")
     return core
@@ -351,6 +432,7 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     return {
         "pool": config.whole_pool().model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
         "seed": config.seed,
+        **({"shadow": [one.model_dump(mode="json") for one in config.shadow]} if config.shadow else {}),
     }  # fmt: skip
 
 
@@ -437,6 +519,7 @@ def make_settings(config: ServeConfig, file: str = "") -> Settings:
         decode_s=_decode_s(pool), scrape_interval_s=pool.scrape_interval_s, records=config.records,
         admin=None if config.admin is None else config.admin.settings(), logs=config.logs, recording=config.recording,
         telemetry=config.telemetry, scaling=config.scaling, check_invariants=config.check_invariants,
+        accounts=None if config.accounts is None else config.accounts.settings(file),
         state=config.state, state_config=agreed(config, secrets),
         state_secrets=secrets,
     )  # fmt: skip

@@ -173,6 +173,10 @@ class InFlightTable:
         self._sweeper: asyncio.TimerHandle | None = None
         self.observers: list[Observer] = []
 
+    def is_own(self, request_id: str) -> bool:
+        """Return whether a request is, or was, of this process."""
+        return request_id.startswith(self._prefix)
+
     def __len__(self) -> int:
         return len(self._exchanges)
 

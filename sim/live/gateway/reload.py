@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from policies.api import EntitlementSpec, Instruction
@@ -26,11 +27,15 @@ LOG = logging.getLogger("tokenpools.reload")
 _FIXED = (
     "host", "port", "tls", "upstreams", "prompt_tokens", "limits", "timeouts", "paths", "metering", "cors_origins",
     "decode_s", "scrape_interval_s", "records",
-    "admin", "logs", "recording", "telemetry", "scaling", "state", "class_header",
+    "admin", "accounts", "logs", "recording", "telemetry", "scaling", "state", "class_header",
 )  # fmt: skip
 
 CoreOf = Callable[[Mapping[str, Any], Sequence[EntitlementSpec]], GatewayCore]
 """Returns a core of a pool and policy as plain values, with entitlements that leave besides."""
+
+
+ChangeOver = Callable[[Mapping[str, Any], GatewayCore, float], tuple[GatewayCore, Sequence[Instruction]]]
+"""Returns the core of a pool and policy that has taken over from another at a time, and what it says to do."""
 
 
 class Loaded(NamedTuple):
@@ -65,18 +70,19 @@ class Reloader:
     ----------
     load : reads it.
     began : what the gateway runs with now.
+    change_over : puts a new core in the place of the old one; `changeover` where it is None.
     shared : the log that gateways share; None where this process has the pool for itself.
     """
 
     def __init__(
         self, service: Service, load: Callable[[], Loaded], began: Loaded, core_of: CoreOf,
-        shared: Shared | None = None,
+        shared: Shared | None = None, change_over: ChangeOver | None = None,
     ) -> None:
         self._service = service
         self._load = load
         self._now = began
-        self._core_of = core_of
         self._shared = shared
+        self._change_over = change_over or partial(changeover, core_of)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,12 +97,21 @@ class Reloader:
         async with self._lock:
             try:
                 self._service.renew_tls()
-                found = self._load()
-                await self._change(found)
+                await self._change(self._load())
             except TokenpoolsError as error:
                 LOG.error("the configuration stays as it was: %s", error)
             except Exception:
                 LOG.exception("the configuration stays as it was")
+
+    async def go_by_changes(self) -> None:
+        """Change over to what file and store say now.
+
+        Raises
+        ------
+        TokenpoolsError : they cannot be used; RunError : the shared state is out of reach. What there is stays.
+        """
+        async with self._lock:
+            await self._change(self._load())
 
     async def _change(self, found: Loaded) -> None:
         now, service, gateway = self._now, self._service, self._service.gateway
@@ -107,7 +122,7 @@ class Reloader:
             if now.settings.recording is not None:
                 raise RunError("a recording holds one pool and policy; stop recording, or start anew")
             if self._shared is None:
-                core, said = changeover(self._core_of, found.head, gateway.core, gateway.now_s())
+                core, said = self._change_over(found.head, gateway.core, gateway.now_s())
                 gateway.core = core
                 gateway.carry_out(said)
             else:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,14 +15,19 @@ from urllib.parse import urlsplit
 
 from policies.core import GatewayCore
 from sim.errors import RunError
+from sim.live.accounts.bookkeeper import Bookkeeper
+from sim.live.accounts.service import AccountMetrics, AccountsService
+from sim.live.accounts.store import AccountStore
 from sim.live.gateway.descriptors import raise_limit
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import CoreOf, Loaded, Reloader
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import LOOPBACK, CheckInvariants, Settings
+from sim.live.gateway.shadowing import Shadowing
 from sim.live.loadgen.table_writer import Tables
 from sim.live.observability.logs import set_up
 from sim.live.observability.recording import Recording
+from sim.live.observability.shadows import ShadowTally
 from sim.live.observability.wiring import Observability
 from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
 
@@ -37,7 +43,7 @@ _JOIN_S = 5.0
 
 def serve(
     settings: Settings, core: GatewayCore, about: Mapping[str, Any] | None = None, *,
-    load: Callable[[], Loaded] | None = None, core_of: CoreOf | None = None,
+    load: Callable[[], Loaded] | None = None, core_of: CoreOf | None = None, store: AccountStore | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and return once what was in flight has ended.
 
@@ -45,6 +51,8 @@ def serve(
     ----------
     about : pool, policy and seed as plain values, for the head of a recording.
     load, core_of : read the configuration again on SIGHUP, and make a core of it; None where it stays as it is.
+
+    store : where keys, budgets and use are kept, of ``settings.accounts``; None where they are not.
 
     Raises
     ------
@@ -55,13 +63,18 @@ def serve(
     if settings.tls is None and settings.host not in LOOPBACK:
         LOG.warning("%s is reached in clear; give listen.tls, or let a proxy end TLS", settings.host)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(settings, core, about or {}, load, core_of))
+        runner.run(_serve(settings, core, about or {}, load, core_of, store))
 
 
 async def _serve(
     settings: Settings, core: GatewayCore, about: Mapping[str, Any], load: Callable[[], Loaded] | None,
-    core_of: CoreOf | None,
+    core_of: CoreOf | None, store: AccountStore | None,
 ) -> None:
+    shadowing = None
+    if core_of is not None:
+        tally = ShadowTally()
+        shadowing = Shadowing(core_of, tally)
+        core = shadowing.begin(core, about)
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
     log = _shared_log(settings, core_of)
     wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
@@ -71,8 +84,12 @@ async def _serve(
     try:
         if log is not None:
             await _join(log, service)
+        reloader = None
         if load is not None and core_of is not None:
-            reloader = Reloader(service, load, Loaded(settings, about), core_of, log)
+            reloader = Reloader(
+                service, load, Loaded(settings, about), core_of, log,
+                None if shadowing is None else shadowing.change_over,
+            )
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
         async with contextlib.AsyncExitStack() as stack:
             observability = await stack.enter_async_context(Observability(service))
@@ -80,10 +97,21 @@ async def _serve(
                 from sim.live.shared_state.metrics import SharedMetrics
 
                 observability.metrics.registry.register(SharedMetrics(log.status))
+            if shadowing is not None:
+                observability.metrics.registry.register(tally)
+                observability.state.shadows = tally.rows
             watch = None
             if settings.check_invariants is not None:
                 watch = _watched(settings.check_invariants, service, log)
                 observability.metrics.registry.register(watch)
+            books = None
+            if store is not None and settings.accounts is not None:
+                books = _books(store, service, log)
+                reload = _unchanging if reloader is None else reloader.go_by_changes
+                await stack.enter_async_context(
+                    AccountsService(settings.accounts, store, service, books, reload)
+                )
+            observability.metrics.registry.register(AccountMetrics(service, books))
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)
                 service.in_flight.observers.append(await stack.enter_async_context(tables))
@@ -97,6 +125,20 @@ async def _serve(
             await log.close()
         if recording is not None:
             recording.close()
+
+
+def _books(store: AccountStore, service: Service, log: SharedLog | LeasedLog | None) -> Bookkeeper:
+    """Return who keeps this gateway's books: of gateways that share a pool, the leader keeps the accounts."""
+    in_redis = store.where.startswith(("redis", "unix"))
+    return Bookkeeper(
+        store, lambda: service.gateway.core, loop_s=asyncio.get_running_loop().time,
+        writer=secrets.token_hex(4) if in_redis else "", mine=service.in_flight.is_own,
+        writes_balances=(lambda: True) if log is None else (lambda: log.status().leads),
+    )
+
+
+async def _unchanging() -> None:
+    """Go by no changes: nobody knows how to read the configuration again."""
 
 
 def _watched(how: CheckInvariants, service: Service, log: SharedLog | LeasedLog | None) -> InvariantWatch:

@@ -211,6 +211,7 @@ class Key:
     name: str
     entitlement: str
     digest: bytes = field(repr=False)
+    expires_s: float | None = None  # Unix time from which it is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +227,36 @@ class Admin:
     host: str = "127.0.0.1"
     port: int | None = None
     token_digest: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountsAddress:
+    """Where the admin API of keys and budgets is, and the SHA-256 of the token that it asks for."""
+
+    host: str
+    port: int
+    token_digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounts:
+    """Where keys, budgets and use are kept.
+
+    Attributes
+    ----------
+    store : a file (SQLite) or an address of Redis.
+    password : Redis's; None where the address has it, or none is needed.
+    api : the admin API; None: there is none.
+    poll_s : how often to look whether another process has changed keys or budgets.
+    when_away : what happens to requests while the store cannot be written: open, the books go on in memory; closed,
+        they are refused.
+    """
+
+    store: str = field(repr=False)
+    password: str | None = field(default=None, repr=False)
+    api: AccountsAddress | None = None
+    poll_s: float = 2.0
+    when_away: Literal["open", "closed"] = "open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +397,7 @@ class Settings:
     scrape_interval_s : between two looks at a replica's metrics.
     records : folder for the tables of requests; None for none.
     admin : who may see the pages; None: nobody, there are none.
+    accounts : where keys, budgets and use are kept; None: in the configuration, and nowhere.
     recording : file for every event and instruction of the core; None for none.
     telemetry : whether traces and metrics go to OpenTelemetry, by OTLP.
     scaling : what makes the replicas that the autoscaler wants; None: nothing, and nobody is told.
@@ -395,6 +427,7 @@ class Settings:
     scrape_interval_s: float = 1.0
     records: str | None = None
     admin: Admin | None = None
+    accounts: Accounts | None = None
     logs: Logs = Logs()
     recording: str | None = None
     telemetry: Literal["none", "otlp"] = "none"

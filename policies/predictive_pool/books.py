@@ -1,0 +1,184 @@
+"""What running requests are charged for: KV cache for the answer that is likely, and what they took of a promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from policies.api import InFlight, PoolLedger, RequestView, ServiceClass
+from policies.predictive_pool.leaves import Leaf
+from policies.predictive_pool.lengths import Lengths
+from policies.predictive_pool.params import PredictivePool
+
+_FRESH = 0.05
+_FIRST_SERVICE_S = 1.0
+
+
+class Charge:
+    """What one running request is charged for.
+
+    Attributes
+    ----------
+    kv_tokens : KV cache reserved for it, in tokens.
+    paid_tokens : tokens taken from its promise.
+    cost : seconds of the whole pool that it was taken to cost, where fair sharing counts it; 0 inside a promise.
+    """
+
+    __slots__ = ("cost", "kv_tokens", "leaf", "paid_tokens")
+
+    def __init__(self, leaf: Leaf, kv_tokens: float, paid_tokens: float, cost: float) -> None:
+        self.leaf = leaf
+        self.kv_tokens = kv_tokens
+        self.paid_tokens = paid_tokens
+        self.cost = cost
+
+
+class Books:
+    """Reservations of all that runs.
+
+    Attributes
+    ----------
+    kv_tokens : reserved for all requests in flight.
+    idle_slots : what dedicated entitlements were promised and do not use.
+    preemptible : requests that may be taken back, the youngest last.
+    """
+
+    def __init__(self, params: PredictivePool, leaves: Mapping[str, Leaf], kv_bytes_per_token: float | None) -> None:
+        self._params = params
+        self._leaves = leaves
+        self._per_token = kv_bytes_per_token or 0.0
+        self._predicts = params.reserve == "predicted"
+        self._lengths = Lengths(params.quantile, params.answers)
+        self._charges: dict[str, Charge] = {}
+        self._kv_of: dict[str, float] = dict.fromkeys(leaves, 0.0)
+        self._dedicated = [
+            leaf for leaf in leaves.values() if leaf.spec.service_class is ServiceClass.DEDICATED and leaf.slots
+        ]
+        self.kv_tokens = 0.0
+        self.idle_slots = math.fsum(leaf.slots for leaf in self._dedicated)
+        self.preemptible: dict[str, InFlight] = {}
+
+    # ---------------------------------------------------------------------------------------------------- predictions
+
+    def output_tokens(self, request: RequestView, max_output_tokens: int) -> float:
+        """Return the output to expect of a request."""
+        return self._lengths.expected(request.entitlement, max_output_tokens)
+
+    def prompt_tokens(self, request: RequestView) -> float:
+        """Return the prompt tokens that will have to be computed."""
+        return request.prompt_tokens * (1.0 - self._leaves[request.entitlement].cached_share)
+
+    def need_tokens(self, request: RequestView, max_output_tokens: int) -> float:
+        """Return the KV cache to reserve for a request, in tokens."""
+        output = self.output_tokens(request, max_output_tokens) if self._predicts else max_output_tokens
+        return request.prompt_tokens + output
+
+    def paid_tokens(self, request: RequestView, output_tokens: float, cached_share: float) -> float:
+        """Return the tokens that count against a promise: what is cached counts for less."""
+        full = 1.0 - (1.0 - self._params.cached_weight) * cached_share
+        return request.prompt_tokens * full + output_tokens
+
+    def kv_bytes(self, name: str, more_tokens: float = 0.0) -> float:
+        """Return what an entitlement has reserved of the KV cache, with so much more."""
+        return (self._kv_of[name] + more_tokens) * self._per_token
+
+    def kv_tokens_of(self, request_id: str) -> float:
+        """Return what is reserved for a request in flight."""
+        return self._charges[request_id].kv_tokens
+
+    def kv_free(self, pool: PoolLedger) -> float:
+        """Return the tokens of KV cache that are not reserved; infinite where the cache is not known."""
+        kv_bytes = pool.capacity.kv_bytes
+        if kv_bytes is None or not self._per_token:
+            return math.inf
+        return kv_bytes / self._per_token - self.kv_tokens - pool.others_reserved_tokens
+
+    def idle_of_others(self, leaf: Leaf, pool: PoolLedger) -> float:
+        """Return the idle slots that are kept for dedicated entitlements other than this one."""
+        if not self.idle_slots:
+            return 0.0
+        own = leaf.slots - pool.entitlements[leaf.spec.name].in_flight if leaf in self._dedicated else 0.0
+        return self.idle_slots - max(0.0, own)
+
+    def cost_s(self, request: RequestView, max_output_tokens: int, per_token_s: float, pool: PoolLedger) -> float:
+        """Return what a request costs, in seconds of the whole pool: its largest part of any resource, for as long.
+
+        A slot and KV cache are taken for the mean service time, a replica for as long as it takes in the prompt.
+        """
+        capacity = pool.capacity
+        service_s = pool.entitlements[request.entitlement].mean_service_s or pool.mean_service_s or _FIRST_SERVICE_S
+        part = request.sequences / max(1, capacity.slots)
+        if capacity.kv_bytes and self._per_token:
+            part = max(part, self.need_tokens(request, max_output_tokens) * self._per_token / capacity.kv_bytes)
+        prefill_s = self.prompt_tokens(request) * per_token_s / max(1, capacity.ready_replicas)
+        return max(part * service_s, prefill_s)
+
+    # ---------------------------------------------------------------------------------------------------------- books
+
+    def admitted(self, flight: InFlight, pool: PoolLedger, cost: float, now_s: float, *, kept: bool) -> None:
+        """Reserve for one that is let in; ``kept`` where it is not to be taken back."""
+        request = flight.request
+        leaf = self._leaves[request.entitlement]
+        output = self.output_tokens(request, flight.max_output_tokens)
+        paid = self.paid_tokens(request, output, leaf.cached_share)
+        charge = Charge(leaf, self.need_tokens(request, flight.max_output_tokens), paid, cost)
+        self._charges[request.request_id] = charge
+        self._reserve(request.entitlement, charge.kv_tokens)
+        leaf.charge(paid, now_s)
+        self._count_idle(pool)
+        if leaf.spec.service_class is ServiceClass.PREEMPTIBLE and not kept:
+            self.preemptible[request.request_id] = flight
+
+    def ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> Charge:
+        """Settle one that ended: its promise pays for what was done, and what it was is learnt."""
+        request = flight.request
+        charge = self._charges.pop(request.request_id)
+        leaf = charge.leaf
+        self._reserve(request.entitlement, -charge.kv_tokens)
+        if not self._charges:
+            self.kv_tokens = 0.0  # sums of parts would leave a rest
+            self._kv_of = dict.fromkeys(self._kv_of, 0.0)
+        self.preemptible.pop(request.request_id, None)
+        self._count_idle(pool)
+        done = 0.0
+        if flight.prompt_credited:
+            share = min(1.0, flight.cached_tokens / max(1, request.prompt_tokens))
+            leaf.cached_share += _FRESH * (share - leaf.cached_share)
+            self._lengths.learn(request.entitlement, flight.output_tokens)
+            done = self.paid_tokens(request, flight.output_tokens, share)
+        leaf.charge(done - charge.paid_tokens, now_s)
+        return charge
+
+    def progressed(self, pool: PoolLedger) -> None:
+        """Reserve for what runs what it will likely need, by how far it has come."""
+        if not self._predicts or not self._per_token or pool.capacity.kv_bytes is None:
+            return
+        for request_id, charge in self._charges.items():
+            flight = pool.in_flight[request_id]
+            if flight.output_tokens:
+                request = flight.request
+                output = self._lengths.expected_after(
+                    request.entitlement, flight.output_tokens, flight.max_output_tokens
+                )
+                more = request.prompt_tokens + output - charge.kv_tokens
+                charge.kv_tokens += more
+                self._reserve(request.entitlement, more)
+
+    def _reserve(self, name: str, tokens: float) -> None:
+        self.kv_tokens += tokens
+        self._kv_of[name] += tokens
+
+    def _count_idle(self, pool: PoolLedger) -> None:
+        if self._dedicated:
+            books = pool.entitlements
+            self.idle_slots = math.fsum(
+                max(0.0, leaf.slots - books[leaf.spec.name].in_flight) for leaf in self._dedicated
+            )
+
+    def faults(self, pool: PoolLedger) -> Iterable[str]:
+        """Return what does not agree with the core's books."""
+        if self._charges.keys() != pool.in_flight.keys():
+            yield f"{sorted(self._charges.keys() ^ pool.in_flight.keys())[:5]} are charged for or in flight, not both"
+        reserved = math.fsum(charge.kv_tokens for charge in self._charges.values())
+        if not math.isclose(reserved, self.kv_tokens, rel_tol=1e-6, abs_tol=1e-3):
+            yield f"{self.kv_tokens} tokens are reserved, by request {reserved}"

@@ -1,0 +1,1 @@
+"""Keys, budgets and use, kept in a store: SQLite or Redis."""
