@@ -4,9 +4,9 @@
     python benchmarks/leases.py --faults
 
 Needs redis-server; it gets one of its own on a socket. The rate is that of all processes together, so that CPU for a
-request, summed over processes, shows what more processes cost; with ``--each`` it is that of each, as where gateways are
-added for more requests. Requests take 0.5 s at replicas that are timers. With ``--faults`` four processes ask for twice
-what the limits allow while one is killed, another begins and Redis is paused, and the most that was in flight at one
+request, summed over processes, shows what more processes cost; with ``--each`` it is that of each, as where gateways
+are added for more requests. Requests take 0.5 s at replicas that are timers. With ``--faults`` four processes ask twice
+what limits allow while one is killed, another begins and Redis is paused, and the most that was in flight at one
 time, by the machine's clock, is held against the limits.
 """
 
