@@ -6,10 +6,11 @@ terminal. Command modules import none of each other: what they share is in `sim.
 """
 
 from sim.cli import run, scenarios, experiments, advise, judging, calibration  # noqa: I001
-from sim.cli import traces, replay, live, keys, mock_server
+from sim.cli import traces, replay, live, keys, mock_server, adapters
 from sim.cli.app import app, main, tree
 
 __all__ = [
+    "adapters",
     "advise",
     "app",
     "calibration",

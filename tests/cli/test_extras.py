@@ -71,6 +71,7 @@ ASKED = {
     "calibrate aiconfigurator llama H100": "aiconfigurator",
     "serve g.yaml": "live",
     "mock-server": "live",
+    "ext-proc e.yaml --check": "envoy",
     "key chat": WORKS,
     "key make chat": WORKS,
     "key create ci --store a.db": WORKS,
