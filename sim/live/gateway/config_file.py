@@ -47,6 +47,7 @@ from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
 from sim.scenario import plugins
+from sim.scenario.editor_schemas import identified, with_shorthands
 from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool
@@ -564,8 +565,12 @@ def _decode_s(pool: Pool) -> float:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a configuration in canonical form."""
-    return ServeConfig.model_json_schema()
+    """Return the JSON schema of a configuration file, shorthands included."""
+    schema = with_shorthands(ServeConfig.model_json_schema())
+    fields = schema["properties"]
+    for name, short in (("state", {"type": "string"}), ("check_invariants", {"type": "boolean"})):
+        fields[name]["anyOf"].append(short)
+    return identified(schema, "gateway")
 
 
 __all__ = [
