@@ -208,6 +208,8 @@ class Upstreams:
             if replica.ready and replica.failures >= _FAILURES_TO_LEAVE:
                 LOG.warning("upstream %s is not healthy; nothing is sent there until it is", replica.address.name)
                 replica.ready = False
+            elif not replica.ready and replica.failures == 1:  # it was never there; said once
+                LOG.warning("upstream %s does not answer; nothing is sent there until it does", replica.address.name)
             return
         replica.failures = 0
         if not replica.ready or not replica.models:
