@@ -13,12 +13,14 @@ from sim.analysis import style
 from sim.analysis.markdown_tables import as_csv, markdown
 from sim.analysis.plots_ranking import heat_map
 from sim.analysis.ranking import Score, judge, standing
+from sim.analysis.summary import Row
 from sim.errors import RunError
 from sim.experiments.executors import Executor
 from sim.experiments.sweep import Count, sweep
 from sim.extras import require
 from sim.records.result_folder import replace_file
 from sim.scenario.load import Scenario, load_scenario, shipped_scenarios
+from sim.studies.tournament_loads import LOADS, at_load
 from sim.studies.tournament_policies import policy_settings
 
 NAME = "tournament"
@@ -79,6 +81,7 @@ def tournament(
     *,
     scenarios: Sequence[str] = (),
     policies: Sequence[str] = (),
+    loads: Sequence[float] = LOADS,
     replications: int = REPLICATIONS,
     executor: Executor | None = None,
     on_scenario: Callable[[str, Count], None] | None = None,
@@ -93,14 +96,9 @@ def tournament(
     require("scipy", "a tournament")
     scores: list[Score] = []
     for name, scenario in scenarios_of(scenarios).items():
-        asked = scenario.model_copy(
-            update={"policies": policy_settings(scenario, tuple(policies)), "replications": replications}
-        )
-        hear = None if on_scenario is None else lambda count, name=name: on_scenario(name, count)
-        result = sweep(asked, folder / name, executor=executor, on_cell=hear)
-        if result.errors:
-            raise RunError(f"{name}: {result.errors[0]}")
-        scores += judge(name, result.measures, scenario.scored)
+        for load in loads:
+            measures = _measured(folder, name, scenario, load, policies, replications, executor, on_scenario)
+            scores += judge(name, measures, scenario.scored)
     found = Tournament(scores, replications, folder)
     names = [one.name for one in fields(Score)]
     rows = [[_plain(getattr(one, name)) for name in names] for one in scores]
@@ -109,6 +107,23 @@ def tournament(
     replace_file(folder / f"{NAME}.md", "\n\n".join(parts) + "\n")
     style.save(heat_map(scores, replications=replications), folder, "heat-map")
     return found
+
+
+def _measured(
+    folder: Path, name: str, scenario: Scenario, load: float, policies: Sequence[str], replications: int,
+    executor: Executor | None, on_scenario: Callable[[str, Count], None] | None,
+) -> list[Row]:
+    """Run one scenario at one load, as far as the folder does not hold it, and return a row a replication and tenant."""
+    asked = at_load(scenario, load)
+    asked = asked.model_copy(
+        update={"policies": policy_settings(asked, tuple(policies)), "replications": replications}
+    )
+    label = f"{name}@{load:g}"
+    hear = None if on_scenario is None else lambda count: on_scenario(label, count)
+    result = sweep(asked, folder / label, executor=executor, on_cell=hear)
+    if result.errors:
+        raise RunError(f"{label}: {result.errors[0]}")
+    return result.measures
 
 
 _HEADS = ("scenario", "policy", "score %", "95 %", "rank", "worst off", "offered", "admitted", "refused", "in time %",
