@@ -18,10 +18,10 @@ _BLOCK = 256
 class Aimd:
     """Clients with a window of requests that each may have open, as TCP has one of segments.
 
-    A window begins at ``first`` and grows by ``increase`` over itself with every answer, so by ``increase`` for a window
-    full of them; a refusal for good, or whatever broke off, multiplies it by ``decrease``, at most once in ``pause_s``, and
-    the next request waits that long. It never falls below 1 and never exceeds ``most``. All work is waiting: a client sends
-    as much as its window allows, until the workload's end.
+    A window begins at ``first`` and grows by ``increase`` over itself with every answer, so by ``increase`` for a
+    window full of them; a refusal for good, or whatever broke off, multiplies it by ``decrease``, at most once in
+    ``pause_s``, and the next request waits that long. It never falls below 1 and never exceeds ``most``. All work is
+    waiting: a client sends as much as its window allows, until the workload's end.
 
     References
     ----------

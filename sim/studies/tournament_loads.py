@@ -1,8 +1,8 @@
 """A scenario at another load: the same demand, so many times as much of it.
 
-Rates of arrival are multiplied; so are the users or clients of a closed loop (at least one) and the speed at which a trace is played,
-whose horizon shrinks with it: the same requests come, closer together. What is promised stays as it is, so that at
-1.3 those who were inside their promise may be outside it.
+Rates of arrival are multiplied; so are the users or clients of a closed loop (at least one) and the speed at which a
+trace is played, whose horizon shrinks with it: the same requests come, closer together. What is promised stays as it
+is, so that at 1.3 those who were inside their promise may be outside it.
 """
 
 from __future__ import annotations
