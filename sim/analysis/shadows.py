@@ -45,6 +45,20 @@ def by_tenant(table: pa.Table) -> list[Row]:
     return list(rows.values())
 
 
+def by_reason(table: pa.Table) -> list[str]:
+    """Return a line for each shadow and tenant with the reasons of what it would have refused."""
+    found: dict[tuple[str, str, str], Counter[str]] = {}
+    for (policy, shadow, tenant, verdict, reason), n in _counts(
+        table, ["policy", "shadow", "tenant", "verdict", "reason"]
+    ).items():
+        if verdict == "refuse":
+            found.setdefault((policy, shadow, tenant), Counter())[reason] += n
+    return [
+        f"  {shadow} would refuse {tenant} for " + ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        for (_, shadow, tenant), reasons in sorted(found.items())
+    ]
+
+
 def in_words(pairs: Sequence[Row], tenants: Sequence[Row]) -> str:
     """Return the agreement matrix of each acting policy and shadow, and what each shadow would have refused."""
     parts = []

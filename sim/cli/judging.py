@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -86,16 +87,61 @@ def explain(
 
 
 @command(panel=JUDGING)
-def shadow(result: ResultFolder, as_csv: AsCsv = False) -> None:
-    """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant."""
-    from sim.analysis.shadows import agreement, by_tenant, in_words
+def shadow(
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT|CONFIG", help="A result; with --log a scenario or a gateway's CONFIG.")
+    ],
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="FILE", help="Put the requests of a log, or a trace, to CONFIG's.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="The log's format; without it, it is recognised.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="TENANT=ENTITLEMENT", help="Whose a tenant of the log is; may repeat."),
+    ] = None,
+    as_csv: AsCsv = False,
+) -> None:
+    """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant.
+
+    With --log: what CONFIG's policies would have turned away of a log's requests (LiteLLM, vLLM, this gateway, tables).
+    """
+    from sim.analysis.shadows import agreement, by_reason, by_tenant, in_words
     from sim.records.result_folder import read_manifest, read_records, rows_csv
 
-    manifest = read_manifest(result)
-    if not manifest["scenario"].get("shadow"):
-        raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
-    table = read_records(result, manifest, "shadows")
-    typer.echo(rows_csv(by_tenant(table)) if as_csv else in_words(agreement(table), by_tenant(table)), nl=not as_csv)
+    if log is not None:
+        from sim.experiments.shadow_log import shadow_log
+
+        found = shadow_log(result, log, form=form, names=_names(name or ()))
+        table = found.result.shadows
+        assert table is not None
+        if not as_csv:
+            for tenant, number in found.left_out.items():
+                typer.echo(f"left out: {number:,} requests of {tenant}, who has no entitlement", err=True)
+    elif form is not None or name:
+        raise InputError("--format, --name", "given without --log", "give the log, or leave them out")
+    else:
+        manifest = read_manifest(result)
+        if not manifest["scenario"].get("shadow"):
+            raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
+        table = read_records(result, manifest, "shadows")
+    if as_csv:
+        typer.echo(rows_csv(by_tenant(table)), nl=False)
+        return
+    typer.echo(in_words(agreement(table), by_tenant(table)))
+    for line in by_reason(table):
+        typer.echo(line)
+
+
+def _names(given: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        tenant, _, entitlement = text.rpartition("=")
+        if not tenant or not entitlement:
+            raise InputError("--name", f"{text!r} is none", "give TENANT=ENTITLEMENT")
+        found[tenant] = entitlement
+    return found
 
 
 @command("hardware-check", panel=TRAFFIC)

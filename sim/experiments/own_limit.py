@@ -79,7 +79,7 @@ def _found(scenario: Scenario, profile: Profile, drawn: Sequence[Demand]) -> lis
         if entitlement.service_class not in (ServiceClass.GUARANTEED, ServiceClass.DEDICATED) or slots is None:
             continue
         mine = [one for spec, one in zip(scenario.workload, drawn, strict=True) if spec.entitlement == entitlement.name]
-        held = sorted(hold for one in mine for hold in _holds(profile, one))[:_LOOKED_AT]
+        held = sorted(hold for one in mine for hold in holding_times(profile, one))[:_LOOKED_AT]
         if held and lost_share(held, math.floor(slots)) >= LEAST:
             found.append(_foreseen(entitlement.name, math.floor(slots), held))
     return found
@@ -111,7 +111,7 @@ def lost_share(held: list[tuple[float, float]], slots: int) -> float:
     return lost / len(held)
 
 
-def _holds(profile: Profile, demand: Demand) -> list[tuple[float, float]]:
+def holding_times(profile: Profile, demand: Demand) -> list[tuple[float, float]]:
     """Return arrival and holding time of each request, in a batch as full as the replica takes."""
     step, batch = profile.step_time, profile.max_num_seqs
     holds = []

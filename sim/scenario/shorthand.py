@@ -178,8 +178,10 @@ def with_pool_and_policy(raw: dict[str, Any], file: str) -> dict[str, Any]:
     known: dict[str, Any] = {"pool": raw["pool"]} if "pool" in raw else {}
     if "policy" in raw:
         known["policies"] = [raw["policy"]]
+    if isinstance(raw.get("shadow"), list):
+        known["shadow"] = raw["shadow"]
     brought = canonical(known, file)
-    found = dict(raw) | {name: brought[name] for name in ("pool",) if name in brought}
+    found = dict(raw) | {name: brought[name] for name in ("pool", "shadow") if name in brought}
     if "policy" in raw:
         (found["policy"],) = brought["policies"]
     return found

@@ -164,9 +164,9 @@ class Gate:
             assert (book.in_flight, book.reserved_tokens) == (0, 0), book
         for replica in core.pool.replicas:
             assert (replica.in_flight, replica.outstanding_tokens) == (0, 0), replica
-        assert getattr(core._policy, "_reserved_tokens", 0) == 0
-        assert not getattr(core._policy, "_charges", None)
-        assert not getattr(core._policy, "_preemptible", None)
+        assert getattr(core.policy, "_reserved_tokens", 0) == 0
+        assert not getattr(core.policy, "_charges", None)
+        assert not getattr(core.policy, "_preemptible", None)
         assert not self.service.gateway.requests
         admitted = sum(book.admitted for book in core.pool.entitlements.values())
         refused = sum(book.refused for book in core.pool.entitlements.values())

@@ -143,9 +143,13 @@ class Admissions:
 
     def admit(
         self, *, tenant: str, prompt_tokens: int, max_tokens: int | None, entitlement: str | None,
-        service_class: str | None, attempt: int, priority: int, sequences: int,
+        service_class: str | None, attempt: int, priority: int, sequences: int, context_tokens: int | None = None,
     ) -> Entry:
         """Ask the core about a request: it is forwarded, or held, and then its ``wake`` is called.
+
+        Parameters
+        ----------
+        context_tokens : what one sequence needs of the context for certain; left out, prompt and limit as given.
 
         Raises
         ------
@@ -162,7 +166,8 @@ class Admissions:
             raise closing()
         spec = self.tenants.find(tenant, entitlement, service_class)
         self.catch_up()
-        context_tokens = prompt_tokens + (-(-max_tokens // sequences) if max_tokens is not None else 0)
+        if context_tokens is None:
+            context_tokens = prompt_tokens + (-(-max_tokens // sequences) if max_tokens is not None else 0)
         if max_tokens is None and sequences > 1:
             max_tokens = self.core.default_max_output_tokens * sequences
         view = RequestView(

@@ -47,6 +47,7 @@ from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
 from sim.scenario import plugins
+from sim.scenario.editor_schemas import identified, with_shorthands
 from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool
@@ -57,6 +58,15 @@ from sim.scenario.validation_errors import explain
 from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+_ANYWHERE = ("0.0.0.0", "::", "")
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Return whether a port of two addresses is one port."""
+    one, other = bare_address(one), bare_address(other)
+    return one == other or one in _ANYWHERE or other in _ANYWHERE or {one, other} == {"localhost", "127.0.0.1"}
 
 
 def bare_address(host: str) -> str:
@@ -208,6 +218,9 @@ class ServeConfig(Strict):
     listen: Listen = Field(default=Listen(), description="give {host: 127.0.0.1, port: 8080}")
     pool: Pool = Field(description="give the pool: its profile and entitlements, as in a scenario")
     policy: Policy = Field(description="give a policy, e.g. token-pool")
+    shadow: tuple[Policy, ...] = Field(
+        default=(), description="give policies that watch without acting, e.g. [token-pool]"
+    )
     upstreams: tuple[Upstream, ...] = Field(min_length=1, description="give the servers, one for each replica")
     keys: tuple[ApiKey, ...] = Field(default=(), description="give the clients' keys; tokenpools key NAME makes one")
     models: tuple[str, ...] = Field(
@@ -263,6 +276,8 @@ class ServeConfig(Strict):
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
         self._check_tree()
+        self._check_shadows()
+        self._check_ports()
         check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
@@ -282,6 +297,36 @@ class ServeConfig(Strict):
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
 
+
+    def _check_ports(self) -> None:
+        """Refuse a port that two of the gateway's own servers would take, and an upstream that is the gateway."""
+        given = [("listen", self.listen.host, self.listen.port)]
+        if self.admin is not None and self.admin.port is not None:
+            given.append(("admin", self.admin.host, self.admin.port))
+        if self.accounts is not None and self.accounts.api is not None:
+            given.append(("accounts.api", self.accounts.api.host, self.accounts.api.port))
+        for index, (name, host, port) in enumerate(given):
+            for other, there, theirs in given[:index]:
+                if port and port == theirs and _same_place(host, there):
+                    raise MisfitError(f"{name}.port", f"{port} is {other}.port too", "give each its own")
+        for index, upstream in enumerate(self.upstreams):
+            parts = urlsplit(upstream.base_url)
+            for name, host, port in given:
+                if port and parts.port == port and bare_address(parts.hostname or "") in LOOPBACK and (
+                    bare_address(host) in LOOPBACK or bare_address(host) in _ANYWHERE
+                ):  # fmt: skip
+                    problem = f"{upstream.base_url} is this gateway's own {name}"
+                    raise MisfitError(f"upstreams[{index}].base_url", problem, "give the model server's port")
+
+    def _check_shadows(self) -> None:
+        """Refuse shadows of one name, and beside what knows one core alone."""
+        check_unique("shadow", [one.name for one in self.shadow])
+        if self.shadow and self.state is not None:
+            raise MisfitError("shadow", "given beside a shared state, which keeps one core", "leave one of the two out")
+        if self.shadow and self.recording is not None:
+            raise MisfitError("shadow", "given beside a recording, which is of one core", "leave one of the two out")
+        if self.shadow and self.check_invariants is not None:
+            raise MisfitError("shadow", "given beside check_invariants, which look at one core", "leave one out")
 
     def _check_accounts(self) -> None:
         """Refuse keys that are nowhere, and a store that does not fit how the state is shared."""
@@ -376,6 +421,8 @@ def make_core(config: ServeConfig) -> GatewayCore:
     ScenarioError : the policy does not fit the pool.
     """
     core = core_of(config.whole_pool(), config.policy, config.seed)
+    for one in config.shadow:
+        core_of(config.whole_pool(), one, config.seed)
     if config.state is not None and config.state.share == "leases" and (why := why_unfit(core.policy)):
         raise ScenarioError("", "state.share", f"{why}, as leases ask", "give replicated")
     return core
@@ -416,6 +463,7 @@ def recorded_head(config: ServeConfig) -> dict[str, Any]:
     return {
         "pool": config.whole_pool().model_dump(mode="json"), "policy": config.policy.model_dump(mode="json"),
         "seed": config.seed,
+        **({"shadow": [one.model_dump(mode="json") for one in config.shadow]} if config.shadow else {}),
     }  # fmt: skip
 
 
@@ -517,8 +565,12 @@ def _decode_s(pool: Pool) -> float:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a configuration in canonical form."""
-    return ServeConfig.model_json_schema()
+    """Return the JSON schema of a configuration file, shorthands included."""
+    schema = with_shorthands(ServeConfig.model_json_schema())
+    fields = schema["properties"]
+    for name, short in (("state", {"type": "string"}), ("check_invariants", {"type": "boolean"})):
+        fields[name]["anyOf"].append(short)
+    return identified(schema, "gateway")
 
 
 __all__ = [

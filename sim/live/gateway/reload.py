@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from policies.api import EntitlementSpec, Instruction
@@ -31,6 +32,10 @@ _FIXED = (
 
 CoreOf = Callable[[Mapping[str, Any], Sequence[EntitlementSpec]], GatewayCore]
 """Returns a core of a pool and policy as plain values, with entitlements that leave besides."""
+
+
+ChangeOver = Callable[[Mapping[str, Any], GatewayCore, float], tuple[GatewayCore, Sequence[Instruction]]]
+"""Returns the core of a pool and policy that has taken over from another at a time, and what it says to do."""
 
 
 class Loaded(NamedTuple):
@@ -65,18 +70,19 @@ class Reloader:
     ----------
     load : reads it.
     began : what the gateway runs with now.
+    change_over : puts a new core in the place of the old one; `changeover` where it is None.
     shared : the log that gateways share; None where this process has the pool for itself.
     """
 
     def __init__(
         self, service: Service, load: Callable[[], Loaded], began: Loaded, core_of: CoreOf,
-        shared: Shared | None = None,
+        shared: Shared | None = None, change_over: ChangeOver | None = None,
     ) -> None:
         self._service = service
         self._load = load
         self._now = began
-        self._core_of = core_of
         self._shared = shared
+        self._change_over = change_over or partial(changeover, core_of)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -116,7 +122,7 @@ class Reloader:
             if now.settings.recording is not None:
                 raise RunError("a recording holds one pool and policy; stop recording, or start anew")
             if self._shared is None:
-                core, said = changeover(self._core_of, found.head, gateway.core, gateway.now_s())
+                core, said = self._change_over(found.head, gateway.core, gateway.now_s())
                 gateway.core = core
                 gateway.carry_out(said)
             else:

@@ -23,9 +23,11 @@ from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import CoreOf, Loaded, Reloader
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import LOOPBACK, CheckInvariants, Settings
+from sim.live.gateway.shadowing import Shadowing
 from sim.live.loadgen.table_writer import Tables
 from sim.live.observability.logs import set_up
 from sim.live.observability.recording import Recording
+from sim.live.observability.shadows import ShadowTally
 from sim.live.observability.wiring import Observability
 from sim.live.replicas.scaling import Scaling, Wanted, fleet_of
 
@@ -68,6 +70,11 @@ async def _serve(
     settings: Settings, core: GatewayCore, about: Mapping[str, Any], load: Callable[[], Loaded] | None,
     core_of: CoreOf | None, store: AccountStore | None,
 ) -> None:
+    shadowing = None
+    if core_of is not None:
+        tally = ShadowTally()
+        shadowing = Shadowing(core_of, tally)
+        core = shadowing.begin(core, about)
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
     log = _shared_log(settings, core_of)
     wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
@@ -79,7 +86,10 @@ async def _serve(
             await _join(log, service)
         reloader = None
         if load is not None and core_of is not None:
-            reloader = Reloader(service, load, Loaded(settings, about), core_of, log)
+            reloader = Reloader(
+                service, load, Loaded(settings, about), core_of, log,
+                None if shadowing is None else shadowing.change_over,
+            )
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
         async with contextlib.AsyncExitStack() as stack:
             observability = await stack.enter_async_context(Observability(service))
@@ -87,6 +97,9 @@ async def _serve(
                 from sim.live.shared_state.metrics import SharedMetrics
 
                 observability.metrics.registry.register(SharedMetrics(log.status))
+            if shadowing is not None:
+                observability.metrics.registry.register(tally)
+                observability.state.shadows = tally.rows
             watch = None
             if settings.check_invariants is not None:
                 watch = _watched(settings.check_invariants, service, log)

@@ -23,6 +23,10 @@ class State:
     core : returns the core that is in force: a new configuration or shared state may bring another.
     about : further facts, read at each look: name of the policy, whether the gateway drains.
     replica_names : by id.
+
+    Attributes
+    ----------
+    shadows : returns what policies that watch would have done, by tenant.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class State:
         self._about = about
         self._replica_names = replica_names
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
+        self.shadows: Callable[[], list[dict[str, Any]]] = list
         self._ended: Counter[tuple[str, Ended]] = Counter()
 
     def ended(self, log: RequestLog) -> None:
@@ -71,6 +76,10 @@ class State:
                     "seen_ago_s": None if book.report is None else round(now_s - book.report.seen_at_s, 1),
                 }
                 for book in pool.replicas
+            ],
+            "shadows": self.shadows(),
+            "budgets": [] if core.hierarchy is None else [
+                {**one._asdict(), "remaining": one.remaining} for one in core.hierarchy.all_budgets(now_s)
             ],
             "refusals": [_refusal(log, now_s) for log in reversed(self._refusals)],
             "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *_reports(pool.replicas)]],

@@ -1,0 +1,1 @@
+"""From demand and objectives to classes, baselines and limits that hold: `tokenpools advise`."""

@@ -1,0 +1,180 @@
+"""What advice leaves behind: a scenario, a gateway's configuration that `serve --check` accepts, keys, reasons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sim.errors import ScenarioError
+from sim.live.gateway.authentication import hashed, new_key
+from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.records.result_folder import replace_file
+from sim.scenario.load import parse_scenario
+from sim.scenario.profile import load_profile, shipped_profiles
+from sim.studies.advise.model import Advice, Terms
+from sim.studies.advise.reasons import check_words
+
+_PORT, _ADMIN_PORT = 8080, 9090
+_DRAWS = 10
+
+
+def written(
+    advice: Advice, terms: Terms, folder: Path, *, upstreams: Sequence[str], money: Sequence[str] = ()
+) -> list[Path]:
+    """Write the files and return their paths.
+
+    Raises
+    ------
+    ScenarioError : a gateway would refuse the configuration: a mistake of ours, so nothing is written.
+    """
+    scenario = scenario_text(advice)
+    gateway, keys = gateway_texts(advice, upstreams)
+    report = report_text(advice, terms, money)
+    found = {
+        "scenario.yaml": scenario, "gateway.yaml": gateway, "keys.yaml": keys, "advice.md": report,
+        "advice.json": json.dumps(_plain(advice, terms), indent=2, allow_nan=False) + "\n",
+    }  # fmt: skip
+    for name, text in found.items():
+        replace_file(folder / name, text)
+    (folder / "keys.yaml").chmod(0o600)
+    return [folder / name for name in found]
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(tree), sort_keys=False, width=118, allow_unicode=True)
+    return text
+
+
+def scenario_text(advice: Advice) -> str:
+    """Return the scenario of the best policy, in as few fields as say the same."""
+    whole = dict(advice.tree) | {"replications": _DRAWS}
+    short = _shortened(whole)
+    if parse_scenario(short, "advice") != parse_scenario(whole, "advice"):
+        short = whole  # a field whose default is not its absence
+    first = "# Made by `tokenpools advise`; its reasons are in advice.md. Run it: tokenpools run scenario.yaml\n"
+    return first + _yaml(short)
+
+
+def _shortened(tree: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = _without_empty(dict(tree))
+    found["pool"]["profile"] = _profile_ref(tree["pool"]["profile"])
+    return found
+
+
+def _profile_ref(profile: Mapping[str, Any]) -> Any:
+    """Return a profile's name where it is shipped as it is, else the profile."""
+    name = profile.get("name")
+    if name in shipped_profiles() and load_profile(str(name)).model_dump(mode="json") == profile:
+        return name
+    return _without_empty(dict(profile))
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        found = {key: _without_empty(one) for key, one in value.items()}
+        return {key: one for key, one in found.items() if one is not None and one != {} and one != []}
+    return [_without_empty(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def gateway_texts(advice: Advice, upstreams: Sequence[str]) -> tuple[str, str]:
+    """Return the configuration, with a key for each entitlement, and the keys themselves by entitlement.
+
+    Raises
+    ------
+    ScenarioError : a gateway would refuse it.
+    """
+    tree = advice.tree
+    pool = _without_empty({key: value for key, value in tree["pool"].items() if key != "profile"})
+    pool = {"profile": _profile_ref(tree["pool"]["profile"])} | pool
+    (policy,) = tree["policies"]
+    keys = {one["name"]: new_key() for one in tree["pool"]["entitlements"]}
+    replicas = int(tree["pool"]["replicas"])
+    urls = list(upstreams) or [f"http://127.0.0.1:{8000 + i}" for i in range(replicas)]
+    config = {
+        "version": 1,
+        "listen": {"port": _PORT},
+        "pool": pool,
+        "policy": _flat(policy),
+        "upstreams": [{"name": f"replica-{i}", "base_url": url} for i, url in enumerate(urls)],
+        "keys": [
+            {"name": f"{name}-key", "entitlement": name, "sha256": hashed(key).hex()} for name, key in keys.items()
+        ],
+        "admin": {"port": _ADMIN_PORT},
+        "logs": {"style": "json"},
+    }
+    try:
+        read = parse_config(json.loads(json.dumps(config)), "gateway.yaml")
+        make_settings(read, "gateway.yaml")
+        make_core(read)
+    except ScenarioError as error:
+        raise ScenarioError("gateway.yaml", "advise", str(error), "report it") from error
+    first = (
+        "# Made by `tokenpools advise`. Check it: tokenpools serve gateway.yaml --check. The keys that it knows by\n"
+        "# their hashes are in keys.yaml, for clients and `tokenpools replay --keys`.\n"
+    )
+    return first + _yaml(config), _yaml(keys)
+
+
+def _flat(policy: Mapping[str, Any]) -> dict[str, Any]:
+    found = _without_empty({key: value for key, value in policy.items() if key not in ("params", "autoscaler")})
+    found |= _without_empty(dict(policy.get("params") or {}))
+    return dict(found)
+
+
+def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
+    """Return the advice for people."""
+    best = advice.best
+    assert best.setting is not None
+    state = (
+        "These settings hold" if best.holds else "These settings hold at 1.0x of the demand, not at 1.2x"
+        if best.holds_now else "These settings held in the search and **not** on fresh draws"
+    )  # fmt: skip
+    stated = min((check.at_least for check in best.checks if check.good), default=0.0)
+    lines = [
+        f"# Advice: {best.policy}, {best.setting.replicas} replicas",
+        "",
+        f"{state}: in at least {stated:.0%} of draws of this demand (with {terms.confidence:.0%} confidence) every "
+        f"objective is met by {terms.target:.0%} of the requests it is for. "
+        + "; ".join(map(check_words, best.checks)) + ".",
+        "",
+        "| entitlement | class | objective | baseline | limit | refused at 1.0x |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for one in advice.tree["pool"]["entitlements"]:
+        slo_s = one.get("ttft_slo_s")
+        refused = best.refused.get(one["tenant"] or one["name"], 0.0)
+        lines.append(
+            f"| {one['name']} | {one['service_class']} | {'' if slo_s is None else f'{slo_s:g} s'} "
+            f"| {_amount(one['baseline'])} | {_amount(one['limit'])} | {refused:.1%} |"
+        )
+    if best.policy != "token-pool":
+        lines += ["", f"`{best.policy}` with: `{json.dumps(_flat(dict(advice.tree['policies'][0])))}`"]
+    lines += ["", "## Why", "", *(f"- {reason}" for reason in advice.reasons)]
+    for answer in advice.answers:
+        lines += [f"- {answer.policy} stepped back from: {words}" for words in answer.stepped_back]
+    if money:
+        lines += ["", "## In money and units that are sold", "", *(f"- {line}" for line in money)]
+    return "\n".join(lines) + "\n"
+
+
+def _amount(amounts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in amounts.items() if value is not None)
+
+
+def _plain(advice: Advice, terms: Terms) -> Any:
+    """Return all of it as JSON's values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return plain(asdict(advice) | {"terms": asdict(terms)})
