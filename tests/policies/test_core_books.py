@@ -221,3 +221,9 @@ def test_a_handover_keeps_times_reports_and_who_waits() -> None:
     report = new.pool.replicas[0].report
     assert report is not None
     assert (report.waiting, report.kv_used_fraction) == (1, 0.25)
+
+
+def test_a_denial_is_429_unless_it_says_otherwise() -> None:
+    made = core(policy=NoControlPolicy(), hierarchy=Above(0))
+    assert Deny(Reason.TOKENS, 1, 0, None).status == 429
+    assert made.handle(ask("a"), 0.0) == (Refuse("a", Reason.TOKENS, 429, 7.0, 30, 0),)

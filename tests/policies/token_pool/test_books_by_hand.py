@@ -146,3 +146,16 @@ def test_an_account_begins_without_debt_burst_or_work() -> None:
         account = policy._accounts[name]
         assert (account.debt, account.burst, account.gap, account.lift) == (0.0, 0.0, 0.0, 0.0)
         assert (account.completed_tokens, account.released_tokens) == (0, 0)
+
+
+def test_what_a_request_reserved_and_did_not_use_goes_back_to_its_bucket() -> None:
+    one = spec("s", S, limit=Resources(100.0, None, None))
+    policy = policy_of(TokenPool(mode="paper", max_request_tokens=500), one)
+    core = core_of(policy, one, slots=9)
+    bucket = policy._accounts["s"].bucket
+    assert bucket is not None
+    assert (bucket.depth, bucket.available(0.0)) == (1000.0, 1000.0)  # ten seconds of 100 a second
+    core.handle(Arrived(RequestView("s0", "s", "t", 300, 500)), 0.0)
+    assert bucket.available(0.0) == 200.0
+    core.handle(Finished("s0", 50), 1.0)  # 100 came in, and of 800 only 350 were used
+    assert bucket.available(1.0) == 200 + 100 + 450
