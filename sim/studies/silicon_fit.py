@@ -5,7 +5,8 @@ prompt tokens an iteration. So the time per token is a sum of non-negative terms
 (the experts that a batch touches, launches that captured graphs hide); the time to first token one of the prompt, of
 the prompts of all clients, which come at once at the start, and of c. Each family (model, GPU, precision) has
 coefficients, and each layout in it (version, tensor, data and expert parallelism) its own, drawn towards the family's
-where it has few points. These are laws of what was measured, not profiles: they say nothing of a load that is no closed loop.
+where it has few points. These are laws of what was measured, not profiles: they say nothing of a load that is no closed
+loop.
 """
 
 from __future__ import annotations
