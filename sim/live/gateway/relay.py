@@ -136,11 +136,11 @@ class Relay:
                     await self._replies.events(exchange, forward, response, outgoing, send)
                 else:
                     background = await self._replies.whole(exchange, forward, response, outgoing, send)
-        except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
-            await self._lost(exchange, replica, error, send)
-        except BadAnswerError as error:
+        except (BadAnswerError, aiohttp.ClientResponseError) as error:  # the latter is what aiohttp cannot parse
             LOG.warning("%s: upstream %s: %s", exchange.request_id, replica.address.name, error)
             await self._broken_off(exchange, _BAD_ANSWER, send, error)
+        except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
+            await self._lost(exchange, replica, error, send)
         except asyncio.CancelledError:
             if exchange.cut_by is not Cut.UPSTREAM_SILENT:
                 raise
