@@ -24,6 +24,7 @@ NOT_RUN = {
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
     "reproduce": "tests/studies/test_paper_reproduction.py",
     "ext-proc": "does not end by itself; tests/adapters",
+    "operator": "does not end by itself; tests/adapters",
     "serve": "does not end by itself; tests/live",
     "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
