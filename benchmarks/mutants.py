@@ -144,11 +144,12 @@ class Mutant(NamedTuple):
     line: int
     change: str
     source: str
+    twin: int = 0
 
     @property
     def key(self) -> str:
-        """What it is known by, as long as its line is as it was."""
-        return _hash(f"{self.operator} {self.change}")
+        """What it is known by, as long as its line is as it was: of lines that are alike, ``twin`` is the number."""
+        return _hash(f"{self.operator} {self.change} {self.twin}")
 
 
 def operator_of(name: str) -> Operator:
@@ -187,7 +188,8 @@ def mutant_of(path: str, source: str, operator: str, occurrence: int) -> Mutant 
         return None  # the star that makes parameters keywords is no multiplication
     before, after = source.splitlines(), mutated.splitlines()
     at = next(i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
-    return Mutant(path, operator, at + 1, f"{before[at].strip()}  ->  {after[at].strip()}", mutated)
+    twin = [line.strip() for line in before[:at]].count(before[at].strip())
+    return Mutant(path, operator, at + 1, f"{before[at].strip()}  ->  {after[at].strip()}", mutated, twin)
 
 
 def _by_place(source: str) -> int:
@@ -290,7 +292,7 @@ def examine(name: str, args: argparse.Namespace, until_s: float) -> None:
     log = args.out / "tests.log"
     began_s = time.monotonic()
     files = sorted({mutant.path for mutant in wanted})
-    reached = unharmed(tree, tests_of(area, tree), files, log)
+    reached = unharmed(tree, args.tests or tests_of(area, tree), files, log)
     load_libraries(reached.modules)
     print(f"  {len(reached.took_s)} tests, unharmed {time.monotonic() - began_s:.0f} s", flush=True)
     for mutant in wanted:
@@ -339,6 +341,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-area", type=int, default=25, help="mutants to draw for each area")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no other mutant after so long")
+    parser.add_argument(
+        "--tests", nargs="*", help="ask these test files alone: who lives is to be asked --again, with all"
+    )
     parser.add_argument("--tests-s", type=float, default=60.0, help="how long a mutant's tests may be, unharmed")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="where results are kept")
     parser.add_argument("--named", action="store_true", help="plant those of named_mutants.py instead of a sample")

@@ -24,18 +24,21 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
 }
 """Reasons by feature and by the versions that they hold for."""
 
+CHOICES = {"speculation", "answers"}
+"""Those of them that are ours to make; the others follow a version."""
+
 HEAD = """# Known divergences from vLLM's scheduler
 
 Written by `make conformance`: vLLM's own scheduler and KV-cache manager and our replica, on the same random loads,
 compared at every iteration: who is scheduled, with how many tokens, the KV blocks in use, who is preempted. Loads mix
-chunked prefill, preemption, priorities, async scheduling, prefix caching, aborts, stop tokens, structured outputs,
-`long_prefill_token_threshold` (adaptive too), prompts that are not reserved, watermarks, and the features below.
+chunked prefill, preemption and the features below; those with `pipeline` stages are loads of their own. `LOADS=` says
+how many; `results/conformance` keeps what was found, and a run that was stopped goes on.
 """
 
 TAIL = """
 Not compared, because neither version's scheduler has it for text models on one GPU or because it lies outside: limits
 on how many prompts may be partly computed at a time (gone from these versions' settings), the time that a grammar takes
-to compile, encoder inputs, KV connectors, LoRA limits, hybrid models, pipeline parallelism.
+to compile, encoder inputs, KV connectors, LoRA limits, hybrid models.
 """
 
 
@@ -56,21 +59,44 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         f"| {r['vllm']} | {r['loads']:,} | {r['iterations']:,} | {r['preemptions']:,} | {len(r['unknown'])} |"
         for r in results
     ]
-    lines += [
+    lines += ["", *by_feature(results), "", *sizes_of_divergences(results)]
+    return "\n".join(lines) + "\n" + TAIL
+
+
+def by_feature(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the loads of each feature that have nothing known to differ, and how many of them do differ."""
+    versions = [r["vllm"] for r in results]
+    lines = [
+        "Loads with a feature and nothing that is known to differ, and how many of them differ:",
         "",
-        "What differs, and by how much where it does (median over the loads that differ, of their means):",
-        "",
+        "| feature | " + " | ".join(f"{version}: loads | differ" for version in versions) + " |",
+        "| --- |" + " --- | --- |" * len(versions),
     ]
-    lines += ["| vLLM | loads with | differ | TTFT | TPOT | why |", "| --- | --- | --- | --- | --- | --- |"]
+    names = sorted({name for r in results for name in r["plain_runs"]} - {"all"})
+    for name in [*names, "all"]:
+        cells = [f"{r['plain_runs'].get(name, 0):,} | {r['plain_differ'].get(name, 0):,}" for r in results]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def sizes_of_divergences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is known to differ, and by how much that moves the means of the loads that differ."""
+    lines = [
+        "What differs, over loads with one such feature; and by how much the means over a load of 4 to 16 requests",
+        "then move, median and 90th percentile over the loads that differ:",
+        "",
+        "| vLLM | loads with | differ | TTFT | TPOT | choice | why |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for r in results:
         for feature in KNOWN:
-            why = reason_for(feature, r["vllm"])
-            if why and feature not in r["alone"] and feature in r["runs"]:
-                lines.append(
-                    f"| {r['vllm']} | {feature} ({r['runs'][feature]:,}) | {r['differ'][feature]:,} | not measured "
-                    f"| not measured | {why} |"
-                )
-            elif why and feature in r["alone"]:
-                count, differ, ttft, tpot = r["alone"][feature]
-                lines.append(f"| {r['vllm']} | {feature} ({count:,}) | {differ:,} | {ttft:.1%} | {tpot:.1%} | {why} |")
-    return "\n".join(lines) + "\n" + TAIL
+            why, found = reason_for(feature, r["vllm"]), r["alone"].get(feature)
+            if not why or found is None:
+                continue
+            times = " | ".join(", ".join(f"{value:.1%}" for value in found[name]) or "-" for name in ("ttft", "tpot"))
+            choice = "ours" if feature in CHOICES else "no"
+            why = why.removeprefix("A choice. ")
+            lines.append(
+                f"| {r['vllm']} | {feature} ({found['loads']:,}) | {found['differ']:,} | {times} | {choice} | {why} |"
+            )
+    return lines

@@ -16,6 +16,11 @@ FEATURES = (
 )  # fmt: skip
 """What a load may have beside chunked prefill, preemption and first come, first served, which all have."""
 
+PIPELINE_SEEDS = 1_000_000
+"""From this seed on loads have ``pipeline`` stages, and nothing that an engine of several does not have here."""
+
+UNSTAGED = ("async", "caching", "answers", "structured", "speculation")
+
 SHARE = {"speculation": 0.02, "long_prefill_adaptive": 0.15, "structured": 0.2, "answers": 0.05}
 """How likely a feature is in a mixed load; 0.4 where nothing is said."""
 
@@ -33,10 +38,21 @@ def features_of(rng: random.Random) -> list[str]:
     return chosen
 
 
+def staged(setting: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Return what a load says of its pipeline stages, under a budget that prompts exceed more often than not."""
+    slots = setting["max_num_seqs"]
+    return {
+        "stages": rng.choice([2, 3, 4]), "transfer_s": rng.choice([0.0, 0.002]),
+        "max_num_batched_tokens": max(rng.choice([1, 4, 8, 12]), slots),
+    }  # fmt: skip
+
+
 def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
     """Return the load of a seed; of these features, or a random choice of them."""
     rng = random.Random(seed)
     chosen = features_of(rng) if features is None else features
+    if seed >= PIPELINE_SEEDS:
+        chosen = [*(name for name in chosen if name not in UNSTAGED), "pipeline"]
     block = rng.choice([1, 4, 4, 16])
     slots = rng.choice([1, 2, 4, 8])
     drafts = rng.choice([1, 2, 3]) if "speculation" in chosen else 0
@@ -59,6 +75,8 @@ def load(seed: int, features: list[str] | None = None) -> dict[str, Any]:
         "step": {"base_s": 0.01, "per_prefill_token_s": 0.001, "per_decode_sequence_s": 0.0013,
                  "per_context_token_s": 1e-6, "per_prefill_pair_s": 1e-8},
     }  # fmt: skip
+    if "pipeline" in chosen:
+        setting |= staged(setting, random.Random(-seed))
     script: list[dict[str, Any]] = []
     rate_per_s, lines, now_s = rng.choice([4, 20, 80]), rng.randint(1, 4), 0.0
     for number in range(rng.choice([4, 8, 16])):

@@ -57,6 +57,11 @@ class Grammar:
         """Accept all."""
         return True
 
+    def validate_tokens(self, *given: Any) -> list[int]:
+        """Take all drafts: the last argument, after the request where the manager is asked."""
+        tokens: list[int] = given[-1]
+        return tokens
+
 
 class Engine:
     """One load on vLLM's scheduler."""
@@ -64,7 +69,10 @@ class Engine:
     def __init__(self, setting: dict[str, Any], base: VllmConfig) -> None:
         self.setting = setting
         self.pipelined = setting["async_scheduling"]
+        self.depth = setting.get("stages") or 1 + self.pipelined
+        self.free_s = [0.0] * setting.get("stages", 0)
         config = base
+        config.parallel_config.pipeline_parallel_size = setting.get("stages", 1)
         scheduler, cache = config.scheduler_config, config.cache_config
         scheduler.max_num_seqs = setting["max_num_seqs"]
         scheduler.max_num_batched_tokens = setting["max_num_batched_tokens"]
@@ -183,6 +191,14 @@ class Engine:
         output.tokenpools_sampling = sampling
         return output, rows, lasts_s
 
+    def ends_s(self, start_s: float, lasts_s: float) -> float:
+        """Return when a step leaves the engine: of several stages each takes its share, one step at a time."""
+        for stage in range(len(self.free_s)):
+            self.free_s[stage] = start_s = max(start_s, self.free_s[stage]) + lasts_s / len(self.free_s)
+            if stage < len(self.free_s) - 1:
+                start_s += self.setting["transfer_s"]
+        return start_s if self.free_s else start_s + lasts_s
+
     def take_in(self, output: Any, now_s: float) -> None:
         """Sample a token for each row whose context is complete, and hand it to the scheduler."""
         names = list(output.num_scheduled_tokens)
@@ -244,7 +260,6 @@ class Engine:
                     self.abort(str(entry["id"]))
 
         queue: list[tuple[Any, Any, float]] = []
-        depth = 2 if self.pipelined else 1
         for _ in range(100_000):
             if not queue and not self.scheduler.has_requests():
                 if not todo:
@@ -252,10 +267,10 @@ class Engine:
                 now_s = read_first(now_s)
             read(now_s - TIE_S)
             if self.scheduler.has_requests():
-                start_s = queue[-1][2] if queue else now_s
+                start_s = queue[-1][2] if queue and not self.free_s else now_s
                 output, rows, lasts_s = self.plan(start_s)
-                queue.append((output, rows, start_s + (lasts_s if rows else 0.0)))
-                if len(queue) < depth and (rows or self.scheduler.has_requests()):
+                queue.append((output, rows, self.ends_s(start_s, lasts_s) if rows else start_s))
+                if len(queue) < self.depth and (rows or self.scheduler.has_requests()):
                     continue
             if not queue:
                 continue
@@ -266,7 +281,7 @@ class Engine:
             self.take_in(output, now_s)
             if not rows and not queue and not any(self.scheduler.get_request_counts()):
                 continue
-            if not rows and not queue and todo and self.stuck():
+            if not rows and not any(waiting for _, waiting, _ in queue) and todo and self.stuck():
                 now_s = read_first(now_s)
         raise RuntimeError("the load does not end")
 

@@ -65,7 +65,8 @@ def calibrate_kernels(
         names, if `MODELS` knows it.
     gpus : that share the layers by tensor parallelism, as in the tables; left out, what the folder's name ends in
         (``tp2``), else 1.
-    expert_parallel : ranks that share the experts, each with requests of its own; the tables are those of one rank.
+    expert_parallel : ranks that share the experts, each with requests of its own; the tables are those of one rank, and
+        so are ``kv_blocks`` and ``max_num_seqs``. The profile is that of an engine of so many data-parallel ranks.
     links : where the times of what GPUs tell each other come from.
 
     Raises
@@ -106,6 +107,9 @@ def calibrate_kernels(
         source=source + (f"; links: {found[1]}" if found else ""),
         error=error,
         gpus=total,
+        tensor_parallel=ranks if ranks > 1 else None,
+        data_parallel=expert_parallel,
+        expert_parallel=expert_parallel > 1,
         step_time=step_time,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.calibration.fitting import Fit, Term, fit
+from sim.calibration.noise import RUNS, T_OF_RUNS
 from sim.calibration.single_replica import Floats
+from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 
 STEP_TERMS = (
@@ -77,26 +79,35 @@ def calibrate_steps(
 ) -> StepsCalibrated:
     """Fit a step time to measured iterations, leaving out a random share to score it on.
 
+    How much of that score is chance is what it varies by where other shares are left out: the noise floor.
+
     Raises
     ------
     InputError : too few steps, or a term that they do not identify.
     """
-    used = np.random.default_rng(seed).permutation(len(steps)) >= int(held_out * len(steps))
     measured_s = np.array([step.duration_s for step in steps])
 
     def error(values: dict[str, float]) -> Floats:
         step_time = replace(start.step_time, **values)
         return np.asarray(np.array([step_time.iteration_s(*step[:4]) for step in steps]) / measured_s - 1)
 
-    found = fit(lambda values: np.log1p(error(values)[used]), terms, place=place, robust_at=0.05)
-    relative = error(found.values)
-    scored = relative[~used] if held_out else relative
+    def fitted(draw: int) -> tuple[Fit, Floats, NDArray[np.bool_], Floats]:
+        """Fit what a draw leaves; returns the fit, all errors, who was used and the errors of whom it is scored on."""
+        used = np.random.default_rng(draw).permutation(len(steps)) >= int(held_out * len(steps))
+        found = fit(lambda values: np.log1p(error(values)[used]), terms, place=place, robust_at=0.05)
+        relative = error(found.values)
+        return found, relative, used, relative[~used] if held_out else relative
+
+    found, relative, used, scored = fitted(seed)
     mean, worst = float(np.abs(scored).mean()), float(np.abs(scored).max())
+    floor = _chance(fitted, seed, mean) if held_out else None
+    words = f"on {len(scored)} other iterations: mean {100 * mean:.1f} %, worst {100 * worst:.0f} %"
+    words += "" if floor is None else f"; chance +-{100 * floor:.1f} %"
     profile = start.model_copy(
         update={
             "step_time": replace(start.step_time, **found.values),
             "source": f"fitted to {int(used.sum())} iterations of {place}",
-            "error": f"on {len(scored)} other iterations: mean {100 * mean:.1f} %, worst {100 * worst:.0f} %",
+            "error": words,
             "calibration": Calibration(
                 method="coefficients fitted to measured iterations, robust",
                 date=(today or date.today()).isoformat(),
@@ -108,10 +119,22 @@ def calibrate_steps(
                     "context_tokens": _range([s.context_tokens for s in steps]),
                 },
                 held_out_error={"mean_abs": round(mean, 4), "worst_abs": round(worst, 4)} if held_out else {},
+                noise_floor={} if floor is None else {"mean_abs": round(floor, 4)},
             ),
         }
     )
     return StepsCalibrated(profile, found, relative, used)
+
+
+def _chance(fitted: Callable[[int], tuple[Any, Any, Any, Floats]], seed: int, mean: float) -> float | None:
+    """Return half a 95 % interval of the mean error over other draws; None where too few of them can be fitted."""
+    means = [mean]
+    for draw in range(seed + 1, seed + RUNS):
+        try:
+            means.append(float(np.abs(fitted(draw)[3]).mean()))
+        except InputError:  # what this draw leaves does not identify a term
+            continue
+    return float(T_OF_RUNS * np.std(means, ddof=1)) if len(means) > RUNS // 2 else None
 
 
 def _range(values: Sequence[int]) -> tuple[float, float]:

@@ -18,7 +18,8 @@ from sim.scenario.profile import Profile
 
 RUNS = 8
 _RELATIVE = 1e-4
-_T_OF_RUNS = 2.36  # Student's t for 95 % and seven degrees of freedom
+T_OF_RUNS = 2.36
+"""Student's t for 95 % and seven degrees of freedom."""
 
 
 def perturbed(profile: Profile, runs: int = RUNS) -> list[Profile]:
@@ -51,7 +52,7 @@ def averaged(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     found["simulated_s"] = simulated.mean(axis=0)
     found["error"] = found.simulated_s / found.measured_s - 1
     spread = simulated.std(axis=0, ddof=1) if len(tables) > 1 else np.zeros(simulated.shape[1])
-    found["floor"] = _T_OF_RUNS * spread / found.measured_s
+    found["floor"] = T_OF_RUNS * spread / found.measured_s
     return found
 
 

@@ -141,10 +141,12 @@ def _guidellm(file: Path, documents: list[Json]) -> pd.DataFrame:
     for status in ("successful", "incomplete", "errored"):
         for each in requests.get(status) or []:
             start_s = _first(each, "request_start_time", "start_time")
-            first_s = _first(each, "first_token_time", "first_token_iteration", default=np.nan)
+            stamps = (each.get("info") or {}).get("timings") or {}
+            first_s = _first({**each, **stamps}, "first_token_iteration", "first_token_time", default=np.nan)
             if np.isnan(first_s):
                 first_s = start_s + _first(each, "time_to_first_token_ms", default=np.nan) / 1e3
-            end_s = _first(each, "last_token_time", "request_end_time", "end_time", default=np.nan)
+            ends = ("last_token_iteration", "last_token_time", "request_end_time", "end_time")
+            end_s = _first({**each, **stamps}, *ends, default=np.nan)  # the connection closes later
             done = status == "successful"
             rows.append((
                 start_s, _first(each, "prompt_tokens"), _first(each, "output_tokens", default=np.nan),
@@ -161,13 +163,19 @@ def _aiperf(file: Path, documents: list[Json]) -> pd.DataFrame:  # noqa: ARG001
             continue
         start_s = about["request_start_ns"] / 1e9
         ttft_s, e2e_s = (_metric_s(metrics, name) for name in ("time_to_first_token", "request_latency"))
-        prompt = _first(metrics.get("input_sequence_length") or {}, "value", default=np.nan)
-        output = _first(metrics.get("output_sequence_length") or {}, "value", default=np.nan)
-        ended = not each.get("error")
+        # What the server counted, if it said: the client's tokenizer need not be the model's, and knows no template.
+        prompt = _metric(metrics, "usage_prompt_tokens", "input_sequence_length")
+        output = _metric(metrics, "usage_completion_tokens", "output_sequence_length")
+        ended = not each.get("error") and not about.get("was_cancelled")
         rows.append(
             (start_s, prompt, output, *(start_s + s if ended else np.nan for s in (ttft_s, e2e_s)))
         )  # fmt: skip
     return _marked(_rows(rows), "aiperf")
+
+
+def _metric(metrics: Json, *names: str) -> float:
+    """Return the first of some metrics that is there, NaN for none."""
+    return next((float(metrics[name]["value"]) for name in names if metrics.get(name)), float("nan"))
 
 
 def _metric_s(metrics: Json, name: str) -> float:

@@ -201,7 +201,7 @@ class Batch(Generic[R]):
 
     def _reads(self, decoding: int) -> float:
         """Return the KV entries that the decodes of an iteration read."""
-        context_tokens: float = self._context_tokens + decoding
+        context_tokens = float(self._context_tokens + decoding)
         if self._speculation is not None:
             # With the part of a token that each has beyond its whole ones, so that contexts grow evenly.
             context_tokens += decoding * self._speculation.pending(self._iteration)

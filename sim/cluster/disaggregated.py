@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Generic, TypeVar
 
+from sim.cluster.engine_group import Arm, Engine, EngineGroup
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.kv_cache import blocks_of
 from sim.cluster.replica import Listener, Replica
@@ -23,13 +24,6 @@ from sim.cluster.waiting import TransferQueue
 from sim.engine.disaggregation import Disaggregated
 
 R = TypeVar("R", bound=EngineRequest)
-Arm = Callable[[float], None]
-
-
-def shares(total: int, parts: int) -> list[int]:
-    """Split a total evenly; the remainder goes to the first parts."""
-    each, rest = divmod(total, parts)
-    return [each + (i < rest) for i in range(parts)]
 
 
 class Prefill(EngineRequest, Generic[R]):
@@ -71,7 +65,7 @@ class DecodeReplica(Replica[R]):
         return super()._schedule(now_s)
 
 
-class DisaggregatedReplica(Generic[R]):
+class DisaggregatedReplica(EngineGroup[R]):
     """Speaks as `sim.cluster.replica.Replica` does; the slots and blocks it tells of are those of its decode engines.
 
     Parameters
@@ -94,18 +88,15 @@ class DisaggregatedReplica(Generic[R]):
         listener: Listener[R],
         arm: Arm,
     ) -> None:
+        super().__init__(layout.prefill_engines + layout.decode_engines, listener=listener, arm=arm)
         self._layout = layout
-        self._listener = listener
-        self._arm = arm
         self._s_per_token = kv_bytes_per_token / layout.kv_bytes_per_s
-        self._wakes = [NEVER_S] * (layout.prefill_engines + layout.decode_engines)
         self._prefill = [make_prefill(_PrefillListener(self, i), self._armer(i)) for i in range(layout.prefill_engines)]
         self._decode = [
             make_decode(_DecodeListener(self), self._armer(layout.prefill_engines + i))
             for i in range(layout.decode_engines)
         ]
         self.engines: Sequence[Replica[Any]] = [*self._prefill, *self._decode]
-        self.wake_s = NEVER_S
         self._ticket = count()
         self._forget()
 
@@ -117,42 +108,16 @@ class DisaggregatedReplica(Generic[R]):
         self._arrivals: list[tuple[float, int, R]] = []
         self._at: dict[R, int] = {}
 
-    def _armer(self, index: int) -> Arm:
-        def arm(at_s: float) -> None:
-            self._wakes[index] = at_s
-
-        return arm
+    @property
+    def _holders(self) -> Sequence[Engine[Any]]:
+        return self._decode
 
     # ---------------------------------------------------------------------------------------------------------- ask
 
     @property
     def running_count(self) -> int:
         """Requests that hold a slot, or are crossing."""
-        return sum(engine.running_count for engine in self.engines) + len(self._crossing)
-
-    @property
-    def waiting_count(self) -> int:
-        """Requests that wait at an engine of either kind."""
-        return sum(engine.waiting_count for engine in self.engines)
-
-    @property
-    def iterations(self) -> int:
-        """Iterations of all engines."""
-        return sum(engine.iterations for engine in self.engines)
-
-    @property
-    def preemptions(self) -> int:
-        """Preemptions at all engines."""
-        return sum(engine.preemptions for engine in self.engines)
-
-    @property
-    def kv_total_blocks(self) -> int:
-        """KV blocks of the decode engines."""
-        return sum(engine.kv_total_blocks for engine in self._decode)
-
-    def kv_used_blocks_at(self, now_s: float) -> int:
-        """Return the blocks in use at the decode engines."""
-        return sum(engine.kv_used_blocks_at(now_s) for engine in self._decode)
+        return super().running_count + len(self._crossing)
 
     def outputs_at(self, request: R, now_s: float) -> int:
         """Return how many output tokens the request has at ``now_s``."""
@@ -164,10 +129,6 @@ class DisaggregatedReplica(Generic[R]):
         if request in self._parts:
             return self._parts[request][1].state in (PREFILL, DECODE)
         return request in self._crossing or request.state in (PREFILL, DECODE)
-
-    def iteration_end_s(self, now_s: float) -> float:
-        """Return when the first iteration under way at some engine ends; see `Replica.iteration_end_s`."""
-        return min(engine.iteration_end_s(now_s) for engine in self.engines)
 
     # --------------------------------------------------------------------------------------------------------- tell
 
@@ -192,25 +153,6 @@ class DisaggregatedReplica(Generic[R]):
             request.aborted, request.state = True, ENDED
         elif request in self._at:
             self._decode[self._at.pop(request)].abort(request, now_s)
-        self._rearm()
-
-    def set_slots(self, slots: int, now_s: float) -> None:
-        """Spread a number of slots over the decode engines."""
-        self._spread([engine.set_slots for engine in self._decode], slots, now_s)
-
-    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
-        """Spread a number of KV blocks over the decode engines."""
-        self._spread([engine.set_kv_blocks for engine in self._decode], blocks, now_s)
-
-    def _spread(self, setters: Sequence[Callable[[int, float], None]], total: int, now_s: float) -> None:
-        for setter, share in zip(setters, shares(total, len(setters)), strict=True):
-            setter(share, now_s)
-        self._rearm()
-
-    def set_slowdown(self, factor: float, now_s: float) -> None:
-        """Make every iteration of every engine take ``factor`` times as long."""
-        for engine in self.engines:
-            engine.set_slowdown(factor, now_s)
         self._rearm()
 
     def fail(self, now_s: float) -> list[R]:
@@ -257,13 +199,9 @@ class DisaggregatedReplica(Generic[R]):
         request.transferred = True
         self._decode[index].submit(request, now_s)
 
-    def _rearm(self) -> None:
+    def _next_s(self) -> float:
         at_s = min(self._wakes)
-        if self._arrivals and self._arrivals[0][0] < at_s:
-            at_s = self._arrivals[0][0]
-        if at_s != self.wake_s:
-            self.wake_s = at_s
-            self._arm(at_s)
+        return min(at_s, self._arrivals[0][0]) if self._arrivals else at_s
 
     # ---------------------------------------------------------------------------------------- what the engines tell
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from policies.api import PoolCapacity
-from sim.cluster.disaggregated import shares
+from sim.cluster.engine_group import shares
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node

@@ -46,7 +46,9 @@ class SlackQueue(Generic[R]):
         """Add an arrival, or a preempted request."""
         heappush(self._heaps[0], (self._latest_start_s(request), request.submitted_s, request.order, request))
 
-    push_front = push
+    def push_front(self, request: R) -> None:
+        """Return a preempted request, to the place that its slack gives it."""
+        self.push(request)
 
     def most_urgent(self, now_s: float) -> R | None:
         """Return whose turn it is, and remember it for `pop`."""

@@ -11,18 +11,23 @@ from simpy.events import Event
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import LAST, Alarm, Clock
 from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
+from sim.cluster.engine_group import Engine
 from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
+from sim.cluster.pipeline import PipelinedReplica
 from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Listener, Replica
+from sim.engine.pipeline import Stages
 from sim.engine.ranks import Ranks
 from sim.engine.speculation import SpeculativeStepTime
 from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
 
 R = TypeVar("R", bound=EngineRequest)
+Unit = Replica[R] | PipelinedReplica[R] | DisaggregatedReplica[R] | RankedReplica[R]
+"""What a profile may call one replica."""
 
 
 def replica_of(
@@ -53,10 +58,12 @@ def _scheduled_settings(profile: Profile, step_time: StepTime) -> EngineSettings
 
 def unit_of(
     profile: Profile, listener: Listener[R], arm: Callable[[float], None]
-) -> Replica[R] | DisaggregatedReplica[R] | RankedReplica[R]:
+) -> Unit[R]:
     """Return what a profile calls one replica: an engine, ranks of one, or several engines that divide the work."""
     if profile.data_parallel > 1:
         return _ranked(profile, listener, arm)
+    if profile.pipeline_parallel > 1:
+        return _staged(profile, listener, arm)
     layout = profile.disaggregated
     if layout is None:
         return replica_of(profile, profile.step_time, listener, arm)
@@ -80,10 +87,18 @@ def _ranked(profile: Profile, listener: Listener[R], arm: Callable[[float], None
     make = RankInStep if ranks.in_step else Replica
     settings = _scheduled_settings(profile, profile.step_time)
 
-    def rank(*, listener: Listener[R], arm: Callable[[float], None]) -> Replica[R]:
+    def rank(*, listener: Listener[R], arm: Callable[[float], None]) -> Engine[R]:
+        if profile.pipeline_parallel > 1:
+            return _staged(profile, listener, arm)
         return make(settings, listener=listener, arm=arm)
 
     return RankedReplica(ranks, make=rank, listener=listener, arm=arm)
+
+
+def _staged(profile: Profile, listener: Listener[R], arm: Callable[[float], None]) -> PipelinedReplica[R]:
+    """Return an engine whose layers are spread over the stages of a profile."""
+    stages = Stages(count=profile.pipeline_parallel, transfer_s=profile.pipeline_transfer_s)
+    return PipelinedReplica(_scheduled_settings(profile, profile.step_time), stages, listener=listener, arm=arm)
 
 
 def _settings(profile: Profile, step_time: StepTime) -> EngineSettings:

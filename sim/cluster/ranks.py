@@ -10,17 +10,16 @@ Behind a gateway this is one replica, whose slots and KV blocks are the sums of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from sim.cluster.disaggregated import shares
+from sim.cluster.engine_group import Arm, Engine, EngineGroup
 from sim.cluster.engine_request import ENDED, NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Listener, Replica
 from sim.engine.ranks import SNAPSHOT_S, RankLoad, Ranks, choose_rank
 
 R = TypeVar("R", bound=EngineRequest)
-Arm = Callable[[float], None]
 
 
 class RankInStep(Replica[R]):
@@ -61,12 +60,12 @@ class RankInStep(Replica[R]):
 class MakeRank(Protocol[R]):
     """Makes the engine of a rank."""
 
-    def __call__(self, *, listener: Listener[R], arm: Arm) -> Replica[R]:
+    def __call__(self, *, listener: Listener[R], arm: Arm) -> Engine[R]:
         """Return an engine, given who listens and what to call to be woken."""
         ...
 
 
-class RankedReplica(Generic[R]):
+class RankedReplica(EngineGroup[R]):
     """Speaks as `sim.cluster.replica.Replica` does, for all of its ranks.
 
     Parameters
@@ -76,16 +75,12 @@ class RankedReplica(Generic[R]):
     Attributes
     ----------
     engines : the ranks.
-    wake_s : when `boundary` is to be called next.
     """
 
     def __init__(self, layout: Ranks, *, make: MakeRank[R], listener: Listener[R], arm: Arm) -> None:
+        super().__init__(layout.count, listener=listener, arm=arm)
         self._layout = layout
-        self._listener = listener
-        self._arm = arm
-        self._wakes = [NEVER_S] * layout.count
-        self.engines: Sequence[Replica[R]] = [make(listener=self, arm=self._armer(i)) for i in range(layout.count)]
-        self.wake_s = NEVER_S
+        self.engines: Sequence[Engine[R]] = [make(listener=self, arm=self._armer(i)) for i in range(layout.count)]
         self._in_boundary = False
         self._forget()
 
@@ -96,42 +91,7 @@ class RankedReplica(Generic[R]):
         self._first = 0
         self._ends_s = NEVER_S  # in step: when the iteration under way ends
 
-    def _armer(self, index: int) -> Arm:
-        def arm(at_s: float) -> None:
-            self._wakes[index] = at_s
-
-        return arm
-
     # ---------------------------------------------------------------------------------------------------------- ask
-
-    @property
-    def running_count(self) -> int:
-        """Requests that hold a slot of some rank."""
-        return sum(engine.running_count for engine in self.engines)
-
-    @property
-    def waiting_count(self) -> int:
-        """Requests that wait at some rank."""
-        return sum(engine.waiting_count for engine in self.engines)
-
-    @property
-    def iterations(self) -> int:
-        """Iterations of all ranks, empty ones left out."""
-        return sum(engine.iterations for engine in self.engines)
-
-    @property
-    def preemptions(self) -> int:
-        """Preemptions at all ranks."""
-        return sum(engine.preemptions for engine in self.engines)
-
-    @property
-    def kv_total_blocks(self) -> int:
-        """KV blocks of all ranks."""
-        return sum(engine.kv_total_blocks for engine in self.engines)
-
-    def kv_used_blocks_at(self, now_s: float) -> int:
-        """Return the blocks in use at all ranks."""
-        return sum(engine.kv_used_blocks_at(now_s) for engine in self.engines)
 
     def outputs_at(self, request: R, now_s: float) -> int:
         """Return how many output tokens the request has at ``now_s``."""
@@ -144,7 +104,7 @@ class RankedReplica(Generic[R]):
 
     def iteration_end_s(self, now_s: float) -> float:
         """Return when the first iteration under way at some rank ends; see `Replica.iteration_end_s`."""
-        return self.wake_s if self._layout.in_step else min(e.iteration_end_s(now_s) for e in self.engines)
+        return self.wake_s if self._layout.in_step else super().iteration_end_s(now_s)
 
     def rank_of(self, request: R) -> int | None:
         """Return the rank that a request inside was sent to."""
@@ -181,24 +141,6 @@ class RankedReplica(Generic[R]):
             self.engines[rank].abort(request, now_s)
             self._rearm()
 
-    def set_slots(self, slots: int, now_s: float) -> None:
-        """Spread a number of slots over the ranks."""
-        for engine, share in zip(self.engines, shares(slots, len(self.engines)), strict=True):
-            engine.set_slots(share, now_s)
-        self._rearm()
-
-    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
-        """Spread a number of KV blocks over the ranks."""
-        for engine, share in zip(self.engines, shares(blocks, len(self.engines)), strict=True):
-            engine.set_kv_blocks(share, now_s)
-        self._rearm()
-
-    def set_slowdown(self, factor: float, now_s: float) -> None:
-        """Make every iteration of every rank take ``factor`` times as long."""
-        for engine in self.engines:
-            engine.set_slowdown(factor, now_s)
-        self._rearm()
-
     def fail(self, now_s: float) -> list[R]:
         """Crash as a whole; see `Replica.fail`."""
         lost = [request for engine in self.engines for request in engine.fail(now_s)]
@@ -227,15 +169,13 @@ class RankedReplica(Generic[R]):
         longest_s = max((e.due_in_s for e in self.engines if isinstance(e, RankInStep) and e.busy), default=NEVER_S)
         self._ends_s = now_s + longest_s
 
+    def _next_s(self) -> float:
+        # Whoever comes to an idle rank waits for the others.
+        return self._ends_s if self._ends_s < NEVER_S else min(self._wakes)
+
     def _rearm(self) -> None:
-        if self._in_boundary:
-            return
-        at_s = min(self._wakes)
-        if self._ends_s < NEVER_S:  # whoever comes to an idle rank waits for the others
-            at_s = self._ends_s
-        if at_s != self.wake_s:
-            self.wake_s = at_s
-            self._arm(at_s)
+        if not self._in_boundary:
+            super()._rearm()
 
     # ------------------------------------------------------------------------------------------ what the ranks tell
 

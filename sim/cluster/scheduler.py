@@ -124,7 +124,7 @@ class Scheduler(Batch[R]):
             return self._walk(now_s)
         if self._overrunning:
             self._overrun()
-        if self._waiting:
+        if self.waiting_count:
             used_blocks = self._admit(chunks, budget_tokens, most_tokens, used_blocks)
         if chunks or self._overrunning:
             kv.used_blocks = used_blocks
@@ -329,7 +329,7 @@ class Scheduler(Batch[R]):
         for request in order[i:]:
             if request.state != ENDED:
                 self._pause(request)
-        if not preempted and self._waiting:
+        if not preempted and self.waiting_count:
             kv.used_blocks = self._admit(chunks, budget_tokens, most_tokens, kv.used_blocks)
         self._begin_iteration(now_s, chunks)
         return True

@@ -83,7 +83,9 @@ class HeapQueue(Generic[R]):
         """Add an arrival, or a preempted request."""
         heapq.heappush(self._heap, (self._first_by(request), request.submitted_s, request.order, request))
 
-    push_front = push
+    def push_front(self, request: R) -> None:
+        """Return a preempted request, to the place that its score gives it."""
+        self.push(request)
 
     def head(self) -> R | None:
         """Return whose turn it is."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
-import numpy as np
 import simpy
 
 from policies.api import (
@@ -25,8 +24,8 @@ from policies.core import GatewayCore
 from policies.hierarchy import Hierarchy, HierarchySpec
 from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
-from sim.cluster.attempt import Attempt
-from sim.cluster.clock import Alarm, Clock
+from sim.cluster.arrivals import Arrivals
+from sim.cluster.clock import Clock
 from sim.cluster.engine_request import NEVER_S
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
@@ -40,13 +39,10 @@ from sim.records.schema import RequestColumns, TimelineBlock
 from sim.scenario.profile import Profile
 from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
-from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
 _STALLED_S = 3600.0
 """How long nothing at all happens before who is held at the gateway is taken to be held for good."""
-_CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
-
 Core = GatewayCore | Gateways | ShadowedCore
 Logged = tuple[float, Event, Sequence[Instruction]]
 
@@ -182,7 +178,9 @@ def simulate(
     if world.events:
         env.process(apply_events(env, world.events, pool, nodes, gateway, fleet))
     gateway.connect(nodes)
-    arrivals = _Arrivals(env, world, gateway)
+    arrivals = Arrivals(
+        env, world.workloads, world.demands, gateway, with_prefixes=world.profile.prefix_caching
+    )
     interval_s = world.timeline_interval_s
     report = (lambda now_s: on_progress(now_s, gateway.ended)) if on_progress else None
     sampler = None
@@ -248,55 +246,6 @@ def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -
     return gauges
 
 
-class _Arrivals:
-    """Brings every workload's requests to the gateway, on one clock."""
-
-    def __init__(self, env: Clock, world: World, gateway: SimulatedGateway) -> None:
-        self._env = env
-        self._arrive = gateway.arrive
-        self._names = [w.name for w in world.workloads]
-        self._priorities = [w.priority for w in world.workloads]
-        # Only a replica that keeps prefixes asks for them.
-        self._prefixes = in_chains([d.prefixes if world.profile.prefix_caching else None for d in world.demands])
-        self._rows = self._in_order(world.demands)
-        self._alarm = Alarm(env, self._ring)
-        self.left = sum(len(d) for d in world.demands)
-        if self.left:
-            self._next = next(self._rows)
-            env.set(self._alarm, self._next[0])
-
-    def _ring(self, _: simpy.Event) -> None:
-        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
-        self.left -= 1
-        if self.left:
-            self._next = row = next(self._rows)
-            self._env.set(self._alarm, row[0])
-        priority = self._priorities[w]
-        name = f"{self._names[w]}-{n}"
-        attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
-        prefixes = self._prefixes[w]
-        if prefixes is not None:
-            attempt.prefix = prefixes.of(n)
-        self._arrive(attempt, at_s)
-
-    @staticmethod
-    def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:
-        """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
-        arrival_s = np.concatenate([d.arrival_s for d in demands])
-        order = np.argsort(arrival_s, kind="stable")
-        columns = (
-            arrival_s,
-            np.repeat(np.arange(len(demands)), [len(d) for d in demands]),
-            np.concatenate([np.arange(len(d)) for d in demands]),
-            np.concatenate([d.prompt_tokens for d in demands]),
-            np.concatenate([d.output_tokens for d in demands]),
-            np.concatenate([d.max_output_tokens for d in demands]),
-        )
-        for start in range(0, len(order), _CHUNK):
-            part = order[start : start + _CHUNK]
-            yield from zip(*(column[part].tolist() for column in columns), strict=True)
-
-
 def _scrapes(env: Clock, gateway: SimulatedGateway, every_s: float) -> Generator[simpy.Event, None, None]:
     """Report the replicas every ``every_s``, at 0 first."""
     scrapes = 0
@@ -307,7 +256,7 @@ def _scrapes(env: Clock, gateway: SimulatedGateway, every_s: float) -> Generator
 
 
 def _run_until_drained(
-    env: Clock, arrivals: _Arrivals, gateway: SimulatedGateway, nodes: Sequence[Node], last_change_s: float
+    env: Clock, arrivals: Arrivals, gateway: SimulatedGateway, nodes: Sequence[Node], last_change_s: float
 ) -> None:
     """Run until all requests came and ended, or those left wait for slots or blocks that are lost for good.
 

@@ -15,6 +15,7 @@ from sim.scenario import plugins
 from sim.scenario.load import Scenario, resolved, scenario_hash
 
 UNKNOWN = "unknown"
+COMPILED, PURE = "compiled", "pure Python"
 _LIBRARIES = ("tokenpools", "simpy", "numpy", "pyarrow", "pydantic")
 
 
@@ -26,6 +27,7 @@ def origin(scenario: Scenario) -> dict[str, Any]:
         "seed": scenario.seed,
         "versions": versions(),
         "commit": commit(),
+        "form": form(),
         **plugins.in_manifest(scenario),
     }
 
@@ -57,13 +59,19 @@ def commit() -> str:
     return f"{head}-dirty" if changes else head
 
 
+def form() -> str:
+    """Return whether the hot modules run compiled or as they are written; both give the same bytes."""
+    engine = import_module("sim.cluster.replica")
+    return PURE if str(engine.__file__).endswith(".py") else COMPILED
+
+
 def version_line() -> str:
-    """Return version and commit in a line."""
+    """Return version, form and commit in a line."""
     try:
         number = version("tokenpools")
     except PackageNotFoundError:
         number = UNKNOWN
-    return f"tokenpools {number}, commit {commit()}"
+    return f"tokenpools {number}, {form()}, commit {commit()}"
 
 
 def _built_from() -> str:

@@ -20,6 +20,7 @@ from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_ite
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
+from sim.scenario.parallelism import check_parallelism, gpus_of
 from sim.scenario.registered_types import MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
@@ -91,6 +92,15 @@ class Profile(Strict):
     )
     disaggregated: Disaggregated | None = Field(
         default=None, description="give how prefill and decode are divided, e.g. {prefill_engines: 1, ...}"
+    )
+    tensor_parallel: int | None = Field(
+        default=None, gt=0, description="give the GPUs that share each layer, which step_time is of, e.g. 2"
+    )
+    pipeline_parallel: int = Field(
+        default=1, gt=0, le=64, description="give the stages that the layers are spread over, e.g. 2"
+    )
+    pipeline_transfer_s: float = Field(
+        default=0.0, ge=0, description="give the seconds that a batch takes from one stage to the next, e.g. 0.0002"
     )
     data_parallel: int = Field(
         default=1, gt=0, description="give the data-parallel ranks, each with max_num_seqs and kv_blocks, e.g. 2"
@@ -194,6 +204,8 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Profile:
+        if "gpus" not in self.model_fields_set:
+            object.__setattr__(self, "gpus", gpus_of(self))
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise MisfitError(
                 "max_num_batched_tokens",
@@ -222,7 +234,7 @@ class Profile(Strict):
             option = "async_scheduling" if self.async_scheduling else "prefix_caching"
             raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
         self._check_admission()
-        self._check_ranks()
+        check_parallelism(self)
         if self.disaggregated is not None:
             if kind == "fair-batching":
                 raise MisfitError(
@@ -230,24 +242,6 @@ class Profile(Strict):
                 )
             if self.kv_bytes_per_token is None:
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
-
-    def _check_ranks(self) -> None:
-        ranks = self.data_parallel
-        if ranks == 1:
-            if self.expert_parallel:
-                raise MisfitError(
-                    "expert_parallel", "true with one rank (data_parallel: 1), which has nobody to share with",
-                    "give data_parallel, e.g. 2, or leave it out",
-                )  # fmt: skip
-            return
-        for option, given in (
-            ("disaggregated", self.disaggregated is not None),
-            ("scheduling", self.scheduling == "flow-prefill"),
-        ):
-            if given:
-                raise MisfitError(option, f"given beside data_parallel ({ranks}), which has none", "leave one out")
-        if self.gpus > 1 and self.gpus % ranks:
-            raise MisfitError("gpus", f"{self.gpus} do not divide among {ranks} ranks", "give a multiple")
 
     def _check_admission(self) -> None:
         threshold = self.long_prefill_token_threshold
@@ -358,6 +352,8 @@ def with_settings(profile: Profile, settings: Sequence[str]) -> Profile:
     if not settings:
         return profile
     tree = profile.model_dump(mode="json", exclude_none=True)
+    if profile.gpus == 1:
+        del tree["gpus"]  # what is set may need more
     for setting in settings:
         path, equals, text = setting.partition("=")
         *above, last = path.split(".")

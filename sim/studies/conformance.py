@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from sim.cluster.engine_request import DECODE, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
+from sim.cluster.pipeline import PipelinedReplica
 from sim.cluster.replica import Replica
+from sim.engine.pipeline import Stages
+from sim.engine.speculation import Speculation
 from sim.engine.step_time import LinearStepTime
 
 Step = tuple[float, dict[str, int], int, list[str]]
@@ -75,6 +79,28 @@ class TracedReplica(Replica[Asked]):
         return super()._complete()
 
 
+class TracedPipeline(PipelinedReplica[Asked]):
+    """An engine of several stages that writes down every batch that it plans."""
+
+    def __init__(self, settings: EngineSettings, stages: Stages, **heard: Any) -> None:
+        super().__init__(settings, stages, **heard)
+        self.steps: list[Step] = []
+        self._lost: list[str] = []
+
+    def _preempt(self, request: Asked) -> None:
+        self._lost.append(request.name)
+        super()._preempt(request)
+
+    def _plan(self, now_s: float) -> bool:
+        preempted = super()._plan(now_s)
+        rows = self._batches[-1].rows
+        if rows:
+            tokens = {row.request.name: row.tokens for row in rows}
+            self.steps.append((round(now_s, 9), tokens, self.kv_used_blocks_at(now_s), self._lost))
+            self._lost = []
+        return preempted
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """What an engine did with a load."""
@@ -99,10 +125,22 @@ class _Heard:
         self.finish_s[request.name] = now_s
 
 
+def speculation_of(drafts: int, accepted: Sequence[int]) -> Speculation:
+    """Return drafts of which as many are accepted in the mean as a load has vLLM accept."""
+    mean = fmean(accepted)
+    low, high = 0.0, 1.0
+    for _ in range(60):  # the mean of an acceptance rate rises with it
+        rate = (low + high) / 2
+        low, high = (rate, high) if sum(rate**i for i in range(1, drafts + 1)) < mean else (low, rate)
+    return Speculation(tokens=drafts, acceptance=high, per_draft_token_s=0.0)
+
+
 def settings_of(setting: Mapping[str, Any]) -> EngineSettings:
     """Return a load's settings as our engine takes them."""
+    drafts = setting.get("drafts")
     return EngineSettings(
         step_time=LinearStepTime(**setting["step"]),
+        speculation=speculation_of(drafts, setting["accepted"]) if drafts else None,
         max_num_seqs=setting["max_num_seqs"],
         max_num_batched_tokens=setting["max_num_batched_tokens"],
         kv_blocks=setting["kv_blocks"],
@@ -117,11 +155,19 @@ def settings_of(setting: Mapping[str, Any]) -> EngineSettings:
     )
 
 
+def traced(setting: Mapping[str, Any], **heard: Any) -> TracedReplica | TracedPipeline:
+    """Return the engine of a load."""
+    if "stages" not in setting:
+        return TracedReplica(settings_of(setting), **heard)
+    stages = Stages(count=setting["stages"], transfer_s=setting["transfer_s"])
+    return TracedPipeline(settings_of(setting), stages, **heard)
+
+
 def replay(case: Mapping[str, Any]) -> Trace:
     """Return what our replica does with a load."""
     heard = _Heard()
     wakes = [math.inf]
-    replica = TracedReplica(settings_of(case["setting"]), listener=heard, arm=lambda at_s: wakes.__setitem__(0, at_s))
+    replica = traced(case["setting"], listener=heard, arm=lambda at_s: wakes.__setitem__(0, at_s))
     requests: dict[str, Asked] = {}
 
     def until(at_s: float) -> None:

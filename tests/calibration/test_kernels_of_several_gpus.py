@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from calibration.lawful_tables import write_tables
 from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
 from sim.calibration.kernel_tables import read_kernel_tables
 from sim.calibration.measured import per_request, read_run
+from sim.calibration.profile_file import write_profile
 from sim.calibration.single_replica import replay
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
+from sim.scenario.profile import load_profile, with_settings
 
 META = {"gpu": "NVIDIA H100 80GB HBM3", "model": "Qwen/Qwen3-32B", "tp_degrees": [1, 2], "vllm_version": "0.19.0"}
 
@@ -95,7 +98,27 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
     shared = calibrate_kernels(folder, kv_blocks=9000, expert_parallel=2)
     links = shared.step_time.links
     assert (shared.gpus, links.ranks, links.all_reduces, links.all_to_alls) == (2, 2, 0, 96)
+    assert (shared.data_parallel, shared.expert_parallel, shared.tensor_parallel) == (2, True, None)
     assert shared.step_time.experts.iteration_s(2048) == pytest.approx(48e-6 * (10 + 64 + 20.48), rel=1e-3)
+
+
+def test_shared_experts_and_the_ranks_of_a_profile_agree_or_are_refused(tmp_path: Path) -> None:
+    folder = tables(tmp_path / "tp1", META | {"model": "Qwen/Qwen3-30B-A3B-Instruct-2507"})
+    rows = [(t, e, 10.0 + e + 0.01 * t) for t in (1, 16, 256, 2048) for e in (8, 64, 128) if e <= 8 * t]
+    pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
+    shared, whole = (calibrate_kernels(folder, kv_blocks=9000, expert_parallel=ranks) for ranks in (2, 1))
+    for made, ranks, shares, said in (
+        (shared, 1, False, "step_time.experts.ranks: 2 beside expert_parallel: false; give data_parallel: 2"),
+        (shared, 2, False, "step_time.experts.ranks: 2 beside expert_parallel: false"),
+        (shared, 4, True, "step_time.experts.ranks: 2 beside data_parallel: 4 and expert_parallel: true"),
+        (whole, 2, True, "step_time.experts.ranks: 1 beside data_parallel: 2 and expert_parallel: true"),
+    ):
+        settings = [f"gpus={ranks}", f"data_parallel={ranks}", f"expert_parallel={str(shares).lower()}"]
+        with pytest.raises(ScenarioError, match=re.escape(said)):
+            with_settings(made, settings)
+    file = tmp_path / "shared.yaml"
+    write_profile(shared, file)
+    assert load_profile(str(file)).data_parallel == 2
 
 
 DATA = os.environ.get("TOKENPOOLS_DATA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,60 @@ def test_every_form_gives_the_same_run(form: str, tmp_path: Path) -> None:
     assert run.latencies.first_token_s[ended] == pytest.approx([r[3] for r in RUN], abs=1e-6)
     assert run.latencies.finish_s[ended] == pytest.approx([r[4] for r in RUN], abs=1e-6)
     assert "count from the arrival" in run.notes[0]
+
+
+WRITTEN = Path(__file__).parent / "run_files"
+"""What the programs themselves wrote of a few requests to ``tokenpools mock-server``, shortened by whole requests."""
+
+
+def test_a_file_of_vllm_bench_itself() -> None:
+    file = WRITTEN / "vllm-bench-0.32.0.json"
+    run, written = read_run(file), json.loads(file.read_text())
+    assert len(run.requests) == run.ended.sum() == written["completed"] == 12
+    assert run.requests.prompt_tokens.sum() == written["total_input_tokens"]
+    assert run.requests.output_tokens.sum() == written["total_output_tokens"]
+    ttft_s = run.latencies.first_token_s - run.requests.arrival_s
+    assert 1e3 * ttft_s.mean() == pytest.approx(written["mean_ttft_ms"])
+    e2e_s = run.latencies.finish_s - run.requests.arrival_s
+    assert e2e_s == pytest.approx(written["latencies"], abs=1e-5)
+    tpot_s = (run.latencies.finish_s - run.latencies.first_token_s) / (run.requests.output_tokens - 1)
+    assert 1e3 * tpot_s.mean() == pytest.approx(written["mean_tpot_ms"], rel=0.01)
+
+
+def test_a_file_of_guidellm_itself() -> None:
+    file = WRITTEN / "guidellm-0.8.1.json"
+    run = read_run(file)
+    written = json.loads(file.read_text())["benchmarks"][0]["requests"]["successful"]
+    assert run.requests.prompt_tokens.tolist() == [each["prompt_tokens"] for each in written]
+    assert run.requests.output_tokens.tolist() == [20] * 5
+    ttft_s = run.latencies.first_token_s - run.requests.arrival_s
+    assert 1e3 * ttft_s == pytest.approx([each["time_to_first_token_ms"] for each in written], abs=1e-3)
+    # Its TPOT counts the last token, not the end of the connection some milliseconds later.
+    tpot_s = (run.latencies.finish_s - run.latencies.first_token_s) / 19
+    assert 1e3 * tpot_s == pytest.approx([each["inter_token_latency_ms"] for each in written], abs=1e-3)
+
+
+def test_a_file_of_aiperf_itself() -> None:
+    file = WRITTEN / "aiperf-0.13.0.jsonl"
+    run = read_run(file)
+    written = [json.loads(line)["metrics"] for line in file.read_text().splitlines()[2:]]  # two are warm-up
+    assert len(run.requests) == run.ended.sum() == 4
+    # Its own tokenizer makes 65 tokens of what the server counts as 20, and knows nothing of the chat template.
+    assert written[0]["output_sequence_length"]["value"] != written[0]["usage_completion_tokens"]["value"]
+    assert run.requests.output_tokens.tolist() == [each["usage_completion_tokens"]["value"] for each in written]
+    assert run.requests.prompt_tokens.tolist() == [each["usage_prompt_tokens"]["value"] for each in written]
+    e2e_s = run.latencies.finish_s - run.requests.arrival_s
+    assert 1e3 * e2e_s == pytest.approx([each["request_latency"]["value"] for each in written], abs=1e-3)
+    cut = [json.loads(line) for line in file.read_text().splitlines()]
+    cut[2]["metadata"]["was_cancelled"] = True
+    assert read_cut(cut).ended.sum() == 3
+
+
+def read_cut(lines: list[Any]) -> MeasuredRun:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.jsonl"
+        file.write_text("\n".join(json.dumps(line) for line in lines))
+        return read_run(file)
 
 
 @pytest.mark.parametrize(

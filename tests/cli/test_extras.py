@@ -38,6 +38,8 @@ ASKED = {
     "validate s.yaml": WORKS,
     "list arrivals": WORKS,
     "schema": WORKS,
+    "schema gateway": WORKS,
+    "schema profile": WORKS,
     "init mine.yaml": WORKS,
     "sweep s.yaml --out w --replications 2": WORKS,
     "metrics r": WORKS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "conformance"
 SAMPLE = json.loads((Path(__file__).parent / "conformance_sample.json").read_text())
 
 
-def loads_module() -> Any:
-    spec = importlib.util.spec_from_file_location("conformance_loads", FOLDER / "loads.py")
+def benchmark_module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"conformance_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +27,7 @@ def loads_module() -> Any:
     return module
 
 
-LOADS = loads_module()
+LOADS = benchmark_module("loads")
 CASES = [(LOADS.load(trace["seed"]), trace["steps"]) for trace in SAMPLE["traces"]]
 
 
@@ -69,3 +70,36 @@ def test_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(Scheduler, "_schedule", at_once)
     assert differing()
+
+
+def row(seed: int, *features: str, said: str = "", moved: float | None = None) -> dict[str, Any]:
+    moves = {} if moved is None else {"ttft": moved, "tpot": moved / 2}
+    return {"seed": seed, "features": list(features), "iterations": 10, "preemptions": 1, "said": said} | moves
+
+
+def test_the_page_is_made_of_what_the_loads_showed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    run, known = benchmark_module("run"), benchmark_module("known")
+    rows = [
+        row(1, "caching"),
+        row(2, "async", said="tokens: iteration 3", moved=0.5),
+        row(3, "speculation", said="blocks: iteration 4", moved=0.01),
+        row(4, "speculation", said="blocks: iteration 9", moved=0.03),
+        row(5, "speculation", said="vLLM: AttributeError()"),  # not run: no feature explains that
+    ]
+    counts = run.counted("0.32.0", rows)
+    assert [said.split()[1] for said in counts["unknown"]] == ["2", "5"]
+    page = known.page([counts])
+    assert "| 0.32.0 | 5 | 50 | 5 | 2 |" in page
+    assert "| async | 1 | 1 |" in page
+    assert "| all | 2 | 1 |" in page
+    assert "| 0.32.0 | speculation (3) | 3 | 2.0%, 3.0% | 1.0%, 1.5% | ours |" in page
+
+
+def test_stages_of_a_load_are_planned_batch_by_batch() -> None:
+    case = LOADS.load(LOADS.PIPELINE_SEEDS + 1)
+    assert "pipeline" in case["features"]
+    assert not set(LOADS.UNSTAGED) & set(case["features"])
+    starts_s = [step[0] for step in replay(case).steps]
+    assert starts_s == sorted(starts_s)
+    assert any(a == b for a, b in pairwise(starts_s))  # two batches planned at one instant

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -129,8 +128,6 @@ def scripts(
             "scheduler_reserve_full_isl": draw(st.booleans()),
             "watermark": draw(st.sampled_from([0.0, 0.05, 0.3])),
         }
-        if not setting["scheduler_reserve_full_isl"]:  # two prompts may take each other's blocks for ever, but in time
-            setting["step_time"] = replace(setting["step_time"], base_s=0.013)
     if drafting and not setting.get("long_prefill_token_threshold") and draw(st.booleans()):
         drafts = Speculation(
             tokens=draw(st.integers(1, 4)), acceptance=draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0])),

@@ -198,3 +198,38 @@ def test_cancelling_a_task_is_what_a_cut_does() -> None:
         return None
 
     assert asyncio.run(story()) is Cut.DRAINED
+
+
+def test_of_a_request_of_which_nothing_is_known_yet_the_log_says_nothing() -> None:
+    fresh = Exchange("g-1", "/v1/completions", 5.0, 9.0)
+    log = fresh.log(6.0)
+    assert (log.needed, log.available, log.http_status, log.tries, log.retry_after_s) == (0.0, 0.0, 0, 0, None)
+    assert (log.prompt_tokens, log.output_tokens, log.cached_tokens, log.counted_prompt_tokens) == (0, 0, 0, None)
+    assert (log.attempt, log.stream, log.replica, log.reason, log.error) == (1, False, None, None, "")
+    assert (fresh.sequences, fresh.answers, fresh.priority, fresh.asked_priority, fresh.kept_bytes) == (1, 1, 0, 0, 0)
+    assert not any((fresh.sent, fresh.arrived, fresh.started, fresh.answered, fresh.background, fresh.in_background))
+    assert (fresh.deadline_s, fresh.on_deadline, fresh.cut_by) == (9.0, Cut.TOTAL, None)
+    assert (fresh.context_tokens, fresh.reported_tokens, fresh.sent_s, fresh.first_seen_s) == (0, 0, 0.0, 0.0)
+
+
+def test_an_observer_that_fails_is_logged_and_the_others_hear(caplog: Any) -> None:
+    loop, made = table()
+    good = Looker()
+    made.observers += [Looker(fails=True), good]
+    made.close(opened(loop, made))
+    assert [record.getMessage() for record in caplog.records] == ["an observer failed"]
+    assert caplog.records[0].exc_info is not None
+    assert len(good.logs) == 1
+
+
+def test_requests_of_a_key_are_counted_until_they_end() -> None:
+    loop, made = table()
+    one, other, third = (opened(loop, made) for _ in range(3))
+    one.key_name = other.key_name = "k"
+    third.key_name = "l"
+    assert [made.identified(each) for each in (one, other, third)] == [1, 2, 1]
+    made.close(one)
+    again = opened(loop, made)
+    again.key_name = "l"
+    assert made.identified(again) == 2
+    assert len(made) == 3

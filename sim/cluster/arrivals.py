@@ -1,0 +1,69 @@
+"""The arrivals of a simulated run: every workload's requests, brought to the gateway in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import simpy
+
+from sim.cluster.attempt import Attempt
+from sim.cluster.clock import Alarm, Clock
+from sim.cluster.gateway import SimulatedGateway
+from workloads.generate import WorkloadSpec
+from workloads.prefix_chains import in_chains
+from workloads.requests import Demand
+
+_CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
+
+
+class Arrivals:
+    """Brings every workload's requests to the gateway, on one clock."""
+
+    def __init__(
+        self, env: Clock, workloads: Sequence[WorkloadSpec], demands: Sequence[Demand], gateway: SimulatedGateway, *,
+        with_prefixes: bool,
+    ) -> None:
+        self._env = env
+        self._arrive = gateway.arrive
+        self._names = [w.name for w in workloads]
+        self._priorities = [w.priority for w in workloads]
+        # Only a replica that keeps prefixes asks for them.
+        self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
+        self._rows = self._in_order(demands)
+        self._alarm = Alarm(env, self._ring)
+        self.left = sum(len(d) for d in demands)
+        if self.left:
+            self._next = next(self._rows)
+            env.set(self._alarm, self._next[0])
+
+    def _ring(self, _: simpy.Event) -> None:
+        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
+        self.left -= 1
+        if self.left:
+            self._next = row = next(self._rows)
+            self._env.set(self._alarm, row[0])
+        priority = self._priorities[w]
+        name = f"{self._names[w]}-{n}"
+        attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
+        prefixes = self._prefixes[w]
+        if prefixes is not None:
+            attempt.prefix = prefixes.of(n)
+        self._arrive(attempt, at_s)
+
+    @staticmethod
+    def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:
+        """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
+        arrival_s = np.concatenate([d.arrival_s for d in demands])
+        order = np.argsort(arrival_s, kind="stable")
+        columns = (
+            arrival_s,
+            np.repeat(np.arange(len(demands)), [len(d) for d in demands]),
+            np.concatenate([np.arange(len(d)) for d in demands]),
+            np.concatenate([d.prompt_tokens for d in demands]),
+            np.concatenate([d.output_tokens for d in demands]),
+            np.concatenate([d.max_output_tokens for d in demands]),
+        )
+        for start in range(0, len(order), _CHUNK):
+            part = order[start : start + _CHUNK]
+            yield from zip(*(column[part].tolist() for column in columns), strict=True)
