@@ -59,8 +59,12 @@ class Cluster:
         self._core: Any = client.CoreV1Api(api_client)
         self._to = {"_request_timeout": timeout_s}
 
-    def reconcile(self, namespace: str, name: str, now: datetime) -> tuple[Outcome | None, list[Changed]]:
-        """Bring a pool and its entitlements up to date; returns what changed, and no outcome where there is no pool.
+    def reconcile(self, namespace: str, name: str, now: datetime, changed: list[Changed]) -> Outcome | None:
+        """Bring a pool and its entitlements up to date; returns nothing where there is no pool.
+
+        Parameters
+        ----------
+        changed : what was written is noted here, also where another write fails.
 
         Raises
         ------
@@ -70,11 +74,12 @@ class Cluster:
         pool = self._get(GROUP, VERSION, namespace, "tokenpools", name)
         entitlements = self.entitlements_of(namespace, name)
         if pool is None or "deletionTimestamp" in pool["metadata"]:
-            return None, self.release(namespace, name, now, leaving=pool is not None)
+            self.release(namespace, name, now, changed, leaving=pool is not None)
+            return None
         workload = self._workload(namespace, pool)
         ready = _ready(pool, workload)
         outcome = reconcile(pool, entitlements, ready, now)
-        changed = self._write_entitlements(entitlements, outcome.entitlements, now, name)
+        self._write_entitlements(entitlements, outcome.entitlements, now, name, changed)
         self._write_config(namespace, pool, outcome)
         if workload is not None and outcome.least_replicas:
             self._scale(namespace, pool["spec"]["workloadRef"], workload, outcome)
@@ -82,13 +87,13 @@ class Cluster:
         status = pool_status(outcome, before, _generation(pool), ready, now)
         if self._write_status("tokenpools", pool, status) and before.get("phase") != outcome.phase:
             changed.append(Changed(pool, outcome.phase, outcome.reason, outcome.message))
-        return outcome, changed
+        return outcome
 
-    def release(self, namespace: str, name: str, now: datetime, *, leaving: bool) -> list[Changed]:
+    def release(self, namespace: str, name: str, now: datetime, changed: list[Changed], *, leaving: bool) -> None:
         """Take the leases of a pool that goes, or is not there, from its entitlements."""
         entitlements = self.entitlements_of(namespace, name)
         verdicts = without_pool(entitlements, name, leaving=leaving)
-        return self._write_entitlements(entitlements, verdicts, now, None)
+        self._write_entitlements(entitlements, verdicts, now, None, changed)
 
     def entitlements_of(self, namespace: str, pool: str) -> list[Object]:
         """Return the entitlements of a pool, but for those that are being deleted."""
@@ -101,9 +106,9 @@ class Cluster:
     # ----------------------------------------------------------------------------------------------------------------
 
     def _write_entitlements(
-        self, entitlements: Sequence[Object], verdicts: Mapping[str, Verdict], now: datetime, pool: str | None
-    ) -> list[Changed]:
-        changed = []
+        self, entitlements: Sequence[Object], verdicts: Mapping[str, Verdict], now: datetime, pool: str | None,
+        changed: list[Changed],
+    ) -> None:
         for one in entitlements:
             verdict = verdicts[one["metadata"]["name"]]
             self._write_lease(one, verdict, pool)
@@ -111,7 +116,6 @@ class Cluster:
             status = entitlement_status(verdict, before, _generation(one), now, pool or "")
             if self._write_status("tokenentitlements", one, status) and before.get("phase") != verdict.phase:
                 changed.append(Changed(one, verdict.phase, verdict.reason, verdict.message))
-        return changed
 
     def _write_status(self, plural: str, one: Object, status: Mapping[str, Any]) -> bool:
         """Write a status where it says something new; returns whether it did.

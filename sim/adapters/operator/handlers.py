@@ -117,30 +117,33 @@ class Operator:
 
     async def _look(self, key: Key) -> float:
         """Reconcile a pool; returns how long to wait for the next time, in seconds."""
-        now = self._clock()
+        now, changed = self._clock(), list[Changed]()
         try:
-            outcome, changed = await asyncio.to_thread(self._cluster.reconcile, *key, now)
+            outcome = await asyncio.to_thread(self._cluster.reconcile, *key, now, changed)
         except ConflictError:
             return 0.0
         except Exception as error:  # whatever the API server or the way there says: the next look may do better
             LOG.warning("%s/%s was not reconciled: %s", *key, _one_line(error))
             return RETRY_S
-        for one in changed:
-            self._post(one)
+        finally:
+            for one in changed:
+                self._post(one)
         if outcome is None or outcome.next_change is None:
             return self._resync_s
         return min(self._resync_s, max(0.0, (outcome.next_change - now).total_seconds()))
 
     async def _pool_left(self, namespace: Any, name: str, **_: Any) -> None:
         """Take the leases back before the pool may go; kopf calls again where it fails."""
+        changed: list[Changed] = []
         try:
-            changed = await asyncio.to_thread(self._cluster.release, namespace, name, self._clock(), leaving=True)
+            await asyncio.to_thread(self._cluster.release, namespace, name, self._clock(), changed, leaving=True)
         except ConflictError:
             raise kopf.TemporaryError("an entitlement has changed meanwhile", delay=0.1) from None
         except Exception as error:
             raise kopf.TemporaryError(_one_line(error), delay=RETRY_S) from None
-        for one in changed:
-            self._post(one)
+        finally:
+            for one in changed:
+                self._post(one)
 
     @staticmethod
     def _post(one: Changed) -> None:
