@@ -2,9 +2,9 @@
 
     python benchmarks/litellm_door.py [--policies none token-pool] [--out results/litellm]
 
-`make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's proxy
-before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its client
-saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes away half
+`make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
+proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
+client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes away half
 of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1 where a row
 of the table fails or a verdict differs.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def run(policy: str, litellm: Path, out: Path) -> Path:
         }}],
         "litellm_settings": {"callbacks": "tokenpools.litellm.handler", "telemetry": False, "num_retries": 0},
         "router_settings": {"disable_cooldowns": True},
-        "general_settings": {"custom_auth": "auth_by_team.by_team"},
+        "general_settings": {"custom_auth": "auth_by_team.by_team", "master_key": f"sk-{secrets.token_hex(32)}"},
     }), encoding="utf-8")  # fmt: skip
     env = {"TOKENPOOLS_GATE": str(out / "gate.yaml"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     with ExitStack() as stack:
