@@ -60,6 +60,7 @@ ASKED = {
     "sweep s.yaml --out u --executor ray": "ray",
     "plan s.yaml --out p --replications 3": "stats",
     "advise s.yaml --out v --policy none": "stats",
+    "units s.yaml": WORKS,
     "compare r r": "stats",
     "report r": "report",
     "trace fetch azure-llm-2023": "traces",
