@@ -5,8 +5,13 @@
 `make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
 proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
 client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes
+<<<<<<< HEAD
 half of the pool's slots away, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1 where a row
 of the table fails or a verdict differs.
+=======
+away half of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1
+where a row of the table fails or a verdict differs.
+>>>>>>> main
 """
 
 from __future__ import annotations
@@ -105,7 +110,8 @@ def run(policy: str, litellm: Path, out: Path) -> Path:
             sys.executable, "-m", "tokenpools", "replay", FIRST, "--policy", policy, "--base-url",
             f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys", str(out / "keys.yaml"),
             "--model", "replica", "--out", str(out / policy),
-        ], capture_output=True, text=True, check=False, cwd=out, start_new_session=True, preexec_fn=at_once)  # fmt: skip
+        ], capture_output=True, text=True, check=False, cwd=out, start_new_session=True,
+            preexec_fn=at_once)  # fmt: skip
     print(done.stdout, done.stderr, file=sys.stderr)
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
