@@ -5,13 +5,8 @@
 `make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
 proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
 client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes
-<<<<<<< HEAD
-half of the pool's slots away, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1 where a row
-of the table fails or a verdict differs.
-=======
 away half of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1
 where a row of the table fails or a verdict differs.
->>>>>>> main
 """
 
 from __future__ import annotations
