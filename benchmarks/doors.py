@@ -174,7 +174,7 @@ def send(port: int, count: int) -> list[float]:
 
 @contextmanager
 def own(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:
-    """Our gateway, beside no server at all."""
+    """Run our gateway, beside no server at all."""
     port = FIRST_PORT
     config = folder / "serve.yaml"
     config.write_text(yaml.safe_dump({
@@ -189,7 +189,7 @@ def own(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:
 
 @contextmanager
 def library(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # noqa: ARG001
-    """A server of aiohttp's, without and with `tokenpools.Gate`."""
+    """Run a server of aiohttp, without and with `tokenpools.Gate`."""
     (folder / "server.py").write_text(SERVER, encoding="utf-8")
     (folder / "gate.yaml").write_text(yaml.safe_dump(GATE), encoding="utf-8")
     with ExitStack() as stack:
@@ -207,7 +207,7 @@ LITELLM_PORTS = (FIRST_PORT + 3, FIRST_PORT + 4)
 
 @contextmanager
 def litellm(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # noqa: ARG001
-    """LiteLLM's proxy, without and with the callback."""
+    """Run LiteLLM and its proxy, without and with the callback."""
     (folder / "gate.yaml").write_text(yaml.safe_dump(GATE | {"tenants": {"team:all": "all"}}), encoding="utf-8")
     (folder / "auth_of_one.py").write_text(AUTH, encoding="utf-8")
     model = {"model": "openai/tiny", "api_base": f"http://127.0.0.1:{UPSTREAM}/v1", "api_key": "none"}
@@ -230,7 +230,7 @@ def litellm(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # n
 
 @contextmanager
 def envoy(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # noqa: ARG001
-    """Envoy, without and with the external processor, in the mode of deploy/envoy."""
+    """Run Envoy, without and with the external processor, in the mode of deploy/envoy."""
     gate = GATE | {
         "listen": f"127.0.0.1:{FIRST_PORT + 7}", "tenant_header": "x-tenant",
         "destinations": [f"127.0.0.1:{UPSTREAM}"],
