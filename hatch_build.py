@@ -34,8 +34,8 @@ HOT = tuple(
 they are (the clock, step times, the ledgers' dataclasses), and the policies, whose objects snapshots write down."""
 SETUP = """
 import sys
+from setuptools import setup  # first: it brings distutils
 from mypyc.build import mypycify
-from setuptools import setup
 hot = mypycify(["--config-file", "mypy.toml", *sys.argv[1:]], opt_level="2", debug_level="0", group_name="tokenpools")
 setup(name="tokenpools", ext_modules=hot, script_args=["build_ext", "--inplace"])
 """
