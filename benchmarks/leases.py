@@ -1,11 +1,13 @@
 """What leases cost and how far limits are passed: CPU for a request over 1 to 8 processes, added wait, measured excess.
 
-    python benchmarks/leases.py [--seconds 8] [--rate 600] [--processes 1,2,4,8] [--share leases] [--faults]
+    python benchmarks/leases.py [--seconds 8] [--rate 600 [--each]] [--processes 1,2,4,8] [--share leases]
+    python benchmarks/leases.py --faults
 
 Needs redis-server; it gets one of its own on a socket. The rate is that of all processes together, so that CPU for a
-request, summed over processes, shows what more processes cost. Requests take 0.5 s at replicas that are timers. With
-``--faults`` four processes ask for twice what the limits allow while one is killed, another begins and Redis is paused,
-and the most that was in flight at one time, by the machine's clock, is held against the limits.
+request, summed over processes, shows what more processes cost; with ``--each`` it is that of each, as where gateways
+are added for more requests. Requests take 0.5 s at replicas that are timers. With ``--faults`` four processes ask twice
+what limits allow while one is killed, another begins and Redis is paused, and the most that was in flight at one
+time, by the machine's clock, is held against the limits.
 """
 
 from __future__ import annotations
@@ -166,7 +168,8 @@ def measure(url: str, folder: Path, processes: int, asked: argparse.Namespace) -
     """Run so many processes, print what they cost, and return CPU for a request in microseconds."""
     names = [f"n{processes}-{number}" for number in range(processes)]
     at_s = time.monotonic() + 10 + 3 * processes
-    made = [begin(folder, name, url, asked.rate / processes, at_s, asked) for name in names]
+    rate = asked.rate if asked.each else asked.rate / processes
+    made = [begin(folder, name, url, rate, at_s, asked) for name in names]
     for process in made:
         process.wait(300)
     said = [json.loads(line[2:]) for name in names for line in lines(folder, name) if line.startswith("= ")]
@@ -230,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=600.0, help="requests per second, of all processes together")
+    parser.add_argument("--each", action="store_true", help="the rate is that of each process, not of all")
     parser.add_argument("--processes", default="1,2,4,8")
     parser.add_argument("--share", choices=("leases", "replicated"), default="leases")
     parser.add_argument("--slots", type=int, default=4000)

@@ -6,6 +6,7 @@ Writes into FOLDER, which must not be there yet and only you can look into:
 
 users.acl              Redis's users: the gateways', with no more than they need and the hash of its password; no other
 redis.crt, redis.key   what Redis shows to gateways (names: redis, tokenpools-redis, localhost and --name), for a year
+metrics.token          what Prometheus shows to the gateways' pages; admin.token_sha256 of gateway.yaml is its SHA-256
 secrets.env            REDIS_PASSWORD and TOKENPOOLS_STATE_KEY, for the gateways' environment
 
 compose.yaml mounts them from deploy/compose/secrets. For Kubernetes it prints two commands. Needs openssl.
@@ -26,6 +27,10 @@ USER = "tokenpools"
 COMMANDS = {
     "connection": ("auth", "hello", "ping", "select"),
     "called": ("evalsha", "script|load", "xrange", "xread", "info"),
+    "accounts": (
+        "get", "hgetall", "hset", "hdel", "hexists", "incr", "lpush", "ltrim", "lrange", "smembers", "sadd", "multi",
+        "exec",
+    ),
     "in scripts": (
         "del", "expire", "hdel", "hexists", "hget", "hgetall", "hincrby", "hmget", "hset", "pexpire", "time", "type",
         "xadd", "xlen", "xrange", "xrevrange", "xtrim", "zadd", "zcard", "zcount", "zrangebyscore", "zrem", "zscore",
@@ -78,6 +83,10 @@ def main() -> None:
     env.touch(mode=0o600)
     env.write_text(f"REDIS_PASSWORD={password}\nTOKENPOOLS_STATE_KEY={key}\n")
     files = " ".join(f"--from-file={folder}/{name}" for name in ("users.acl", "redis.crt", "redis.key"))
+    token = secrets.token_urlsafe(32)
+    (folder / "metrics.token").write_text(token)
+    (folder / "metrics.token").chmod(0o644)  # Prometheus's user in the container is another
+    print(f"admin.token_sha256 for metrics: {hashlib.sha256(token.encode()).hexdigest()}")
     print(f"written: {folder}. For Kubernetes:\n"
           f"kubectl create secret generic tokenpools-redis {files}\n"
           f"kubectl create secret generic tokenpools-state --from-env-file={folder}/secrets.env")

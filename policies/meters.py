@@ -10,7 +10,8 @@ What a meter lets through, where everyone waits as told and `settle` brings `act
   from then on as if it had been asked for then (`SlidingWindow.settle_or_charge`);
 - a fixed window: in each window at most ``limit``, of which what was given back in time can be had again;
 - a bucket: in any t seconds at most ``depth`` + ``rate_per_s`` * t, and what is given back in them of reservations that
-  were made before them: a bucket has no periods that a refund could belong to.
+  were made before them: a bucket has no periods that a refund could belong to;
+- a leaky utilisation: as a bucket whose depth is what drains in ``horizon_s``, and one request on top of it.
 """
 
 from __future__ import annotations

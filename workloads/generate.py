@@ -95,6 +95,12 @@ class WorkloadSpec:
             for name, law in (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens)):
                 if law is None:
                     raise ValueError(f"{name} is missing; give a number of tokens or a law (only a trace has lengths)")
+        elif self.prompt_tokens is not None:
+            for name, idle in (("prompt_factor", 1.0), ("prompt_at_most_tokens", None)):
+                if getattr(self.arrivals, name, idle) != idle:
+                    raise ValueError(
+                        f"{name} changes a trace's prompts, and prompt_tokens replaces them; leave one of them out"
+                    )
         if not -1 <= self.length_correlation <= 1:
             raise ValueError(f"length_correlation is {self.length_correlation:g}; give a rank correlation, e.g. 0.4")
         if self.length_correlation and (self.prompt_tokens is None or self.output_tokens is None):

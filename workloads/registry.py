@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from workloads.aimd import Aimd
 from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
 from workloads.clients import Adversarial, Drop, Impatient, OpenAiSdk, Retry
 from workloads.interactive import Agents, ClosedLoop, Sessions
@@ -19,7 +20,8 @@ def _by_kind(*variants: type) -> Mapping[str, type]:
 
 
 ARRIVALS = _by_kind(
-    Even, Poisson, Gamma, Weibull, OnOff, Mmpp, Diurnal, Spike, Ramp, Trace, ServeGen, ClosedLoop, Sessions, Agents
+    Even, Poisson, Gamma, Weibull, OnOff, Mmpp, Diurnal, Spike, Ramp, Trace, ServeGen, ClosedLoop, Sessions, Agents,
+    Aimd,
 )
 """When requests arrive: `workloads.arrivals.Arrivals`, `workloads.generate.Recorded` where lengths come with them, or
 `workloads.generate.Interactive` where they wait for answers."""

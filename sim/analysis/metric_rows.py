@@ -115,7 +115,33 @@ def measure(run: Run, *, window_s: float = WINDOW_S) -> list[Row]:
         }
         | _pool(run, found, from_s, span_s)
     )
+    _share_cost(rows, found.tenants, entitlements)
     return rows
+
+
+def _share_cost(rows: list[Row], tenants: Sequence[str], entitlements: Sequence[Mapping[str, Any]]) -> None:
+    """Divide the GPU-seconds, the last row's, among tenants: by the work that was done, and by what was promised."""
+    gpu_s = float(rows[-1]["gpu_s"])
+    served = np.array([float(row["service"]) for row in rows[:-1]])
+    promised = promises_of(tenants, entitlements)
+    for row, work, promise in zip(rows, served, promised, strict=False):
+        row["gpu_s_by_work"] = gpu_s * work / served.sum() if served.sum() > 0 else math.nan
+        row["gpu_s_by_promise"] = gpu_s * promise / promised.sum() if promised.sum() > 0 else math.nan
+    rows[-1]["gpu_s_by_work"], rows[-1]["gpu_s_by_promise"] = gpu_s, gpu_s if promised.sum() > 0 else math.nan
+
+
+def promises_of(tenants: Sequence[str], entitlements: Sequence[Mapping[str, Any]]) -> Floats:
+    """Return what each tenant was promised of the first resource of which anybody was: slots, tokens/s, KV bytes."""
+    for dimension in ("slots", "tokens_per_s", "kv_bytes", "kv_gib"):
+        found = np.zeros(len(tenants))
+        for one in entitlements:
+            amount = float((one.get("baseline") or {}).get(dimension) or 0.0)
+            tenant = one.get("tenant") or one["name"]
+            if tenant in tenants:
+                found[list(tenants).index(tenant)] += amount
+        if found.any():
+            return found
+    return np.zeros(len(tenants))
 
 
 def average(rows: Sequence[Row]) -> list[Row]:

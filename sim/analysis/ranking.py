@@ -30,9 +30,11 @@ class Score:
     attainment : SLO attainment of offered over all tenants.
     ttft_p99_s : over finished requests of all tenants.
     shedding : load shedding in disguise, see `judge`.
+    load : how many times the scenario's own demand.
     """
 
     scenario: str
+    load: float = 1.0
     policy: str
     score: float
     low: float
@@ -48,8 +50,8 @@ class Score:
     shedding: bool
 
 
-def judge(scenario: str, measures: Sequence[Row], scored: Sequence[str]) -> list[Score]:
-    """Return the scores of one scenario, in the order of its policies.
+def judge(scenario: str, measures: Sequence[Row], scored: Sequence[str], load: float = 1.0) -> list[Score]:
+    """Return the scores of one scenario at one load, in the order of its policies.
 
     Load shedding in disguise: what is let in is quicker than without control (TTFT P99 of finished requests), but fewer
     of the offered requests meet their objective, over all tenants; each by the 95 % interval of the paired difference.
@@ -81,7 +83,8 @@ def judge(scenario: str, measures: Sequence[Row], scored: Sequence[str]) -> list
         by_tenant = {tenant: float(np.mean(values(policy, tenant, METRIC))) for tenant in tenants}
         found.append(
             Score(
-                scenario=scenario, policy=policy, score=means[policy], low=max(0.0, low), high=min(1.0, high),
+                scenario=scenario, load=load, policy=policy,
+                score=means[policy], low=max(0.0, low), high=min(1.0, high),
                 rank=ranks[policy], level=policy == best or not to_best.clear,
                 worst=min(by_tenant, key=lambda tenant: by_tenant[tenant]),
                 offered=float(np.mean(values(policy, ALL, "offered"))),
@@ -117,7 +120,8 @@ def _sheds(pairs: Mapping[str, tuple[Floats, Floats]]) -> bool:
 
 
 def _ranks(means: Mapping[str, float]) -> dict[str, float]:
-    """Return ranks, the highest first; scores alike to a millionth share the mean of their places."""
+    """Return ranks, the highest first; scores alike to a millionth share the mean of their places, and none is last."""
+    means = {policy: -1.0 if math.isnan(mean) else mean for policy, mean in means.items()}
     order = sorted(means, key=lambda policy: -means[policy])
     ranks: dict[str, float] = {}
     start = 0

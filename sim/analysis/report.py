@@ -171,7 +171,7 @@ _FAIRNESS = ("jain", "gini", "min_max_ratio", "service_difference_avg", "utilisa
              "wasted_tokens", "retry_amplification", "gpu_s_per_good_1000_tokens")  # fmt: skip
 _BY_TENANT = ("offered", "refused", "slo_attainment", "service_of_fair", "violation", "isolation_ttft_mean",
               "isolation_e2e_mean", "isolation_n", "false_reject_share", "free_reject_share", "refusals_judged",
-              "late_rejects")  # fmt: skip
+              "late_rejects", "gpu_s_by_work", "gpu_s_by_promise")  # fmt: skip
 
 
 def _metrics(study: Study) -> str:

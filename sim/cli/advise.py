@@ -48,6 +48,10 @@ def advise(
     ] = 0.95,
     share: Annotated[float, typer.Option("--share", min=0.01, max=0.99, help="Share of draws that must hold.")] = 0.9,
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of that share.")] = 0.9,
+    rest: Annotated[
+        float,
+        typer.Option("--rest", min=0, max=1, help="Share of requests without an objective to let in, if it can be."),
+    ] = 0.8,
     draws: Annotated[int, typer.Option("--draws", min=2, help="Of the search.")] = 4,
     check_draws: Annotated[int, typer.Option("--check-draws", min=5, help="Fresh ones, at 1.0x and at 1.2x.")] = 30,
     window_s: Annotated[float, typer.Option("--window-s", min=10, help="Of a trace; its busiest.")] = 300.0,
@@ -56,6 +60,11 @@ def advise(
     upstreams: Annotated[
         list[str] | None, typer.Option("--upstream", metavar="URL", help="A server; without it ports 8000, 8001, ...")
     ] = None,
+    sold: Annotated[
+        list[str] | None,
+        typer.Option("--sold", metavar="VENDOR/MODEL", help="Also in units of this row of the price table."),
+    ] = None,
+    prices: Annotated[Path | None, typer.Option("--prices", help="A price table of your own.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -73,10 +82,15 @@ def advise(
     from sim.studies.advise.advise import advise as search
     from sim.studies.advise.files import report_text, written
     from sim.studies.advise.model import Terms
+    from sim.studies.sold_units import gpu_words, minutes_of, price_table, reservation_words, sold_words
 
     require("scipy", "advice")
+    table = price_table(prices)
+    rows = [table.unit(name) for name in sold or ()]
     asked = [_objective(text) for text in objectives or ()]
     tree = _tree(demand, asked, profile, window_s, format_, from_s, seed)
+    # A demand of less than a minute has no minutes to sell, which matters only to who asks for units.
+    minutes = minutes_of(tree) if rows or (tree["horizon_s"] or 0.0) >= 60 else None
     low, high = _range(replicas, tree, is_scenario=_is_scenario(demand))
     least = _least_draws(share, confidence)
     if check_draws < least:
@@ -84,7 +98,7 @@ def advise(
         raise InputError("--check-draws", problem, f"give at least {least}, or a lower --share")
     terms = Terms(
         target=target, share=share, confidence=confidence, search_draws=draws, check_draws=check_draws,
-        low_replicas=low, high_replicas=high,
+        low_replicas=low, high_replicas=high, rest=rest,
     )  # fmt: skip
     chosen = tuple(policies or POLICIES)
     if chosen == ("all",):
@@ -101,8 +115,13 @@ def advise(
             tree, asked, terms, place / "runs", policies=chosen, given=given, executor=Executor(jobs=jobs),
             say=lambda words: typer.echo(words, err=True),
         )  # fmt: skip
-        files = written(advice, terms, place, upstreams=upstreams or ())
-    typer.echo(report_text(advice, terms))
+        assert advice.best.setting is not None
+        money = [gpu_words(table, advice.best.setting.replicas, int(tree["pool"]["profile"]["gpus"]))]
+        if minutes is not None:
+            money += [line for row in rows for line in sold_words(minutes, row)]
+            money += reservation_words(minutes, list(advice.baselines))
+        files = written(advice, terms, place, upstreams=upstreams or (), money=money)
+    typer.echo(report_text(advice, terms, money))
     typer.echo(f"wrote {', '.join(str(out / file.name) for file in files)}", err=True)
     if not advice.best.holds:
         sys.exit(FAILED)

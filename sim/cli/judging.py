@@ -159,6 +159,9 @@ def hardware_check(
     silicon: Annotated[
         bool, typer.Option("--silicon", help="Instead: profiles of `calibrate aiconfigurator` on its silicon sample.")
     ] = False,
+    silicon_fit: Annotated[
+        bool, typer.Option("--silicon-fit", help="Instead: laws fitted to two thirds of it, on the last third.")
+    ] = False,
     light_load: Annotated[
         bool, typer.Option("--light-load", help="Instead: first tokens under little load, and what S-LoRA's loop adds.")
     ] = False,
@@ -177,6 +180,11 @@ def hardware_check(
         from sim.studies.silicon_sample import check_silicon, silicon_table
 
         tables.show_markdown(silicon_table(check_silicon(data)))
+        return
+    if silicon_fit:
+        from sim.studies.silicon_fit import held_out_table
+
+        tables.show_markdown(held_out_table(data))
         return
     if light_load:
         from sim.studies.hardware_check import light_load as first_tokens

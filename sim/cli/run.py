@@ -128,6 +128,15 @@ def tournament(
     out: Annotated[Path | None, typer.Option("--out", help="Result folder; without it results/tournament.")] = None,
     policies: Policies = None,
     replications: Replications = None,
+    loads: Annotated[
+        list[float] | None, typer.Option("--load", help="Times each scenario's demand; without it 0.8, 1.0 and 1.3.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option("--verify", help="Run the cells of a published tournament-cells.csv again.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--cells", min=1, help="How many of its cells, drawn by a fixed seed; without it all.")
+    ] = None,
     jobs: Jobs = 1,
     progress: Progress = None,
 ) -> None:
@@ -137,12 +146,42 @@ def tournament(
     """
     gc.freeze()
     gc.enable()
-    _tournament(None, None, replications, out, policies, jobs, progress)
+    if check is not None:
+        _verify_tournament(check, count, jobs, progress)
+    elif count is not None:
+        raise InputError("--cells", "given without --verify", "give the file to verify, or leave it out")
+    else:
+        _tournament(None, None, replications, out, policies, jobs, progress, loads)
+
+
+def _verify_tournament(file: Path, count: int | None, jobs: int, progress: bool | None) -> None:
+    from sim.experiments.executors import Executor
+    from sim.studies.tournament_verify import chosen, published, verify
+
+    every = published(file)
+    cells = chosen(every, count)
+    shown = sys.stderr.isatty() if progress is None else progress
+
+    def hear(done: int, total: int) -> None:
+        if shown and done % 10 == 0:
+            typer.echo(f"{done} of {total} cells", err=True)
+
+    found = verify(cells, executor=Executor(jobs=jobs), on_cell=hear)
+    for one in found:
+        cell, again = one.published, one.again
+        typer.echo(
+            f"{cell.scenario} at {cell.load:g}, {cell.policy}, replication {cell.replication}: attainment "
+            f"{cell.attainment!r} is {again.attainment!r}, goodput {cell.goodput!r} is {again.goodput!r}, violation "
+            f"{cell.violation!r} is {again.violation!r}"
+        )
+    typer.echo(f"{len(cells) - len(found)} of {len(cells)} cells are the same to the bit ({len(every)} published)")
+    if found:
+        raise typer.Exit(1)
 
 
 def _tournament(
     overrides: list[str] | None, seed: int | None, replications: int | None, out: Path | None,
-    policies: list[str] | None, jobs: int, progress: bool | None,
+    policies: list[str] | None, jobs: int, progress: bool | None, loads: list[float] | None = None,
 ) -> None:  # fmt: skip
     from sim.experiments.executors import Executor
     from sim.experiments.sweep import Count
@@ -161,11 +200,29 @@ def _tournament(
 
     folder = out if out is not None else Path("results/tournament")
     found = run_tournament(
-        folder, policies=tuple(policies or ()), replications=replications or REPLICATIONS,
+        folder, policies=tuple(policies or ()), loads=_loads(loads), replications=replications or REPLICATIONS,
         executor=Executor(jobs=jobs), on_scenario=hear,
     )  # fmt: skip
-    tables.show_markdown(found.standing() + "\n\n" + found.grid())
-    typer.echo(f"wrote {folder}: tournament.md, tournament.csv, heat-map.png and a sweep for each scenario", err=True)
+    tables.show_markdown(found.standing() + "\n\n" + found.best())
+    typer.echo(
+        f"wrote {folder}: tournament.md, tournament.csv, tournament-cells.csv, heat-map.png, mean-ranks.png and a "
+        "sweep for each scenario and load", err=True,
+    )  # fmt: skip
+
+
+def _loads(given: list[float] | None) -> tuple[float, ...]:
+    """Return the loads that were asked for.
+
+    Raises
+    ------
+    InputError : one is not above 0.
+    """
+    from sim.studies.tournament_loads import LOADS
+
+    for each in given or ():
+        if not each > 0:
+            raise InputError(f"--load {each:g}", "not above 0", "give times the scenario's demand, e.g. 1.3")
+    return tuple(dict.fromkeys(given)) if given else LOADS
 
 
 @command(panel=SCENARIOS)

@@ -47,11 +47,21 @@ def list_(
 
 
 @command(panel=SCENARIOS)
-def schema() -> None:
-    """Print the JSON schema of a scenario file, for editors."""
-    from sim.scenario.load import json_schema
+def schema(
+    of: Annotated[
+        Literal["scenario", "gateway", "profile"],
+        typer.Argument(metavar="[KIND]", help="scenario, gateway or profile."),
+    ] = "scenario",
+) -> None:
+    """Print the JSON schema of a scenario, a gateway's configuration or a profile, for editors."""
+    if of == "gateway":
+        from sim.live.gateway.config_file import json_schema
+    elif of == "profile":
+        from sim.scenario.editor_schemas import profile_schema as json_schema
+    else:
+        from sim.scenario.load import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    typer.echo(json.dumps(json_schema(), indent=1))
 
 
 @command(panel=SCENARIOS)

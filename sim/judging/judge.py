@@ -106,7 +106,8 @@ _TENANT = (
     ("violation %", "violation", 100, 1), ("TTFT x alone", "isolation_ttft_mean", 1, 2),
     ("E2E x alone", "isolation_e2e_mean", 1, 2), ("false rejects %", "false_reject_share", 100, 1),
     ("late rejects", "late_rejects", 1, 0), ("Retry-After kept %", "retry_after_kept", 100, 1),
-    ("too early by s", "retry_after_error_s", 1, 2),
+    ("too early by s", "retry_after_error_s", 1, 2), ("GPU-s by work", "gpu_s_by_work", 1, 0),
+    ("GPU-s by promise", "gpu_s_by_promise", 1, 0),
 )  # fmt: skip
 _CHANGE = (
     ("at s", "changed_s", 1, 0), ("change", "change", 0, 0), ("reached s", "reached_s", 1, 0),

@@ -104,6 +104,11 @@ class PoolCalendar(Strict):
         return Calendar(starts_s=starts.timestamp(), utc_offset_s=offset.total_seconds())
 
 
+def is_usual_calendar(calendar: PoolCalendar) -> bool:
+    """Return whether a calendar says nothing."""
+    return calendar == PoolCalendar()
+
+
 def hierarchy_spec(
     groups: Sequence[Group], keys: Sequence[PoolKey], entitlements: Iterable[Any], prices: Sequence[TokenPrice],
     calendar: PoolCalendar,

@@ -14,12 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from sim.errors import ScenarioError
+from sim.scenario.editor_schemas import identified, with_shorthands
 from sim.scenario.model import Capacity, Event, Phase, Policy, Scenario, Workload
 from sim.scenario.overrides import located, overridden, replaced
-from sim.scenario.plugins import POLICY_KINDS
 from sim.scenario.pool import Entitlement, Pool
 from sim.scenario.pool_amounts import Amounts
-from sim.scenario.registered_types import named
 from sim.scenario.shorthand import canonical
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.vary import combinations, keeping, varied_paths
@@ -142,26 +141,9 @@ def scenario_hash(scenario: Scenario) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file, shorthands included."""
-    schema = Scenario.model_json_schema()
-    shared = schema["$defs"]
-    for kind in POLICY_KINDS:
-        for definition in shared.values():
-            if definition.get("properties", {}).get("kind", {}).get("const") == kind:
-                definition["properties"]["name"] = shared["Policy"]["properties"]["name"]
-    by_params = {key: value for key, value in shared["Policy"]["properties"]["params"].items() if key != "title"}
-    shared["Policy"] = {"anyOf": [named(POLICY_KINDS), by_params]}
-    pool, event = shared["Pool"]["properties"], shared["Event"]["properties"]
-    pool["manifests"] = {
-        "type": "string",
-        "description": "give the path of a YAML file of TokenPool and TokenEntitlement manifests, e.g. pool.yaml",
-    }
-    shared["Pool"].pop("required", None)
-    pool["profile"] = {
-        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Profile"}],
-        "description": pool["profile"].get("description", ""),
-    }
-    event["capacity"]["anyOf"].append({"const": "full"})
-    return schema
+    schema = with_shorthands(Scenario.model_json_schema())
+    schema["$defs"]["Event"]["properties"]["capacity"]["anyOf"].append({"const": "full"})
+    return identified(schema, "scenario")
 
 
 def shipped_scenarios() -> list[str]:

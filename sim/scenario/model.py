@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, m
 from policies.registry import SCALERS
 from sim.scenario import plugins
 from sim.scenario.pool import Autoscaler, DerivedName, Pool, Seconds, check_scaler, check_window
-from sim.scenario.pool_amounts import Name, check_known, check_unique
+from sim.scenario.pool_amounts import Name, check_known, check_unique, is_none
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 from sim.scenario.vary import Varied
 from workloads.generate import Recorded, WorkloadSpec
@@ -57,8 +57,12 @@ class Workload(Strict):
     requests: int | None = Field(
         default=None, gt=0, description="give the number of requests after which it ends, e.g. 1000"
     )
-    key: str | None = Field(default=None, description="give the key of pool.keys that its clients use, e.g. ci")
-    model: str | None = Field(default=None, description="give the model it asks for, to find its price, e.g. large")
+    key: str | None = Field(
+        default=None, exclude_if=is_none, description="give the key of pool.keys that its clients use, e.g. ci"
+    )
+    model: str | None = Field(
+        default=None, exclude_if=is_none, description="give the model it asks for, to find its price, e.g. large"
+    )
     client: Annotated[Any, OneOf(plugins.CLIENT_KINDS, short=named(plugins.CLIENT_KINDS))] = Field(
         default_factory=plugins.CLIENT_KINDS["drop"],
         description="give what clients do when refused, e.g. {kind: retry, max_attempts: 3}",

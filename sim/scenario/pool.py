@@ -20,8 +20,17 @@ from sim.scenario.hierarchy import (
     TokenPrice,
     check_tree,
     hierarchy_spec,
+    is_usual_calendar,
 )
-from sim.scenario.pool_amounts import DIMENSIONS, Amounts, Name, check_unique
+from sim.scenario.pool_amounts import (
+    DIMENSIONS,
+    Amounts,
+    Name,
+    check_unique,
+    is_empty,
+    is_false,
+    is_none,
+)
 from sim.scenario.profile import Profile
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 
@@ -48,8 +57,14 @@ class Entitlement(Strict):
     limit: Amounts = Field(default=Amounts(), description="give the most it may use, e.g. {slots: 10}")
     from_s: Seconds = Field(default=0.0, description="give the second from which it holds, e.g. 30")
     until_s: Seconds | None = Field(default=None, description="give the second until which it holds, e.g. 60")
-    parent: str | None = Field(default=None, description="give the group that it belongs to; left out, none")
-    budgets: tuple[BudgetLimit, ...] = Field(default=(), description="give budgets, e.g. [{per: day, limit: 100000}]")
+    parent: str | None = Field(
+        default=None, exclude_if=is_none,
+        description="give the group that it belongs to; left out, none",
+    )
+    budgets: tuple[BudgetLimit, ...] = Field(
+        default=(), exclude_if=is_empty,
+        description="give budgets, e.g. [{per: day, limit: 100000}]",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Entitlement:
@@ -140,20 +155,25 @@ class Pool(Strict):
     )
 
     groups: tuple[Group, ...] = Field(
-        default=(), description="give organisations and teams, e.g. [{name: acme, limit: {slots: 10}}]"
+        default=(), exclude_if=is_empty,
+        description="give organisations and teams, e.g. [{name: acme, limit: {slots: 10}}]",
     )
     keys: tuple[PoolKey, ...] = Field(
-        default=(), description="give keys with limits of their own, e.g. [{name: ci, entitlement: batch}]"
+        default=(), exclude_if=is_empty,
+        description="give keys with limits of their own, e.g. [{name: ci, entitlement: batch}]",
     )
     prices: tuple[TokenPrice, ...] = Field(
-        default=(), description="give prices, e.g. [{prompt_per_million: 0.2, output_per_million: 0.6}]"
+        default=(), exclude_if=is_empty,
+        description="give prices, e.g. [{prompt_per_million: 0.2, output_per_million: 0.6}]",
     )
     calendar: PoolCalendar = Field(
-        default=PoolCalendar(), description="give when days begin, e.g. {starts: 2026-01-01T00:00:00Z}"
+        default=PoolCalendar(), exclude_if=is_usual_calendar,
+        description="give when days begin, e.g. {starts: 2026-01-01T00:00:00Z}",
     )
 
     count_use: bool = Field(
-        default=False, description="give true to count what keys use although nothing above the policy limits them"
+        default=False, exclude_if=is_false,
+        description="give true to count what keys use although nothing above the policy limits them",
     )
 
     @model_validator(mode="after")

@@ -22,6 +22,21 @@ Name = Annotated[
 ]
 
 
+def is_none(value: object) -> bool:
+    """Return whether a field says nothing: what a scenario resolves to, and its hash, is without it then."""
+    return value is None
+
+
+def is_empty(value: tuple[object, ...]) -> bool:
+    """Return the same of a list."""
+    return not value
+
+
+def is_false(value: bool) -> bool:
+    """Return the same of a switch."""
+    return not value
+
+
 class Amounts(Strict):
     """How much of each of the three resources; what is left out is not promised, or not limited."""
 

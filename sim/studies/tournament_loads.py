@@ -1,8 +1,8 @@
 """A scenario at another load: the same demand, so many times as much of it.
 
-Rates of arrival are multiplied; so are users of a closed loop (at least one) and the speed at which a trace is played,
-whose horizon shrinks with it: the same requests come, closer together. What is promised stays as it is, so that at
-1.3 those who were inside their promise may be outside it.
+Rates of arrival are multiplied; so are the users or clients of a closed loop (at least one) and the speed at which a
+trace is played, whose horizon shrinks with it: the same requests come, closer together. What is promised stays as it
+is, so that at 1.3 those who were inside their promise may be outside it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ _RATES = (
     "rate_per_s", "rate_on_per_s", "rate_off_per_s", "spike_rate_per_s", "from_rate_per_s", "to_rate_per_s",
     "rates_per_s", "rate_factor", "scale",
 )  # fmt: skip
-_LEFT = frozenset({"servegen"})
-"""Kinds that begin at their recording's rates unless told otherwise: their factor is always there to multiply."""
+_PEOPLE = ("users", "clients")
 
 
 def at_load(scenario: Scenario, load: float) -> Scenario:
@@ -38,14 +37,14 @@ def at_load(scenario: Scenario, load: float) -> Scenario:
     for number, workload in enumerate(tree["workload"]):
         arrivals = workload["arrivals"]
         found = {name: arrivals[name] for name in _RATES if arrivals.get(name) is not None}
-        if not found and "users" not in arrivals:
+        people = [name for name in _PEOPLE if name in arrivals]
+        if not found and not people:
             raise InputError(
                 f"workload[{number}].arrivals", f"{arrivals['kind']} has no rate to multiply by {load:g}",
                 "leave this scenario out, or run it at load 1",
             )
         arrivals |= {name: _times(value, load) for name, value in found.items()}
-        if "users" in arrivals:
-            arrivals["users"] = max(1, round(arrivals["users"] * load))
+        arrivals |= {name: max(1, round(arrivals[name] * load)) for name in people}
         if "scale" in found:
             stretched = load
     if stretched != 1.0 and tree.get("horizon_s") is not None:

@@ -422,6 +422,18 @@ def weights_by_promise(scenario: Any, tenants: list[str]) -> list[float]:
     return [1.0] * len(tenants)
 
 
+def promised_by(scenario: Any, tenants: list[str]) -> list[float]:
+    """Return what each tenant was promised: slots, or tokens/s where nobody was promised any."""
+    for amount in ("slots", "tokens_per_s"):
+        each = [
+            sum(getattr(one.baseline, amount) or 0.0 for one in scenario.pool.entitlements if one.spec().tenant == name)
+            for name in tenants
+        ]
+        if any(each):
+            return each
+    return [math.nan] * len(tenants)
+
+
 def test_every_column_of_the_metrics(result: Any) -> None:
     folder, records, timeline, scenario = result
     written = pd.read_csv(folder / "metrics.csv")
@@ -449,7 +461,13 @@ def test_every_column_of_the_metrics(result: Any) -> None:
                 found.setdefault(tenant, []).append(own)
             everyone = metrics_of(part, span_s) | indices_of(served, asked, weights) | pool_of(part, samples, scenario)
             everyone |= {"violation": violated.get("all", math.nan), "backlogged_gap": gap_of(part, served, scenario)}
+            everyone |= {"gpu_s_by_work": everyone["gpu_s"], "gpu_s_by_promise": everyone["gpu_s"]}
             found.setdefault("all", []).append(everyone)
+            promised = promised_by(scenario, tenants)
+            for i, tenant in enumerate(tenants):
+                bears = found[tenant][-1]
+                bears["gpu_s_by_work"] = everyone["gpu_s"] * served[i].sum() / served.sum()
+                bears["gpu_s_by_promise"] = everyone["gpu_s"] * promised[i] / sum(promised)
         for _, line in lines.iterrows():
             each = found[line["tenant"]]
             for column in each[0]:

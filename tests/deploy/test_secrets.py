@@ -99,7 +99,9 @@ def test_secrets_are_made_once_and_for_oneself(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     made = make(folder)
     assert made.returncode == 0
-    assert {file.name for file in folder.iterdir()} == {"users.acl", "redis.crt", "redis.key", "secrets.env"}
+    assert {file.name for file in folder.iterdir()} == {
+        "users.acl", "redis.crt", "redis.key", "secrets.env", "metrics.token"
+    }  # fmt: skip
     assert (folder.stat().st_mode & 0o777, (folder / "secrets.env").stat().st_mode & 0o777) == (0o700, 0o600)
     password = re.findall(r"REDIS_PASSWORD=(\S{43})\n", (folder / "secrets.env").read_text())
     assert len(password) == 1

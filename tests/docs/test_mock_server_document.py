@@ -23,8 +23,10 @@ GATEWAY, SCENARIO = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 DEADLINE_S = 120
 
 
-def command(name: str, ports: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    words = shlex.split(with_ports(BLOCKS[name], ports))
+def command(
+    name: str, ports: Mapping[str, str], blocks: Mapping[str, str] = BLOCKS
+) -> tuple[list[str], dict[str, str]]:
+    words = shlex.split(with_ports(blocks[name], ports))
     given = dict(word.split("=", 1) for word in words[: words.index("tokenpools")])
     return [sys.executable, "-m", "sim", *words[words.index("tokenpools") + 1 :]], os.environ | given
 
@@ -34,9 +36,11 @@ def with_ports(text: str, ports: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def process(name: str, ports: Mapping[str, str], folder: Path, says: str) -> Iterator[None]:
+def process(
+    name: str, ports: Mapping[str, str], folder: Path, says: str, blocks: Mapping[str, str] = BLOCKS
+) -> Iterator[None]:
     """Run a command that does not end by itself, from when it has said that it is ready."""
-    words, given = command(name, ports)
+    words, given = command(name, ports, blocks)
     child = subprocess.Popen(
         words, cwd=folder, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )  # fmt: skip

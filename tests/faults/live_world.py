@@ -32,6 +32,7 @@ from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import core_of_head, make_core, make_settings, parse_config, recorded_head
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import StateSecrets
+from sim.live.replicas import upstreams
 from sim.live.shared_state.leased import LeasedLog
 from sim.live.shared_state.replicated_core import SharedLog
 
@@ -371,7 +372,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     try:
         with mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
-                mock.patch.object(aiohttp, "TCPConnector", return_value=None):  # fmt: skip
+                mock.patch.object(upstreams, "Connector", return_value=None):  # fmt: skip
             yield
     finally:
         logging.disable(before)

@@ -221,3 +221,25 @@ def test_a_handover_keeps_times_reports_and_who_waits() -> None:
     report = new.pool.replicas[0].report
     assert report is not None
     assert (report.waiting, report.kv_used_fraction) == (1, 0.25)
+
+
+def test_a_denial_is_429_unless_it_says_otherwise() -> None:
+    made = core(policy=NoControlPolicy(), hierarchy=Above(0))
+    assert Deny(Reason.TOKENS, 1, 0, None).status == 429
+    assert made.handle(ask("a"), 0.0) == (Refuse("a", Reason.TOKENS, 429, 7.0, 30, 0),)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True), (False, False)])
+def test_limits_above_are_inherited_where_there_are_some_before_and_after(before: bool, after: bool) -> None:
+    class Heir(Above):
+        def inherit(self, earlier: Above, now_s: float) -> None:
+            self.heard_of.append(f"{earlier.left} at {now_s:g}")
+
+    heir = Heir(500)
+    old = core(hierarchy=Above(77) if before else None)
+    new = GatewayCore(
+        entitlements=[E], capacity=PoolCapacity(2, 8), replica_ids=[0, 1], policy=NoControlPolicy(),
+        router=LeastOutstandingTokensRouter(), hierarchy=heir if after else None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    hand_over(old, new, PoolCapacity(2, 8), 3.0)
+    assert heir.heard_of == (["77 at 3"] if before and after else [])

@@ -10,7 +10,7 @@ from scenario.examples import changed
 
 from sim.errors import ScenarioError
 from sim.experiments.run import run_scenario
-from sim.scenario.load import load_scenario, parse_scenario
+from sim.scenario.load import load_scenario, parse_scenario, resolved
 
 POOL = {
     "groups": [{"name": "org", "limit": {"slots": 12}}, {"name": "team", "parent": "org", "limit": {"slots": 10}}],
@@ -88,3 +88,9 @@ def test_the_shipped_organisations_keep_their_limits_and_are_there_again_after_m
     assert most == 20
     served = frame[frame.entitlement == "support"]
     assert (served.reason == "parent_limit").sum() < 10
+
+
+def test_a_scenario_without_a_tree_resolves_to_what_it_did_before_there_was_one() -> None:
+    text = str(resolved(load_scenario("five-classes")))
+    for name in ("groups", "calendar", "prices", "count_use", "parent", "budgets"):
+        assert name not in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from sim.analysis.plots_ranking import heat_map
 from sim.analysis.ranking import Score, judge, standing
 from sim.analysis.summary import Row
 from sim.cli import app
-from sim.errors import ScenarioError
+from sim.errors import InputError, ScenarioError
 from sim.scenario.load import load_scenario, parse_scenario, resolved, shipped_scenarios
-from sim.studies.tournament import PREFIX, scenarios_of, tournament
+from sim.studies.tournament import CELLS, PREFIX, scenarios_of, tournament
+from sim.studies.tournament_loads import at_load
 from sim.studies.tournament_policies import HEADROOM, LEFT_OUT, RULES, names, numbers, policy_settings
+from sim.studies.tournament_verify import chosen, published, verify
 
 SHIPPED = [name for name in shipped_scenarios() if name.startswith(PREFIX)]
 
@@ -55,6 +59,12 @@ def test_judged_by_hand() -> None:
     assert every["serves"].score == pytest.approx(0.01)
     order = standing([*scores.values()])
     assert [one[0] for one in order] == ["as-good", "serves", "sheds", "none"]
+
+
+def test_who_was_asked_nothing_ranks_last() -> None:
+    rows = [row(policy, 0, tenant, value) for policy, value in (("none", 0.5), ("silent", math.nan))
+            for tenant in ("a", "all")]
+    assert {one.policy: one.rank for one in judge("s", rows, ["a"])} == {"none": 1, "silent": 2}
 
 
 def test_rates_follow_from_the_entitlements() -> None:
@@ -101,7 +111,7 @@ def test_a_small_tournament(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(tree))
         files.append(str(path))
     kinds = ["none", "cap", "token-pool"]
-    first = tournament(tmp_path / "t", scenarios=files, policies=kinds, replications=2)
+    first = tournament(tmp_path / "t", scenarios=files, policies=kinds, loads=[1.0], replications=2)
     assert [(one.scenario, one.policy) for one in first.scores] == [
         (f"{name}-short", kind) for name in ("noisy-neighbour", "retry-storm") for kind in kinds
     ]
@@ -112,9 +122,69 @@ def test_a_small_tournament(tmp_path: Path) -> None:
         assert (tmp_path / "t" / file).stat().st_size > 100
     # Run again, everything is kept.
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*.parquet")}
-    again = tournament(tmp_path / "t", scenarios=files, policies=kinds, replications=2)
+    again = tournament(tmp_path / "t", scenarios=files, policies=kinds, loads=[1.0], replications=2)
     assert again.scores == first.scores
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*.parquet")}
+
+
+def test_a_published_tournament_comes_out_again_to_the_last_bit(tmp_path: Path) -> None:
+    """Of one short scenario at two loads; a cell whose number is changed in its last bit is found."""
+    scenario = str(_short(tmp_path, "stale-metrics"))
+    kinds = ["none", "dagor"]
+    found = tournament(tmp_path / "t", scenarios=[scenario], policies=kinds, loads=[0.8, 1.3], replications=1)
+    assert [(one.load, one.policy) for one in found.cells] == [(load, name) for load in (0.8, 1.3) for name in kinds]
+    assert found.cells[0].digest != found.cells[2].digest
+    cells = [replace(one, scenario=scenario) for one in published(tmp_path / "t" / CELLS)]
+    assert [replace(one, scenario=found.cells[0].scenario) for one in cells] == found.cells
+    assert verify(cells) == []
+    wrong = replace(cells[1], goodput=math.nextafter(cells[1].goodput, 9e9))
+    (difference,) = verify([cells[0], wrong])
+    assert difference.published == wrong
+    assert difference.again == replace(cells[1], scenario=scenario)
+    assert [one.replication for one in chosen(cells, 2)] == [0, 0]
+    assert chosen(cells, 2) == chosen(cells, 2)
+
+
+def test_what_is_no_published_tournament_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no cells of a tournament"):
+        published(tmp_path / "missing.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"its columns are \['a', 'b'\]"):
+        published(tmp_path / "other.csv")
+
+
+def test_a_load_multiplies_what_comes_and_leaves_what_is_promised() -> None:
+    scenario = load_scenario(f"{PREFIX}aimd-clients")
+    more = at_load(scenario, 1.5)
+    assert more.workload[0].arrivals.rate_per_s == pytest.approx(7.5)
+    assert more.workload[1].arrivals.clients == 6
+    assert more.pool == scenario.pool
+    assert at_load(scenario, 1.0) is scenario
+    burst = at_load(load_scenario(f"{PREFIX}stale-metrics"), 0.5).workload[2].arrivals
+    assert (burst.rate_on_per_s, burst.rate_off_per_s, burst.mean_on_s) == (15.0, 0.25, 4.0)
+
+
+def test_a_policy_from_outside_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "visitor.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Literal\n"
+        "from tokenpools.policies import PolicyBase\n\n\n"
+        "@dataclass(frozen=True)\nclass Visitor:\n    kind: Literal['visitor'] = 'visitor'\n\n"
+        "    def build(self, *, entitlements, kv_bytes_per_token, chance):\n        return PolicyBase()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scenario = str(_short(tmp_path, "stale-metrics"))
+    found = tournament(
+        tmp_path / "t", scenarios=[scenario], policies=["none", "visitor:Visitor"], loads=[1.0], replications=1
+    )
+    none, visitor = found.cells
+    assert visitor.attainment == none.attainment  # it lets everything in
+
+
+def _short(folder: Path, name: str) -> Path:
+    tree: dict[str, Any] = resolved(load_scenario(f"{PREFIX}{name}")) | {"horizon_s": 25.0, "warmup_s": 5.0}
+    path = folder / f"{name}-short.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
 
 
 def test_the_heat_map_shows_what_is_missing() -> None:

@@ -17,6 +17,7 @@ from sim.seeds import stream
 from workloads import transforms
 from workloads.formats.rows import Blocks, Labels, Rows, TraceError
 from workloads.generate import WorkloadSpec, generate
+from workloads.lengths import Constant
 from workloads.trace import Columns, Cut, Trace
 
 DATA = os.environ.get("TOKENPOOLS_DATA")
@@ -202,3 +203,12 @@ def test_mooncake_s_bins_are_spread_unless_told_otherwise():
     assert np.abs(published / 3.0 - bins).max() < 0.0015  # all but a few milliseconds
     assert np.array_equal(np.floor(got / 3.0), bins)
     assert len(np.unique(got)) == len(got) == 12_031
+
+
+@pytest.mark.parametrize("given_", [{"prompt_factor": 0.5}, {"prompt_at_most_tokens": 100}])
+def test_a_change_to_prompts_that_a_law_replaces_is_refused(given_):
+    law = Constant(value=5)
+    with pytest.raises(ValueError, match=f"{next(iter(given_))} changes a trace's prompts, and prompt_tokens replaces"):
+        WorkloadSpec(name="w", entitlement="e", arrivals=Trace(file="x", **given_), prompt_tokens=law)
+    WorkloadSpec(name="w", entitlement="e", arrivals=Trace(file="x", **given_), output_tokens=law)
+    WorkloadSpec(name="w", entitlement="e", arrivals=Trace(file="x"), prompt_tokens=law)

@@ -39,7 +39,7 @@ class RedisStore:
     """
 
     def __init__(
-        self, url: str, *, prefix: str = "tokenpools:accounts", password: str | None = None, client: Any = None
+        self, url: str, *, prefix: str = "accounts", password: str | None = None, client: Any = None
     ) -> None:
         try:
             import redis
@@ -55,9 +55,11 @@ class RedisStore:
             )  # fmt: skip
         except ValueError as error:
             raise InputError("accounts.store", f"{self.where}: {error}", "give e.g. redis://127.0.0.1:6379/0") from None
-        self._names = {name: f"{{{prefix}}}:{name}" for name in ("keys", "budgets", "audit", "version", "balances")}
-        self._use = f"{{{prefix}}}:use:"
-        self._days = f"{{{prefix}}}:days"
+        self._script = self._redis.register_script(_CHANGE)
+        tables = ("keys", "budgets", "audit", "version", "balances")
+        self._names = {name: f"tokenpools:{{{prefix}}}:{name}" for name in tables}
+        self._use = f"tokenpools:{{{prefix}}}:use:"
+        self._days = f"tokenpools:{{{prefix}}}:days"
 
     def _do(self, work: Callable[[], Result]) -> Result:
         try:
@@ -90,7 +92,7 @@ class RedisStore:
             "new" if only_new else "", "" if key is None else key.name, "" if key is None else key_to(key), node,
             "" if content is None else json.dumps(content), json.dumps(entry), str(_MOST_AUDIT),
         ]  # fmt: skip
-        return bool(self._do(lambda: self._redis.eval(_CHANGE, len(names), *names, *arguments)))
+        return bool(self._do(lambda: self._script(keys=names, args=arguments)))
 
     def audit(self, most: int) -> list[AuditEntry]:
         """See `AccountStore`."""

@@ -47,6 +47,7 @@ from sim.live.replicas.scaling import SCALING
 from sim.live.shared_state.signing import LEAST_KEY_BYTES, Signer
 from sim.records.provenance import versions
 from sim.scenario import plugins
+from sim.scenario.editor_schemas import identified, with_shorthands
 from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool
@@ -57,6 +58,15 @@ from sim.scenario.validation_errors import explain
 from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+_ANYWHERE = ("0.0.0.0", "::", "")
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Return whether a port of two addresses is one port."""
+    one, other = bare_address(one), bare_address(other)
+    return one == other or one in _ANYWHERE or other in _ANYWHERE or {one, other} == {"localhost", "127.0.0.1"}
 
 
 def bare_address(host: str) -> str:
@@ -267,6 +277,7 @@ class ServeConfig(Strict):
             check_known("policy.per_entitlement", "entitlement", name, entitlements)
         self._check_tree()
         self._check_shadows()
+        self._check_ports()
         check_unique("paths", [one.path for one in self.paths])
         if self.pool.replicas != len(self.upstreams):
             raise MisfitError(
@@ -286,6 +297,26 @@ class ServeConfig(Strict):
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
         return self
 
+
+    def _check_ports(self) -> None:
+        """Refuse a port that two of the gateway's own servers would take, and an upstream that is the gateway."""
+        given = [("listen", self.listen.host, self.listen.port)]
+        if self.admin is not None and self.admin.port is not None:
+            given.append(("admin", self.admin.host, self.admin.port))
+        if self.accounts is not None and self.accounts.api is not None:
+            given.append(("accounts.api", self.accounts.api.host, self.accounts.api.port))
+        for index, (name, host, port) in enumerate(given):
+            for other, there, theirs in given[:index]:
+                if port and port == theirs and _same_place(host, there):
+                    raise MisfitError(f"{name}.port", f"{port} is {other}.port too", "give each its own")
+        for index, upstream in enumerate(self.upstreams):
+            parts = urlsplit(upstream.base_url)
+            for name, host, port in given:
+                if port and parts.port == port and bare_address(parts.hostname or "") in LOOPBACK and (
+                    bare_address(host) in LOOPBACK or bare_address(host) in _ANYWHERE
+                ):  # fmt: skip
+                    problem = f"{upstream.base_url} is this gateway's own {name}"
+                    raise MisfitError(f"upstreams[{index}].base_url", problem, "give the model server's port")
 
     def _check_shadows(self) -> None:
         """Refuse shadows of one name, and beside what knows one core alone."""
@@ -534,8 +565,12 @@ def _decode_s(pool: Pool) -> float:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a configuration in canonical form."""
-    return ServeConfig.model_json_schema()
+    """Return the JSON schema of a configuration file, shorthands included."""
+    schema = with_shorthands(ServeConfig.model_json_schema())
+    fields = schema["properties"]
+    for name, short in (("state", {"type": "string"}), ("check_invariants", {"type": "boolean"})):
+        fields[name]["anyOf"].append(short)
+    return identified(schema, "gateway")
 
 
 __all__ = [

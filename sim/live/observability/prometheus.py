@@ -33,6 +33,8 @@ _REFUSED: Mapping[Reason, str] = {
     Reason.LOW_PRIORITY: "RejectedLowPriority",
     Reason.TOO_LARGE: "RejectedTooLarge",
     Reason.CONTEXT_LENGTH: "RejectedContextLength",
+    Reason.BUDGET: "RejectedBudget",
+    Reason.PARENT_LIMIT: "RejectedParentLimit",
 }
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _WAITS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
@@ -83,7 +85,13 @@ class Metrics:
             "queue_duration_seconds", "Time at the gateway before a request was sent on.", _WAITS, "class"
         )
         self._first_token = histogram(
-            "time_to_first_token_seconds", "Time to the first token, the gateway's wait included.", _SECONDS, "class"
+            "time_to_first_token_seconds", "Time to the first token, the gateway's wait included.", _SECONDS, "tenant",
+            "class",
+        )
+        self._core = core
+        self._judged = counter("slo_attempts", "Attempts of tenants that have an objective.", "tenant", "class")
+        self._missed = counter(
+            "slo_missed", "Of these: late, refused, evicted or failed.", "tenant", "class"
         )
         self._duration = histogram("request_duration_seconds", "Time from arrival to end.", _SECONDS, "class")
         self._retry_after = histogram("retry_after_seconds", "What refused clients were told to wait.", _RETRIES)
@@ -104,12 +112,26 @@ class Metrics:
             if log.output_tokens:
                 self._settled.labels(tenant, "prompt").inc(log.counted_prompt_tokens or log.prompt_tokens)
         if log.first_token_s == log.first_token_s:  # an answer in one piece has none
-            self._first_token.labels(service_class).observe(max(0.0, log.first_token_s - log.arrival_s))
+            self._first_token.labels(tenant, service_class).observe(max(0.0, log.first_token_s - log.arrival_s))
         if log.counted_prompt_tokens is not None:
             self._estimate_error.observe(log.prompt_tokens - log.counted_prompt_tokens)
         if log.retry_after_s is not None:
             self._retry_after.observe(log.retry_after_s)
+        self._judge(log, tenant, service_class)
 
+    def _judge(self, log: RequestLog, tenant: str, service_class: str) -> None:
+        """Count whether an objective was kept; an answer in one piece, or one whose client left, says nothing of it."""
+        book = self._core().pool.entitlements.get(log.entitlement)
+        slo_s = None if book is None else book.spec.ttft_slo_s
+        has_first = log.first_token_s == log.first_token_s
+        turned_away = log.outcome in (Ended.REFUSED, Ended.EVICTED) or (
+            log.outcome is Ended.FAILED and not 400 <= log.http_status < 500
+        )
+        if slo_s is None or not (has_first or turned_away):
+            return
+        self._judged.labels(tenant, service_class).inc()
+        if turned_away or log.first_token_s - log.arrival_s > slo_s:
+            self._missed.labels(tenant, service_class).inc()
 
     def _model_of(self, model: str) -> str:
         """Return the label for a model: one that is served, since everything else is what clients wrote."""
@@ -221,6 +243,7 @@ class _Books(Collector):
 
 def _replicas(books: Iterable[ReplicaLedger]) -> Iterator[Metric]:
     by_replica = {
+        "replica_up": "1 where a replica takes requests.",
         "replica_inflight_requests": "Requests that this gateway knows to be at a replica.",
         "replica_running_requests": "Requests that a replica says it runs.",
         "replica_waiting_requests": "Requests that a replica says wait there.",
@@ -232,6 +255,7 @@ def _replicas(books: Iterable[ReplicaLedger]) -> Iterator[Metric]:
     }
     for book in books:
         label = [str(book.replica_id)]
+        families["replica_up"].add_metric(label, float(book.ready))
         families["replica_inflight_requests"].add_metric(label, book.in_flight)
         if book.report is not None:
             families["replica_running_requests"].add_metric(label, book.report.running)

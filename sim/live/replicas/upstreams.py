@@ -20,6 +20,7 @@ from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
 from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.headers import bearer
 from sim.live.gateway.settings import Timeouts, UpstreamAddress
+from sim.live.replicas.connector import Connector
 from sim.live.replicas.engine_metrics import read_gauges
 
 LOG = logging.getLogger("tokenpools.upstreams")
@@ -102,7 +103,7 @@ class Upstreams:
     async def open(self) -> None:
         """Look at every replica once, and from then on in the background."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S, ttl_dns_cache=10),
+            connector=Connector(limit=0, keepalive_timeout=_KEEP_S, ttl_dns_cache=10),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
             auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=2**16,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -207,6 +208,8 @@ class Upstreams:
             if replica.ready and replica.failures >= _FAILURES_TO_LEAVE:
                 LOG.warning("upstream %s is not healthy; nothing is sent there until it is", replica.address.name)
                 replica.ready = False
+            elif not replica.ready and replica.failures == 1:  # it was never there; said once
+                LOG.warning("upstream %s does not answer; nothing is sent there until it does", replica.address.name)
             return
         replica.failures = 0
         if not replica.ready or not replica.models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def advise(
     bench = Bench(tree, asked, folder, executor, given=dict(given or {}))
     bench.baselines = _fitting(enough_slots(tree, list(asked)), tree, terms)
     answers = tuple(advise_policy(bench, policy, terms, say) for policy in policies)
+    if terms.rest > 0 and all(one.setting is None for one in answers):
+        say(f"nothing lets in {terms.rest:.0%} of the requests without an objective; looking again without that")
+        terms = replace(terms, rest=0.0)
+        answers = tuple(advise_policy(bench, policy, terms, say) for policy in policies)
     found = [one for one in answers if one.setting is not None]
     if not found:
         words = "; ".join(f"{one.policy}: {one.why_not}" for one in answers)
@@ -57,6 +62,8 @@ def advise(
     reasons = reasons_of(bench, best, answers, terms)
     assert best.setting is not None
     chosen = bench.scenario(best.policy, best.setting)
+    if not terms.rest:
+        reasons.insert(0, "of the requests without an objective fewer are let in than was asked: replicas are too few")
     return Advice(best, answers, bench.baselines, tuple(reasons), chosen.model_dump(mode="json"))
 
 

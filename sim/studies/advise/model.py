@@ -34,6 +34,8 @@ class Terms:
     share : the share of draws that must hold; ``confidence`` is that of its one-sided lower bound.
     search_draws, check_draws : of the search, all of which must hold, and fresh ones at each factor.
     low_replicas, high_replicas : how many there may be.
+    rest : the share of the requests without an objective that must be let in at the demand as it is, on average over
+        the draws of the search; where nothing that was tried does, advice goes without it and says so.
     """
 
     target: float = 0.95
@@ -43,6 +45,7 @@ class Terms:
     check_draws: int = 30
     low_replicas: int = 1
     high_replicas: int = 1
+    rest: float = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +73,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What draws of the demand gave under a setting; a list has one element a draw."""
+    """What draws of the demand gave under a setting; a list has one element a draw.
+
+    ``rest`` is the share of the requests without an objective that was let in; 1 where there are none.
+    """
 
     attained: Mapping[str, list[float]]
     refused: Mapping[str, list[float]]
     output_tokens_per_s: list[float]
+    rest: list[float]
 
     def held(self, target: float) -> int:
         """Return how many draws held: every objective was met by the target's share of requests."""

@@ -139,7 +139,10 @@ def _runs(steps: Sequence[Setting]) -> list[list[Setting]]:
 
 def _holds(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
     found = bench.measure(policy, setting, factor=STRESS, seed=bench.seed, draws=terms.search_draws)
-    return found is not None and found.held(terms.target) == found.draws
+    if found is None or found.held(terms.target) < found.draws:
+        return False
+    now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
+    return now is not None and _mean(now.rest) >= terms.rest
 
 
 def _checked(bench: Bench, policy: str, setting: Setting, terms: Terms, before: int) -> tuple[Check, ...]:
@@ -182,7 +185,10 @@ def _why_not(bench: Bench, policy: str, terms: Terms) -> str:
         promised = sum(bench.baselines.values())
         return f"no setting is valid: the objectives take {promised:g} slots in their busy minutes"
     tenant, attained = found.worst()
-    return f"{tenant} meets its objective for {attained:.1%} at {STRESS:g}x with {terms.high_replicas} replicas"
+    return (
+        f"{tenant} meets its objective for {attained:.1%} at {STRESS:g}x with {terms.high_replicas} replicas, and "
+        f"{_mean(found.rest):.0%} of the rest is let in"
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -27,7 +27,8 @@ from sim.studies.advise.model import STRESS, Measured, Objective, Setting
 from sim.studies.tournament_policies import policy_settings
 
 _RATES = 1.2
-"""Of what an entitlement asks for, what it is promised in tokens/s. [choice]"""
+"""Of what an entitlement asks for in its busiest minute, what it is promised in tokens/s. [choice]"""
+_MINUTE_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -111,12 +112,16 @@ class Bench:
         return tokens_per_s(parse_scenario(tree | {"policies": ["none"]}, "advise").pool.profile, prompt, output)
 
     def _asked_tokens_per_s(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        """Return the tokens/s of each entitlement's busiest minute."""
+        span_s = float(self.tree["horizon_s"])
+        minute_s = min(_MINUTE_S, span_s)
+        edges = np.arange(max(1, int(span_s // minute_s)) + 1) * minute_s
+        minutes: dict[str, Any] = {}
         for workload, drawn in zip(self.tree["workload"], self._demands(), strict=True):
-            tokens = float(drawn.prompt_tokens.sum() + drawn.output_tokens.sum())
+            tokens = np.histogram(drawn.arrival_s, edges, weights=drawn.prompt_tokens + drawn.output_tokens)[0]
             name = workload["entitlement"]
-            found[name] = found.get(name, 0.0) + tokens / float(self.tree["horizon_s"])
-        return found
+            minutes[name] = minutes.get(name, 0.0) + tokens
+        return {name: float(tokens.max()) / minute_s for name, tokens in minutes.items()}
 
     def measure(
         self, policy: str, setting: Setting, *, factor: float, seed: int, draws: int, tree: Tree | None = None,
@@ -147,11 +152,22 @@ class Bench:
             # A draw in which nobody of a tenant came holds for it.
             return [1.0 if math.isnan(one) and metric == "slo_attainment" else one for one in values]
 
+        rest = [tenant for tenant, slo_s in tenants.items() if slo_s is None]
         return Measured(
             {tenant: by_draw(tenant, "slo_attainment") for tenant, slo_s in tenants.items() if slo_s is not None},
             {tenant: by_draw(tenant, "refused_share") for tenant in tenants},
             by_draw(ALL, "output_tokens_per_s"),
+            _let_in([by_draw(tenant, "offered") for tenant in rest], [by_draw(tenant, "refused") for tenant in rest]),
         )
+
+
+def _let_in(offered: Sequence[Sequence[float]], refused: Sequence[Sequence[float]]) -> list[float]:
+    """Return, by draw, the share of requests that was not refused, over several tenants."""
+    if not offered:
+        return [1.0]
+    asked, turned_away = np.sum(offered, axis=0), np.sum(refused, axis=0)
+    found: list[float] = (1 - turned_away / np.maximum(asked, 1)).tolist()
+    return found
 
 
 def parse_slots(profile: Mapping[str, Any]) -> int:

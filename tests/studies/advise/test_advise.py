@@ -212,7 +212,7 @@ def test_plain_limits_are_as_good_only_if_they_are() -> None:
     assert not as_good(replace(best, setting=Setting(replicas=3)), best)
     assert not as_good(replace(best, output_tokens_per_s=(80.0, 81.0, 79.0)), best)
     assert not as_good(replace(best, checks=(replace(good, good=False),)), best)
-    assert Measured({"a": [1.0, 0.9], "b": [0.96, 1.0]}, {}, [1.0, 1.0]).held(0.95) == 1
+    assert Measured({"a": [1.0, 0.9], "b": [0.96, 1.0]}, {}, [1.0, 1.0], [1.0]).held(0.95) == 1
 
 
 def test_a_log_becomes_a_demand_with_its_tenants_and_limits(tmp_path: Path) -> None:
