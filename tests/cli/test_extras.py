@@ -75,6 +75,7 @@ ASKED = {
     "serve g.yaml": "live",
     "mock-server": "live",
     "ext-proc e.yaml --check": "envoy",
+    "operator": "operator",
     "key chat": WORKS,
     "key make chat": WORKS,
     "key create ci --store a.db": WORKS,
