@@ -4,9 +4,9 @@
 
 `make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
 proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
-client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes away half
-of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1 where a row
-of the table fails or a verdict differs.
+client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes
+away half of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1
+where a row of the table fails or a verdict differs.
 """
 
 from __future__ import annotations

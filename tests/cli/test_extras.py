@@ -45,6 +45,7 @@ ASKED = {
     "metrics r": WORKS,
     "explain r nobody": FAILS,
     "shadow r": FAILS,
+    "ui .": WORKS,
     "shadow --log t.csv s.yaml": FAILS,
     "reference --out pages": WORKS,
     "trace inspect t.csv": WORKS,
