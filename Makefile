@@ -123,7 +123,7 @@ AUDIT ?=
 .PHONY: lock locked sbom audit
 lock: $(VENV)/.ready
 	$(LOCK) pyproject.toml --all-extras --output-file requirements.lock
-	$(LOCK) pyproject.toml --extra live --extra kubernetes --extra otel --output-file deploy/requirements.lock
+	$(LOCK) pyproject.toml --extra live --extra kubernetes --extra otel --extra envoy --extra operator --output-file deploy/requirements.lock
 	echo hatchling | $(LOCK) - --output-file deploy/build.lock
 
 locked:

@@ -144,6 +144,20 @@ def _names(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@command(panel=JUDGING)
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A folder of results.")] = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page, in FOLDER; without it index.html there.")
+    ] = None,
+) -> None:
+    """Write a page over all results in FOLDER: what was run, how policies did, links to reports and figures."""
+    from sim.analysis.results_index import write_index
+
+    path, number = write_index(folder, out)
+    typer.echo(f"{path}: {number} results; open it in a browser")
+
+
 @command("hardware-check", panel=TRAFFIC)
 def hardware_check(
     data: Annotated[
@@ -158,6 +172,9 @@ def hardware_check(
     ] = False,
     silicon: Annotated[
         bool, typer.Option("--silicon", help="Instead: profiles of `calibrate aiconfigurator` on its silicon sample.")
+    ] = False,
+    silicon_fit: Annotated[
+        bool, typer.Option("--silicon-fit", help="Instead: laws fitted to two thirds of it, on the last third.")
     ] = False,
     light_load: Annotated[
         bool, typer.Option("--light-load", help="Instead: first tokens under little load, and what S-LoRA's loop adds.")
@@ -177,6 +194,11 @@ def hardware_check(
         from sim.studies.silicon_sample import check_silicon, silicon_table
 
         tables.show_markdown(silicon_table(check_silicon(data)))
+        return
+    if silicon_fit:
+        from sim.studies.silicon_fit import held_out_table
+
+        tables.show_markdown(held_out_table(data))
         return
     if light_load:
         from sim.studies.hardware_check import light_load as first_tokens

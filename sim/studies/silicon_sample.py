@@ -33,8 +33,8 @@ _REPOSITORIES: Mapping[tuple[str, str], tuple[str, str | None]] = MappingProxyTy
 })  # fmt: skip
 
 
-def read_sample(folder: Path | None = None) -> pd.DataFrame:
-    """Return the sample's vLLM points of engines that do both prefill and decode.
+def read_sample(folder: Path | None = None, most: int | None = _MOST) -> pd.DataFrame:
+    """Return the sample's vLLM points of engines that do both prefill and decode, of at most so many clients.
 
     Raises
     ------
@@ -48,7 +48,8 @@ def read_sample(folder: Path | None = None) -> pd.DataFrame:
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
         raise InputError(str(data / FOLDER / SAMPLE), problem, f"name a folder with {FOLDER}") from None
-    return table[(table.backend == "vllm") & (table["mode"] == "agg") & (table.concurrency <= _MOST)]
+    here = (table.backend == "vllm") & (table["mode"] == "agg")
+    return table[here if most is None else here & (table.concurrency <= most)]
 
 
 def check_silicon(

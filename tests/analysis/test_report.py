@@ -231,3 +231,41 @@ def test_metrics_are_in_the_report_where_there_are_some(study: Study, tmp_path: 
     text = report_html(Study(folder))
     assert "Fairness, refusals, cost" in text
     assert text.count("<th scope=col", text.index("Fairness, refusals, cost")) > 10
+
+
+@needs_chromium
+def test_a_dark_screen_gets_a_dark_page_and_paper_a_white_one(tab: Tab, url: str) -> None:
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    try:
+        tab.open(url, width=1280)
+        page = tab.js("getComputedStyle(document.body).backgroundColor")
+        assert page == "rgb(22, 24, 27)"
+        plot = "document.getElementById('plot-metric').layout"
+        assert tab.js(f"{plot}.paper_bgcolor") == "#16181b"
+        # Text of page and plots stands out from what is behind it (WCAG AA: 4.5).
+        assert tab.js(_CONTRAST) > 4.5
+        tab.js("dispatchEvent(new Event('beforeprint'))")
+        assert tab.js(f"{plot}.paper_bgcolor") == "#fff"
+        tab.js("dispatchEvent(new Event('afterprint'))")
+        assert tab.js(f"{plot}.paper_bgcolor") == "#16181b"
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        white = f"{plot}.paper_bgcolor === '#fff'"
+        follows = f"(done) => {{ const look = () => {white} ? done(1) : setTimeout(look, 20); look() }}"
+        assert tab.js(f"new Promise({follows})") == 1  # the plots follow while the page is open
+    finally:
+        tab.call("Emulation.setEmulatedMedia", features=[])
+
+
+_CONTRAST = """(() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/\\d+/g).slice(0, 3).map((x) => x / 255).map(
+      (x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = light(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("h1, p, td, dt, a, .note, svg text")].filter(
+    (one) => one.textContent.trim() && one.getClientRects().length).map((one) => {
+    const style = getComputedStyle(one), shown = light(one.closest("svg") ? style.fill : style.color);
+    return (Math.max(shown, behind) + 0.05) / (Math.min(shown, behind) + 0.05);
+  }));
+})()"""

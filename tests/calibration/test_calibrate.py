@@ -39,9 +39,7 @@ def engine(step_time: Any, **changes: Any) -> Profile:
 
 def requests(n: int, rate_per_s: float, seed: int = 1) -> Requests:
     rng = np.random.default_rng(seed)
-    return Requests(
-        np.cumsum(rng.exponential(1 / rate_per_s, n)), rng.integers(50, 3000, n), rng.integers(20, 300, n)
-    )
+    return Requests(np.cumsum(rng.exponential(1 / rate_per_s, n)), rng.integers(50, 3000, n), rng.integers(20, 300, n))
 
 
 def made(step_time: Any, n: int = 120, rate_per_s: float = 4.0) -> MeasuredRun:
@@ -125,6 +123,14 @@ def test_steps_give_back_the_coefficients_that_made_them() -> None:
     terms = [Term(name, size, "more") for name, size in sizes.items()]
     found = calibrate_steps(engine(FittedStepTime(weights_s=0.01, per_token_s=1e-4)), steps, terms=terms, today=DAY)
     assert np.abs(found.error).max() < 0.01
+    # Measured without noise, other draws score alike; with a tenth of it they do not, and the profile says so.
+    calibration = found.profile.calibration
+    assert calibration.noise_floor["mean_abs"] < 0.005
+    rng = np.random.default_rng(5)
+    noisy = [step._replace(duration_s=step.duration_s * rng.lognormal(0, 0.1)) for step in steps]
+    again = calibrate_steps(engine(FittedStepTime(weights_s=0.01, per_token_s=1e-4)), noisy, terms=terms, today=DAY)
+    assert 0.01 < again.profile.calibration.noise_floor["mean_abs"] < 0.2
+    assert f"chance +-{100 * again.profile.calibration.noise_floor['mean_abs']:.1f} %" in again.profile.error
 
 
 def test_a_closed_loop_keeps_so_many_requests_in_flight() -> None:

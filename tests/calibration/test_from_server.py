@@ -109,9 +109,7 @@ def calibrated(seen: Seen) -> Any:
 
 
 def test_what_is_watched_are_the_iterations_and_nothing_else() -> None:
-    truth = LinearStepTime(
-        base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=1e-7
-    )
+    truth = LinearStepTime(base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=1e-7)
     seen = measured(truth, overhead_s=0.004)
     for decode in seen.decodes:
         assert decode.duration_s == pytest.approx(truth.iteration_s(0, 0, *decode[:2]), rel=2e-3)
@@ -125,9 +123,7 @@ def test_what_is_watched_are_the_iterations_and_nothing_else() -> None:
 
 
 def test_a_linear_server_is_found_again_from_noisy_measurements() -> None:
-    truth = LinearStepTime(
-        base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=2e-7
-    )
+    truth = LinearStepTime(base_s=0.02, per_prefill_token_s=5e-5, per_decode_sequence_s=4e-4, per_context_token_s=2e-7)
     profile = calibrated(measured(truth, overhead_s=0.004, noise=0.02))
     found = profile.step_time
     assert isinstance(found, LinearStepTime)

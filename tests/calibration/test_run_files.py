@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,50 @@ WRITTEN = Path(__file__).parent / "run_files"
 """What the programs themselves wrote of a few requests to ``tokenpools mock-server``, shortened by whole requests."""
 
 
+def servingsim(drift: float = 0.0, engine_s: float = 5e4) -> list[dict[str, float]]:
+    """Rows of LLMServingSim: arrivals on the client's clock, the rest on the engine's, which may run faster."""
+    rows = []
+    for i in range(20):
+        arrival_s = 0.5 * i
+        queued_s = engine_s + (1 + drift) * (arrival_s + 0.002)
+        rows.append({
+            "input_toks": 100, "output_toks": 11, "arrival_time": arrival_s, "queued_ts": queued_s,
+            "first_token_ts": queued_s + 0.2, "last_token_ts": queued_s + 0.7,
+        })  # fmt: skip
+    return rows
+
+
+def test_two_clocks_are_aligned_where_they_run_alike_and_refused_where_they_drift(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    for drift in (0.0, 0.001):
+        file.write_text("\n".join(map(json.dumps, servingsim(drift))))
+        run = read_run(file)
+        # The fastest hand-over counts as none, so the drift of ten seconds is in the last first token at most.
+        ttft_s = run.latencies.first_token_s - run.requests.arrival_s
+        assert ttft_s.min() == pytest.approx(0.2, abs=1e-9)
+        assert ttft_s.max() == pytest.approx(0.2 + 9.5 * drift, abs=1e-6)
+    for drift in (-0.5, 0.3):
+        file.write_text("\n".join(map(json.dumps, servingsim(drift))))
+        with pytest.raises(InputError, match=r"clocks that drift apart by 0\.[35]0 s a second; give arrival_time and"):
+            read_run(file)
+
+
+@pytest.mark.parametrize(
+    ("arrival_s", "first_s", "said"),
+    [
+        (EPOCH_S, 15.2, "mixes clocks: first tokens and arrivals are 1.7e+09 s apart; give all times on one clock"),
+        (15.0, EPOCH_S, "mixes clocks"),
+        (15.2, 15.0, "was answered before it came; give all times on one clock"),
+    ],
+)
+def test_times_of_different_clocks_are_refused(tmp_path: Path, arrival_s: float, first_s: float, said: str) -> None:
+    columns = ["arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "finish_s"]
+    rows = [(arrival_s + i, 100, 11, first_s + i, first_s + i + 0.5) for i in range(12)]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "run.csv", index=False)
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_run(tmp_path / "run.csv")
+
+
 def test_a_file_of_vllm_bench_itself() -> None:
     file = WRITTEN / "vllm-bench-0.32.0.json"
     run, written = read_run(file), json.loads(file.read_text())
@@ -229,9 +274,7 @@ def engine(**changes: Any) -> Profile:
 
 def made_by(profile: Profile, n: int = 60, **more: Any) -> MeasuredRun:
     rng = np.random.default_rng(3)
-    asked = Requests(
-        np.cumsum(rng.exponential(0.2, n)), rng.integers(50, 1500, n), rng.integers(20, 120, n), **more
-    )
+    asked = Requests(np.cumsum(rng.exponential(0.2, n)), rng.integers(50, 1500, n), rng.integers(20, 120, n), **more)
     return MeasuredRun("made", asked, replay(profile, asked))
 
 
