@@ -22,6 +22,7 @@ EXTRA_OF = {
     "grpc": "envoy",
     "grpc_health": "envoy",
     "grpc_reflection": "envoy",
+    "kopf": "operator",
     "kubernetes": "kubernetes",
     "tokenizers": "tokenizer",
     "opentelemetry": "otel",

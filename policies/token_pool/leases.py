@@ -33,13 +33,16 @@ class LeaseBook:
     ----------
     specs : of leases of one class and age, those listed first are placed first.
     overcommit : share of a baseline that its lease reserves; below 1 the pool promises more than it has.
+    bound : whose leases are bound already.
     """
 
-    def __init__(self, specs: Sequence[EntitlementSpec], overcommit: float = 1.0) -> None:
+    def __init__(
+        self, specs: Sequence[EntitlementSpec], overcommit: float = 1.0, bound: Collection[str] = ()
+    ) -> None:
         self._leases = {spec.name: lease_of(spec, overcommit) for spec in specs}
         rank = {service_class: place for place, service_class in enumerate(ServiceClass)}
         self._order = [spec.name for spec in sorted(specs, key=lambda spec: (rank[spec.service_class], spec.from_s))]
-        self._bound: set[str] = set()
+        self._bound: set[str] = set(bound) & self._leases.keys()
 
     def settle(self, in_force: Collection[str], capacity: PoolCapacity) -> Mapping[str, EntitlementState]:
         """Release the leases of who is no longer in force, and bind what fits of the others."""

@@ -27,3 +27,30 @@ def ext_proc(
         typer.echo(f"{config}: good; {found.pool.replicas} replicas, {len(found.destinations)} destinations")
         return
     serve(found)
+
+
+@command(panel=LIVE)
+def operator(
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="The namespace to look after; without it all of them.")
+    ] = None,
+    peering: Annotated[
+        str | None,
+        typer.Option("--peering", help="The KopfPeering by which operators agree who works; without it this one does."),
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", help="The highest works; without it a random one, as pods need.")
+    ] = None,
+    liveness: Annotated[str, typer.Option("--liveness", help="Where it says that it lives.")] = (
+        "http://0.0.0.0:8081/healthz"
+    ),
+) -> None:  # fmt: skip
+    """Look after the TokenPools and TokenEntitlements of a Kubernetes cluster: statuses, leases, configuration, scale.
+
+    The cluster is that of the pod's service account, or of ~/.kube/config.
+    """
+    import kopf  # noqa: F401  (first: what is not installed shows here)
+
+    from sim.adapters.operator.run import run
+
+    run(namespace, peering, priority, liveness)

@@ -144,6 +144,20 @@ def _names(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@command(panel=JUDGING)
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A folder of results.")] = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page, in FOLDER; without it index.html there.")
+    ] = None,
+) -> None:
+    """Write a page over all results in FOLDER: what was run, how policies did, links to reports and figures."""
+    from sim.analysis.results_index import write_index
+
+    path, number = write_index(folder, out)
+    typer.echo(f"{path}: {number} results; open it in a browser")
+
+
 @command("hardware-check", panel=TRAFFIC)
 def hardware_check(
     data: Annotated[

@@ -86,7 +86,7 @@ def asked_of(
     if len(prompts) * answers > _MOST_SEQUENCES:
         raise BadRequestError(f"{len(prompts) * answers} sequences; the most are {_MOST_SEQUENCES}")
     named = _count(fields, "max_completion_tokens", 0) or _count(fields, "max_tokens", 0)
-    if not named and not chat:
+    if not named and not chat and not fields.keys() & {"max_tokens", "max_completion_tokens"}:  # null is no limit
         named = _DEFAULT_COMPLETION_TOKENS
     lengths, stops = [], []
     for prompt in prompts:
@@ -112,7 +112,9 @@ def asked_of(
 
 def _length(fields: dict[str, Any], limit: int, draw: Callable[[], int]) -> tuple[int, bool]:
     """Return how long an answer gets and whether it stops by itself, by what a client says to fix it, else drawn."""
-    least = min(_count(fields, "min_tokens", 0), limit)
+    least = _count(fields, "min_tokens", 0)
+    if least > limit:
+        raise BadRequestError(f"min_tokens must be less than or equal to max_tokens={limit}, got {least}.")
     bias, stops = fields.get("logit_bias") or {}, fields.get("stop_token_ids") or []
     if isinstance(bias, dict) and isinstance(stops, list) and any(_bias(bias, stop) >= _SURE_BIAS for stop in stops):
         length = min(least + 1, limit)  # the stop token is sure to be chosen as soon as it may be

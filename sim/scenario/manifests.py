@@ -7,7 +7,8 @@ an entitlement would be a wrong experiment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +51,19 @@ class _Scaling(Strict):
         return self
 
 
+class _Workload(Strict):
+    kind: Literal["StatefulSet", "Deployment"] = Field(
+        default="StatefulSet", description="give StatefulSet or Deployment"
+    )
+    name: str = Field(min_length=1, description="give the name of what runs the replicas")
+
+
 class _PoolSpec(Strict):
     model: str = Field(min_length=1, description="give the model that the pool serves")
     backend: _Ref | None = Field(alias="backendRef", default=None, description="give {name: ...}")
+    workload: _Workload | None = Field(
+        alias="workloadRef", default=None, description="give {kind: StatefulSet, name: vllm}; for the operator"
+    )
     scaling: _Scaling = Field(description="give {minReplicas: 1, maxReplicas: 8}")
 
 
@@ -78,6 +89,26 @@ class _Qos(Strict):
     )
 
 
+class _Validity(Strict):
+    begins: str | None = Field(
+        alias="notBefore", default=None, description="give a time with its zone, e.g. 2026-01-31T00:00:00Z"
+    )
+    ends: str | None = Field(
+        alias="notAfter", default=None, description="give a time with its zone, e.g. 2026-12-31T00:00:00Z"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Validity:
+        for name, value in (("notBefore", self.begins), ("notAfter", self.ends)):
+            try:
+                found = None if value is None else datetime.fromisoformat(value)
+            except ValueError:
+                found = datetime.min
+            if found is not None and found.tzinfo is None:
+                raise MisfitError(name, f"{value!r} is no time with its zone", "give e.g. 2026-01-31T00:00:00Z")
+        return self
+
+
 class _EntitlementSpec(Strict):
     tenant: str = Field(alias="tenantId", min_length=1, description="give the tenant's name")
     pool: _Ref = Field(alias="poolRef", description="give {name: ...} of a TokenPool in this file")
@@ -86,6 +117,9 @@ class _EntitlementSpec(Strict):
         default=_Amounts(), description="give {tokensPerSecond: 90, kvCacheGiB: 4, concurrency: 6}"
     )
     limits: _Amounts = Field(default=_Amounts(), description="give the most it may burst to, as in resources")
+    validity: _Validity = Field(
+        default=_Validity(), description="give {notBefore: ..., notAfter: ...}; for the operator: a scenario has from_s"
+    )
 
 
 class _Object(Strict):
@@ -121,7 +155,7 @@ def pool_from_manifests(path: Path, file: str) -> Mapped:
     pools: dict[str, PoolManifest] = {}
     entitlements: dict[str, tuple[str, EntitlementManifest]] = {}
     for place, raw in _objects(path, file):
-        found = _parsed(raw, place)
+        found = parsed(raw, place)
         name = found.metadata.name
         if name in (pools if isinstance(found, PoolManifest) else entitlements):
             raise ScenarioError(place, "metadata.name", f"a second {found.kind} of this name", "rename or remove one")
@@ -135,7 +169,17 @@ def pool_from_manifests(path: Path, file: str) -> Mapped:
     ((pool_name, pool),) = pools.items()
     if not entitlements:
         raise ScenarioError(file, "", f"no TokenEntitlement for pool {pool_name}", "add at least one")
-    made = [_entitlement(one, pool_name, place) for place, one in entitlements.values()]
+    return pool_of(pool_name, pool, entitlements)
+
+
+def pool_of(name: str, pool: PoolManifest, entitlements: Mapping[str, tuple[str, EntitlementManifest]]) -> Mapped:
+    """Return what manifests describe, in the form of a scenario's ``pool``; with each what to call its place.
+
+    Raises
+    ------
+    ScenarioError : an entitlement is of another pool, or has fields that do not go together.
+    """
+    made = [_entitlement(one, name, place) for place, one in entitlements.values()]
     scaling = pool.spec.scaling
     result: Mapped = {"replicas": scaling.least, "entitlements": made}
     if pool.spec.backend is not None:
@@ -169,7 +213,13 @@ def _called(where: str, raw: Mapped) -> str:
     return f"{where} ({' '.join(words)})" if words else where
 
 
-def _parsed(raw: Mapped, place: str) -> PoolManifest | EntitlementManifest:
+def parsed(raw: Mapped, place: str) -> PoolManifest | EntitlementManifest:
+    """Return one object.
+
+    Raises
+    ------
+    ScenarioError : it is none of ours, or has fields that it must not have; ``place`` says where it stands.
+    """
     kind = raw.get("kind")
     if kind not in _KINDS:
         problem = "missing" if kind is None else f"unknown kind {shown(kind)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from sim.analysis.report import report_html, table, write_report
 from sim.analysis.study import Study
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
+from sim.scenario.load import load_scenario
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 A4_PX = 688  # 210 mm less two margins of 14 mm, at 96 pixels an inch
@@ -231,3 +233,51 @@ def test_metrics_are_in_the_report_where_there_are_some(study: Study, tmp_path: 
     text = report_html(Study(folder))
     assert "Fairness, refusals, cost" in text
     assert text.count("<th scope=col", text.index("Fairness, refusals, cost")) > 10
+
+
+@needs_chromium
+def test_a_dark_screen_gets_a_dark_page_and_paper_a_white_one(tab: Tab, url: str) -> None:
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    try:
+        tab.open(url, width=1280)
+        page = tab.js("getComputedStyle(document.body).backgroundColor")
+        assert page == "rgb(22, 24, 27)"
+        plot = "document.getElementById('plot-metric').layout"
+        assert tab.js(f"{plot}.paper_bgcolor") == "#16181b"
+        # Text of page and plots stands out from what is behind it (WCAG AA: 4.5).
+        assert tab.js(_CONTRAST) > 4.5
+        tab.js("dispatchEvent(new Event('beforeprint'))")
+        assert tab.js(f"{plot}.paper_bgcolor") == "#fff"
+        tab.js("dispatchEvent(new Event('afterprint'))")
+        assert tab.js(f"{plot}.paper_bgcolor") == "#16181b"
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        white = f"{plot}.paper_bgcolor === '#fff'"
+        follows = f"(done) => {{ const look = () => {white} ? done(1) : setTimeout(look, 20); look() }}"
+        assert tab.js(f"new Promise({follows})") == 1  # the plots follow while the page is open
+    finally:
+        tab.call("Emulation.setEmulatedMedia", features=[])
+
+
+_CONTRAST = """(() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/\\d+/g).slice(0, 3).map((x) => x / 255).map(
+      (x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = light(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("h1, p, td, dt, a, .note, svg text")].filter(
+    (one) => one.textContent.trim() && one.getClientRects().length).map((one) => {
+    const style = getComputedStyle(one), shown = light(one.closest("svg") ? style.fill : style.color);
+    return (Math.max(shown, behind) + 0.05) / (Math.min(shown, behind) + 0.05);
+  }));
+})()"""
+
+
+def test_a_run_shows_shares_debts_and_weights_and_a_sweep_does_not(tmp_path: Path, study: Study) -> None:
+    assert "Shares and priorities" not in report_html(study)  # it is a sweep
+    run_scenario(load_scenario("five-classes", overrides=["horizon_s=70", "policies=[token-pool]"]), tmp_path / "r")
+    text = report_html(Study(tmp_path / "r"))
+    pictures = [attributes for tag, attributes in Page(text).tags if tag == "img"]
+    assert [str(one["alt"]).split()[0] for one in pictures] == ["Share", "Share", "Debt", "Weight"]
+    for one in pictures:
+        assert base64.b64decode(str(one["src"]).partition("base64,")[2]).startswith(b"\x89PNG")

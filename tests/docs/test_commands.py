@@ -24,6 +24,7 @@ NOT_RUN = {
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
     "reproduce": "tests/studies/test_paper_reproduction.py",
     "ext-proc": "does not end by itself; tests/adapters",
+    "operator": "does not end by itself; tests/adapters",
     "serve": "does not end by itself; tests/live",
     "trace inspect gateway.jsonl": "needs a log; tests/docs/test_from_logs_document.py",
     "advise gateway.jsonl": "likewise",

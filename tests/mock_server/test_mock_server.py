@@ -127,6 +127,10 @@ def test_what_a_load_generator_fixes_is_obeyed() -> None:
         forced = {"min_tokens": 11, "stop_token_ids": [100], "logit_bias": {"100": 100}, "ignore_eos": True}
         _, answer = await client.post("/v1/completions", prompt="hello", max_tokens=50, **forced)
         assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (12, "stop")
+        _, answer = await client.post("/v1/completions", prompt="hello", **forced | {"max_tokens": None})
+        assert answer["usage"]["completion_tokens"] == 12  # null is no limit; left out it would be 16
+        _, answer = await client.post("/v1/completions", prompt="hello", ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 16
         _, answer = await client.post("/v1/completions", prompt=["one", "two"], n=2, max_tokens=3, ignore_eos=True)
         assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
         assert answer["usage"]["completion_tokens"] == 12
@@ -141,6 +145,7 @@ def test_what_vllm_refuses_is_refused() -> None:
             ("/v1/completions", {"prompt": "a", "max_tokens": 600}, 400),
             ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400),
             ("/v1/completions", {"prompt": []}, 400),
+            ("/v1/completions", {"prompt": "a", "min_tokens": 17}, 400),
             ("/v1/completions", {"prompt": "a", "stream_options": 3}, 400),
             ("/v1/chat/completions", {"messages": []}, 400),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "model": "other"}, 404),

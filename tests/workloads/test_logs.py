@@ -80,6 +80,7 @@ def test_the_gateways_log_is_demand_and_refusals_are_part_of_it(tmp_path: Path) 
         gateway_line(1.0, 0.0, **REFUSED),
         gateway_line(2.0, 0.5, counted_prompt_tokens=90, output_tokens=20),
         "some library that prints",
+        gateway_line(2.5, 0.0, endpoint="/v1/models", prompt_tokens=0, output_tokens=0),
         # It came first and ended last.
         gateway_line(0.5, 4.0, entitlement="batch", max_output_tokens=None, output_tokens=700),
         gateway_line(3.0, 0.0, attempt=2, **REFUSED),

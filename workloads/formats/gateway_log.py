@@ -10,6 +10,8 @@ from workloads.formats.log_lines import Fields, Logged, numbered_lines, object_o
 LOGGER = "tokenpools.requests"
 _ANSWERED = "finished"
 _CUT = "cancelled"
+_NO_WORK = ("/models", "/tokenize", "/detokenize", "/count_tokens")
+"""Ends of paths that ask an engine for no tokens."""
 _NEVER_SERVED = frozenset((400, 401, 403, 404, 405, 411, 413, 415, 422))
 """Answers to what no limit and no more replicas would have let in."""
 
@@ -27,6 +29,8 @@ def read(path: Path) -> Iterator[Logged | None]:
         fields = Fields(str(path), number, said)
         attempt = fields.tokens("attempt") or 1
         status = fields.tokens("http_status") or 0
+        if fields.text("endpoint").endswith(_NO_WORK):
+            continue
         if attempt > 1 or status in _NEVER_SERVED or not fields.text("entitlement", "tenant"):
             yield None
             continue

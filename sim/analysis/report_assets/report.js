@@ -3,6 +3,11 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   // Okabe and Ito; a symbol tells policies apart where colour does not.
+  // On a dark page blue and black would be lost: they are lighter there.
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !document.documentElement.classList.contains("printing");
+  const LIGHTER = { "#0072b2": "#4ba3df", "#000000": "#e8eaed", "#8c510a": "#d9a066", "#666666": "#a9b0b9" };
+  const seen = (colour) => (isDark() && LIGHTER[colour.toLowerCase()]) || colour;
   const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
   const SHARES = new Set(["slo_attainment", "violation", "refused_share"]);
@@ -38,15 +43,15 @@
 
   function layout(more) {
     const base = {
-      font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13 },
+      font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13, color: css("--ink") },
       margin: { l: narrow() ? 45 : 60, r: 28, t: 32, b: 50 }, hovermode: "closest", autosize: true,
-      legend: { orientation: "h", yanchor: "top", y: -0.34, x: 0, traceorder: "normal" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+      legend: { orientation: "h", yanchor: "top", y: -0.34, x: 0, traceorder: "normal" }, paper_bgcolor: css("--page"), plot_bgcolor: css("--page"),
     };
     return { ...base, ...more };
   }
   // Without showSendToCloud: false there would be a button that uploads the numbers.
   const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-  const axis = (title, more) => ({ title: { text: title }, gridcolor: "#e8eaed", zerolinecolor: "#c9cdd2", automargin: true, ...more });
+  const axis = (title, more) => ({ title: { text: title }, gridcolor: css("--grid"), zerolinecolor: css("--zero"), automargin: true, ...more });
   const drawn = new Set();
   const draw = (id, traces, shape) => {
     drawn.add(id);
@@ -55,8 +60,20 @@
 
   // Plots have the width of the screen; on paper they would run off its edge.
   const PAPER_PX = 680;
-  addEventListener("beforeprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: false, width: PAPER_PX })));
-  addEventListener("afterprint", () => drawn.forEach((id) => Plotly.relayout(id, { autosize: true, width: null })));
+  function redraw() {
+    if (!drawn.size) return;
+    metricPlot();
+    outcomePlot();
+    if (data.overTime.length) timePlots();
+  }
+  function paper(printing) {
+    document.documentElement.classList.toggle("printing", printing);
+    if (matchMedia("(prefers-color-scheme: dark)").matches) redraw();
+    drawn.forEach((id) => Plotly.relayout(id, printing ? { autosize: false, width: PAPER_PX } : { autosize: true, width: null }));
+  }
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   function errors(points) {
     const known = points.some((p) => p[1] !== null);
@@ -70,7 +87,7 @@
     byId("tenant-box").hidden = !data.varied.length || data.tenants.length < 2;
     const numeric = data.varied.length && data.cases.every((one) => one.variant[path] !== "" && !Number.isNaN(Number(one.variant[path])));
     const traces = data.policies.map((policy, k) => {
-      const look = { color: COLOURS[k % COLOURS.length], symbol: SYMBOLS[k % SYMBOLS.length], size: 9 };
+      const look = { color: seen(COLOURS[k % COLOURS.length]), symbol: SYMBOLS[k % SYMBOLS.length], size: 9 };
       if (!data.varied.length) {
         const at = data.cases.findIndex((one) => one.policy === policy);
         const tenants = Object.keys(byTenant).filter((tenant) => byTenant[tenant][at][0] !== null);
@@ -106,14 +123,14 @@
   }
 
   const shading = () => ({
-    shapes: data.phases.map(([x0, x1]) => ({ type: "rect", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, fillcolor: "#000", opacity: 0.06, line: { width: 0 }, layer: "below" })),
-    annotations: data.phases.map(([x0, x1, text]) => ({ x: (x0 + x1) / 2, y: 1, yref: "paper", yanchor: "bottom", text, showarrow: false, font: { size: 11, color: "#5d636b" } })),
+    shapes: data.phases.map(([x0, x1]) => ({ type: "rect", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, fillcolor: css("--shade"), opacity: 0.06, line: { width: 0 }, layer: "below" })),
+    annotations: data.phases.map(([x0, x1, text]) => ({ x: (x0 + x1) / 2, y: 1, yref: "paper", yanchor: "bottom", text, showarrow: false, font: { size: 11, color: css("--muted") } })),
   });
 
   function timePlots() {
     const run = data.overTime[Number(byId("run").value)];
     const traces = Object.entries(run.tenants).flatMap(([tenant, one]) => {
-      const colour = data.looks[tenant] || "#000";
+      const colour = seen(data.looks[tenant] || "#000000");
       const found = [];
       if (one.t.length) {
         found.push({ type: "scatter", mode: "lines+markers", name: tenant, legendgroup: tenant, x: one.t, y: one.p99, customdata: one.n, line: { color: colour, width: 2 }, marker: { size: 5 }, hovertemplate: `${tenant} P99 %{y:.3g} s of %{customdata} requests<extra></extra>` });
@@ -125,8 +142,8 @@
     const most = Math.max(1, ...Object.values(run.tenants).flatMap((one) => one.refused || []));
     const at = axis(data.timeLabel);
     draw("plot-latency", traces, { height: 420, margin: { l: narrow() ? 45 : 60, r: narrow() ? 35 : 60, t: 32, b: 50 }, xaxis: at, yaxis: axis(narrow() ? "" : "time to first token (s)", { rangemode: "tozero" }), yaxis2: { overlaying: "y", side: "right", title: { text: narrow() ? "" : `refused per ${run.windowS} s` }, rangemode: "tozero", showgrid: false, dtick: Math.max(1, Math.ceil(most / 4)) }, barmode: "stack", ...shading() });
-    const names = [["waiting", "#5d636b", "tozeroy"], ["running", "#1d1f23", "none"], ["capacity_slots", "#8c510a", "none"]].filter(([name]) => name in run.pool);
-    const queue = names.map(([name, color, fill]) => ({ type: "scatter", mode: "lines", name: name.replace("_", " "), x: run.pool.t, y: run.pool[name], fill, fillcolor: "rgba(93, 99, 107, 0.2)", line: { color, width: 1.6, shape: name === "capacity_slots" ? "hv" : "linear", dash: name === "capacity_slots" ? "dot" : "solid" } }));
+    const names = [["waiting", css("--muted"), "tozeroy"], ["running", css("--ink"), "none"], ["capacity_slots", css("--limit"), "none"]].filter(([name]) => name in run.pool);
+    const queue = names.map(([name, color, fill]) => ({ type: "scatter", mode: "lines", name: name.replace("_", " "), x: run.pool.t, y: run.pool[name], fill, fillcolor: css("--wait"), line: { color, width: 1.6, shape: name === "capacity_slots" ? "hv" : "linear", dash: name === "capacity_slots" ? "dot" : "solid" } }));
     byId("plot-queue").hidden = !queue.length;
     if (queue.length) draw("plot-queue", queue, { height: 320, margin: { l: narrow() ? 45 : 60, r: narrow() ? 35 : 60, t: 32, b: 50 }, xaxis: at, yaxis: axis(narrow() ? "" : "sequences", { rangemode: "tozero" }), ...shading() });
   }

@@ -71,8 +71,8 @@ class PromptKind:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if attempt.asked_tokens:
-            asked["max_tokens"] = attempt.asked_tokens
+        # Left out, a completion ends after 16 tokens, OpenAI's default and vLLM's; null is no limit.
+        asked["max_tokens"] = attempt.asked_tokens or None
         if attempt.asked_tokens == attempt.output_tokens:
             asked["min_tokens"] = attempt.output_tokens
         else:

@@ -233,3 +233,9 @@ def test_requests_of_a_key_are_counted_until_they_end() -> None:
     again.key_name = "l"
     assert made.identified(again) == 2
     assert len(made) == 3
+    last = opened(loop, made)
+    last.key_name = "k"
+    assert made.identified(last) == 2  # with the one that is left of two
+    made.close(other)
+    made.close(last)
+    assert made._by_key == {"l": 2}  # nothing is kept of a key that asks for nothing

@@ -329,6 +329,18 @@ def test_a_status_that_is_none_is_a_failure_and_the_answer_is_closed(status: int
         assert one.closed
 
 
+def test_an_answer_that_is_no_http_is_a_failure_of_the_replica() -> None:
+    bad = Answer()
+    bad.raw_headers = ((b"x-name", b"a\x01b"),)
+    world = World(bad)
+    world.serve(Forward("g-1", 0, 4), until_s=0.1)
+    assert (world.did, world.exchange.error, bad.closed) == ([("fail", False)], "bad_upstream_answer", True)
+    world = World(bad)
+    error = world.serve(Forward("g-1", 0, 4), Failed("g-1"))
+    assert isinstance(error, ApiError)
+    assert (error.status, error.code) == (502, "bad_upstream_answer")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Responses in the background
 

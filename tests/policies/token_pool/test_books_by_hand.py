@@ -159,3 +159,16 @@ def test_what_a_request_reserved_and_did_not_use_goes_back_to_its_bucket() -> No
     assert bucket.available(0.0) == 200.0
     core.handle(Finished("s0", 50), 1.0)  # 100 came in, and of 800 only 350 were used
     assert bucket.available(1.0) == 200 + 100 + 450
+
+
+def test_a_part_of_a_bucket_that_had_none_is_that_part_of_the_whole_rate() -> None:
+    one = spec("s", S, limit=Resources(100.0, None, 7.0))
+    policy = policy_of(TokenPool(mode="paper", max_request_tokens=500), one)
+    core = core_of(policy, one, slots=9)
+    bucket = policy._accounts["s"].bucket
+    assert bucket is not None
+    rates = []
+    for part in (0.5, 0.0, 0.25, 1.0):
+        policy.on_parts({"s": part}, core.pool, 1.0)
+        rates.append((bucket.rate_per_s, bucket.depth))
+    assert rates == [(50.0, 500.0), (0.0, 500.0), (25.0, 500.0), (100.0, 1000.0)]

@@ -1,0 +1,1 @@
+"""The door into Kubernetes: an operator for TokenPool and TokenEntitlement."""
