@@ -12,6 +12,7 @@ import logging
 from io import BytesIO
 
 import aiohttp
+from aiohttp.http_exceptions import BadStatusLine
 
 from policies.api import Failed as FailedEvent
 from policies.api import Forward, Reason, Refuse
@@ -136,7 +137,9 @@ class Relay:
                     await self._replies.events(exchange, forward, response, outgoing, send)
                 else:
                     background = await self._replies.whole(exchange, forward, response, outgoing, send)
-        except (BadAnswerError, aiohttp.ClientResponseError) as error:  # the latter is what aiohttp cannot parse
+        except (BadAnswerError, aiohttp.ClientResponseError) as error:
+            if isinstance(error.__cause__, BadStatusLine):  # nothing of an answer has begun
+                await self._lost(exchange, replica, error, send)
             LOG.warning("%s: upstream %s: %s", exchange.request_id, replica.address.name, error)
             await self._broken_off(exchange, _BAD_ANSWER, send, error)
         except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
