@@ -41,6 +41,13 @@ _BAD_ANSWER = ApiError(502, "bad_upstream_answer", "The model server's answer is
 _EXHAUSTED = ApiError(503, "overloaded", "The gateway has no descriptors left.", kind="server_error", retry_after_s=1.0)
 
 
+def _is_no_answer(error: BaseException | None) -> bool:
+    """Whether not even a status line came; aiohttp hides that in the causes of its error."""
+    while error is not None and not isinstance(error, BadStatusLine):
+        error = error.__cause__
+    return error is not None
+
+
 class Relay:
     """Serves admitted requests.
 
@@ -138,7 +145,7 @@ class Relay:
                 else:
                     background = await self._replies.whole(exchange, forward, response, outgoing, send)
         except (BadAnswerError, aiohttp.ClientResponseError) as error:
-            if isinstance(error.__cause__, BadStatusLine):  # nothing of an answer has begun
+            if _is_no_answer(error):
                 await self._lost(exchange, replica, error, send)
             LOG.warning("%s: upstream %s: %s", exchange.request_id, replica.address.name, error)
             await self._broken_off(exchange, _BAD_ANSWER, send, error)
