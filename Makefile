@@ -91,6 +91,12 @@ LITELLM := build/litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
 
+# The paper's first experiment through LiteLLM's proxy, simulated replicas behind it: five minutes, in real time.
+.PHONY: litellm-paper
+litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
+	rm -rf results/litellm
+	$(BIN)/python benchmarks/litellm_door.py --out results/litellm
+
 $(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet "$$(sed -n 's/^LITELLM = "\(.*\)"/\1/p' benchmarks/gateway.py)" --editable .
