@@ -41,8 +41,8 @@ class Headroom:
         """Return the slots that one entitlement has to leave free."""
         return self.slots - self._kept.get(name, 0.0)
 
-    def ticked(self, pool: PoolLedger, now_s: float) -> None:
-        """Measure, and keep anew."""
+    def ticked(self, pool: PoolLedger, first_token_s: float, now_s: float) -> None:
+        """Measure, and keep anew; ``first_token_s`` is what an objective leaves no time to wait in."""
         elapsed_s = now_s - self._at_s
         if self._margin is None or elapsed_s <= 0:
             return
@@ -60,7 +60,8 @@ class Headroom:
                 continue
             mean = self._per_s[name] * (ledger.mean_service_s or service_s)
             likely = min(mean + self._margin * math.sqrt(mean), leaf.slots or math.inf)
-            back = pool.all_in_flight * leaf.deadline_s / service_s if service_s > 0 else math.inf
+            slack_s = max(0.0, leaf.deadline_s - first_token_s)
+            back = pool.all_in_flight * slack_s / service_s if service_s > 0 else math.inf
             if likely - ledger.in_flight > back:
                 kept[name] = likely - ledger.in_flight - back
         self._kept = kept

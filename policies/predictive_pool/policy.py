@@ -370,7 +370,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         """Look again at what runs and at who waits."""
         self._books.progressed(pool)
         self._prefill.ticked(now_s)
-        self._headroom.ticked(pool, now_s)
+        self._headroom.ticked(pool, self._params.margin * self._prefill.base_s, now_s)
         if self._waiting:
             self._lineup.look_at_all(pool, now_s)
 

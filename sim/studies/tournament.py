@@ -44,7 +44,7 @@ class Tournament:
     @property
     def loads(self) -> list[float]:
         """The loads, the least first."""
-        return sorted({one.load for one in self.scores})
+        return sorted({one.load for one in self.cells})
 
     def table(self) -> str:
         """Return policy by scenario and load: score, interval, rank, counts and flag, as Markdown."""
@@ -96,19 +96,27 @@ class Tournament:
         return markdown(("scenario", "load", *(f"{metric}, {_UNIT[metric]}" for metric in METRICS)), rows)
 
     def grid(self, load: float = 1.0) -> str:
-        """Return scenarios by policies with the score in each cell, bold where level with the best, as Markdown."""
-        scores = [one for one in self.scores if one.load == load]
-        policies = [one.policy for one in Table(self.cells).standings("attainment")]
-        cells = {(one.scenario, one.policy): one for one in scores}
+        """Return scenarios by policies with the attainment in each cell, bold where level with the best, as Markdown.
+
+        Level: the paired bootstrap interval of the difference to the best of the row holds zero. A star marks load
+        shedding in disguise.
+        """
+        table = Table(self.cells)
+        order = [table.policies.index(one.policy) for one in table.standings("attainment")]
+        starred = {(one.scenario, one.load, one.policy) for one in self.scores if one.shedding}
         rows = []
-        for scenario in dict.fromkeys(one.scenario for one in scores):
+        for place, (scenario, at) in enumerate(table.places):
+            if at != load:
+                continue
+            _, level = table.level_with_best("attainment", place)
             row = [scenario]
-            for policy in policies:
-                one = cells.get((scenario, policy))
-                text = "-" if one is None else f"{100 * one.score:.0f}{'*' if one.shedding else ''}"
-                row.append(f"**{text}**" if one is not None and one.level else text)
+            for number in order:
+                value = float(table.values["attainment"][place][number].mean())
+                star = "*" if (scenario, load, table.policies[number]) in starred else ""
+                text = f"{100 * value:.0f}{star}"
+                row.append(f"**{text}**" if number in level else text)
             rows.append(row)
-        return markdown(("scenario", *policies), rows)
+        return markdown(("scenario", *(table.policies[number] for number in order)), rows)
 
 
 def scenarios_of(names: Sequence[str] = ()) -> dict[str, Scenario]:
