@@ -22,7 +22,6 @@ from sim.adapters.envoy.exchange import Exchange, Processor, Says
 from sim.adapters.envoy.identity import identify_by
 from sim.adapters.envoy.protos import external_processor_pb2
 from sim.errors import InputError, RunError
-from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.prompt_tokens import EstimatingCounter, counter
 
 LOG = logging.getLogger("tokenpools.ext_proc")
@@ -193,7 +192,7 @@ def _credentials(config: ExtProcConfig) -> grpc.ServerCredentials:
 
 def serve(config: ExtProcConfig) -> None:
     """Serve until SIGTERM or SIGINT; streams then have ``drain_s`` to end."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner() as runner:  # gRPC polls in a thread of its own: uvloop brought nothing
         runner.run(_serve(config))
 
 

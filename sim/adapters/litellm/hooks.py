@@ -7,6 +7,7 @@ answer. Between hooks a request is known by a name in its metadata, which only t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import secrets
@@ -76,6 +77,7 @@ class Hooks:
             self._config = gate_config(given)
             self._shared = shared_state(self._config)
             self._admissions = Admissions(self._config, asyncio.get_running_loop(), log=self._shared)
+            atexit.register(self._admissions.close)  # LiteLLM has no hook for its end, and a recording has one
         return self._admissions
 
     async def async_pre_call_hook(
