@@ -17,10 +17,15 @@ from policies.core import GatewayCore
 from sim.errors import RunError
 from sim.live.accounts.bookkeeper import Bookkeeper
 from sim.live.accounts.service import AccountMetrics, AccountsService
+<<<<<<< HEAD
 from sim.live.accounts.store import AccountStore, StoreError
+=======
+from sim.live.accounts.store import AccountStore
+from sim.live.gateway.changeover import CoreOf
+>>>>>>> main
 from sim.live.gateway.descriptors import raise_limit
 from sim.live.gateway.event_loop import loop_factory
-from sim.live.gateway.reload import CoreOf, Loaded, Reloader
+from sim.live.gateway.reload import Loaded, Reloader
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import LOOPBACK, CheckInvariants, Settings
 from sim.live.gateway.shadowing import Shadowing
