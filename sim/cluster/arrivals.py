@@ -14,7 +14,7 @@ from workloads.generate import WorkloadSpec
 from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
-_CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
+_CHUNK = 10_000  # arrivals turned into Python numbers at a time, to bound memory
 
 
 class Arrivals:

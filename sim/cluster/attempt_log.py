@@ -68,17 +68,17 @@ class AttemptLog:
         self._attempts.clear()
         if not self._parts:
             return last.columns
-        parts = [*self._parts, last]
+        order = np.argsort(np.concatenate([*(part.rows for part in self._parts), last.rows]))
+        parts = [{field.name: getattr(part.columns, field.name) for field in fields(RequestColumns)}
+                 for part in (*self._parts, last)]  # fmt: skip
         self._parts = []
-        order = np.argsort(np.concatenate([part.rows for part in parts]))
-        ids = [request_id for part in parts for request_id in part.columns.request_id]
-        joined: dict[str, Any] = {
-            field.name: np.concatenate([getattr(part.columns, field.name) for part in parts])[order]
-            for field in fields(RequestColumns) if field.name not in ("request_id", "entitlements")
-        }  # fmt: skip
-        return RequestColumns(
-            request_id=[ids[i] for i in order.tolist()], entitlements=self._entitlements, **joined
-        )  # fmt: skip
+        del last  # so that what is joined is let go, column by column
+        ids = [request_id for part in parts for request_id in part.pop("request_id")]
+        joined: dict[str, Any] = {"request_id": [ids[i] for i in order.tolist()]}
+        for name in list(parts[0]):
+            values = [part.pop(name) for part in parts]
+            joined[name] = self._entitlements if name == "entitlements" else np.concatenate(values)[order]
+        return RequestColumns(**joined)
 
     def _all_rows(self) -> Rows:
         """Return the row of every attempt that is still here, those that came since the last look included."""
