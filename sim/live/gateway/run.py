@@ -17,12 +17,8 @@ from policies.core import GatewayCore
 from sim.errors import RunError
 from sim.live.accounts.bookkeeper import Bookkeeper
 from sim.live.accounts.service import AccountMetrics, AccountsService
-<<<<<<< HEAD
 from sim.live.accounts.store import AccountStore, StoreError
-=======
-from sim.live.accounts.store import AccountStore
 from sim.live.gateway.changeover import CoreOf
->>>>>>> main
 from sim.live.gateway.descriptors import raise_limit
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.reload import Loaded, Reloader
