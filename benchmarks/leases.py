@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -43,6 +44,7 @@ from policies.api import (  # noqa: E402
     Forward,
     PoolCapacity,
     Progress,
+    Refuse,
     RequestView,
     Resources,
     ServiceClass,
@@ -115,7 +117,11 @@ async def work(asked: argparse.Namespace) -> None:
     made: type[SharedLog | LeasedLog] = LeasedLog if asked.share == "leases" else SharedLog
     log = made(settings, loop=loop, config="c", name=asked.name)
     timers = Timers()
-    gateway = AsyncGateway(core(asked.slots), timers, loop=loop, log=log)
+    refused: Counter[str] = Counter()
+    gateway = AsyncGateway(
+        core(asked.slots), timers, loop=loop, log=log,
+        answer=lambda end: refused.update([end.reason.value if isinstance(end, Refuse) else type(end).__name__]),
+    )  # fmt: skip
     gateway.start()
     await log.joined(30)
     os.write(1, b"joined\n")
@@ -136,7 +142,8 @@ async def work(asked: argparse.Namespace) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     waits = sorted(1e3 * (at_s - asked_s[name]) for name, at_s in timers.came_s.items())
     cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    os.write(1, ("= " + json.dumps({"cpu_s": cpu_s, "asked": count, "waits_ms": waits}) + "\n").encode())
+    said = {"cpu_s": cpu_s, "asked": count, "waits_ms": waits, "refused": refused}
+    os.write(1, ("= " + json.dumps(said) + "\n").encode())
     await log.close()
 
 
@@ -175,6 +182,10 @@ def measure(url: str, folder: Path, processes: int, asked: argparse.Namespace) -
     said = [json.loads(line[2:]) for name in names for line in lines(folder, name) if line.startswith("= ")]
     waits = sorted(wait for one in said for wait in one["waits_ms"])
     cpu_us = 1e6 * sum(one["cpu_s"] for one in said) / len(waits)
+    refused = sum((Counter(one["refused"]) for one in said), Counter())
+    if refused:
+        told = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+        print(f"{asked.share}, {processes} processes: refused {told}", flush=True)
     print(
         f"{asked.share}, {processes} processes: {len(waits)} of {sum(one['asked'] for one in said)} admitted, "
         f"CPU {cpu_us:.0f} us a request, summed; wait for the verdict P50 {waits[len(waits) // 2]:.3f} ms, "
@@ -204,26 +215,23 @@ def faults(server: RedisServer, folder: Path, asked: argparse.Namespace) -> None
     for process in made.values():
         process.wait(300)
     changes: dict[str, list[tuple[float, int]]] = {"pool": []}
-    lost = 0
+    lost: Counter[str] = Counter()
     for name in made:
-        running = 0
+        running: Counter[str] = Counter()
         for line in lines(folder, name):
             if line[:2] in ("+ ", "- "):
                 sign, at, entitlement = line.split(" ")
                 step = (float(at), 1 if sign == "+" else -1)
-                running += step[1]
+                running[entitlement] += step[1]
                 changes["pool"].append(step)
                 changes.setdefault(entitlement, []).append(step)
         if name == "f0":  # its requests ended with it
             lost = running
     for what, steps in sorted(changes.items()):
-        if what == "pool":
-            steps += [(died_s, -1)] * lost
+        steps += [(died_s, -1)] * (lost.total() if what == "pool" else lost[what])
         most = max(accumulate(change for _, change in sorted(steps)), default=0)
-        limit = asked.slots if what == "pool" else asked.slots // 4 + (0 if what == "pool" else lost)
-        note = "" if what == "pool" else f", of which {lost} of the killed one are not told apart"
-        print(f"faults: most in flight of {what}: {most}, limit {asked.slots if what == 'pool' else asked.slots // 4}"
-              f"{note if most > asked.slots // 4 and what != 'pool' else ''}", flush=True)  # fmt: skip
+        limit = asked.slots if what == "pool" else asked.slots // 4
+        print(f"faults: most in flight of {what}: {most}, limit {limit}", flush=True)
         if most > limit:
             print(f"faults: {what} passes its limit by {most - limit}")
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from sim.live.gateway.error_responses import ApiError
 
 _MOST = 20_000
+_UNKNOWN = ("There is no such response of yours at this gateway; one that was made through another gateway, or before "
+            "this one started, is not known here.")  # fmt: skip
 
 
 class Stored(NamedTuple):
@@ -52,7 +54,7 @@ class StoredResponses:
         """
         known = self._known.get(response_id)
         if known is None or known.tenant != tenant:
-            raise ApiError(404, "not_found", "There is no such response of yours at this gateway.", param="response_id")
+            raise ApiError(404, "not_found", _UNKNOWN, param="response_id")
         return known
 
     def forget(self, response_id: str) -> None:

@@ -221,6 +221,21 @@ def test_a_stored_response_belongs_to_who_made_it(gate: Gate) -> None:
     assert gate.ask(path="/v1/responses/resp_1", method="GET").status == 404
 
 
+def test_what_another_gateway_stored_is_refused_and_says_why(gate: Gate, stand_in: StandIn) -> None:
+    ask = {"model": "tiny", "input": "a", "stand_in": {"raw": made("resp_other")}}
+    with gateway(stand_in) as other:
+        assert other.ask(ask, path="/v1/responses").status == 200
+        assert other.ask(path="/v1/responses/resp_other", method="GET").status == 200
+    on = {"model": "tiny", "input": "abcd", "previous_response_id": "resp_other"}
+    for answer in (
+        gate.ask(path="/v1/responses/resp_other", method="GET"), gate.ask(on, path="/v1/responses"),
+        gate.ask(path="/v1/responses/resp_other", method="DELETE"),
+    ):  # fmt: skip
+        assert (answer.status, answer.code) == (404, "not_found")
+        assert "made through another gateway" in answer.json["error"]["message"]
+    gate.balanced()
+
+
 def test_a_response_in_the_background_counts_until_it_ends(gate: Gate, stand_in: StandIn) -> None:
     ask = {"model": "tiny", "input": "a", "background": True, "stand_in": {"raw": made("resp_b", "queued")}}
     assert gate.ask(ask, path="/v1/responses").json["status"] == "queued"
