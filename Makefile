@@ -36,7 +36,34 @@ pythons: $(VENV)/.ready
 	$(BIN)/python benchmarks/pythons.py
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
+
+# What a run executes, counted: slower code fails here and in make test, whatever else the machine does.
+.PHONY: gate peers compiled test-compiled bench-compiled
+gate: $(VENV)/.ready
+	$(BIN)/python benchmarks/speed_gate.py
+
+# NVIDIA Dynamo's replay in an environment of its own; then: make bench PEERS=build/dynamo/bin/python
+peers: build/dynamo/bin/python
+build/dynamo/bin/python:
+	$(PYTHON) -m venv build/dynamo
+	$@ -m pip install --quiet ai-dynamo-runtime==1.6.1
+
+# A wheel with the hot modules compiled by mypyc, unpacked beside the plain form: wants a C compiler, 2 GB and some
+# minutes. Then: PYTHONPATH=build/compiled/site .venv/bin/tokenpools ...  test-compiled: the core's tests in that form, and
+# every shipped scenario in both, column by column, with what each cost.
+COMPILED := build/compiled
+FORMS ?=
+compiled: $(COMPILED)/.ready
+$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/cluster/*.py) $(wildcard policies/*.py) | $(VENV)/.ready
+	rm -rf $(COMPILED)
+	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
+	$(BIN)/python -m zipfile -e $(COMPILED)/*.whl $(COMPILED)/site
+	touch $@
+
+test-compiled: compiled
+	PYTHONPATH=$(COMPILED)/site $(BIN)/pytest tests/cluster tests/policies tests/parity tests/package/test_form.py
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/site $(FORMS)
 
 # Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
 mutants: $(VENV)/.ready
@@ -63,6 +90,12 @@ LITELLM := build/litellm
 .PHONY: litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
+
+# The paper's first experiment through LiteLLM's proxy, simulated replicas behind it: five minutes, in real time.
+.PHONY: litellm-paper
+litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
+	rm -rf results/litellm
+	$(BIN)/python benchmarks/litellm_door.py --out results/litellm
 
 $(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
 	$(PYTHON) -m venv $(LITELLM)

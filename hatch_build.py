@@ -1,12 +1,19 @@
 """Build hook: a wheel and an sdist carry the commit that they were made from, as ``sim/_build.py``.
 
 An editable install asks git when it runs; where there is no git, the file says nothing and ``commit`` is unknown.
+
+With ``TOKENPOOLS_COMPILE=1`` in the environment a wheel also carries its hot modules compiled by mypyc, beside their
+source, which Python then passes over. It takes a C compiler, 2 GB and some minutes; where there is no compiler, it says
+so and the wheel is the plain one.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +21,24 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLACE = "sim/_build.py"
+ASKED = "TOKENPOOLS_COMPILE"
+PACKAGES = ("policies", "workloads", "sim", "scenarios", "tokenpools")
+HOT = tuple(
+    f"sim/cluster/{name}.py"
+    for name in (
+        "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_request", "flow_prefill", "gateway",
+        "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "waiting",
+    )
+)  # fmt: skip
+"""What is compiled: the engine and the simulated gateway. Left out are classes that SimPy's or pydantic's ways need as
+they are (the clock, step times, the ledgers' dataclasses), and the policies, whose objects snapshots write down."""
+SETUP = """
+import sys
+from setuptools import setup  # first: it brings distutils
+from mypyc.build import mypycify
+hot = mypycify(["--config-file", "mypy.toml", *sys.argv[1:]], opt_level="2", debug_level="0", group_name="tokenpools")
+setup(name="tokenpools", ext_modules=hot, script_args=["build_ext", "--inplace"])
+"""
 
 
 class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -27,20 +52,55 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         if version == "editable":
             return
         root = Path(self.root)
+        if self.target_name == "wheel" and os.environ.get(ASKED) == "1":
+            self._compile(root, build_data)
         if not (root / ".git").exists():  # an sdist has the file already; a bare tree has nothing to say
             return
         commit = commit_of(root)
         if commit is None:
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="tokenpools-build-"))
-        made = self._folder / "_build.py"
+        made = self._scratch() / "_build.py"
         made.write_text(f'"""What this was built from."""\n\nCOMMIT = "{commit}"\n', encoding="utf-8")
         build_data["force_include"][str(made)] = PLACE
+
+    def dependencies(self) -> list[str]:
+        """Return what a build in isolation needs besides: mypyc reads the types of what the package depends on."""
+        if self.target_name != "wheel" or os.environ.get(ASKED) != "1":
+            return []
+        return [*self.metadata.core.dependencies, "mypy", "setuptools"]
+
+    def _scratch(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="tokenpools-build-"))
+        return self._folder
+
+    def _compile(self, root: Path, build_data: dict[str, Any]) -> None:
+        """Compile the hot modules in a copy of the tree, and take the results along."""
+        if not compiler():
+            sys.stderr.write("no C compiler: the wheel is built without compiled modules\n")
+            return
+        copy = self._scratch() / "tree"
+        for name in PACKAGES:
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        # setuptools would read a pyproject.toml as its own; mypy takes its settings from any .toml.
+        shutil.copy(root / "pyproject.toml", copy / "mypy.toml")
+        hot = [path for path in HOT if (copy / path).exists()]
+        subprocess.run([sys.executable, "-c", SETUP, *hot], cwd=copy, check=True, stdout=sys.stderr)
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        for made in [*copy.glob(f"*{suffix}"), *(copy / "sim").rglob(f"*{suffix}")]:
+            build_data["force_include"][str(made)] = str(made.relative_to(copy))
+        build_data["pure_python"], build_data["infer_tag"] = False, True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Remove what was made for the build."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def compiler() -> bool:
+    """Return whether the C compiler is there that extensions of this Python are built with."""
+    named = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return shutil.which(str(named).split()[0]) is not None
 
 
 def commit_of(root: Path) -> str | None:

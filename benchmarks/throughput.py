@@ -1,11 +1,14 @@
 """How many simulated requests a CPU-second carries, whole process: start-up, demand, run, records.
 
     python benchmarks/throughput.py [--requests 100000] [--repeats 3] [--cases one-replica,sixteen-replicas,...]
+    python benchmarks/throughput.py --peers build/dynamo/bin/python [--peer 'BLIS=blis run ... {requests}']
 
 Each case runs `tokenpools run` in a process of its own and charges it all its CPU time, user and system. The load is
 Poisson at 80 % of what the pool delivers when it is never idle, which is measured first. Other programs on the machine
-disturb CPU times too (shared caches, sibling threads), so every case runs several times and the best and the median
-are both shown.
+disturb CPU times too (shared caches, sibling threads), so every case runs several times, the best and the median are
+both shown, and before and after each run the machine does bare SimPy events for a moment: requests per event is the
+figure to compare between machines and days. With peers, theirs and ours take turns (`benchmarks/peers.py`), with an
+equal number of requests and replicas, equal rates and the same mean lengths; what an iteration costs is each one's own.
 """
 
 from __future__ import annotations
@@ -13,11 +16,8 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
-import os
 import pstats
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from peers import Load, bare_events_per_cpu_s, commands, spent
 
 PROFILE = {
     "step_time": {
@@ -40,10 +41,15 @@ PROFILE = {
     "block_tokens": 16,
     "kv_bytes_per_token": 131072,
 }
+PROMPT_TOKENS, OUTPUT_TOKENS = 512, 256
 CASES: dict[str, dict[str, Any]] = {
-    "one-replica": {"policy": "none", "target": 40_000},
-    "sixteen-replicas": {"policy": "none", "replicas": 16, "target": 25_000},
-    "token-pool": {"policy": {"kind": "token-pool", "mode": "paper"}, "target": 20_000},
+    "one-replica": {"policy": "none"},
+    "sixteen-replicas": {"policy": "none", "replicas": 16},
+    "256-replicas": {"policy": "none", "replicas": 256},
+    "token-pool": {"policy": {"kind": "token-pool", "mode": "paper"}},
+    "100-entitlements": {"policy": {"kind": "token-pool"}, "replicas": 16, "entitlements": 100},
+    "1000-entitlements": {"policy": {"kind": "token-pool"}, "replicas": 16, "entitlements": 1000},
+    "output-16": {"policy": "none", "output_tokens": 16},
     "output-64": {"policy": "none", "output_tokens": 64},
     "output-256": {"policy": "none", "output_tokens": 256},
     "output-1024": {"policy": "none", "output_tokens": 1024},
@@ -52,32 +58,33 @@ CASES: dict[str, dict[str, Any]] = {
 
 def scenario(case: dict[str, Any], requests: int, rate_per_s: float) -> dict[str, Any]:
     """Return the scenario of a case at a rate."""
+    replicas, count = case.get("replicas", 1), case.get("entitlements", 1)
+    names = ["a"] if count == 1 else [f"e{i}" for i in range(count)]
+    promise = {"slots": 100 * replicas / count, "tokens_per_s": 5000 * replicas / count}
     return {
         "version": 1,
         "seed": 7,
         "pool": {
             "profile": PROFILE,
-            "replicas": case.get("replicas", 1),
+            "replicas": replicas,
             "entitlements": [
-                {
-                    "name": "a",
-                    "service_class": "elastic",
-                    "ttft_slo_s": 1.0,
-                    "baseline": {"slots": 100, "tokens_per_s": 5000},
-                }
+                {"name": name, "service_class": "elastic", "ttft_slo_s": 1.0, "baseline": promise} for name in names
             ],
         },
         "workload": [
             {
-                "entitlement": "a",
-                "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
-                "requests": requests,
-                "prompt_tokens": {"kind": "lognormal", "mean": 512, "cv": 0.8},
-                "output_tokens": {"kind": "lognormal", "mean": case.get("output_tokens", 256), "cv": 0.9},
+                "entitlement": name,
+                "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s / count},
+                "requests": max(1, requests // count),
+                "prompt_tokens": {"kind": "lognormal", "mean": PROMPT_TOKENS, "cv": 0.8},
+                "output_tokens": {
+                    "kind": "lognormal", "mean": case.get("output_tokens", OUTPUT_TOKENS), "cv": 0.9
+                },
             }
+            for name in names
         ],
         "policies": [case["policy"]],
-    }
+    }  # fmt: skip
 
 
 def measure(description: dict[str, Any]) -> dict[str, float]:
@@ -86,28 +93,29 @@ def measure(description: dict[str, Any]) -> dict[str, float]:
         path, out = Path(folder) / "scenario.yaml", Path(folder) / "out"
         path.write_text(yaml.safe_dump(description))
         command = [sys.executable, "-m", "sim", "run", str(path), "--out", str(out), "--no-progress"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f"{' '.join(command)} failed")
+        before = bare_events_per_cpu_s()
+        cpu_s, rss_gb = spent(command)
+        bare_per_s = (before + bare_events_per_cpu_s()) / 2
         cell = json.loads((out / "manifest.json").read_text())["cells"][0]
-    cpu_s = usage.ru_utime + usage.ru_stime
-    unit = 1024 if sys.platform != "darwin" else 1
     return {
         "cpu_s": cpu_s,
+        "bare_per_cpu_s": bare_per_s,
+        "requests_per_event": cell["attempts"] / cpu_s / bare_per_s,
+        "run_requests_per_event": cell["attempts"] / max(cell["cpu_s"], 1e-3) / bare_per_s,
         "requests_per_cpu_s": cell["attempts"] / cpu_s,
         "events_per_request": cell["simulated_events"] / cell["attempts"],
         "iterations_per_request": cell["iterations"] / cell["attempts"],
         "run_cpu_s": cell["cpu_s"],
         "simulated_s": cell["end_s"],
-        "rss_gb": usage.ru_maxrss * unit / 1e9,
+        "rss_gb": rss_gb,
     }
 
 
 def saturated_rate_per_s(case: dict[str, Any]) -> float:
     """Return the requests per second that the pool finishes when it always has work: its capacity."""
-    requests = 4_000 * case.get("replicas", 1)
-    flood = measure(scenario(case | {"policy": "none"}, requests, 1e4 * case.get("replicas", 1)))
+    requests = 4_000 * min(16, case.get("replicas", 1))
+    alone = case | {"policy": "none", "entitlements": 1}
+    flood = measure(scenario(alone, requests, 1e4 * case.get("replicas", 1)))
     return requests / flood["simulated_s"]
 
 
@@ -130,6 +138,27 @@ def where_the_time_goes(description: dict[str, Any]) -> list[tuple[str, float]]:
     return [(name, own_s / total_s) for name, own_s in time_s.most_common(12)]
 
 
+def beside_peers(options: argparse.Namespace) -> None:
+    """Run ours and the peers in turn on one and on sixteen replicas, and print how much more they take."""
+    print(f"\n{options.requests:,} requests, best of {options.repeats}, ours and each peer in turn")
+    for name in ("one-replica", "sixteen-replicas"):
+        case = CASES[name]
+        replicas = case.get("replicas", 1)
+        rate_per_s = 0.8 * saturated_rate_per_s(case)
+        load = Load(options.requests, rate_per_s, replicas, PROMPT_TOKENS, OUTPUT_TOKENS)
+        theirs: dict[str, list[tuple[float, float]]] = {}
+        ours = []
+        for _ in range(options.repeats):
+            ours.append(measure(scenario(case, options.requests, rate_per_s)))
+            for peer, command in commands(options.peers, options.peer, load).items():
+                theirs.setdefault(peer, []).append(spent(command))
+        own = min(ours, key=lambda run: run["cpu_s"])
+        print(f"{name}: ours {own['cpu_s']:.2f} CPU-s, {own['rss_gb']:.2f} GB")
+        for peer, runs in theirs.items():
+            cpu_s, rss_gb = min(runs)
+            print(f"  {peer}: {cpu_s:.2f} CPU-s, {cpu_s / own['cpu_s']:.1f} times ours; {rss_gb:.2f} GB", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,37 +166,41 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--no-profile", action="store_true")
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python that has ai-dynamo-runtime (make peers)")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     options = parser.parse_args()
     print(f"{options.requests:,} requests, best and median of {options.repeats}, CPU seconds of the whole process")
-    head = ("case", "load/s", "best req/CPU-s", "median", "target", "CPU s", "events/req", "iterations/req", "RSS GB")
-    print("".join(f"{cell:>16}" for cell in head))
-    for name in options.cases.split(","):
+    head = ("case", "load/s", "best req/CPU-s", "median", "req/SimPy event", "run alone", "CPU s", "events/req",
+            "iterations/req", "RSS GB")  # fmt: skip
+    print("".join(f"{cell:>17}" for cell in head))
+    for name in [one for one in options.cases.split(",") if one]:
         case = CASES[name]
         rate_per_s = 0.8 * saturated_rate_per_s(case)
         description = scenario(case, options.requests, rate_per_s)
         runs = [measure(description) for _ in range(options.repeats)]
-        best = max(runs, key=lambda run: run["requests_per_cpu_s"])
+        best = max(runs, key=lambda run: run["requests_per_event"])
         median = statistics.median(run["requests_per_cpu_s"] for run in runs)
         cells = (
             name,
             f"{rate_per_s:.1f}",
             f"{best['requests_per_cpu_s']:,.0f}",
             f"{median:,.0f}",
-            f"{case['target']:,}" if "target" in case else "-",
+            f"{best['requests_per_event']:.4f}",
+            f"{best['run_requests_per_event']:.4f}",
             f"{best['cpu_s']:.2f}",
             f"{best['events_per_request']:.2f}",
             f"{best['iterations_per_request']:.1f}",
             f"{best['rss_gb']:.2f}",
         )
-        print("".join(f"{cell:>16}" for cell in cells), flush=True)
+        print("".join(f"{cell:>17}" for cell in cells), flush=True)
+    if options.peers or options.peer:
+        beside_peers(options)
     if not options.no_profile:
         case = CASES["one-replica"]
         print("\nwhere the time of a run goes (one replica, by module, cProfile):")
         description = scenario(case, min(options.requests, 30_000), 0.8 * saturated_rate_per_s(case))
         for name, share in where_the_time_goes(description):
             print(f"{share:7.1%}  {name}")
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"\nbenchmark's own CPU: {own.ru_utime + own.ru_stime:.1f} s")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from policies.api import (
     EntitlementSpec,
     Gauge,
     InFlight,
+    PoolCapacity,
     PoolLedger,
     Reason,
     RequestView,
@@ -127,6 +128,7 @@ class BandsPolicy(QueueingPolicy):
         self._ticks = 0
         self._sheddable: dict[str, tuple[int, InFlight]] = {}
         self._evicted_s = -math.inf
+        self._largest = PoolCapacity(0, 0)
         self._grace_s = _EVICT_GRACE_S.get(params.saturation.kind, _OTHER_GRACE_S)
 
     # ------------------------------------------------------------------------------------------------------- the gate
@@ -140,25 +142,45 @@ class BandsPolicy(QueueingPolicy):
             return [1.0] * (last + 1)
         return [1 - rank * saturation / last for rank in range(last + 1)]
 
-    def _open(self, rank: int, pool: PoolLedger, now_s: float) -> bool:
+    def _open(self, request: RequestView, pool: PoolLedger, now_s: float) -> bool:
         saturation = self._signal.value(pool, now_s)
-        return saturation < self._ceilings(saturation)[rank]
+        ceiling = self._ceilings(saturation)[self._rank[request.entitlement]]
+        return self._with_others(request, saturation, pool) < ceiling
+
+    def _with_others(self, request: RequestView, saturation: float, pool: PoolLedger) -> float:
+        """Return how full the pool is when the last of its sequences comes, which has to find the gate open, too."""
+        if request.sequences == 1:
+            return saturation
+        return max(saturation, self._signal.of_sequences(pool.all_in_flight + request.sequences - 1, pool.capacity))
+
+    def too_large(self, request: RequestView, max_output_tokens: int, pool: PoolLedger) -> Deny | None:
+        """See `QueueingPolicy`: also what the gate of its band would be shut for in an idle pool."""
+        legacy, rank = self._params.legacy, self._rank[request.entitlement]
+        if request.sequences > 1 and not (legacy and self._bands[rank].priority >= 0):
+            ceiling = 1.0 if legacy else self._ceilings(0.0)[rank]
+            share = self._signal.of_sequences(request.sequences - 1, pool.capacity)
+            if share >= ceiling:
+                least = min(share, self._signal.of_sequences(request.sequences - 1, self._largest))
+                retry_s = None if least >= ceiling else self.retry_s()
+                reason = Reason.TOO_LARGE if retry_s is None else Reason.POOL_FULL
+                return Deny(reason, math.nextafter(share, math.inf), ceiling, retry_s)
+        return super().too_large(request, max_output_tokens, pool)
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and the gate is open; in legacy mode, refuse what is sheddable if it is not."""
         if not self._params.legacy:
             return super().decide(request, max_output_tokens, pool, now_s)
-        too_large = self.room.too_large(request, max_output_tokens, pool)
+        too_large = self.too_large(request, max_output_tokens, pool)
         if too_large is not None:
             return too_large
-        saturation = self._signal.value(pool, now_s)
+        saturation = self._with_others(request, self._signal.value(pool, now_s), pool)
         if saturation >= 1 and self._bands[self._rank[request.entitlement]].priority < 0:
             return Deny(Reason.OVERLOADED, math.nextafter(saturation, math.inf), 1.0, self.retry_s())
         return ADMIT
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether its band's gate is open, and a cycle is left."""
-        return self._cycles.wait_s(1, now_s) == 0 and self._open(self._rank[request.entitlement], pool, now_s)
+        return self._cycles.wait_s(1, now_s) == 0 and self._open(request, pool, now_s)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return the next of the highest band that waits, unless its gate or that of a higher band is shut."""
@@ -169,7 +191,8 @@ class BandsPolicy(QueueingPolicy):
             if saturation >= ceiling:
                 return None
             if band.waiting:
-                return self._lines[band.order.pick(self._lines, now_s)].head()
+                head = self._lines[band.order.pick(self._lines, now_s)].head()
+                return head if self._with_others(head.request, saturation, pool) < ceiling else None
         return None
 
     # --------------------------------------------------------------------------------------------------------- queues
@@ -229,6 +252,12 @@ class BandsPolicy(QueueingPolicy):
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Let the signal know."""
         self._signal.first_token(flight, now_s)
+
+    def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
+        """Take note of how many sequences a request may have."""
+        super().on_capacity(pool, now_s)
+        seen, now = self._largest, pool.capacity
+        self._largest = PoolCapacity(max(seen.ready_replicas, now.ready_replicas), max(seen.slots, now.slots))
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Count the cycle that gated bands wait for."""

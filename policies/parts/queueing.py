@@ -68,6 +68,7 @@ class QueueingPolicy(NoControlPolicy):
         self._came = 0
         self._mean_wait_s: float | None = None
         self._taken: Waiting | None = None
+        self._is_resized = False
 
     # ------------------------------------------------------------------------------------------ what a subclass says
 
@@ -90,6 +91,10 @@ class QueueingPolicy(NoControlPolicy):
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether a request may start now where nobody waits. No side effect."""
         return self.room.fits(need_tokens, pool, request.sequences)
+
+    def too_large(self, request: RequestView, max_output_tokens: int, pool: PoolLedger) -> Deny | None:
+        """Return the refusal of what could not be let in though nothing was in flight; None for any other."""
+        return self.room.too_large(request, max_output_tokens, pool)
 
     def refusal(
         self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float  # noqa: ARG002
@@ -126,7 +131,7 @@ class QueueingPolicy(NoControlPolicy):
 
     def decide(self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float) -> Verdict:
         """Let it in if nobody waits and it fits; else let it wait if it may."""
-        too_large = self.room.too_large(request, max_output_tokens, pool)
+        too_large = self.too_large(request, max_output_tokens, pool)
         if too_large is not None:
             return too_large
         need_tokens = request.prompt_tokens + max_output_tokens
@@ -169,6 +174,13 @@ class QueueingPolicy(NoControlPolicy):
             waiting = len(self._waiting)
             self._remove(victim, now_s)
             yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
+        if self._is_resized:
+            self._is_resized = False
+            for item in [one for one in self._waiting.values() if one.request.sequences > 1]:
+                needs_more = self.too_large(item.request, item.max_output_tokens, pool)
+                if needs_more is not None:  # nobody could go before it left
+                    self._remove(item, now_s)
+                    yield item.request.request_id, needs_more
         while self._waiting and self.room.slots_free(pool) >= 1 and pool.capacity.ready_replicas:
             chosen = self.next(pool, now_s)
             if chosen is None:
@@ -203,6 +215,7 @@ class QueueingPolicy(NoControlPolicy):
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Take note of how large a request may be."""
         self.room.learn(pool)
+        self._is_resized = pool.capacity.ready_replicas > 0
 
     def faults(self, pool: PoolLedger, held: Mapping[str, RequestView]) -> Iterable[str]:
         """See `policies.api.Auditing`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.api import InFlight, PoolLedger
+from policies.api import InFlight, PoolCapacity, PoolLedger
 from policies.parts.prefill import PrefillClock
 
 
@@ -81,6 +81,10 @@ class Signal:
         """Return 0 for an idle pool, 1 for a full one, more beyond."""
         raise NotImplementedError
 
+    def of_sequences(self, sequences: int, capacity: PoolCapacity) -> float:  # noqa: ARG002
+        """Return by how much so many sequences alone fill the pool; 0 where they are not what is looked at."""
+        return 0.0
+
     def age_s(self, pool: PoolLedger, now_s: float) -> float:  # noqa: ARG002
         """Return how old the oldest of what it looks at is."""
         return 0.0
@@ -142,12 +146,16 @@ class _InFlightShare(_Reserving):
         params, ready = self._params, pool.capacity.ready_replicas
         if not ready:
             return 1.0
-        most = pool.capacity.slots if params.requests_per_replica is None else params.requests_per_replica * ready
-        share = pool.all_in_flight / max(1, most)
+        share = self.of_sequences(pool.all_in_flight, pool.capacity)
         if params.tokens_per_replica is not None:
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens / (params.tokens_per_replica * ready))
         return share
+
+    def of_sequences(self, sequences: int, capacity: PoolCapacity) -> float:
+        each = self._params.requests_per_replica
+        most = capacity.slots if each is None else each * capacity.ready_replicas
+        return sequences / max(1, most)
 
 
 class _PredictedTtft(Signal):
@@ -180,11 +188,14 @@ class _Ledger(_Reserving):
         capacity = pool.capacity
         if not capacity.slots:
             return 1.0
-        share = pool.all_in_flight / capacity.slots
+        share = self.of_sequences(pool.all_in_flight, capacity)
         if capacity.kv_bytes and self._per_token:
             tokens = self._reserved_tokens + pool.others_reserved_tokens
             share = max(share, tokens * self._per_token / capacity.kv_bytes)
         return share
+
+    def of_sequences(self, sequences: int, capacity: PoolCapacity) -> float:
+        return sequences / max(1, capacity.slots)
 
 
 def signal_of(params: SaturationParams, kv_bytes_per_token: float | None) -> Signal:

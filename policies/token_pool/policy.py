@@ -83,6 +83,7 @@ class TokenPoolPolicy:
         self._reserved_tokens = 0
         self._idle_dedicated = 0.0
         self._idle_tokens = 0.0
+        self._largest_slots = 0
         self._pool_tokens_per_s = 0.0
         self._known_kv = False
         self._preemptible: dict[str, InFlight] = {}
@@ -98,7 +99,7 @@ class TokenPoolPolicy:
         in_flight = ledger.in_flight
         sequences = request.sequences
         if in_flight + sequences > account.limit_slots:
-            return self._over_concurrency(account, ledger, sequences)
+            return self._over_concurrency(account, ledger, sequences, pool)
         need_tokens = request.prompt_tokens + max_output_tokens
         bucket = account.bucket
         if bucket is not None:
@@ -113,6 +114,8 @@ class TokenPoolPolicy:
             refusal = self._over_kv(account, ledger, need_tokens)
             if refusal is not None:
                 return refusal
+        if sequences > 1 and sequences > self._most_slots(pool):
+            return self._over_pool(sequences, pool)
         exempt = in_flight + sequences - 1 < account.exempt_slots
         contended = self._contended(pool, sequences)
         if contended and not exempt:
@@ -129,10 +132,14 @@ class TokenPoolPolicy:
         """See `policies.api.Screening`."""
         return pool.entitlements[entitlement].in_flight + sequences > self._accounts[entitlement].limit_slots
 
-    def _over_concurrency(self, account: Account, ledger: EntitlementLedger, sequences: int) -> Deny:
+    def _over_concurrency(
+        self, account: Account, ledger: EntitlementLedger, sequences: int, pool: PoolLedger
+    ) -> Deny:
         limit = account.limit_slots
         if sequences > 1 and sequences > account.limits[2]:
             return Deny(Reason.TOO_LARGE, sequences, account.limits[2], None)
+        if sequences > 1 and sequences > self._most_slots(pool):
+            return self._over_pool(sequences, pool)
         retry_s = None if limit < 1 else self._retry_s(_service_s(ledger.mean_service_s) / limit)
         return Deny(Reason.CONCURRENCY, ledger.in_flight + sequences, limit, retry_s)
 
@@ -146,6 +153,16 @@ class TokenPoolPolicy:
             return Deny(Reason.TOO_LARGE, need, account.limits[1], None)
         retry_s = self._retry_s(_service_s(ledger.mean_service_s) / max(1, ledger.in_flight))
         return Deny(Reason.KV_CACHE, need, available, retry_s)
+
+    def _most_slots(self, pool: PoolLedger) -> float:
+        """Return how many sequences could be let in if nothing was in flight."""
+        return math.inf if self._admit_when_full and not self._allocated else pool.capacity.slots
+
+    def _over_pool(self, sequences: int, pool: PoolLedger) -> Deny:
+        """Refuse what has more sequences than the pool has slots: for good, unless it had as many before."""
+        if sequences > self._largest_slots:
+            return Deny(Reason.TOO_LARGE, sequences, self._largest_slots, None)
+        return Deny(Reason.POOL_FULL, sequences, pool.capacity.slots, self._contention_retry_s(pool))
 
     def _contended(self, pool: PoolLedger, sequences: int) -> bool:
         """Whether there is no room for so many more: slots (less what is reserved and idle), KV cache or throughput."""
@@ -319,6 +336,7 @@ class TokenPoolPolicy:
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
+        self._largest_slots = max(self._largest_slots, pool.capacity.slots)
         self._known_kv = pool.capacity.kv_bytes is not None and self._kv_bytes_per_token is not None
         for account in self._accounts.values():
             ledger = pool.entitlements[account.spec.name]

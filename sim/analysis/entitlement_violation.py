@@ -35,13 +35,15 @@ def shortfalls(
     """
     found: dict[str, tuple[float, float]] = {}
     which = np.asarray(columns.entitlement)
+    by_entitlement = np.argsort(which, kind="stable")  # once for all: a look at every row for each costs their product
+    bounds = np.searchsorted(which[by_entitlement], np.arange(len(columns.entitlements) + 1))
     whole_s = math.floor(max(0.0, end_s - from_s) / window_s) * window_s
     edges_s = from_s + np.arange(0.0, whole_s + window_s / 2, window_s)
     for index, spec in enumerate(columns.entitlements):
         promised = spec.baseline.tokens_per_s
         if not promised or len(edges_s) < 3:
             continue
-        rows = np.flatnonzero(which == index)
+        rows = by_entitlement[bounds[index] : bounds[index + 1]]
         owed, served = _owed_and_served(columns, rows, edges_s, end_s)
         in_force_s = np.clip(np.minimum(edges_s[1:], spec.until_s) - np.maximum(edges_s[:-1], spec.from_s), 0, None)
         owed = np.minimum(owed, promised * in_force_s)[:-1]
@@ -83,7 +85,7 @@ def _owed_and_served(
     """Return the tokens asked for and those that came back in each window."""
 
     def of(name: str) -> Floats:
-        return np.asarray(getattr(columns, name), dtype=np.float64)[rows]
+        return np.asarray(np.asarray(getattr(columns, name))[rows], dtype=np.float64)
 
     arrival_s, first_s, finish_s = of("arrival_s"), of("first_token_s"), of("finish_s")
     prompt, output, asked = of("prompt_tokens"), of("output_tokens"), of("max_output_tokens")

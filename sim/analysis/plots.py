@@ -29,6 +29,17 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
 
     Within `style.drawn_for` they have the width of a paper, and a PDF each.
     """
+    figures = figures_of(result, phases=phases)
+    return [path for name, figure in figures.items() for path in style.save(figure, folder, name)]
+
+
+def share_figures(result: Result, *, phases: Sequence[Phase] = ()) -> dict[str, Figure]:
+    """Return the figures of shares, debts and weights that the result has data for."""
+    return _of_timeline(result, style.looks_of(result.requests, result.timeline), phases, with_capacity=False)
+
+
+def figures_of(result: Result, *, phases: Sequence[Phase] = ()) -> dict[str, Figure]:
+    """Return every figure that the result has data for, by name."""
     fixed = style.looks_of(result.requests, result.timeline)
     figures: dict[str, Figure] = {}
     if result.requests.num_rows:
@@ -36,19 +47,7 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
     sampled = set(frames.names(result.timeline, "metric"))
     if sampled & {"running", "waiting"}:
         figures["queue-over-time"] = queue_over_time(result.timeline, phases=phases)
-    if sampled >= {"in_flight", "capacity_slots"}:
-        pool = result.manifest.get("scenario", {}).get("pool", {"entitlements": []})
-        tokens_per_s = declared_tokens_per_s(pool)
-        figures["capacity-share"] = capacity_share(
-            result.timeline, looks=fixed, phases=phases, tokens_per_s=tokens_per_s
-        )
-        figures["fair-share"] = fair_share(result.timeline, pool, looks=fixed, phases=phases)
-        figures["fair-share-totals"] = fair_share_totals(result.timeline, pool, looks=fixed)
-    for metric, (title, label) in _GAUGES.items():
-        if metric in sampled:
-            figures[metric] = gauges(
-                result.timeline, metric, title=title, y_label=label, looks=fixed, phases=phases
-            )
+    figures |= _of_timeline(result, fixed, phases, with_capacity=True)
     if result.summary:
         figures["tail-latency"] = tail_latency(result.summary, looks=fixed)
         figures["refusals"] = refusals(result.summary)
@@ -57,4 +56,26 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
             for axis in figure.axes:
                 if axis.get_xlabel() == style.TIME_LABEL:
                     axis.set_xlabel(style.LIVE_TIME_LABEL)
-    return [path for name, figure in figures.items() for path in style.save(figure, folder, name)]
+    return figures
+
+
+def _of_timeline(
+    result: Result, fixed: style.Looks, phases: Sequence[Phase], *, with_capacity: bool
+) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    sampled = set(frames.names(result.timeline, "metric"))
+    if sampled >= {"in_flight", "capacity_slots"}:
+        pool = result.manifest.get("scenario", {}).get("pool", {"entitlements": []})
+        tokens_per_s = declared_tokens_per_s(pool)
+        if with_capacity:
+            figures["capacity-share"] = capacity_share(
+                result.timeline, looks=fixed, phases=phases, tokens_per_s=tokens_per_s
+            )
+        figures["fair-share"] = fair_share(result.timeline, pool, looks=fixed, phases=phases)
+        figures["fair-share-totals"] = fair_share_totals(result.timeline, pool, looks=fixed)
+    for metric, (title, label) in _GAUGES.items():
+        if metric in sampled:
+            figures[metric] = gauges(
+                result.timeline, metric, title=title, y_label=label, looks=fixed, phases=phases
+            )
+    return figures

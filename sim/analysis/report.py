@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import html
+import io
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from sim.analysis.summary import ALL
 from sim.analysis.warm_up import in_words
 from sim.errors import RunError
 from sim.extras import require
+from sim.records.result_folder import is_sweep, read_result
 
 COMPARED = ("ttft_p99_s", "ttft_p50_s", "tpot_mean_s", "e2e_p99_s", "slo_attainment", "goodput_per_s", "refused_share")
 _SUMMARY = ("offered", "admitted", "finished", "refused", "unfinished", "slo_attainment", "violation",
@@ -42,6 +44,7 @@ _HEADS = {
     "effect_size": "effect size", "p_value": "p", "refused_share_of_both": "refused (baseline, this)",
     "violation": "violated",
 }  # fmt: skip
+_PICTURE_DPI = 110
 _PRINTED = 100  # rows of a table that go to paper; report.css has the same number
 _LONG = 16  # characters, beyond which a text may break in print
 _SHARES = {"slo_attainment", "violation", "refused_share", "relative", "relative_ci_low", "relative_ci_high"}
@@ -82,6 +85,7 @@ def report_html(study: Study, *, baseline: str | None = None) -> str:
         "facts": _facts(study),
         "findings": _bullets(findings(study, baseline)),
         "cautions": _cautions(cautions(study)),
+        "shares": _shares(study),
         "differences": _differences(study, baseline),
         "summary": _summary(study),
         "metrics": _metrics(study),
@@ -136,6 +140,35 @@ def _cautions(texts: Sequence[str]) -> str:
     if not texts:
         return ""
     return f"<aside aria-label='Cautions'><h2>Read with care</h2><ul>{_bullets(texts)}</ul></aside>"
+
+
+_SHARES_SAY = {
+    "fair-share-totals": "Share of the resource that binds, against the promise, in all",
+    "fair-share": "Share of the resource that binds, against the promise, over time",
+    "debt": "Debt by entitlement over time: above 0 somebody is owed service",
+    "weight": "Weight by entitlement over time: who is let in first",
+}
+
+
+def _shares(study: Study) -> str:
+    """Return pictures of shares, debts and weights of a run; a sweep has too many."""
+    if is_sweep(study.manifest) or not study.policies:
+        return ""
+    from sim.analysis.plots import share_figures
+
+    result = read_result(study.folder)
+    phases = [(one["from_s"], one["until_s"], one["label"]) for one in study.scenario.get("phases") or ()]
+    figures = share_figures(result, phases=phases) if result.timeline.num_rows else {}
+    pictures = []
+    for name, figure in figures.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=_PICTURE_DPI, metadata={"Software": None})
+        told = html.escape(_SHARES_SAY[name])
+        data = base64.b64encode(drawn.getvalue()).decode()
+        pictures.append(
+            f'<figure><img alt="{told}" src="data:image/png;base64,{data}"><figcaption>{told}</figcaption></figure>'
+        )
+    return f"<section><h2>Shares and priorities</h2>{''.join(pictures)}</section>" if pictures else ""
 
 
 def _differences(study: Study, baseline: str | None) -> str:

@@ -50,7 +50,7 @@ def advise(
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of that share.")] = 0.9,
     rest: Annotated[
         float,
-        typer.Option("--rest", min=0, max=1, help="Share of requests without an objective to let in, if it can be."),
+        typer.Option("--rest", min=0, max=1, help="Share of requests without an objective to answer, if it can be."),
     ] = 0.8,
     draws: Annotated[int, typer.Option("--draws", min=2, help="Of the search.")] = 4,
     check_draws: Annotated[int, typer.Option("--check-draws", min=5, help="Fresh ones, at 1.0x and at 1.2x.")] = 30,
@@ -80,7 +80,7 @@ def advise(
     from sim.scenario import plugins
     from sim.studies.advise.advise import POLICIES
     from sim.studies.advise.advise import advise as search
-    from sim.studies.advise.files import report_text, written
+    from sim.studies.advise.files import FILES, report_text, written
     from sim.studies.advise.model import Terms
     from sim.studies.sold_units import gpu_words, minutes_of, price_table, reservation_words, sold_words
 
@@ -110,6 +110,9 @@ def advise(
 
             raise InputError(f"--policy {name}", "unknown policy", suggestion(name, plugins.POLICY_KINDS))
     given = {one["name"]: one for one in tree["policies"] if one["name"] in chosen} if _is_scenario(demand) else {}
+    there = next((name for name in FILES if (out / name).exists()), None)
+    if there is not None and not overwrite:
+        raise InputError(str(out / there), "is there already", "name another --out, or give --overwrite")
     with replacing(out, overwrite) as place:
         advice = search(
             tree, asked, terms, place / "runs", policies=chosen, given=given, executor=Executor(jobs=jobs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import simpy
@@ -14,7 +14,7 @@ from workloads.generate import WorkloadSpec
 from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
-_CHUNK = 50_000  # arrivals turned into Python numbers at a time, to bound memory
+_CHUNK = 10_000  # arrivals turned into Python numbers at a time, to bound memory
 
 
 class Arrivals:
@@ -22,7 +22,7 @@ class Arrivals:
 
     def __init__(
         self, env: Clock, workloads: Sequence[WorkloadSpec], demands: Sequence[Demand], gateway: SimulatedGateway, *,
-        with_prefixes: bool,
+        with_prefixes: bool, every_chunk: Callable[[], None] | None = None,
     ) -> None:
         self._env = env
         self._arrive = gateway.arrive
@@ -30,7 +30,7 @@ class Arrivals:
         self._priorities = [w.priority for w in workloads]
         # Only a replica that keeps prefixes asks for them.
         self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
-        self._rows = self._in_order(demands)
+        self._rows = self._in_order(demands, every_chunk)
         self._alarm = Alarm(env, self._ring)
         self.left = sum(len(d) for d in demands)
         if self.left:
@@ -52,7 +52,9 @@ class Arrivals:
         self._arrive(attempt, at_s)
 
     @staticmethod
-    def _in_order(demands: Sequence[Demand]) -> Iterator[tuple[float, int, int, int, int, int]]:
+    def _in_order(
+        demands: Sequence[Demand], every_chunk: Callable[[], None] | None
+    ) -> Iterator[tuple[float, int, int, int, int, int]]:
         """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
         arrival_s = np.concatenate([d.arrival_s for d in demands])
         order = np.argsort(arrival_s, kind="stable")
@@ -65,5 +67,7 @@ class Arrivals:
             np.concatenate([d.max_output_tokens for d in demands]),
         )
         for start in range(0, len(order), _CHUNK):
+            if start and every_chunk is not None:
+                every_chunk()
             part = order[start : start + _CHUNK]
             yield from zip(*(column[part].tolist() for column in columns), strict=True)

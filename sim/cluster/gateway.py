@@ -121,6 +121,10 @@ class SimulatedGateway:
         """The open requests that no replica has yet."""
         return tuple(name for name, attempt in self._open.items() if attempt.replica < 0)
 
+    def may_change(self, attempt: Attempt) -> bool:
+        """Return whether an attempt is open, or the last before one that is to come: not all of it is known yet."""
+        return attempt.outcome is Outcome.WAITING or self._coming_again.get(attempt.request_id) is attempt
+
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
         return self._open[request_id].output_tokens

@@ -58,10 +58,13 @@ class Sampler:
             replica = node.replica
             used = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
             rows.append((replica.running_count, replica.waiting_count, used))
+        gauges = self._gauges
         for scope, name, metric, value in self._read_gauges(now_s):
-            times, values = self._gauges.setdefault((scope, name, metric), ([], []))
-            times.append(now_s)
-            values.append(value)
+            series = gauges.get((scope, name, metric))
+            if series is None:
+                series = gauges[scope, name, metric] = ([], [])
+            series[0].append(now_s)
+            series[1].append(value)
         if self._on_sample is not None:
             self._on_sample(now_s)
 

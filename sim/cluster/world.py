@@ -25,6 +25,7 @@ from policies.hierarchy import Hierarchy, HierarchySpec
 from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
 from sim.cluster.arrivals import Arrivals
+from sim.cluster.attempt_log import AttemptLog
 from sim.cluster.clock import Clock
 from sim.cluster.engine_request import NEVER_S
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
@@ -34,7 +35,6 @@ from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
 from sim.engine.replica_life import Life
-from sim.records.attempt_table import attempt_columns
 from sim.records.schema import RequestColumns, TimelineBlock
 from sim.scenario.profile import Profile
 from workloads.clients import Chance
@@ -178,9 +178,14 @@ def simulate(
     if world.events:
         env.process(apply_events(env, world.events, pool, nodes, gateway, fleet))
     gateway.connect(nodes)
+    log = AttemptLog(
+        gateway.attempts, gateway.may_change, [w.entitlement for w in world.workloads], world.entitlements
+    )  # fmt: skip
     arrivals = Arrivals(
-        env, world.workloads, world.demands, gateway, with_prefixes=world.profile.prefix_caching
-    )
+        env, world.workloads, world.demands, gateway, with_prefixes=world.profile.prefix_caching,
+        # With async scheduling an engine may count against one that has ended, until its next plan.
+        every_chunk=None if world.profile.async_scheduling else log.look,
+    )  # fmt: skip
     interval_s = world.timeline_interval_s
     report = (lambda now_s: on_progress(now_s, gateway.ended)) if on_progress else None
     sampler = None
@@ -197,8 +202,7 @@ def simulate(
     gateway.close()
     if isinstance(gateways, ShadowedCore):
         gateways.close()
-    columns = attempt_columns(gateway.attempts, [w.entitlement for w in world.workloads], world.entitlements)
-    gateway.attempts.clear()  # gateway and replicas know each other: a cycle must not keep a million attempts
+    columns = log.columns()  # and no attempt is kept: gateway and replicas know each other, a cycle
     return Outcomes(
         columns=columns,
         timeline=sampler.blocks(columns, env.now) if sampler is not None else [],

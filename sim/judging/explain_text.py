@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policies.api import Evict, Forward, Hold, Instruction, Reason, Refuse
+from sim.analysis.own_limit import OWN_LIMITS, PROTECTED
 from sim.judging.explain import Books, Found
 
 _UNITS = {
@@ -29,6 +30,7 @@ def in_words(found: Found) -> str:
     ]
     for at_s, step in one.said:
         lines.append(f"  {_said(step):<11} {at_s:,.3f} s{_numbers(step)}")
+    lines += _own_limit(one.said[-1][1] if one.said else None, one.books[-1])
     labels = ["at arrival"] if len(one.books) == 1 else ["at arrival", "at the last verdict"]
     for label, state in zip(labels, [one.books[0], one.books[-1]], strict=False):
         lines += _state(label, state)
@@ -36,6 +38,22 @@ def in_words(found: Found) -> str:
         lines.append("what would have let it in at arrival")
         lines += [f"  - {text}" for text in one.what_ifs]
     return "\n".join(lines)
+
+
+def _own_limit(last: Instruction | None, state: Books) -> list[str]:
+    """Return what a refusal at a protected entitlement's own limit means, where the pool had room."""
+    tenant, pool = state.entitlement, state.pool
+    free = pool["slots"] - pool["in_flight"]
+    if not isinstance(last, Refuse) or last.reason.value not in OWN_LIMITS or free <= 0:
+        return []
+    if tenant["service_class"] not in PROTECTED:
+        return []
+    judged = tenant["admitted"] + tenant["refused"]
+    return [
+        f"  own limit   {free:,} of {pool['slots']:,} slots were free: a {tenant['service_class']} entitlement never "
+        f"exceeds its baseline. So far {tenant['refused']:,} of its {judged:,} attempts were refused. Raise it "
+        "or make it elastic (docs/which-class.md)"
+    ]
 
 
 def _said(step: Instruction) -> str:

@@ -37,7 +37,7 @@ _DIGESTED = (
     "requests.parquet", "timeline.parquet", "decisions.parquet", "shadows.parquet", "summary.csv", "cells.csv",
 )  # fmt: skip
 _GIVE_ANOTHER = "name another folder with --out"
-_OURS = ("manifest.json", CELLS, "acceptance.csv")  # what tells a folder of ours from somebody's own
+_OURS = ("manifest.json", CELLS, "acceptance.csv", "advice.json")  # what tells a folder of ours from somebody's own
 
 
 @dataclass(frozen=True, slots=True, eq=False)

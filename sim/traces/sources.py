@@ -143,7 +143,12 @@ def merged(sources: Sequence[tuple[str, Iterable[Rows]]]) -> Iterator[Rows]:
     """Yield several traces on one clock, each as a service of its name where it says no service of its own.
 
     No more than a part of each is in memory. Ties go to the trace that is named first.
+
+    Raises
+    ------
+    InputError : some have dates and some have not, or their blocks differ in size.
     """
+    sizes: dict[int, str] = {}
     iterators = [iter(parts) for _, parts in sources]
     waiting: list[Rows | None] = [None] * len(sources)
     over = [False] * len(sources)
@@ -154,6 +159,12 @@ def merged(sources: Sequence[tuple[str, Iterable[Rows]]]) -> Iterator[Rows]:
             over[i] = True
             return
         named, held = _named(part, sources[i][0]), waiting[i]
+        if part.blocks is not None and len(part.blocks.ids):
+            sizes.setdefault(part.blocks.block_tokens, sources[i][0])
+            if len(sizes) > 1:
+                found = " and ".join(f"{size} tokens ({name})" for size, name in sorted(sizes.items()))
+                fix = "merge traces with blocks of one size, or convert one to .csv first, which leaves its blocks out"
+                raise InputError(", ".join(name for name, _ in sources), f"blocks have {found}", fix)
         waiting[i] = named if held is None else join_rows([held, named])
 
     while True:

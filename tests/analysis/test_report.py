@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from sim.analysis.report import report_html, table, write_report
 from sim.analysis.study import Study
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
+from sim.scenario.load import load_scenario
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 A4_PX = 688  # 210 mm less two margins of 14 mm, at 96 pixels an inch
@@ -269,3 +271,13 @@ _CONTRAST = """(() => {
     return (Math.max(shown, behind) + 0.05) / (Math.min(shown, behind) + 0.05);
   }));
 })()"""
+
+
+def test_a_run_shows_shares_debts_and_weights_and_a_sweep_does_not(tmp_path: Path, study: Study) -> None:
+    assert "Shares and priorities" not in report_html(study)  # it is a sweep
+    run_scenario(load_scenario("five-classes", overrides=["horizon_s=70", "policies=[token-pool]"]), tmp_path / "r")
+    text = report_html(Study(tmp_path / "r"))
+    pictures = [attributes for tag, attributes in Page(text).tags if tag == "img"]
+    assert [str(one["alt"]).split()[0] for one in pictures] == ["Share", "Share", "Debt", "Weight"]
+    for one in pictures:
+        assert base64.b64decode(str(one["src"]).partition("base64,")[2]).startswith(b"\x89PNG")

@@ -95,6 +95,22 @@ def test_several_are_merged_on_one_clock(tmp_path):
     )
 
 
+def test_traces_with_blocks_of_several_sizes_are_not_merged(tmp_path):
+    line = '{{"time_ns": {}000000000, "prompt_tokens": 40, "output_tokens": 5, "block_tokens": {}, "blocks": [7, 8]}}\n'
+    for name, size, first in (("a", 16, 1), ("b", 32, 10_000), ("c", 16, 20_000)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(line.format(first + n, size) for n in range(50)))
+    said = refusal("convert", "a.jsonl", "b.jsonl", "--out", "ab.jsonl")
+    assert "a.jsonl, b.jsonl: blocks have 16 tokens (a.jsonl) and 32 tokens (b.jsonl); merge traces with" in said
+    assert not (tmp_path / "ab.jsonl").exists()
+    assert command("convert", "a.jsonl", "c.jsonl", "--out", "ac.jsonl").exit_code == 0
+    (rows,) = read_trace(tmp_path / "ac.jsonl", LAYOUTS["plain-jsonl"])
+    assert rows.blocks.lists() == [[7, 8]] * 100
+    assert command("convert", "b.jsonl", "--out", "b.csv").exit_code == 0  # the fix that is named
+    assert command("convert", "a.jsonl", "b.csv", "--out", "fixed.jsonl").exit_code == 0
+    (rows,) = read_trace(tmp_path / "fixed.jsonl", LAYOUTS["plain-jsonl"])
+    assert (len(rows), len(rows.blocks.ids)) == (100, 100)
+
+
 def test_rows_in_any_order_are_sorted_when_asked(tmp_path):
     (tmp_path / "t.csv").write_text("at,in,out\n5,50,1\n1,10,1\n3,30,1\n")
     columns = ("--columns", "time=at,prompt=in,output=out")

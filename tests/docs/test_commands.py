@@ -97,7 +97,8 @@ def test_every_command_in_a_block_runs(path: Path, tmp_path: Path, monkeypatch: 
 
 
 def needs_data(arguments: list[str]) -> bool:
-    return any(word in " ".join(arguments) for word in ("azure", "TOKENPOOLS_DATA", "mooncake", "servegen"))
+    words = ("azure", "TOKENPOOLS_DATA", "hardware-check", "mooncake", "servegen")
+    return any(word in " ".join(arguments) for word in words)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -179,7 +179,7 @@ class Gateway:
         head = recorded_head(world.config)
         gateway = self.service.gateway
         if self.log is None:
-            from sim.live.gateway.reload import changeover
+            from sim.live.gateway.changeover import changeover
 
             gateway.core, said = changeover(
                 lambda head, leaving: core_of_head(head, "x", leaving), head, gateway.core, gateway.now_s()

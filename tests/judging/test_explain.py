@@ -198,3 +198,36 @@ def test_metrics_command(small: Path) -> None:
     assert "--convergence: nothing changed" in shown.stderr
     as_csv = CliRunner().invoke(app, ["metrics", str(small), "--csv"])
     assert "gini_ci_low" in as_csv.output.splitlines()[0]
+
+
+def test_a_guaranteed_tenant_at_its_own_limit_in_an_idle_pool_is_told_what_it_costs(tmp_path: Path) -> None:
+    tree: dict[str, Any] = TREE | {
+        "workload": [{"entitlement": "chat", "arrivals": {"kind": "even", "rate_per_s": 10, "phase_s": 0.0},
+                      "requests": 3, "prompt_tokens": 8, "output_tokens": 16}],
+        "policies": [{"kind": "token-pool", "mode": "paper"}],
+    }  # fmt: skip
+    tree["pool"] = tree["pool"] | {"entitlements": [
+        {"name": "chat", "service_class": "guaranteed", "baseline": {"slots": 1}},
+        {"name": "batch", "service_class": "spot"},
+    ]}  # fmt: skip
+    run_scenario(parse_scenario(tree, "x"), tmp_path / "r")
+    text = in_words(explain(tmp_path / "r", "chat-1"))
+    assert "slots were free: a guaranteed entitlement never exceeds its baseline" in text
+    assert "docs/which-class.md" in text
+
+
+def test_what_stands_above_the_policy_is_explained_too(tmp_path: Path) -> None:
+    tree: dict[str, Any] = TREE | {
+        "workload": [{"entitlement": "chat", "arrivals": {"kind": "even", "rate_per_s": 10, "phase_s": 0.0},
+                      "requests": 6, "prompt_tokens": 8, "output_tokens": 16}],
+        "policies": ["none"],
+    }  # fmt: skip
+    tree["pool"] = tree["pool"] | {
+        "groups": [{"name": "org", "limit": {"slots": 2}, "budgets": [{"per": "day", "limit": 100}]}],
+        "entitlements": [{"name": "chat", "service_class": "spot", "parent": "org"}],
+    }
+    result = run_scenario(parse_scenario(tree, "x"), tmp_path / "r")
+    reasons = {row["reason"]: row["request_id"] for row in result.requests.to_pylist() if row["outcome"] == "refused"}
+    assert "parent_limit" in reasons
+    for reason, request_id in reasons.items():
+        assert reason in in_words(explain(tmp_path / "r", request_id))

@@ -31,6 +31,17 @@ class TraceError(Exception):
         return f"{place}: {problem}; {fix}"
 
 
+class BlockSizesError(ValueError):
+    """Parts whose blocks have several sizes: which of them begin alike cannot be told from their names."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        super().__init__(sorted(sizes))
+
+    def __str__(self) -> str:
+        """Return what was found."""
+        return f"blocks have {' and '.join(map(str, self.args[0]))} tokens"
+
+
 class EmptyCutError(TraceError):
     """No row is in the part of the trace that was asked for."""
 
@@ -252,9 +263,16 @@ def _join_filled(parts: Sequence[Rows]) -> NDArray[np.bool_] | None:
 
 
 def _join_blocks(parts: Sequence[Rows]) -> Blocks | None:
-    """Return the blocks of all parts; None where there are none, or they differ in size."""
+    """Return the blocks of all parts; None where there are none.
+
+    Raises
+    ------
+    BlockSizesError : they differ in size.
+    """
     sizes = {part.blocks.block_tokens for part in parts if part.blocks is not None and len(part.blocks.ids)}
-    if len(sizes) != 1:
+    if len(sizes) > 1:
+        raise BlockSizesError(sizes)
+    if not sizes:
         return None
     empty = np.empty(0, dtype=np.int64)
     ids = [empty if part.blocks is None else part.blocks.ids for part in parts]

@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from policies.core import GatewayCore
+from policies.limit_leases import why_unfit
 from sim.live.gateway.config_file import core_of
-from sim.live.gateway.settings import CheckInvariants
+from sim.live.gateway.settings import CheckInvariants, SharedState
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool
 from sim.scenario.pool_amounts import check_known
-from sim.scenario.registered_types import Strict
+from sim.scenario.registered_types import MisfitError, Strict
 from sim.scenario.shorthand import with_pool_and_policy
 from sim.scenario.validation_errors import explain
 from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
@@ -42,6 +43,9 @@ class GateConfig(Strict):
     check_invariants: CheckInvariants | None = Field(
         default=None, description="give {on_violation: log} to check the core's books while it serves"
     )
+    state: SharedState | None = Field(
+        default=None, description="give {url: redis://HOST:PORT/0} if several processes share the pool"
+    )
     seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
 
     @model_validator(mode="after")
@@ -53,7 +57,18 @@ class GateConfig(Strict):
             check_known("unknown_tenant", "entitlement", self.unknown_tenant, names)
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, names)
+        self._check_shared()
         return self
+
+    def _check_shared(self) -> None:
+        """Refuse what one process alone has, beside a state that several share."""
+        if self.state is None:
+            return
+        for name in ("recording", "check_invariants"):
+            if getattr(self, name) is not None:
+                raise MisfitError(name, "is of the core of one process, beside a shared state", "leave one of them out")
+        if self.state.share == "leases" and (why := why_unfit(self.core().policy)):
+            raise MisfitError("state.share", f"{why}, as leases ask", "give replicated")
 
     def core(self) -> GatewayCore:
         """Return a new core of this pool and policy: the object that a simulation of them runs.
@@ -109,4 +124,6 @@ def _canonical(raw: dict[str, Any], file: str) -> dict[str, Any]:
     found = with_pool_and_policy(raw, file)
     if isinstance(found.get("check_invariants"), bool):
         found["check_invariants"] = {} if found["check_invariants"] else None
+    if isinstance(found.get("state"), str):
+        found["state"] = {"url": found["state"]}
     return found

@@ -45,7 +45,7 @@ from sim.adapters.admission.errors import (
 )
 from sim.adapters.admission.tenants import Tenants
 from sim.adapters.admission.usage import usage_from
-from sim.live.gateway.core_driver import AsyncGateway, Timers
+from sim.live.gateway.core_driver import AsyncGateway, EventLog, Timers
 from sim.live.observability.recording import Recording
 
 LOG = logging.getLogger("tokenpools.gate")
@@ -99,18 +99,18 @@ class Admissions:
     timers : the clock, and what calls when a tick is due.
     prefix : begins every request id; random if not given.
     recorders : told of every event, with its time and what the core said.
+    log : of the state that several processes share; None: this one has the pool for itself.
 
     Attributes
     ----------
-    core : the pool's state.
     dropped : requests whose holder is gone; anybody may append, at any time, from any thread.
     """
 
     def __init__(
         self, config: GateConfig, timers: Timers, *, prefix: str | None = None,
-        recorders: Sequence[Callable[[float, Event, Sequence[Instruction]], None]] = (),
+        recorders: Sequence[Callable[[float, Event, Sequence[Instruction]], None]] = (), log: EventLog | None = None,
     ) -> None:
-        self.core: GatewayCore = config.core()
+        core: GatewayCore = config.core()
         self._wall_clock: Callable[[], float] = time.time
         self._pool = config.pool
         self._prefix = f"req-{secrets.token_hex(4)}-" if prefix is None else prefix
@@ -121,7 +121,7 @@ class Admissions:
         self.tenants = Tenants(
             [one.spec() for one in config.pool.entitlements], config.tenants, config.unknown_tenant
         )
-        self._recording = None if config.recording is None else Recording(config.recording, self.core, config.head())
+        self._recording = None if config.recording is None else Recording(config.recording, core, config.head())
         told = [*recorders]
         if self._recording is not None:
             told.append(self._recording)
@@ -129,14 +129,20 @@ class Admissions:
             how = config.check_invariants
             checker = Checker(stop if how.on_violation == "stop" else _logged, every_events=how.every_events)
             told.append(lambda now_s, event, said: checker.after(self.core, event, now_s, said))
+        self._shared = log is not None
         self._gateway = AsyncGateway(
-            self.core, self, loop=timers, answer=self._ended, record=_all_of(told), origin_s=timers.time()
+            core, self, loop=timers, answer=self._ended, record=_all_of(told), origin_s=timers.time(), log=log
         )
         self._send = self._gateway.send
         self._gateway.start()
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def core(self) -> GatewayCore:
+        """The pool's state; one that is shared may put another in its place."""
+        return self._gateway.core
 
     # ----------------------------------------------------------------------------------------------------------------
     # What doors call
@@ -190,7 +196,7 @@ class Admissions:
         """Do what is due: a tick whose timer is late, and what nobody holds any more."""
         while self.dropped:
             self.cancel(self.dropped.popleft(), sent=True)
-        if self.core.call_me_at_s <= self._gateway.now_s():
+        if not self._shared and self.core.call_me_at_s <= self._gateway.now_s():
             self._send(Tick())
 
     def first_token(self, entry: Entry) -> None:

@@ -15,13 +15,13 @@ from grpc_reflection.v1alpha import reflection
 
 from sim.adapters.admission.errors import AdmissionError
 from sim.adapters.admission.requests import Admissions
+from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.envoy.config import ExtProcConfig
 from sim.adapters.envoy.exchange import Exchange, Processor, Says
 from sim.adapters.envoy.identity import identify_by
 from sim.adapters.envoy.protos import external_processor_pb2
 from sim.errors import InputError, RunError
-from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.prompt_tokens import EstimatingCounter, counter
 
 LOG = logging.getLogger("tokenpools.ext_proc")
@@ -127,8 +127,9 @@ class ExtProcServer:
     port : where it listens; 0 for a socket of the file system.
     """
 
-    def __init__(self, config: ExtProcConfig, admissions: Admissions) -> None:
+    def __init__(self, config: ExtProcConfig, admissions: Admissions, shared: SharedState | None = None) -> None:
         self._config = config
+        self._shared = shared
         self.admissions = admissions
         prompt_counter = counter(config.prompt_tokens, _asks_nobody)
         assert isinstance(prompt_counter, EstimatingCounter)
@@ -157,6 +158,7 @@ class ExtProcServer:
                 self.port = self._server.add_secure_port(where, _credentials(self._config))
         except RuntimeError as error:
             raise RunError(f"cannot listen on {where}: {error}") from None
+        await join(self._shared)
         await self._server.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -166,6 +168,8 @@ class ExtProcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._config.drain_s if drain_s is None else drain_s)
         self.admissions.close()
+        if self._shared is not None:
+            await self._shared.close()
 
 
 async def _asks_nobody(*_: Any) -> None:
@@ -188,7 +192,7 @@ def _credentials(config: ExtProcConfig) -> grpc.ServerCredentials:
 
 def serve(config: ExtProcConfig) -> None:
     """Serve until SIGTERM or SIGINT; streams then have ``drain_s`` to end."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner() as runner:  # gRPC polls in a thread of its own: uvloop brought nothing
         runner.run(_serve(config))
 
 
@@ -196,7 +200,8 @@ async def _serve(config: ExtProcConfig) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopped.set)
-    server = ExtProcServer(config, Admissions(config, loop))
+    shared = shared_state(config)
+    server = ExtProcServer(config, Admissions(config, loop, log=shared), shared)
     try:
         await server.start()
         LOG.info("listening on %s", config.listen)

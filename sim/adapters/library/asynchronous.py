@@ -24,6 +24,7 @@ from policies.core import GatewayCore
 from sim.adapters.admission.clock import LoopTimers
 from sim.adapters.admission.config import GateConfig, gate_config
 from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.library.lease import BaseLease, Usage
 
@@ -193,6 +194,7 @@ class Gate:
         self._recorders = recorders
         self._loop: asyncio.AbstractEventLoop | None = None
         self._admissions: Admissions | None = None
+        self._shared: SharedState | None = None
 
     def admit(
         self, *, tenant: str, prompt_tokens: int, max_tokens: int | None = None, entitlement: str | None = None,
@@ -255,17 +257,23 @@ class Gate:
 
     async def __aenter__(self) -> Gate:
         self._opened()
+        await join(self._shared)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+        if self._shared is not None:
+            await self._shared.close()
 
     def _opened(self) -> Admissions:
         loop = asyncio.get_running_loop()
         if self._admissions is None:
             self._loop = loop
             timers = loop if self._clock is None else LoopTimers(loop, self._clock)
-            self._admissions = Admissions(self._config, timers, prefix=self._prefix, recorders=self._recorders)
+            self._shared = shared_state(self._config)
+            self._admissions = Admissions(
+                self._config, timers, prefix=self._prefix, recorders=self._recorders, log=self._shared
+            )
         elif loop is not self._loop:
             raise RuntimeError("this Gate belongs to another event loop; make one for each loop, or take a SyncGate")
         return self._admissions

@@ -20,6 +20,7 @@ from sim.adapters.admission.clock import LEAST_S, SteadyClock
 from sim.adapters.admission.config import GateConfig, gate_config
 from sim.adapters.admission.errors import held_long
 from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.shared import on_a_loop
 from sim.adapters.library.lease import BaseLease, Usage
 
 LOG = logging.getLogger("tokenpools.gate")
@@ -168,7 +169,7 @@ class SyncGate:
         seed: int | None = None, prefix: str | None = None,
         recorders: Sequence[Callable[[float, Event, Sequence[Instruction]], None]] = (),
     ) -> None:
-        found = gate_config(config)
+        found = on_a_loop(gate_config(config))
         self._config = found if seed is None else found.model_copy(update={"seed": seed})
         self._lock = threading.RLock()
         self._after: list[Callable[[], object]] = []

@@ -7,6 +7,7 @@ answer. Between hooks a request is known by a name in its metadata, which only t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from typing import Any
 from sim.adapters.admission.config import GateConfig, gate_config
 from sim.adapters.admission.errors import AdmissionError
 from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.litellm.identity import EMBEDDING, GENERATING, asked_for, tenant_of
 from sim.errors import InputError
@@ -57,6 +59,7 @@ class Hooks:
         self._answer = answer
         self._config: GateConfig | None = None
         self._admissions: Admissions | None = None
+        self._shared: SharedState | None = None
         self._entries: dict[str, Entry] = {}
 
     @property
@@ -72,7 +75,9 @@ class Hooks:
             if not given:
                 raise InputError(CONFIG_VARIABLE, "is not set", "set it to the path of the gate's configuration")
             self._config = gate_config(given)
-            self._admissions = Admissions(self._config, asyncio.get_running_loop())
+            self._shared = shared_state(self._config)
+            self._admissions = Admissions(self._config, asyncio.get_running_loop(), log=self._shared)
+            atexit.register(self._admissions.close)  # LiteLLM has no hook for its end, and a recording has one
         return self._admissions
 
     async def async_pre_call_hook(
@@ -82,6 +87,8 @@ class Hooks:
         if str(call_type) not in GENERATING | EMBEDDING:
             return data
         admissions = self.admissions
+        if self._shared is not None and not self._shared.has_joined:
+            await join(self._shared)
         assert self._config is not None
         try:
             entry = admissions.admit(

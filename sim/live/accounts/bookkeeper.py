@@ -43,13 +43,15 @@ class Bookkeeper:
     loop_s : the time, for trying again.
     writer : whose rows of use these are; several gateways that share a store each have their own.
     mine : whether a request is this gateway's; of several that share a pool each writes its own requests' use.
+    restores : whether `begin` brings the store's accounts to the core. Of gateways that share a pool only the first
+        one's are wanted, before it joins: the others get a copy of its core.
     writes_balances : whether this gateway writes the accounts; of several that share a pool the leader does.
     """
 
     def __init__(
         self, store: AccountStore, core: Callable[[], GatewayCore], *, loop_s: Callable[[], float], writer: str = "",
         mine: Callable[[str], bool] = lambda request_id: True,  # noqa: ARG005
-        writes_balances: Callable[[], bool] = lambda: True,
+        writes_balances: Callable[[], bool] = lambda: True, restores: bool = True,
     ) -> None:
         self._store = store
         self._core = core
@@ -57,6 +59,7 @@ class Bookkeeper:
         self._writer = writer
         self._mine = mine
         self._writes_balances = writes_balances
+        self._restores = restores
         self._use: dict[UseKey, Use] = {}
         self._days: set[str] = set()
         self._dirty_use: set[UseKey] = set()
@@ -75,7 +78,8 @@ class Bookkeeper:
         """
         hierarchy = self._core().hierarchy
         if hierarchy is not None:
-            hierarchy.restore(self._store.balances())
+            if self._restores:
+                hierarchy.restore(self._store.balances())
             hierarchy.journal = []
 
     def __call__(self, now_s: float, event: Event, instructions: Sequence[Instruction]) -> None:  # noqa: ARG002

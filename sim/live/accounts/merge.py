@@ -13,7 +13,7 @@ from policies.core import GatewayCore
 from policies.hierarchy import entitlement_id, group_id, key_id
 from sim.errors import ScenarioError
 from sim.live.accounts.store import AccountStore, StoredKey
-from sim.live.gateway.config_file import ServeConfig, core_of, make_settings, recorded_head
+from sim.live.gateway.config_file import ServeConfig, agreed, core_of, make_settings, recorded_head
 from sim.live.gateway.reload import Loaded
 from sim.live.gateway.settings import Key, Settings
 from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
@@ -33,8 +33,12 @@ def merged(config: ServeConfig, store: AccountStore, file: str) -> tuple[Loaded,
     """
     stored = store.all_keys()
     pool = pool_with(config.whole_pool(), stored, store.budgets(), store.where)
-    settings = replace(make_settings(config, file), keys=keys_with(config, stored, store.where))
     head = {**recorded_head(config), "pool": pool.model_dump(mode="json")}
+    settings = make_settings(config, file)
+    settings = replace(
+        settings, keys=keys_with(config, stored, store.where),
+        state_config=agreed(config, settings.state_secrets, head),
+    )  # fmt: skip
     return Loaded(settings, head), core_of(pool, config.policy, config.seed)
 
 

@@ -488,12 +488,15 @@ def state_secrets(state: SharedState | None, file: str) -> StateSecrets:
     return StateSecrets(key=None if key is None else key.encode(), password=found["password_env"])
 
 
-def agreed(config: ServeConfig, secrets: StateSecrets) -> str:
-    """Return a digest of what gateways that share a pool must agree on, so that all decide alike."""
+def agreed(config: ServeConfig, secrets: StateSecrets, head: Mapping[str, Any] | None = None) -> str:
+    """Return a digest of what gateways that share a pool must agree on, so that all decide alike.
+
+    ``head`` is in the place of the configuration's own, where a store of accounts adds to it.
+    """
     pool = "" if config.state is None else config.state.pool
     parts = [
-        recorded_head(config), [one.base_url for one in config.upstreams], versions()["tokenpools"],
-        Signer(pool, secrets.key).fingerprint(),
+        recorded_head(config) if head is None else head, [one.base_url for one in config.upstreams],
+        versions()["tokenpools"], Signer(pool, secrets.key).fingerprint(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -12,6 +12,7 @@ import logging
 from io import BytesIO
 
 import aiohttp
+from aiohttp.http_exceptions import BadStatusLine
 
 from policies.api import Failed as FailedEvent
 from policies.api import Forward, Reason, Refuse
@@ -38,6 +39,13 @@ _RUNNING = ("queued", "in_progress")
 _BAD_ANSWER = ApiError(502, "bad_upstream_answer", "The model server's answer is no HTTP.", kind="server_error",
                        retry_after_s=1.0)
 _EXHAUSTED = ApiError(503, "overloaded", "The gateway has no descriptors left.", kind="server_error", retry_after_s=1.0)
+
+
+def _is_no_answer(error: BaseException | None) -> bool:
+    """Whether not even a status line came; aiohttp hides that in the causes of its error."""
+    while error is not None and not isinstance(error, BadStatusLine):
+        error = error.__cause__
+    return error is not None
 
 
 class Relay:
@@ -136,11 +144,13 @@ class Relay:
                     await self._replies.events(exchange, forward, response, outgoing, send)
                 else:
                     background = await self._replies.whole(exchange, forward, response, outgoing, send)
-        except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
-            await self._lost(exchange, replica, error, send)
-        except BadAnswerError as error:
+        except (BadAnswerError, aiohttp.ClientResponseError) as error:
+            if _is_no_answer(error):
+                await self._lost(exchange, replica, error, send)
             LOG.warning("%s: upstream %s: %s", exchange.request_id, replica.address.name, error)
             await self._broken_off(exchange, _BAD_ANSWER, send, error)
+        except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
+            await self._lost(exchange, replica, error, send)
         except asyncio.CancelledError:
             if exchange.cut_by is not Cut.UPSTREAM_SILENT:
                 raise

@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from policies.api import EntitlementSpec, Instruction
+from policies.api import Instruction
 from policies.core import GatewayCore
-from policies.handover import hand_over, leaving, part_of
 from sim.errors import RunError, TokenpoolsError
 from sim.live.gateway.authentication import Identity
+from sim.live.gateway.changeover import CoreOf, changeover
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import Settings
 
@@ -29,10 +29,6 @@ _FIXED = (
     "decode_s", "scrape_interval_s", "records",
     "admin", "accounts", "logs", "recording", "telemetry", "scaling", "state", "class_header",
 )  # fmt: skip
-
-CoreOf = Callable[[Mapping[str, Any], Sequence[EntitlementSpec]], GatewayCore]
-"""Returns a core of a pool and policy as plain values, with entitlements that leave besides."""
-
 
 ChangeOver = Callable[[Mapping[str, Any], GatewayCore, float], tuple[GatewayCore, Sequence[Instruction]]]
 """Returns the core of a pool and policy that has taken over from another at a time, and what it says to do."""
@@ -51,16 +47,6 @@ class Shared(Protocol):
     async def configure(self, config: str, head: Mapping[str, Any]) -> None:
         """Give all gateways another pool and policy, at one place of the log."""
         ...
-
-
-def changeover(
-    core_of: CoreOf, head: Mapping[str, Any], old: GatewayCore, now_s: float
-) -> tuple[GatewayCore, Sequence[Instruction]]:
-    """Return the core of ``head`` that has taken over from ``old``, and what it says to do."""
-    names = [one["name"] for one in head["pool"]["entitlements"]]
-    new = core_of(head, leaving(old, names, now_s))
-    ready = sum(book.ready for book in old.pool.replicas)
-    return new, hand_over(old, new, part_of(new.pool.capacity, ready), now_s)
 
 
 class Reloader:

@@ -17,10 +17,11 @@ from policies.core import GatewayCore
 from sim.errors import RunError
 from sim.live.accounts.bookkeeper import Bookkeeper
 from sim.live.accounts.service import AccountMetrics, AccountsService
-from sim.live.accounts.store import AccountStore
+from sim.live.accounts.store import AccountStore, StoreError
+from sim.live.gateway.changeover import CoreOf
 from sim.live.gateway.descriptors import raise_limit
 from sim.live.gateway.event_loop import loop_factory
-from sim.live.gateway.reload import CoreOf, Loaded, Reloader
+from sim.live.gateway.reload import Loaded, Reloader
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import LOOPBACK, CheckInvariants, Settings
 from sim.live.gateway.shadowing import Shadowing
@@ -75,6 +76,11 @@ async def _serve(
         tally = ShadowTally()
         shadowing = Shadowing(core_of, tally)
         core = shadowing.begin(core, about)
+    if store is not None and settings.state is not None and core.hierarchy is not None:
+        try:  # what an empty shared state begins with
+            core.hierarchy.restore(store.balances())
+        except StoreError as error:
+            raise RunError(f"the store of accounts cannot be read: {error}") from None
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
     log = _shared_log(settings, core_of)
     wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
@@ -134,6 +140,7 @@ def _books(store: AccountStore, service: Service, log: SharedLog | LeasedLog | N
         store, lambda: service.gateway.core, loop_s=asyncio.get_running_loop().time,
         writer=secrets.token_hex(4) if in_redis else "", mine=service.in_flight.is_own,
         writes_balances=(lambda: True) if log is None else (lambda: log.status().leads),
+        restores=log is None,
     )
 
 

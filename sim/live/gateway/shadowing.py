@@ -12,7 +12,7 @@ from typing import Any, cast
 from policies.api import EntitlementSpec, Inheriting, Instruction
 from policies.core import GatewayCore
 from policies.shadow import Opinion, ShadowedCore
-from sim.live.gateway.reload import CoreOf, changeover
+from sim.live.gateway.changeover import CoreOf, changeover
 
 
 class Shadowing:

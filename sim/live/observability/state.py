@@ -7,11 +7,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from policies.api import EntitlementLedger, Gauge, ReplicaLedger
+from policies.api import EntitlementLedger, Gauge, Reason, ReplicaLedger, ServiceClass
 from policies.core import GatewayCore
 from sim.live.observability.observer import Ended, RequestLog
 
 _KEPT = 50
+_OWN_LIMITS = (Reason.CONCURRENCY, Reason.TOKENS, Reason.KV_CACHE)
+_PROTECTED = (ServiceClass.GUARANTEED, ServiceClass.DEDICATED)
 _OF_ENTITLEMENT = ("debt", "burst", "weight", "limit_slots", "limit_tokens_per_s", "metered_tokens_per_s")
 
 
@@ -38,12 +40,16 @@ class State:
         self._about = about
         self._replica_names = replica_names
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
+        self._own_limit: Counter[str] = Counter()
         self.shadows: Callable[[], list[dict[str, Any]]] = list
         self._ended: Counter[tuple[str, Ended]] = Counter()
 
     def ended(self, log: RequestLog) -> None:
         """See `sim.live.observability.observer.Observer`."""
         self._ended[log.entitlement, log.outcome] += 1
+        if log.outcome is Ended.REFUSED and log.reason in _OWN_LIMITS and log.service_class in _PROTECTED:
+            pool = self._core().pool
+            self._own_limit[log.entitlement] += pool.all_in_flight < pool.capacity.slots
         if log.outcome in (Ended.REFUSED, Ended.EVICTED, Ended.FAILED):
             self._refusals.append(log)
 
@@ -99,6 +105,7 @@ class State:
             "reserved_tokens": book.reserved_tokens,
             "admitted": book.admitted,
             "refused": book.refused,
+            "refused_at_own_limit_while_idle": self._own_limit[name],
             **{f"ended_{how}": self._ended[name, how] for how in Ended},
             **{metric: _finite(said.get(("entitlement", name, metric))) for metric in _OF_ENTITLEMENT},
         }

@@ -29,8 +29,8 @@ from policies.api import (
     Tick,
 )
 from policies.wire import event_from, to_plain
+from sim.live.gateway.changeover import CoreOf, changeover
 from sim.live.gateway.core_driver import AsyncGateway
-from sim.live.gateway.reload import CoreOf, changeover
 from sim.live.shared_state.fallback import RETRY_S
 from sim.live.shared_state.signing import Signer
 

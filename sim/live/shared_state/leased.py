@@ -27,8 +27,8 @@ from policies.api import Arrived, CapacityChanged, Event, Reason, Refuse
 from policies.limit_leases import POOL, SLOTS, Book, Holder, renew
 from policies.sharing import Peers
 from sim.errors import RunError
+from sim.live.gateway.changeover import CoreOf, changeover
 from sim.live.gateway.core_driver import AsyncGateway, LocalLog
-from sim.live.gateway.reload import CoreOf, changeover
 from sim.live.gateway.settings import NO_SECRETS, SharedState, StateSecrets
 from sim.live.shared_state.fallback import RETRY_S, share_of
 from sim.live.shared_state.lease_text import book_from, text_of

@@ -38,8 +38,8 @@ from policies.api import (
     Tick,
 )
 from sim.errors import RunError
+from sim.live.gateway.changeover import CoreOf
 from sim.live.gateway.core_driver import AsyncGateway
-from sim.live.gateway.reload import CoreOf
 from sim.live.gateway.settings import NO_SECRETS, FallbackSettings, SharedState, StateSecrets
 from sim.live.shared_state.core_copy import CONFIGURED, ENDS, DamagedError, StaleError
 from sim.live.shared_state.fallback import FallbackRules

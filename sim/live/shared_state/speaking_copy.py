@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from policies.api import CapacityChanged, PoolCapacity, ReplicaReport
-from sim.live.gateway.reload import CoreOf
+from sim.live.gateway.changeover import CoreOf
 from sim.live.shared_state.core_copy import CoreCopy
 from sim.live.shared_state.pool_health import PoolHealth, speaker
 from sim.live.shared_state.signing import Signer

@@ -49,7 +49,7 @@ def advise(
     bench.baselines = _fitting(enough_slots(tree, list(asked)), tree, terms)
     answers = tuple(advise_policy(bench, policy, terms, say) for policy in policies)
     if terms.rest > 0 and all(one.setting is None for one in answers):
-        say(f"nothing lets in {terms.rest:.0%} of the requests without an objective; looking again without that")
+        say(f"with nothing {terms.rest:.0%} of the rest is answered; looking again without that")
         terms = replace(terms, rest=0.0)
         answers = tuple(advise_policy(bench, policy, terms, say) for policy in policies)
     found = [one for one in answers if one.setting is not None]
@@ -63,7 +63,7 @@ def advise(
     assert best.setting is not None
     chosen = bench.scenario(best.policy, best.setting)
     if not terms.rest:
-        reasons.insert(0, "of the requests without an objective fewer are let in than was asked: replicas are too few")
+        reasons.insert(0, "of the requests without an objective fewer are answered than was asked: too few replicas")
     return Advice(best, answers, bench.baselines, tuple(reasons), chosen.model_dump(mode="json"))
 
 

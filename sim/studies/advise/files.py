@@ -20,6 +20,9 @@ from sim.scenario.profile import load_profile, shipped_profiles
 from sim.studies.advise.model import Advice, Terms
 from sim.studies.advise.reasons import check_words
 
+FILES = ("scenario.yaml", "gateway.yaml", "keys.yaml", "advice.md", "advice.json")
+"""What is written beside the runs."""
+
 _PORT, _ADMIN_PORT = 8080, 9090
 _DRAWS = 10
 
@@ -36,10 +39,8 @@ def written(
     scenario = scenario_text(advice)
     gateway, keys = gateway_texts(advice, upstreams)
     report = report_text(advice, terms, money)
-    found = {
-        "scenario.yaml": scenario, "gateway.yaml": gateway, "keys.yaml": keys, "advice.md": report,
-        "advice.json": json.dumps(_plain(advice, terms), indent=2, allow_nan=False) + "\n",
-    }  # fmt: skip
+    data = json.dumps(_plain(advice, terms), indent=2, allow_nan=False) + "\n"
+    found = dict(zip(FILES, (scenario, gateway, keys, report, data), strict=True))
     for name, text in found.items():
         replace_file(folder / name, text)
     (folder / "keys.yaml").chmod(0o600)

@@ -34,7 +34,7 @@ class Terms:
     share : the share of draws that must hold; ``confidence`` is that of its one-sided lower bound.
     search_draws, check_draws : of the search, all of which must hold, and fresh ones at each factor.
     low_replicas, high_replicas : how many there may be.
-    rest : the share of the requests without an objective that must be let in at the demand as it is, on average over
+    rest : the share of the requests without an objective that must be answered at the demand as it is, on average over
         the draws of the search; where nothing that was tried does, advice goes without it and says so.
     """
 
@@ -75,7 +75,7 @@ class Setting:
 class Measured:
     """What draws of the demand gave under a setting; a list has one element a draw.
 
-    ``rest`` is the share of the requests without an objective that was let in; 1 where there are none.
+    ``rest`` is the share of the requests without an objective that was answered; 1 where there are none.
     """
 
     attained: Mapping[str, list[float]]

@@ -157,16 +157,19 @@ class Bench:
             {tenant: by_draw(tenant, "slo_attainment") for tenant, slo_s in tenants.items() if slo_s is not None},
             {tenant: by_draw(tenant, "refused_share") for tenant in tenants},
             by_draw(ALL, "output_tokens_per_s"),
-            _let_in([by_draw(tenant, "offered") for tenant in rest], [by_draw(tenant, "refused") for tenant in rest]),
+            _answered(*([by_draw(tenant, metric) for tenant in rest] for metric in ("offered", "finished"))),
         )
 
 
-def _let_in(offered: Sequence[Sequence[float]], refused: Sequence[Sequence[float]]) -> list[float]:
-    """Return, by draw, the share of requests that was not refused, over several tenants."""
+def _answered(offered: Sequence[Sequence[float]], finished: Sequence[Sequence[float]]) -> list[float]:
+    """Return, by draw, the share of requests that had their whole answer by the end, over several tenants.
+
+    What waits in a queue until the end counts as little as what was refused.
+    """
     if not offered:
         return [1.0]
-    asked, turned_away = np.sum(offered, axis=0), np.sum(refused, axis=0)
-    found: list[float] = (1 - turned_away / np.maximum(asked, 1)).tolist()
+    asked, done = np.sum(offered, axis=0), np.sum(finished, axis=0)
+    found: list[float] = np.where(asked > 0, done / np.maximum(asked, 1), 1.0).tolist()
     return found
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from live.accounts.killed import Kills
+from live.gate import config
 from live.shared_state.redis_server import BINARY, RedisServer
+from live.stand_in import running
 
 from policies.api import Arrived, EntitlementSpec, Finished, PoolCapacity, RequestView, ServiceClass
 from policies.budgets import Balance, Budget, Calendar
@@ -20,6 +22,7 @@ from policies.routing import RoundRobinRouter
 from sim.errors import InputError
 from sim.live.accounts.bookkeeper import Bookkeeper
 from sim.live.accounts.keys import KeyAdmin
+from sim.live.accounts.merge import merged
 from sim.live.accounts.sqlite_store import SqliteStore
 from sim.live.accounts.store import (
     AccountStore,
@@ -29,6 +32,7 @@ from sim.live.accounts.store import (
     UseKey,
     open_store,
 )
+from sim.live.gateway.config_file import parse_config
 
 Make = Callable[[], AccountStore]
 DAY_S = 86_400.0
@@ -130,6 +134,14 @@ def test_who_begins_again_goes_on_where_it_was_also_with_the_clock_set_back(make
     ]  # fmt: skip
 
 
+def test_who_shares_a_pool_takes_no_account_from_the_store_once_it_has_joined(make: Make) -> None:
+    World(make()).serve(31.5, 30)
+    joined = World(make(), restores=False)
+    assert joined.core.hierarchy is not None
+    assert joined.core.hierarchy.balances() == {}
+    assert joined.core.hierarchy.journal == []
+
+
 def test_a_locked_file_is_gone_on_without_and_written_once_it_is_free(tmp_path: Path) -> None:
     path = tmp_path / "accounts.db"
     world = World(SqliteStore(path))
@@ -225,3 +237,20 @@ def test_killed_at_random_points_nothing_is_lost_or_doubled(tmp_path: Path) -> N
     for _ in range(4):
         kills.once()
     assert kills.steps > 0
+
+
+def test_gateways_that_share_a_pool_agree_on_what_a_store_adds(tmp_path: Path) -> None:
+    pool = {"groups": [{"name": "acme"}]}
+    entitlements = [{"name": "chat", "service_class": "spot", "parent": "acme"}]
+    state = {"url": "redis://127.0.0.1:1/0"}
+    with running() as stand_in:
+        given = parse_config(config(
+            [stand_in], pool=pool, entitlements=entitlements, state=state, accounts={"store": "redis://127.0.0.1:1/0"},
+        ), "g.yaml")  # fmt: skip
+        store = SqliteStore(tmp_path / "a.db")
+        before = merged(given, store, "g.yaml")[0].settings.state_config
+        assert merged(given, store, "g.yaml")[0].settings.state_config == before
+        KeyAdmin(store, "me").set_budgets("group/acme", [{"per": "day", "limit": 5}])
+        after, core = merged(given, store, "g.yaml")
+        assert after.settings.state_config != before
+        assert [one.limit for one in core.budgets("chat", "", 0.0)] == [5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -67,3 +68,25 @@ def test_a_key_above_its_group_is_refused_with_its_place() -> None:
         with pytest.raises(ScenarioError) as refused:
             parse_config(given, "test.yaml")
     assert refused.value.args[1] == "keys[0].budgets[0].limit"
+
+
+def test_losses_of_a_guaranteed_tenant_to_its_own_limit_are_in_the_state() -> None:
+    slow = {"stand_in": {"gap_s": 0.02}}
+    pool = {"groups": []}
+    with running() as stand_in, gateway(
+        stand_in, policy="token-pool", pool=pool,
+        entitlements=[{"name": "chat", "service_class": "guaranteed", "baseline": {"slots": 1}}],
+    ) as gate:  # fmt: skip
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.append(gate.ask(max_tokens=40, stream=True, **slow).status))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        gate.balanced()
+        (chat,) = gate.call(gate.observability.state.read)["entitlements"]
+        assert sorted(found)[0] == 200
+        assert chat["refused_at_own_limit_while_idle"] == sum(status == 429 for status in found) == chat["refused"]

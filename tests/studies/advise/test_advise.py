@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from policies.api import ServiceClass
 from sim.cli import app
 from sim.errors import InputError
+from sim.records.result_folder import check_replaceable
 from sim.scenario.load import load_scenario, parse_scenario
 from sim.scenario.profile import load_profile
 from sim.studies.advise.advise import advise
@@ -22,7 +23,7 @@ from sim.studies.advise.demand import at_factor, from_scenario, from_traces
 from sim.studies.advise.model import Measured, Objective, Setting, Terms
 from sim.studies.advise.reasons import as_good
 from sim.studies.advise.recheck import recheck
-from sim.studies.advise.search import ladder, lower_bound
+from sim.studies.advise.search import _least_strict, ladder, lower_bound
 from sim.studies.advise.trial import Bench, enough_slots
 from workloads.requests import Demand
 
@@ -235,6 +236,22 @@ def test_a_log_becomes_a_demand_with_its_tenants_and_limits(tmp_path: Path) -> N
         )  # fmt: skip
 
 
+def test_advice_that_is_there_is_kept_unless_it_may_be_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    mine = Path("o")
+    mine.mkdir()
+    (mine / "scenario.yaml").write_text("mine")
+    done = CliRunner().invoke(app, ["advise", "s.yaml", "--out", "o"])
+    assert "is there already" in str(done.exception)
+    done = CliRunner().invoke(app, ["advise", "s.yaml", "--out", "o", "--overwrite"])
+    assert "is no result" in str(done.exception)
+    assert (mine / "scenario.yaml").read_text() == "mine"
+    check_replaceable(folder)  # what advice wrote may be
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -256,3 +273,11 @@ def test_bad_arguments_are_refused(
     assert isinstance(done.exception, InputError), done.output
     assert problem in str(done.exception)
     assert not Path("o").exists()
+
+
+def test_the_loosest_that_meets_the_objectives_is_found_where_the_strictest_lets_in_too_little() -> None:
+    runs = [Setting(replicas=1, limit_share=share) for share in (0.9, 0.6, 0.4, 0.25, 0.15, 0.08, 0.04, 0.02)]
+    for first in range(len(runs)):
+        found = _least_strict(runs, lambda setting, first=first: runs.index(setting) >= first)
+        assert found == runs[first]
+    assert _least_strict(runs, lambda _: False) is None

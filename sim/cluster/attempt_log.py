@@ -1,0 +1,90 @@
+"""The attempts of a run: objects while they may change, then columns, so that a million of them take little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import compress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.api import EntitlementSpec
+from sim.cluster.attempt import Attempt
+from sim.records.attempt_table import attempt_columns
+from sim.records.schema import RequestColumns
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class _Part:
+    rows: Rows
+    columns: RequestColumns
+
+
+class AttemptLog:
+    """Turns those of the attempts that no longer change into columns, whenever it is told to look.
+
+    Parameters
+    ----------
+    attempts : all that have come, in order; what has become columns is taken out.
+    may_change : whether an attempt is still open, or its client may come again.
+    workload_entitlements, entitlements : see `sim.records.attempt_table.attempt_columns`.
+    """
+
+    def __init__(
+        self,
+        attempts: list[Attempt],
+        may_change: Callable[[Attempt], bool],
+        workload_entitlements: Sequence[str],
+        entitlements: Sequence[EntitlementSpec],
+    ) -> None:
+        self._attempts = attempts
+        self._may_change = may_change
+        self._workload_entitlements = workload_entitlements
+        self._entitlements = entitlements
+        self._rows: Rows = np.empty(0, np.int64)  # of those that were there at the last look
+        self._count = 0
+        self._parts: list[_Part] = []
+
+    def look(self) -> None:
+        """Set down what has ended of the attempts that were there at the last look.
+
+        What came since stays: an engine may still count a preemption of one that has just ended.
+        """
+        before = len(self._rows)
+        rows = self._all_rows()
+        done = np.zeros(len(rows), dtype=np.bool_)
+        done[:before] = [not self._may_change(attempt) for attempt in self._attempts[:before]]
+        self._parts.append(_Part(rows[done], self._columns(list(compress(self._attempts, done)))))
+        self._attempts[:] = compress(self._attempts, ~done)
+        self._rows = rows[~done]
+
+    def columns(self) -> RequestColumns:
+        """Return all attempts as columns, in the order in which they came, and keep none."""
+        last = _Part(self._all_rows(), self._columns(self._attempts))
+        self._attempts.clear()
+        if not self._parts:
+            return last.columns
+        order = np.argsort(np.concatenate([*(part.rows for part in self._parts), last.rows]))
+        parts = [{field.name: getattr(part.columns, field.name) for field in fields(RequestColumns)}
+                 for part in (*self._parts, last)]  # fmt: skip
+        self._parts = []
+        del last  # so that what is joined is let go, column by column
+        ids = [request_id for part in parts for request_id in part.pop("request_id")]
+        joined: dict[str, Any] = {"request_id": [ids[i] for i in order.tolist()]}
+        for name in list(parts[0]):
+            values = [part.pop(name) for part in parts]
+            joined[name] = self._entitlements if name == "entitlements" else np.concatenate(values)[order]
+        return RequestColumns(**joined)
+
+    def _all_rows(self) -> Rows:
+        """Return the row of every attempt that is still here, those that came since the last look included."""
+        new = len(self._attempts) - len(self._rows)
+        self._count += new
+        return np.concatenate([self._rows, np.arange(self._count - new, self._count)])
+
+    def _columns(self, attempts: Sequence[Attempt]) -> RequestColumns:
+        return attempt_columns(attempts, self._workload_entitlements, self._entitlements)

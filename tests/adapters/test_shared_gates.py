@@ -1,0 +1,125 @@
+"""Doors that share their pool in Redis: limits hold across processes, and classes fail open or closed without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live.shared_state.redis_server import BINARY, RedisServer
+
+from adapters.pools import config
+from sim.adapters.admission.config import gate_config
+from sim.adapters.litellm.hooks import Hooks
+from sim.errors import InputError, ScenarioError
+from tokenpools import Gate, RefusedError, SyncGate
+
+pytestmark = [
+    pytest.mark.skipif(BINARY is None, reason="redis-server is not installed"), pytest.mark.xdist_group("redis"),
+]  # fmt: skip
+ASK: dict[str, Any] = {"prompt_tokens": 10, "max_tokens": 20}
+LONG_S = 60.0
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+def shared(redis: RedisServer, **more: Any) -> dict[str, Any]:
+    given = config(state={"url": redis.url, "timeout_s": 2.0, **more})
+    del given["check_invariants"]
+    return given
+
+
+async def until(says: Callable[[], bool]) -> None:
+    """Wait for something that the other end will have heard."""
+    async with asyncio.timeout(LONG_S):
+        while not says():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("share", ["replicated", "leases"])
+def test_a_limit_holds_for_both(redis: RedisServer, share: str) -> None:
+    async def go() -> None:
+        given = shared(redis, share=share, ttl_s=1.0)
+        async with Gate(given) as one, Gate(given) as other:
+            lease = await one.admit(tenant="other", **ASK)
+            with pytest.raises(RefusedError) as caught:
+                await other.admit(tenant="other", **ASK)
+            assert caught.value.status == 429
+            lease.finish({"prompt_tokens": 10, "completion_tokens": 5})
+            if share == "replicated":
+                await until(lambda: other.core.pool.entitlements["batch"].worked_tokens == 15)
+                (await other.admit(tenant="other", **ASK)).cancel()
+
+    asyncio.run(go())
+
+
+def test_without_redis_each_class_fails_as_it_is_told(redis: RedisServer) -> None:
+    async def go() -> None:
+        given = shared(redis, timeout_s=0.2, when_away={"guaranteed": "open", "spot": "closed"})
+        async with Gate(given) as gate:
+            first = await gate.admit(tenant="acme", **ASK)
+            redis.kill()
+            async with await gate.admit(tenant="acme", **ASK) as lease:
+                assert lease.is_open, "guaranteed goes on within its baseline"
+                with pytest.raises(RefusedError) as caught:
+                    await gate.admit(tenant="other", **ASK)
+                assert (caught.value.status, caught.value.reason) == (503, "state_unavailable")
+            first.finish({"prompt_tokens": 10, "completion_tokens": 1})
+            redis.start()
+            await until(lambda: gate.core.pool.entitlements["chat"].in_flight == 0)
+            (await gate.admit(tenant="acme", **ASK)).cancel()
+            assert len(gate) == 0
+
+    asyncio.run(go())
+
+
+def test_nobody_is_let_in_before_the_state_was_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.adapters.admission.shared.JOIN_S", 0.05)
+
+    async def go() -> None:
+        async with Gate(shared(RedisServer(tmp_path))) as gate:
+            with pytest.raises(RefusedError) as caught:
+                await gate.admit(tenant="acme", **ASK)
+            assert caught.value.reason == "state_unavailable"
+
+    asyncio.run(go())
+
+
+def test_litellms_hooks_share_it_too(redis: RedisServer) -> None:
+    class Auth:
+        key_alias = "particular"
+
+    async def go() -> None:
+        given = shared(redis) | {"tenants": {"key:particular": "batch"}}
+        hooks = Hooks(given, answer=lambda error: error)
+        async with Gate(given) as gate:
+            data: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}], "max_tokens": 5}
+            await asyncio.create_task(_keep(hooks, Auth(), data, gate))
+        assert hooks._shared is not None
+        await hooks._shared.close()
+
+    async def _keep(hooks: Hooks, auth: Any, data: dict[str, Any], gate: Gate) -> None:
+        await hooks.async_pre_call_hook(auth, None, data, "acompletion")
+        with pytest.raises(RefusedError):
+            await gate.admit(tenant="other", **ASK)
+        await hooks.async_post_call_success_hook(data, auth, {"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+        await until(lambda: gate.core.pool.entitlements["batch"].worked_tokens == 5)
+
+    asyncio.run(go())
+
+
+def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
+    given = shared(RedisServer(tmp_path))
+    with pytest.raises(ScenarioError, match="recording"):
+        gate_config(given | {"recording": "events.jsonl"})
+    with pytest.raises(ScenarioError, match=r"state\.share"):
+        gate_config(given | {"policy": "azure-ptu", "state": {"url": given["state"]["url"], "share": "leases"}})
+    with pytest.raises(InputError, match="needs an event loop"):
+        SyncGate(given)

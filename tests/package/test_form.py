@@ -1,0 +1,50 @@
+"""The hot modules run as they are written or compiled by mypyc, and say in which form."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim.records.provenance import COMPILED, PURE, form, version_line
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def build() -> Any:
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_hot_modules_are_of_one_form_and_the_version_says_which(build: Any) -> None:
+    names = [path.removesuffix(".py").replace("/", ".") for path in build.HOT]
+    forms = {PURE if str(importlib.import_module(name).__file__).endswith(".py") else COMPILED for name in names}
+    assert forms == {form()}
+    assert f", {form()}, " in version_line()
+
+
+def test_a_wheel_is_plain_unless_it_is_asked_for_and_a_compiler_is_there(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def built() -> dict[str, Any]:
+        data: dict[str, Any] = {"force_include": {}}
+        hook = build.CommitHook(str(tmp_path), {}, None, None, "", "wheel")
+        hook.initialize("standard", data)
+        hook.finalize("standard", data, "")
+        return data
+
+    monkeypatch.delenv(build.ASKED, raising=False)
+    assert built() == {"force_include": {}}
+    monkeypatch.setenv(build.ASKED, "1")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert built() == {"force_include": {}}
+    assert "no C compiler" in capsys.readouterr().err
