@@ -21,7 +21,6 @@ from sim.studies.tournament import CELLS, REPLICATIONS, tournament
 def main(folder: Path, replications: int) -> None:
     """Bring the document up to date."""
     found = tournament(folder, executor=Executor(jobs=2), replications=replications)
-    shrink(folder / "heat-map.png", IMAGES / "tournament.png")
     shrink(folder / "mean-ranks.png", IMAGES / "tournament-ranks.png")
     (DOCS / CELLS).write_text((folder / CELLS).read_text(encoding="utf-8"), encoding="utf-8")
     hardware = check()

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "run tournament --jobs": "minutes; tests/studies/test_tournament.py runs a small one",
+    "tournament --load": "minutes; tests/studies/test_tournament.py runs a small one",
+    "tournament --verify": "needs a tournament; likewise",
     "run tournament --policy": "takes no --set to make it shorter",
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",
     "reproduce": "tests/studies/test_paper_reproduction.py",
