@@ -30,7 +30,7 @@ def test_the_scenario_of_the_readme_runs() -> None:
 def test_every_command_of_the_readme_exists() -> None:
     from sim.cli import tree
 
-    named = set(re.findall(r"bin/tokenpools ([\w-]+)|`tokenpools ([\w-]+)", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"bin/tokenpools (\w[\w-]*)|`tokenpools (\w[\w-]*)", (ROOT / "README.md").read_text()))
     assert {a or b for a, b in named} <= set(tree().commands)
 
 

@@ -74,7 +74,7 @@ UPSTREAM = {"name": "a", "base_url": "http://127.0.0.1:1"}
     ({"upstreams": [{"name": "a", "base_url": "http://u:p@h"}]}, "upstreams[0].base_url: holds a password"),
     ({"upstreams": [UPSTREAM, UPSTREAM]}, "upstreams: 2 are called 'a'"),
     ({"upstreams": [{**UPSTREAM, "api_key_env": "sk-123"}]}, "upstreams[0].api_key_env: is no name of a variable"),
-    ({"keys": []}, "keys: has 0 elements"),
+    ({"keys": []}, "keys: there are none"),
     ({"keys": [{"name": "k", "entitlement": "chatt", "sha256": "0" * 64}]},
      "keys[0].entitlement: unknown entitlement 'chatt'; did you mean chat?"),
     ({"keys": [{"name": "k", "entitlement": "chat", "sha256": "tp-plain"}]}, "keys[0].sha256"),
