@@ -281,7 +281,9 @@ class Engine:
             self.take_in(output, now_s)
             if not rows and not queue and not any(self.scheduler.get_request_counts()):
                 continue
-            if not rows and not any(waiting for _, waiting, _ in queue) and todo and self.stuck():
+            # Of several stages, empty batches may be under way behind this one; without them the next plan is at once.
+            idle = not any(waiting for _, waiting, _ in queue) if self.free_s else not queue
+            if not rows and idle and todo and self.stuck():
                 now_s = read_first(now_s)
         raise RuntimeError("the load does not end")
 
