@@ -6,6 +6,7 @@ import heapq
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from policies.api import (
     Arrived,
@@ -25,6 +26,8 @@ from policies.api import (
     Reason,
     Refuse,
     RequestView,
+    Resources,
+    ServiceClass,
     Tick,
 )
 from policies.core import GatewayCore
@@ -44,6 +47,12 @@ class Ask:
     max_output_tokens: int | None = None
     cancel_at_s: float | None = None
     fails: bool = False
+
+
+def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
+    """Return an entitlement that is promised slots, tokens/s (``rate``) and ``kv_bytes``, each where it is given."""
+    baseline = Resources(more.pop("rate", None), more.pop("kv_bytes", None), slots)
+    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 def make_core(

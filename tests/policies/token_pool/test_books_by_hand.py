@@ -7,10 +7,10 @@ import random
 from typing import Any
 
 import pytest
+from parity.tiny_world import spec
 
 from policies.api import (
     Arrived,
-    EntitlementSpec,
     Finished,
     Forward,
     PoolCapacity,
@@ -27,11 +27,6 @@ from policies.token_pool.params import TokenPool
 from policies.token_pool.policy import TokenPoolPolicy
 
 D, G, E, S, P = ServiceClass
-
-
-def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    baseline = Resources(more.pop("rate", None), None, slots)
-    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 class Chance:

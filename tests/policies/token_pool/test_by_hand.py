@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from parity.tiny_world import make_core
+from parity.tiny_world import make_core, spec
 
 from policies.api import (
     Arrived,
@@ -29,11 +29,6 @@ from policies.core import GatewayCore
 from policies.token_pool.params import TokenPool
 
 D, G, E, S, P = ServiceClass
-
-
-def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    baseline = Resources(more.pop("rate", None), more.pop("kv_bytes", None), slots)
-    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 class Gate:

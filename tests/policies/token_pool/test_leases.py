@@ -6,19 +6,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity.tiny_world import make_core
+from parity.tiny_world import make_core, spec
 
 from policies.api import (
     Arrived,
     CapacityChanged,
-    EntitlementSpec,
     EntitlementState,
     Forward,
     PoolCapacity,
     Reason,
     Refuse,
     RequestView,
-    Resources,
     ServiceClass,
     Tick,
 )
@@ -28,11 +26,6 @@ from policies.token_pool.params import TokenPool
 
 D, G, E, S, P = ServiceClass
 BOUND, DEGRADED = EntitlementState.BOUND, EntitlementState.DEGRADED
-
-
-def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    baseline = Resources(more.pop("rate", None), more.pop("kv_bytes", None), slots)
-    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 def pool(slots: int, **more: Any) -> PoolCapacity:

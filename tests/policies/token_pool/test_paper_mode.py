@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parity.tiny_world import Ask, TinyWorld, make_core
+from parity.tiny_world import Ask, TinyWorld, make_core, spec
 
 from policies.api import (
     Arrived,
@@ -31,11 +31,6 @@ from policies.token_pool.params import MODES, Rules, TokenPool
 from policies.token_pool.threshold import FrozenFloor, LiveFloor
 
 ELASTIC, GUARANTEED, SPOT = ServiceClass.ELASTIC, ServiceClass.GUARANTEED, ServiceClass.SPOT
-
-
-def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    baseline = Resources(more.pop("rate", None), None, slots)
-    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 G = spec("g", GUARANTEED, 2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from parity.tiny_world import Ask, TinyWorld, make_core
+from parity.tiny_world import Ask, TinyWorld, make_core, spec
 
 from policies.api import (
     Arrived,
@@ -17,7 +17,6 @@ from policies.api import (
     Reason,
     Refuse,
     RequestView,
-    Resources,
     ServiceClass,
     Tick,
 )
@@ -26,11 +25,6 @@ from policies.token_pool.params import MODES, TokenPool
 from sim.scenario.load import load_scenario
 
 D, G, E, S, P = ServiceClass
-
-
-def spec(name: str, service_class: ServiceClass, slots: float | None = None, **more: Any) -> EntitlementSpec:
-    baseline = Resources(more.pop("rate", None), more.pop("kv_bytes", None), slots)
-    return EntitlementSpec(name=name, tenant="t", service_class=service_class, baseline=baseline, **more)
 
 
 class Gate:
