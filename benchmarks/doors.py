@@ -20,14 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
+from servers import answers, at_once, first
 
 from sim.live.gateway.authentication import hashed
 
@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--most-ms", type=float, default=1.0)
     args = parser.parse_args()
     missed = False
-    first()
+    hurry()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         upstream = [sys.executable, str(ROOT / "benchmarks/gateway_load/upstream.py"), str(UPSTREAM)]
@@ -283,24 +283,23 @@ def running(
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, cwd=folder, env={**os.environ, **(env or {})}, start_new_session=True,
-            preexec_fn=first,
+            preexec_fn=hurry,
         )  # fmt: skip
     try:
         if url:
-            until(lambda: _answers(url), f"{name}: {command[0]}")
+            until(lambda: answers(url), f"{name}: {command[0]}")
         yield process.pid
     finally:
         process.terminate()
         process.wait(30)
 
 
-def first() -> None:
-    """Let a process go before what else this machine does, where that is allowed: it is measured in time."""
-    with suppress(OSError, AttributeError):
-        if "--real-time" in sys.argv:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-        Path("/proc/self/autogroup").write_text("-10", encoding="utf-8")
+def hurry() -> None:
+    """Let a process go first, with ``--real-time`` before everything."""
+    if "--real-time" in sys.argv:
+        at_once()
+    else:
+        first()
 
 
 def until(says: Any, what: str) -> None:
@@ -310,14 +309,6 @@ def until(says: Any, what: str) -> None:
         if time.monotonic() > deadline_s:
             raise SystemExit(f"{what} did not start")
         time.sleep(0.2)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _status(port: int) -> int:

@@ -12,19 +12,16 @@ where a row of the table fails or a verdict differs.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from servers import at_once, serving
 
 from sim.judging.parity import check_parity
 from sim.scenario.load import load_scenario
@@ -34,7 +31,7 @@ from sim.studies.live_proof import FIRST, SECOND, joined_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PROXY, REPLICA = 18_400, 18_401
-STARTS_S, STOPS_S = 240.0, 30.0
+STARTS_S = 240.0
 KEY = "sk-none"
 AUTH = '''
 from litellm.proxy._types import UserAPIKeyAuth
@@ -93,13 +90,15 @@ def run(policy: str, litellm: Path, out: Path) -> Path:
     }), encoding="utf-8")  # fmt: skip
     env = {"TOKENPOOLS_GATE": str(out / "gate.yaml"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     with ExitStack() as stack:
-        stack.enter_context(process(
+        stack.enter_context(serving(
             [sys.executable, "-m", "tokenpools", "mock-server", "--profile", written["pool"]["profile"], "--port",
-             str(REPLICA), "--model", "replica"], out / f"{policy}-replica.log", {}, f"{replica}/health", out,
+             str(REPLICA), "--model", "replica"], out / f"{policy}-replica.log", {}, f"{replica}/health",
+            starts_s=STARTS_S, folder=out,
         ))  # fmt: skip
-        stack.enter_context(process(
+        stack.enter_context(serving(
             [str(litellm / "bin/litellm"), "--config", str(out / "config.yaml"), "--host", "127.0.0.1", "--port",
-             str(PROXY)], out / f"{policy}-litellm.log", env, f"http://127.0.0.1:{PROXY}/health/liveliness", out,
+             str(PROXY)], out / f"{policy}-litellm.log", env, f"http://127.0.0.1:{PROXY}/health/liveliness",
+            starts_s=STARTS_S, folder=out,
         ))  # fmt: skip
         done = subprocess.run([
             sys.executable, "-m", "tokenpools", "replay", FIRST, "--policy", policy, "--base-url",
@@ -111,49 +110,6 @@ def run(policy: str, litellm: Path, out: Path) -> Path:
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
     return out / policy
-
-
-@contextmanager
-def process(command: Sequence[str], log: Path, env: dict[str, str], health: str, folder: Path) -> Iterator[None]:
-    """Run a server until the block ends."""
-    with log.open("wb") as file:
-        started = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, **env}, cwd=folder, start_new_session=True,
-            preexec_fn=first,
-        )  # fmt: skip
-    try:
-        deadline_s = time.monotonic() + STARTS_S
-        while not answers(health):
-            if started.poll() is not None or time.monotonic() > deadline_s:
-                raise SystemExit(f"{command[0]} did not start: {log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.3)
-        yield
-    finally:
-        started.terminate()
-        started.wait(STOPS_S)
-
-
-def first() -> None:
-    """Let a process go before what else this machine does, where that is allowed: all of it is measured in time."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-        Path("/proc/self/autogroup").write_text("-10")
-
-
-def at_once() -> None:
-    """Let the sender run as soon as it is due."""
-    first()
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers with 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from servers import at_once, serving
 
 from sim.live.gateway.authentication import hashed, new_key
 from sim.studies.live_proof import FIRST, SECOND, prove
@@ -34,7 +33,7 @@ PACE = "126,0.05,0.2,0"
 SLOTS, BATCHED_TOKENS, LONGEST, BLOCK, BLOCKS = 16, 512, 512, 32, 512
 KV_BYTES_PER_TOKEN = 2048  # of the tiny model
 BEGIN_AT_S = 15.0  # on the gateway's clock: a tick of the policy, and late enough for a slow machine
-START_S, STOP_S = 180, 30
+START_S = 180
 QUIET = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -92,7 +91,7 @@ def replay(vllm: str, scenario: str, policy: str, draw: int, name: str, out: Pat
     (out / "slots").write_text(f"{SLOTS}\n", encoding="utf-8")
     base_url, pages = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
     command = [sys.executable, "-m", "sim", "serve", str(config)]
-    with process(command, out / "logs" / f"{name}.gateway.log", {}, f"{pages}/readyz"):
+    with serving(command, out / "logs" / f"{name}.gateway.log", {}, f"{pages}/readyz", starts_s=START_S):
         tokenpools(
             "replay", scenario, "--policy", policy, "--replication", draw, "--base-url", base_url, "--admin-url", pages,
             "--metrics-url", f"{vllm}/metrics", "--keys", keys, "--slots-file", out / "slots",
@@ -143,33 +142,8 @@ def vllm_server(python: Path, out: Path) -> Iterator[str]:
         "--num-gpu-blocks-override", str(BLOCKS), "--no-enable-prefix-caching",
         "--worker-cls", "paced.PacedWorker", "--scheduler-cls", "paced.SlotsScheduler",
     ]  # fmt: skip
-    with process(command, out / "logs" / "vllm.log", environment, f"{url}/health"):
+    with serving(command, out / "logs" / "vllm.log", environment, f"{url}/health", starts_s=START_S):
         yield url
-
-
-@contextlib.contextmanager
-def process(command: Sequence[str], log: Path, environment: dict[str, str], health: str) -> Iterator[None]:
-    """Run a server until it is no longer needed; it is ready when ``health`` answers 200."""
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True,
-            preexec_fn=first,
-        )  # fmt: skip
-        try:
-            deadline_s = time.monotonic() + START_S
-            while not answers(health):
-                if server.poll() is not None or time.monotonic() > deadline_s:
-                    raise SystemExit(f"error: {command[0]} did not start; see {log}")
-                time.sleep(0.2)
-            yield
-        finally:
-            if server.poll() is None:
-                server.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(STOP_S)
-            with contextlib.suppress(ProcessLookupError):  # vLLM's engine, where its server left it behind
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait(STOP_S)
 
 
 def tokenpools(*words: object, log: Path, accepted: Sequence[int] = (0,)) -> None:
@@ -186,28 +160,6 @@ def tokenpools(*words: object, log: Path, accepted: Sequence[int] = (0,)) -> Non
                 print(f"  {line}", end="", flush=True)
         if command.wait() not in accepted:
             raise SystemExit(f"error: tokenpools {words[0]} failed; see {log}")
-
-
-def first() -> None:
-    """Let a process go before what else this machine does, where that is allowed: all of it is measured in time."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-
-
-def at_once() -> None:
-    """Let a process run as soon as it is due, where that is allowed: one that sends requests has little else to do."""
-    first()
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-
-
-def answers(url: str) -> bool:
-    """Return whether a page is there."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def free_port() -> int:
