@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from heapq import heappop, heappush
 from itertools import count
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from sim.cluster.discipline import DISCIPLINES
+from sim.cluster.engine_inbox import EngineInbox
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import KvCache, blocks_of
@@ -29,7 +30,7 @@ what they cost."""
 R = TypeVar("R", bound=EngineRequest)
 
 
-class Batch(Generic[R]):
+class Batch(EngineInbox[R]):
     """The requests that hold a slot, and those that wait for one.
 
     The layers above, `sim.cluster.scheduler.Scheduler` and `sim.cluster.replica.Replica`, decide who joins and when an
@@ -63,7 +64,6 @@ class Batch(Generic[R]):
         "_squares",
         "_ticket",
         "_unknown",
-        "_waiting",
         "clock",
         "kv",
         "max_num_seqs",

@@ -23,11 +23,11 @@ from typing import Any, Generic, TypeVar
 
 from sim.cluster.batch import LONG_DEVIATIONS
 from sim.cluster.discipline import DISCIPLINES
+from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT, EngineInbox
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
 from sim.cluster.replica import TIE_S, Listener
-from sim.cluster.scheduler import ABORT, KV_BLOCKS, SLOTS, SLOWDOWN, SUBMIT
 from sim.engine.pipeline import Stages
 
 R = TypeVar("R", bound=EngineRequest)
@@ -51,7 +51,7 @@ class PlannedBatch(Generic[R]):
     ends_s: float
 
 
-class PipelinedReplica(Generic[R]):
+class PipelinedReplica(EngineInbox[R]):
     """Speaks as `sim.cluster.replica.Replica` does; without async scheduling, cached prefixes and speculation.
 
     ``EngineRequest.computed_tokens`` counts what is planned, ``target_tokens`` the prompt and the outputs known so far.
@@ -78,7 +78,7 @@ class PipelinedReplica(Generic[R]):
 
     def _clear(self) -> None:
         self._waiting = self._discipline.queue()
-        self._inbox: deque[tuple[float, int, Any]] = deque()
+        self._inbox = deque()
         self._running: list[R] = []
         self._batches: deque[PlannedBatch[R]] = deque()
         self._under_way: dict[R, int] = {}  # batches under way that a request is in
@@ -101,10 +101,6 @@ class PipelinedReplica(Generic[R]):
         """Return how many output tokens the request has."""
         return request.outputs
 
-    def runs(self, request: R) -> bool:
-        """Return whether the request holds a slot."""
-        return request.state in (PREFILL, DECODE)
-
     def iteration_end_s(self, _: float) -> float:
         """Return when the oldest batch under way ends; infinity where there is none."""
         return self.wake_s
@@ -118,33 +114,13 @@ class PipelinedReplica(Generic[R]):
         self.waiting_count += 1
         self._message(now_s, SUBMIT, request)
 
-    def abort(self, request: R, now_s: float) -> None:
-        """Drop a request: it emits nothing more, and its slot and blocks are free at the next boundary."""
-        if request.state != ENDED and not request.aborted:
-            request.aborted = True
-            self._message(now_s, ABORT, request)
-
-    def set_slots(self, slots: int, now_s: float) -> None:
-        """Change the number of sequences that may run; those running go on."""
-        self._message(now_s, SLOTS, slots)
-
-    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
-        """Change the KV blocks; requests are preempted until what is in use fits."""
-        self._message(now_s, KV_BLOCKS, blocks)
-
-    def set_slowdown(self, factor: float, now_s: float) -> None:
-        """Make every iteration planned from now on take ``factor`` times as long."""
-        self._message(now_s, SLOWDOWN, factor)
-
     def fail(self, _: float) -> list[R]:
         """Crash; see `Replica.fail`."""
         inbox = [arg for _, kind, arg in self._inbox if kind == SUBMIT]
         lost = [r for r in [*self._running, *self._waiting, *inbox] if r.state != ENDED and not r.aborted]
         for request in lost:
             request.state = ENDED
-        for _, kind, arg in self._inbox:
-            if kind not in (SUBMIT, ABORT):
-                self._apply(kind, arg)
+        self._apply_settings()
         self._clear()
         self._wake(NEVER_S)
         return lost
@@ -153,10 +129,6 @@ class PipelinedReplica(Generic[R]):
         self._inbox.append((now_s, kind, arg))
         if not self._batches and self.wake_s == NEVER_S:
             self._wake(now_s)
-
-    def _wake(self, at_s: float) -> None:
-        self.wake_s = at_s
-        self._arm(at_s)
 
     # ----------------------------------------------------------------------------------------------------- boundary
 
@@ -237,15 +209,6 @@ class PipelinedReplica(Generic[R]):
         for at_s, kind, arg in self._inbox:
             if at_s < until_s and kind == ABORT and arg not in unread and arg.state != ENDED:
                 self._end(arg)
-
-    def _read_inbox(self, until_s: float, *, inclusive: bool = False) -> None:
-        inbox = self._inbox
-        while inbox and (inbox[0][0] < until_s or (inclusive and inbox[0][0] == until_s)):
-            _, kind, arg = inbox.popleft()
-            if kind == SUBMIT:
-                self._waiting.push(arg)
-            else:
-                self._apply(kind, arg)
 
     def _apply(self, kind: int, arg: Any) -> None:
         if kind == ABORT:

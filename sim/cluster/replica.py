@@ -19,9 +19,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
+from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT
+from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
-from sim.cluster.scheduler import ABORT, KV_BLOCKS, SLOTS, SLOWDOWN, SUBMIT, Scheduler
+from sim.cluster.scheduler import Scheduler
 
 TIE_S = 1e-9
 
@@ -71,10 +72,6 @@ class Replica(Scheduler[R]):
         if request.state != DECODE:
             return request.outputs
         return request.outputs + self.clock + self._gained(self._run_done(now_s)) - request.base_clock
-
-    def runs(self, request: R) -> bool:
-        """Return whether the request holds a slot."""
-        return request.state in (PREFILL, DECODE)
 
     @property
     def kv_total_blocks(self) -> int:
@@ -127,24 +124,6 @@ class Replica(Scheduler[R]):
         elif not self._cut and (self._overtakes or (not self._waiting and len(self._running) < self.max_num_seqs)):
             self._interrupt(now_s)
 
-    def abort(self, request: R, now_s: float) -> None:
-        """Drop a request: it emits nothing more, and its slot and blocks are free at the next boundary."""
-        if request.state != ENDED and not request.aborted:
-            request.aborted = True
-            self._message(now_s, ABORT, request)
-
-    def set_slots(self, slots: int, now_s: float) -> None:
-        """Change the number of sequences that may run; those running go on, as with vLLM's max_num_active_seqs."""
-        self._message(now_s, SLOTS, slots)
-
-    def set_kv_blocks(self, blocks: int, now_s: float) -> None:
-        """Change the KV blocks; requests are preempted until what is in use fits."""
-        self._message(now_s, KV_BLOCKS, blocks)
-
-    def set_slowdown(self, factor: float, now_s: float) -> None:
-        """Make every iteration take ``factor`` times as long."""
-        self._message(now_s, SLOWDOWN, factor)
-
     def fail(self, now_s: float) -> list[R]:
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""
         inbox = [arg for _, kind, arg in self._inbox if kind == SUBMIT]
@@ -166,11 +145,6 @@ class Replica(Scheduler[R]):
         self._wake(NEVER_S)
         return lost
 
-    def _apply_settings(self) -> None:
-        for _, kind, arg in self._inbox:
-            if kind not in (SUBMIT, ABORT):
-                self._apply(kind, arg)
-
     def _message(self, now_s: float, kind: int, arg: Any) -> None:
         self._inbox.append((now_s, kind, arg))
         if not self._busy:
@@ -178,10 +152,6 @@ class Replica(Scheduler[R]):
                 self._wake(now_s)
         elif not self._cut:
             self._interrupt(now_s)
-
-    def _wake(self, at_s: float) -> None:
-        self.wake_s = at_s
-        self._arm(at_s)
 
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
@@ -257,15 +227,6 @@ class Replica(Scheduler[R]):
             return self._run_start_s
         run_s = self._step.decode_run_s(self._decoding, self._reads(self._decoding), self._run - 1)
         return self._run_start_s + run_s * self.slowdown
-
-    def _read_inbox(self, until_s: float, *, inclusive: bool = False) -> None:
-        inbox = self._inbox
-        while inbox and (inbox[0][0] < until_s or (inclusive and inbox[0][0] == until_s)):
-            _, kind, arg = inbox.popleft()
-            if kind == SUBMIT:
-                self._waiting.push(arg)
-            else:
-                self._apply(kind, arg)
 
     def _apply(self, kind: int, arg: Any) -> None:
         if kind == ABORT:

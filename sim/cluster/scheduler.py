@@ -27,15 +27,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sim.cluster.batch import Batch
+from sim.cluster.engine_inbox import SUBMIT
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
-
-SUBMIT, ABORT, SLOTS, KV_BLOCKS, SLOWDOWN = range(5)
-"""Kinds of messages in a replica's inbox."""
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -44,11 +42,9 @@ class Scheduler(Batch[R]):
     """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
 
     __slots__ = (
-        "_arm",
         "_batcher",
         "_cut",
         "_gives_way_in_turn",
-        "_inbox",
         "_long_prefill_tokens",
         "_max_batched_tokens",
         "_overtakes",
@@ -58,7 +54,6 @@ class Scheduler(Batch[R]):
         "_step",
         "_watermark",
         "slowdown",
-        "wake_s",
     )
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
@@ -83,7 +78,7 @@ class Scheduler(Batch[R]):
 
     def _clear(self) -> None:
         super()._clear()
-        self._inbox: deque[tuple[float, int, Any]] = deque()
+        self._inbox = deque()
         self._run_start_s = 0.0
         self._cut = True
 
