@@ -146,6 +146,8 @@ class Books:
             leaf.cached_share += _FRESH * (share - leaf.cached_share)
             self._lengths.learn(request.entitlement, flight.output_tokens)
             done = self.paid_tokens(request, flight.output_tokens, share)
+            before = leaf.paid_tokens
+            leaf.paid_tokens = done if before is None else before + _FRESH * (done - before)
         leaf.charge(done - charge.paid_tokens, now_s)
         return charge
 

@@ -65,11 +65,13 @@ class Leaf:
     turn, parent : its places in fair sharing.
     cached_share : of its prompts' tokens, lately.
     fresh : how many of those that wait were never refused before.
+    paid_tokens : what its finished requests took of its promise, lately, in the mean.
     """
 
     __slots__ = (
         "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "limited",
-        "line", "most", "most_kv_bytes", "most_slots", "outside", "parent", "slots", "spec", "turn", "waits_for_own",
+        "line", "most", "most_kv_bytes", "most_slots", "outside", "paid_tokens", "parent", "slots", "spec", "turn",
+        "waits_for_own",
     )  # fmt: skip
 
     def __init__(
@@ -94,11 +96,18 @@ class Leaf:
         self.drain = Drain()
         self.cached_share = 0.0
         self.fresh = 0
+        self.paid_tokens: float | None = None
 
     @property
     def has_promise(self) -> bool:
         """Whether anything was promised."""
         return self.bucket is not None or self.slots > 0 or self.kv_bytes > 0
+
+    def promised_per_s(self, service_s: float) -> float:
+        """Return the requests a second that its promise holds, each of so many seconds; infinite till that is known."""
+        if self.bucket is not None:
+            return self.bucket.rate_per_s / self.paid_tokens if self.paid_tokens else math.inf
+        return self.slots / service_s if self.slots and service_s > 0 else math.inf
 
     def tier(self, ledger: EntitlementLedger, more: int, kv_bytes: float, now_s: float) -> int:
         """Return the tier of its next request, which would take ``more`` sequences.

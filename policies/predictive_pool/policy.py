@@ -69,10 +69,11 @@ class PredictivePoolPolicy(QueueingPolicy):
             timeout_s=params.timeout_s,
         )
         self._books = Books(params, self._leaves, kv_bytes_per_token)
-        self._headroom = Headroom(self._leaves, params.headroom)
+        self._headroom = Headroom(self._leaves, params.headroom, params.late)
         self._prefill = Prefill()
         self._declared: ContinuousBucket | None = None
         self._lineup = Lineup(self._leaves, self._roots, self._books, params.trickle, self._cost_s)
+        self._is_floor = False  # whether who is next is so by what trickled down: nothing is kept free from it
         self._floor_paid: str | None = None  # who is let in right now by what trickled down
 
     # ----------------------------------------------------------------------------------------------------------- room
@@ -154,7 +155,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             return Queue(Reason.POOL_FULL) if self._waiting else self._where_free(sequences, pool)
         if not self._params.hold:
             return self._no_room(leaf, sequences, pool)
-        refusal = self.refusal(request, max_output_tokens, pool, now_s)
+        refusal = self._refusal(request, pool, now_s, inside=inside)
         return Queue(Reason.POOL_FULL if may_have else Reason.CONCURRENCY) if refusal is None else refusal
 
     def _no_room(self, leaf: Leaf, sequences: int, pool: PoolLedger) -> Deny:
@@ -164,9 +165,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             return Deny(Reason.CONCURRENCY, in_flight, leaf.most_slots, retry_s)
         return Deny(Reason.POOL_FULL, sequences, 0, retry_s)
 
-    def refusal(
-        self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float  # noqa: ARG002
-    ) -> Deny | None:
+    def _refusal(self, request: RequestView, pool: PoolLedger, now_s: float, *, inside: bool) -> Deny | None:
         """Return why it may not wait: the queue is full of what goes first, or it would miss its objective."""
         leaf = self._leaves[request.entitlement]
         if len(self._waiting) >= self._most_requests and leaf.outside >= self._lineup.last_tier():
@@ -178,6 +177,8 @@ class PredictivePoolPolicy(QueueingPolicy):
             return None
         ahead = leaf.fresh if request.attempt == 1 else leaf.line.length
         line_s = leaf.drain.wait_s(ahead, now_s, self._next_slot_s(pool))
+        if not ahead and inside:
+            line_s = 0.0  # it is next: a slot may come back sooner than they do in the mean
         ttft_s = line_s + self._params.margin * self._first_token_s(request, pool)
         if ttft_s > leaf.deadline_s:
             return Deny(Reason.SLO, ttft_s, leaf.deadline_s, min(whole_s(line_s), _LONGEST_RETRY_S))
@@ -226,8 +227,9 @@ class PredictivePoolPolicy(QueueingPolicy):
             return None
         tier, leaf = best
         lower = self._lineup.trickled(
-            tier, pool, now_s, lambda low: self._starts(low, low.line.head(), pool, now_s, inside=False)
+            tier, pool, now_s, lambda low: self._starts(low, low.line.head(), pool, now_s, inside=True)
         ) if self._params.trickle else None
+        self._is_floor = lower is not None
         return (leaf if lower is None else lower).line.head()
 
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
@@ -250,17 +252,24 @@ class PredictivePoolPolicy(QueueingPolicy):
             leaf = self._leaves[item.flow]
             late_s = self._late_s(item, leaf, pool, now_s)
             if late_s > 0 and leaf.has_objective and pool.in_flight:
+                self._missed(item)
                 self._remove(item, now_s)
                 yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
                 continue
             verdict = self._where_free(item.request.sequences, pool)
-            if not self._starts(leaf, item, pool, now_s, inside=self._lineup.tier_of[item.flow] < BURST):
+            inside = self._is_floor or self._lineup.tier_of[item.flow] < BURST
+            if not self._starts(leaf, item, pool, now_s, inside=inside):
                 victims = self._victims(leaf, item, pool, now_s)
                 if not victims:
                     return
                 verdict = Admit(tuple(victims))
             self._start(item, pool, now_s)
             yield item.request.request_id, verdict
+
+    def _missed(self, item: Waiting) -> None:
+        """Take note of one that was promised a slot and did not get it in time."""
+        if item.request.attempt == 1 and self._lineup.tier_of.get(item.flow, BURST) < BURST:
+            self._headroom.served(item.flow, late=True)
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
@@ -286,6 +295,7 @@ class PredictivePoolPolicy(QueueingPolicy):
                 continue
             leaf = self._leaves[item.flow]
             waited_s = now_s - item.since_s
+            self._missed(item)
             self._remove(item, now_s)
             if leaf.has_objective:
                 ttft_s = waited_s + self._first_token_s(item.request, pool)
@@ -339,7 +349,9 @@ class PredictivePoolPolicy(QueueingPolicy):
         leaf = self._leaves[request.entitlement]
         tier = leaf.tier(pool.entitlements[request.entitlement], 0, self._books.kv_bytes(request.entitlement), now_s)
         cost = 0.0
-        if tier >= BURST:
+        if tier < BURST:
+            self._headroom.served(request.entitlement, late=False)
+        else:
             taken = self.taken(flight)
             cost = 0.0 if taken is None else taken.cost
             cost = cost or self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
@@ -347,6 +359,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             leaf.turn.charge(leaf.parent, cost)
         self._books.admitted(flight, pool, cost, now_s, kept=self._floor_paid == request.request_id)
         self._prefill.admitted(flight, self._books.prompt_tokens(request))
+        self._headroom.moved(request.entitlement, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(flight.request.prompt_tokens, now_s)
 
@@ -359,6 +372,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         super().on_ended(flight, pool, now_s)
         self._prefill.ended(flight)
         self._books.ended(flight, pool, now_s)
+        self._headroom.moved(flight.request.entitlement, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(flight.output_tokens, now_s)
         name = flight.request.entitlement
