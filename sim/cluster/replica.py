@@ -120,8 +120,9 @@ class Replica(Scheduler[R]):
         if not self._busy:
             if self.wake_s == NEVER_S:
                 self._wake(now_s)
-        # Nobody overtakes first come, first served: while its head is stuck, an arrival changes nothing yet.
-        elif not self._cut and (self._overtakes or (not self._waiting and len(self._running) < self.max_num_seqs)):
+        # Nobody overtakes first come, first served: while its head is stuck, an arrival changes nothing yet. Asked of the
+        # count, as the queue may still hold those that were aborted.
+        elif not self._cut and (self._overtakes or (self.waiting_count == 1 and len(self._running) < self.max_num_seqs)):
             self._interrupt(now_s)
 
     def fail(self, now_s: float) -> list[R]:
