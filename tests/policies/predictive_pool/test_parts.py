@@ -126,10 +126,10 @@ def leaf_of(one: EntitlementSpec) -> tuple[Leaf, EntitlementLedger]:
 def test_a_promise_of_tokens_goes_first_until_it_is_used_up() -> None:
     leaf, ledger = leaf_of(spec("a", Class.GUARANTEED, tokens_per_s=100.0, slots=1))
     ledger.in_flight = 5  # tokens decide where they are promised
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == PROMISED
+    assert leaf.tier(ledger, 1, 0.0) == PROMISED
     leaf.charge(1000.0, 0.0)
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == BURST
-    assert leaf.tier(ledger, 1, 0.0, 1.0) == PROMISED
+    assert leaf.tier(ledger, 1, 0.0) == BURST
+    assert leaf.tier(ledger, 1, 1.0) == PROMISED
     leaf.charge(-50.0, 1.0)
     assert leaf.bucket is not None
     assert leaf.bucket.available(1.0) == pytest.approx(150.0)
@@ -138,10 +138,10 @@ def test_a_promise_of_tokens_goes_first_until_it_is_used_up() -> None:
 def test_a_promise_of_slots_counts_what_is_in_flight() -> None:
     leaf, ledger = leaf_of(spec("a", Class.ELASTIC, slots=2))
     ledger.in_flight = 1
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == ELASTIC
-    assert leaf.tier(ledger, 2, 0.0, 0.0) == BURST
+    assert leaf.tier(ledger, 1, 0.0) == ELASTIC
+    assert leaf.tier(ledger, 2, 0.0) == BURST
     spot, ledger = leaf_of(spec("s", Class.SPOT))
-    assert spot.tier(ledger, 1, 0.0, 0.0) == SPOT
+    assert spot.tier(ledger, 1, 0.0) == SPOT
 
 
 def test_parents_weigh_what_their_leaves_were_promised_and_keys_of_one_tenant_share_one_part() -> None:
