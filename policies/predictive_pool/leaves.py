@@ -71,8 +71,8 @@ class Leaf:
 
     __slots__ = (
         "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "kv_tokens",
-        "limited", "line", "most", "most_kv_bytes", "most_slots", "outside", "paid_tokens", "parent", "per_token", "slots",
-        "spec", "turn", "waits_for_own",
+        "limited", "line", "most", "most_kv_bytes", "most_slots", "outside", "paid_tokens", "parent", "per_token",
+        "slots", "spec", "turn", "waits_for_own",
     )  # fmt: skip
 
     def __init__(
