@@ -41,8 +41,10 @@ async def everything(url: str, password: str) -> None:
     """Send all that a gateway sends, whatever of it a script calls."""
     settings = SharedState(url=url, pool="p", timeout_s=5.0)
     leases = LeaseClient(settings, password)
-    _, version, _, _ = await leases.run("read", 0)
-    assert (await leases.run("write", 5000, version, 1, "data", "-"))[1] == 1
+    _, version, *_ = await leases.run("read", 0)
+    assert (await leases.run("write", 5000, version, 1, "data", "-", "one", 1_000_000, 1, "two"))[1] == 1
+    assert (await leases.run("look", 5000, "one", 1_000_000))[1:] == [1, 1, 1]
+    assert (await leases.run("read", 0))[4:6] == [1, "one"]
     assert await leases.evicts() == ""
     await leases.close()
     log = LogClient(settings, "one", password)
