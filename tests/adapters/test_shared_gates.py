@@ -102,8 +102,7 @@ def test_litellms_hooks_share_it_too(redis: RedisServer) -> None:
         async with Gate(given) as gate:
             data: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}], "max_tokens": 5}
             await asyncio.create_task(_keep(hooks, Auth(), data, gate))
-        assert hooks._shared is not None
-        await hooks._shared.close()
+        await hooks.door.close()
 
     async def _keep(hooks: Hooks, auth: Any, data: dict[str, Any], gate: Gate) -> None:
         await hooks.async_pre_call_hook(auth, None, data, "acompletion")

@@ -13,9 +13,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from sim.adapters.admission.door import Door
 from sim.adapters.admission.errors import AdmissionError
-from sim.adapters.admission.requests import Admissions
-from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.envoy.config import ExtProcConfig
 from sim.adapters.envoy.exchange import Exchange, Processor, Says
@@ -127,10 +126,10 @@ class ExtProcServer:
     port : where it listens; 0 for a socket of the file system.
     """
 
-    def __init__(self, config: ExtProcConfig, admissions: Admissions, shared: SharedState | None = None) -> None:
+    def __init__(self, config: ExtProcConfig, door: Door) -> None:
         self._config = config
-        self._shared = shared
-        self.admissions = admissions
+        self._door = door
+        self.admissions = admissions = door.admissions
         prompt_counter = counter(config.prompt_tokens, _asks_nobody)
         assert isinstance(prompt_counter, EstimatingCounter)
         processor = Processor(config, admissions, identify_by(config, admissions.tenants), prompt_counter)
@@ -158,7 +157,7 @@ class ExtProcServer:
                 self.port = self._server.add_secure_port(where, _credentials(self._config))
         except RuntimeError as error:
             raise RunError(f"cannot listen on {where}: {error}") from None
-        await join(self._shared)
+        await self._door.ready()
         await self._server.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -167,9 +166,7 @@ class ExtProcServer:
         """Say that the end is near, let streams go on for a while, settle what is left, and stop."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._config.drain_s if drain_s is None else drain_s)
-        self.admissions.close()
-        if self._shared is not None:
-            await self._shared.close()
+        await self._door.close()
 
 
 async def _asks_nobody(*_: Any) -> None:
@@ -200,8 +197,7 @@ async def _serve(config: ExtProcConfig) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopped.set)
-    shared = shared_state(config)
-    server = ExtProcServer(config, Admissions(config, loop, log=shared), shared)
+    server = ExtProcServer(config, Door(config))
     try:
         await server.start()
         LOG.info("listening on %s", config.listen)

@@ -23,8 +23,8 @@ from policies.api import Event, Instruction, ReplicaReport
 from policies.core import GatewayCore
 from sim.adapters.admission.clock import LoopTimers
 from sim.adapters.admission.config import GateConfig, gate_config
+from sim.adapters.admission.door import Door
 from sim.adapters.admission.requests import Admissions, Entry
-from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.library.lease import BaseLease, Usage
 
@@ -193,8 +193,7 @@ class Gate:
         self._prefix = prefix
         self._recorders = recorders
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._admissions: Admissions | None = None
-        self._shared: SharedState | None = None
+        self._door: Door | None = None
 
     def admit(
         self, *, tenant: str, prompt_tokens: int, max_tokens: int | None = None, entitlement: str | None = None,
@@ -249,38 +248,35 @@ class Gate:
 
     def __len__(self) -> int:
         """How many requests are held or in flight."""
-        return 0 if self._admissions is None else len(self._admissions)
+        return 0 if self._door is None else len(self._door.admissions)
 
     def close(self) -> None:
         """Let nobody in any more; what is in flight can still be settled, and is not recorded."""
         self._opened().close()
 
     async def __aenter__(self) -> Gate:
-        self._opened()
-        await join(self._shared)
+        await self._opened_door().ready()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
-        if self._shared is not None:
-            await self._shared.close()
+        await self._opened_door().close()
 
     def _opened(self) -> Admissions:
+        return self._opened_door().admissions
+
+    def _opened_door(self) -> Door:
         loop = asyncio.get_running_loop()
-        if self._admissions is None:
+        if self._door is None:
             self._loop = loop
             timers = loop if self._clock is None else LoopTimers(loop, self._clock)
-            self._shared = shared_state(self._config)
-            self._admissions = Admissions(
-                self._config, timers, prefix=self._prefix, recorders=self._recorders, log=self._shared
-            )
+            self._door = Door(self._config, timers=timers, prefix=self._prefix, recorders=self._recorders)
         elif loop is not self._loop:
             raise RuntimeError("this Gate belongs to another event loop; make one for each loop, or take a SyncGate")
-        return self._admissions
+        return self._door
 
     def _drop(self, entry: Entry) -> None:
         """Settle later what its holder has dropped: whoever collects garbage may be anywhere, even in the core."""
-        if self._admissions is not None and self._loop is not None:
-            self._admissions.dropped.append(entry)
+        if self._door is not None and self._loop is not None:
+            self._door.admissions.dropped.append(entry)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to serve
-                self._loop.call_soon_threadsafe(self._admissions.catch_up)
+                self._loop.call_soon_threadsafe(self._door.admissions.catch_up)
