@@ -1,6 +1,6 @@
 """The paper's experiments through LiteLLM's proxy, with the callback in it and simulated replicas behind it.
 
-    python benchmarks/litellm_door.py [--runs exp1/none exp1/token-pool exp2/token-pool] [--out results/litellm]
+    python benchmarks/litellm_door.py [--runs exp1/none/0 exp2/token-pool/0] [--out results/litellm]
 
 `make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
 proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROXY, REPLICA, PAGES = 18_400, 18_401, 18_402
 BEGIN_AT_S = 15.0  # on the callback's clock: a tick of the policy, and late enough for a slow machine
 SCENARIOS = {"exp1": FIRST, "exp2": SECOND}
+RUNS = ["exp1/none/0", "exp1/token-pool/0", "exp1/token-pool/1", "exp2/token-pool/0"]
 STARTS_S = 240.0
 KEY = "sk-none"
 AUTH = '''
@@ -46,7 +47,10 @@ async def by_team(request, api_key):
 def main() -> int:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=["exp1/none", "exp1/token-pool", "exp2/token-pool"])
+    parser.add_argument(
+        "--runs", nargs="+", default=RUNS,
+        help="Experiment, policy and draw; experiment 1's P99 hangs on the draw, and the mean is judged.",
+    )
     parser.add_argument("--litellm", type=Path, default=ROOT / "build/litellm", help="Environment that has LiteLLM.")
     parser.add_argument("--out", type=Path, default=Path("results/litellm"), help="Folder to write, new or empty.")
     args = parser.parse_args()
@@ -58,8 +62,8 @@ def main() -> int:
     live: dict[str, list[Path]] = {}
     parities = []
     for name in args.runs:
-        experiment, _, policy = name.partition("/")
-        folder = run(SCENARIOS[experiment], policy, args.litellm.absolute(), out)
+        experiment, policy, draw = name.split("/")
+        folder = run(SCENARIOS[experiment], policy, int(draw), args.litellm.absolute(), out)
         live.setdefault(SCENARIOS[experiment], []).append(folder)
         parities.append((name, check_parity(folder.with_suffix(".jsonl"))))
     one, two = (measured(joined_tables(live[name]) if name in live else None, name) for name in (FIRST, SECOND))
@@ -74,9 +78,9 @@ def main() -> int:
     return 1 if failed or late or any(parity.differing for _, parity in parities) else 0
 
 
-def run(scenario: str, policy: str, litellm: Path, out: Path) -> Path:
-    """Send one draw of an experiment under one policy; returns the result folder."""
-    name = f"{scenario}-{policy}"
+def run(scenario: str, policy: str, draw: int, litellm: Path, out: Path) -> Path:
+    """Send a draw of an experiment under a policy; returns the result folder."""
+    name = f"{scenario}-{policy}-{draw}"
     written: dict[str, Any] = yaml.safe_load((files("scenarios") / f"{scenario}.yaml").read_text(encoding="utf-8"))
     (chosen,) = [one for one in written["policies"] if policy in (one, one["kind"] if isinstance(one, dict) else "")]
     begun_at(written["pool"], BEGIN_AT_S)
@@ -112,8 +116,8 @@ def run(scenario: str, policy: str, litellm: Path, out: Path) -> Path:
         ))  # fmt: skip
         until(lambda: answers(f"{pages}/admin/state"), "the callback's pages", STARTS_S)
         done = subprocess.run([
-            sys.executable, "-m", "tokenpools", "replay", scenario, "--policy", policy, "--base-url",
-            f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys", str(out / "keys.yaml"),
+            sys.executable, "-m", "tokenpools", "replay", scenario, "--policy", policy, "--replication", str(draw),
+            "--base-url", f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys", str(out / "keys.yaml"),
             "--admin-url", pages, "--slots-file", str(out / "slots"), "--begin-at-s", str(BEGIN_AT_S),
             "--model", "replica", "--out", str(out / name),
         ], capture_output=True, text=True, check=False, cwd=out, start_new_session=True,
