@@ -117,7 +117,8 @@ def run(scenario: str, policy: str, draw: int, litellm: Path, out: Path) -> Path
         until(lambda: answers(f"{pages}/admin/state"), "the callback's pages", STARTS_S)
         done = subprocess.run([
             sys.executable, "-m", "tokenpools", "replay", scenario, "--policy", policy, "--replication", str(draw),
-            "--base-url", f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys", str(out / "keys.yaml"),
+            "--base-url", f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys",
+            str(out / "keys.yaml"),
             "--admin-url", pages, "--slots-file", str(out / "slots"), "--begin-at-s", str(BEGIN_AT_S),
             "--model", "replica", "--out", str(out / name),
         ], capture_output=True, text=True, check=False, cwd=out, start_new_session=True,

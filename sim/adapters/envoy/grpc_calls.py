@@ -37,7 +37,7 @@ class Method(Protocol):
 
 
 class Call:
-    """What a method has in hand: `send` and `end`."""
+    """What a method has in hand: `send`, `end`, and `flush` where it speaks unasked."""
 
     __slots__ = ("_begun", "_stream", "_unread", "method")
 
@@ -55,6 +55,10 @@ class Call:
             self._begun = True
             self._stream.send_headers(_HEADERS)
         self._stream.send(b"".join([struct.pack(">BI", 0, len(one)) + one for one in messages]))
+
+    def flush(self) -> None:
+        """Send what was said: for what is no answer to a message that has just come."""
+        self._stream.flush()
 
     def end(self, status: int = OK, why: str = "") -> None:
         """End the call."""
@@ -132,7 +136,7 @@ def calls(methods: Mapping[str, Callable[[Call], Method]]) -> Callable[[Stream],
     by_path = {path.encode(): method for path, method in methods.items()}
 
     def accept(stream: Stream) -> Handler:
-        call, headers = Call(stream), dict(stream.headers)
+        call, headers = Call(stream), stream.headers
         make = by_path.get(headers.get(b":path", b""))
         if make is None or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             call.method = Unknown()

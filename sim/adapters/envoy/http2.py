@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 from hpack import Decoder, Encoder, HPACKError
 
@@ -24,6 +24,7 @@ NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, REFUSED, CANC
 _FRAME_BYTES = 16_384
 """The longest frame that is taken: what a peer may assume without asking."""
 _HEADER_BYTES = 64 * 2**10
+_MOST_BLOCKS = 100
 _STREAM_WINDOW = 1 * 2**20
 _CONNECTION_WINDOW = 64 * 2**20
 _DEFAULT_WINDOW = 65_535
@@ -68,7 +69,9 @@ class Stream:
 
     __slots__ = ("_connection", "_queue", "_trailers", "ended", "handler", "headers", "stream_id", "unacked", "window")
 
-    def __init__(self, connection: Connection, stream_id: int, headers: list[tuple[bytes, bytes]], window: int) -> None:
+    def __init__(
+        self, connection: Connection, stream_id: int, headers: Mapping[bytes, bytes], window: int
+    ) -> None:
         self._connection = connection
         self.stream_id = stream_id
         self.headers = headers
@@ -99,9 +102,9 @@ class Stream:
             self._trailers = trailers
             self.pump()
 
-    def reset(self, code: int) -> None:
-        """Break the stream off."""
-        self._connection.reset(self.stream_id, code)
+    def flush(self) -> None:
+        """See `Connection.flush`."""
+        self._connection.flush()
 
     def pump(self) -> None:
         """Send what the peer has room for."""
@@ -145,6 +148,7 @@ class Connection(asyncio.Protocol):
         self._begun = False
         self._said: list[bytes] = []
         self._decoder = Decoder(max_header_list_size=_HEADER_BYTES)
+        self._blocks: dict[bytes, Mapping[bytes, bytes]] = {}
         self._block: tuple[int, int, bytearray] | None = None  # headers that are not all there: stream, flags, bytes
         self._last_id = 0
         self._unacked = 0
@@ -160,10 +164,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has its methods and is none
         self._connections.add(self)
-        self.frame(_SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW, _STREAM_WINDOW))
+        # Without a table of headers a block means the same each time: see `_decoded`.
+        self.frame(_SETTINGS, 0, 0, struct.pack(">HIHI", _TABLE_SIZE, 0, _INITIAL_WINDOW, _STREAM_WINDOW))
         self.frame(_WINDOW, 0, 0, struct.pack(">I", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
         self.flush()
 
@@ -297,10 +301,7 @@ class Connection(asyncio.Protocol):
     def _whole_headers(self) -> None:
         assert self._block is not None
         (stream_id, flags, block), self._block = self._block, None
-        try:
-            headers = list(self._decoder.decode(bytes(block), raw=True))
-        except HPACKError as error:
-            raise ConnectionBroken(COMPRESSION, str(error)) from None
+        headers = self._decoded(bytes(block))
         stream = self.streams.get(stream_id)
         if stream is None:
             if stream_id <= self._last_id:
@@ -318,6 +319,25 @@ class Connection(asyncio.Protocol):
             stream.ended = True
             assert stream.handler is not None
             stream.handler.ended()
+
+    def _decoded(self, block: bytes) -> Mapping[bytes, bytes]:
+        """Return the headers of a block.
+
+        Envoy says the same of every call. A block that used no table of earlier headers, and left none, is remembered.
+        """
+        table = self._decoder.header_table
+        plain = not table.dynamic_entries
+        known = self._blocks.get(block) if plain else None
+        if known is not None:
+            return known
+        try:
+            headers = dict(self._decoder.decode(block, raw=True))
+        except HPACKError as error:
+            raise ConnectionBroken(COMPRESSION, str(error)) from None
+        resizes = block[:1] and block[0] & 0xE0 == 0x20
+        if plain and not table.dynamic_entries and not resizes and len(self._blocks) < _MOST_BLOCKS:
+            self._blocks[block] = headers
+        return headers
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         stream = self.streams.get(stream_id)
