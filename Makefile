@@ -21,6 +21,13 @@ demo: $(VENV)/.core
 test: lint
 	$(BIN)/pytest -n auto --dist loadgroup
 
+# Every property with examples that no run drew before, TIMES as many as in make test (10: about half an hour). What it
+# finds becomes a test of its own.
+TIMES ?= 10
+.PHONY: explore
+explore: $(VENV)/.ready
+	$(BIN)/pytest -n auto -m hypothesis --hypothesis-profile explore --examples-times $(TIMES)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
