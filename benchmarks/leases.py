@@ -6,9 +6,9 @@
 Needs redis-server; it gets one of its own on a socket. The rate is that of all processes together, so that CPU for a
 request, summed over processes, shows what more processes cost; with ``--each`` it is that of each, as where gateways
 are added for more requests. ``--share none`` is the control: as many gateways that share nothing, which tells what more
-processes cost on this machine in any case. Requests take 0.5 s at replicas that are timers. With ``--faults`` four processes ask twice
-what limits allow while one is killed, another begins and Redis is paused, and the most that was in flight at one
-time, by the machine's clock, is held against the limits.
+processes cost on this machine in any case. Requests take 0.5 s at replicas that are timers. With ``--faults`` four
+processes ask twice what limits allow while one is killed, another begins and Redis is paused, and the most that was in
+flight at one time, by the machine's clock, is held against the limits.
 """
 
 from __future__ import annotations
