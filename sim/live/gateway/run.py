@@ -83,7 +83,7 @@ async def _serve(
         except StoreError as error:
             raise RunError(f"the store of accounts cannot be read: {error}") from None
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
-    log = _shared_log(settings, core_of)
+    log = _shared_log(settings, core_of, about)
     wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
     owners = _owners(settings)
     service = await Service.open(
@@ -174,18 +174,19 @@ def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:
     return wanted
 
 
-def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | LeasedLog | None:
+def _shared_log(
+    settings: Settings, core_of: CoreOf | None, head: Mapping[str, Any]
+) -> SharedLog | LeasedLog | None:
     """Return the log of the shared state; redis-py is imported only where there is one."""
     if settings.state is None:
         return None
     from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
-    made: type[SharedLog | LeasedLog] = LeasedLog if settings.state.share == "leases" else SharedLog
-    return made(
-        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of,
-        secret=settings.state_secrets,
-    )
+    loop, config, secret = asyncio.get_running_loop(), settings.state_config, settings.state_secrets
+    if settings.state.share == "leases":
+        return LeasedLog(settings.state, loop=loop, config=config, core_of=core_of, secret=secret)
+    return SharedLog(settings.state, loop=loop, config=config, head=head or None, core_of=core_of, secret=secret)
 
 
 def _owners(settings: Settings) -> ResponseOwners | None:
