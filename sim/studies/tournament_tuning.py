@@ -76,6 +76,9 @@ def with_setting(policy: Policy, setting: Setting, scenario: Scenario, name: str
             _scale(fields_of, float(value))
         else:
             fields_of[path] = value
+            for limits in (fields_of.get("per_entitlement") or {}).values():
+                if path in limits:  # a limit of its own would hide it
+                    limits[path] = value
     if name is not None:
         fields_of["name"] = name
     return parse_scenario(tree | {"vary": {}}, scenario.title or "tournament").policies[0]
