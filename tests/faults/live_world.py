@@ -143,7 +143,7 @@ class Gateway:
             if settings.state.share == "leases":
                 self.log = LeasedLog(settings.state, books=client, **given)
             else:
-                self.log = SharedLog(settings.state, client=client, **given)
+                self.log = SharedLog(settings.state, client=client, head=recorded_head(read), **given)
         _CLIENT.set(world.upstreams.client(self.name))
         self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
         return self
