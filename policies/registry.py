@@ -28,6 +28,8 @@ from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.reserve import Reserve, ReservePolicy
+from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
+from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
 from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
 from policies.scaling.capacity import Capacity, CapacityRule
 from policies.scaling.governor import Governor
@@ -188,6 +190,9 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({
 ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "round-robin": Entry(RoundRobin, _round_robin),
     "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
+    "random": Entry(Random, RandomRouter),
+    "scored": Entry(Scored, ScoredRouter),
+    "prefix-aware": Entry(PrefixAware, PrefixAwareRouter),
 })
 """Which replica takes a request."""
 
