@@ -60,6 +60,21 @@ class Caches:
         if self._index is not None:
             self._index.sent(self._blocks, replica_id, now_s)
 
+    def share_at(self, request: RequestView, replica_id: int) -> float:
+        """Return which share of a prompt one replica has."""
+        if self._index is not None:
+            blocks = self._index.blocks_of(request)
+            found = (count / len(blocks) for count, among in self._index.matches(blocks) if among >> replica_id & 1)
+            return next(found, 0.0)
+        if self.cached_tokens is None:
+            raise ValueError("the policy was set to see the replicas' caches, and nobody told it; give approximate")
+        return self.cached_tokens(request.request_id, replica_id) / request.prompt_tokens
+
+    def took(self, request: RequestView, replica_id: int, now_s: float) -> None:
+        """Take note that a request went to a replica."""
+        if self._index is not None:
+            self._index.sent(self._index.blocks_of(request), replica_id, now_s)
+
     def at_time(self, now_s: float) -> None:
         """Forget what is too old."""
         if self._index is not None:

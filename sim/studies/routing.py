@@ -100,7 +100,7 @@ def figure(found: Sequence[Measured]) -> Figure:
                 f"{one.scrape_s:g} s", (100 * one.hit_rate, one.ttft_p99_s), xytext=(5, 3),
                 textcoords="offset points", fontsize=8, color=style.MUTED,
             )  # fmt: skip
-    axis.set_yscale("log")
+    style.log_if_wide(axis, [one.ttft_p99_s for one in found])
     axis.set_xlabel("prompt tokens found in a prefix cache (%)")
     axis.set_ylabel("P99 of time to first token (s)")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -15,6 +15,7 @@ from policies.registry import ROUTERS
 from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
 from policies.routers.prefix_index import PrefixIndex, members
 from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
+from policies.routers.slo_tier import SloTier, SloTierRouter, Tier
 
 
 def asks(name: str, prompt_tokens: int, *lines: tuple[int, int]) -> RequestView:
@@ -173,6 +174,25 @@ def test_affinity_ends_where_a_replica_owes_more_than_the_slack_beyond_the_least
     replicas[0].outstanding_tokens = 1001
     assert router.route(asks("c", 640, (7, 640)), replicas) == 2  # the least owed; it has the text from here on
     assert router.route(asks("d", 640, (7, 640)), replicas) == 2
+
+
+def test_a_tier_fills_its_fullest_replica_and_then_those_of_tighter_tiers() -> None:
+    tiers = (
+        Tier(entitlements=("tight",), replicas=1, most_in_flight=2), Tier(entitlements=(), replicas=2, most_in_flight=3),
+    )  # fmt: skip
+    # The fourth is the last tier's, too.
+    router, replicas = SloTierRouter(SloTier(tiers=tiers)), books(*[(0, 0.0)] * 4)
+    taken = []
+    for number in range(13):
+        chosen = router.route(RequestView(f"r{number}", "loose", "t", 1, 1), replicas)
+        assert chosen is not None
+        replicas[chosen].in_flight += 1
+        taken.append(chosen)
+    # Three each on 1, 2 and 3, two on the tight one, then the least loaded of its own.
+    assert taken == [1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0, 1, 2]
+    assert router.route(RequestView("t", "tight", "t", 1, 1), replicas) == 0
+    replicas[0].ready = False
+    assert router.route(RequestView("u", "tight", "t", 1, 1), replicas) == 3
 
 
 def test_draws_are_even_and_follow_from_the_seed() -> None:
