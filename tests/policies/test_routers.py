@@ -178,7 +178,8 @@ def test_affinity_ends_where_a_replica_owes_more_than_the_slack_beyond_the_least
 
 def test_a_tier_fills_its_fullest_replica_and_then_those_of_tighter_tiers() -> None:
     tiers = (
-        Tier(entitlements=("tight",), replicas=1, most_in_flight=2), Tier(entitlements=(), replicas=2, most_in_flight=3),
+        Tier(entitlements=("tight",), replicas=1, most_in_flight=2),
+        Tier(entitlements=(), replicas=2, most_in_flight=3),
     )  # fmt: skip
     # The fourth is the last tier's, too.
     router, replicas = SloTierRouter(SloTier(tiers=tiers)), books(*[(0, 0.0)] * 4)
