@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-import aiohttp
-
 from policies.api import FirstToken, Forward
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError
@@ -23,6 +21,7 @@ from sim.live.gateway.sse import BrokenStreamError, Splitter, usage_of
 from sim.live.gateway.stored import Stored, StoredResponses
 from sim.live.gateway.stream_reader import StreamReader
 from sim.live.observability.observer import Ended
+from sim.live.replicas.http_client import Response
 from sim.live.replicas.upstreams import json_object
 
 _LONGEST_ERROR = 64 * 2**10
@@ -100,7 +99,7 @@ class Replies:
         self._stored = stored
         self._loop = asyncio.get_running_loop()
 
-    async def error(self, exchange: Exchange, response: aiohttp.ClientResponse, send: Send) -> None:
+    async def error(self, exchange: Exchange, response: Response, send: Send) -> None:
         """Pass on what is the client's fault; what is not may be tried elsewhere."""
         body = await self._read(exchange, response, _LONGEST_ERROR)
         found = to_client(response.raw_headers, exchange.request_id, [], length=False)
@@ -116,7 +115,7 @@ class Replies:
     # In one piece
 
     async def whole(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, outgoing: Outgoing, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, outgoing: Outgoing, send: Send
     ) -> str | None:
         """Pass on an answer in one piece; one that is longer than is kept goes through as it comes.
 
@@ -169,7 +168,7 @@ class Replies:
         return None
 
     async def _long(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, body: bytes, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, body: bytes, send: Send
     ) -> None:
         """Pass on an answer that is too long to be kept."""
         timeouts = self._settings.timeouts
@@ -182,7 +181,7 @@ class Replies:
         self._settling.finish(exchange, None, forward.max_output_tokens)
         await self._settling.last(exchange, b"", send)
 
-    async def _read(self, exchange: Exchange, response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    async def _read(self, exchange: Exchange, response: Response, most_bytes: int) -> bytes:
         """Return the body, or its beginning where it is longer than ``most_bytes``."""
         content, parts, size = response.content, [], 0
         while size <= most_bytes:
@@ -198,7 +197,7 @@ class Replies:
     # Streams
 
     async def events(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, outgoing: Outgoing, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, outgoing: Outgoing, send: Send
     ) -> None:
         """Pass on a stream of events, each as it becomes whole."""
         timeouts, loop = self._settings.timeouts, self._loop
@@ -295,7 +294,7 @@ def _replica_of(forward: Forward, outgoing: Outgoing) -> int:
     return forward.replica_id if outgoing.replica_id is None else outgoing.replica_id
 
 
-def _ends_too_soon(response: aiohttp.ClientResponse, body: bytes) -> bool:
+def _ends_too_soon(response: Response, body: bytes) -> bool:
     """Return whether an answer whose end is only that of its connection is half an answer."""
     headers = response.headers
     if "content-length" in headers or headers.get("transfer-encoding", "").lower() == "chunked":
@@ -309,7 +308,7 @@ def _ends_too_soon(response: aiohttp.ClientResponse, body: bytes) -> bool:
     return False
 
 
-def _with_retry(response: aiohttp.ClientResponse, headers: Headers) -> Headers:
+def _with_retry(response: Response, headers: Headers) -> Headers:
     """Return the headers of an error with a Retry-After that clients can obey: in the future, and not for ever."""
     if response.status not in (429, 503) or _can_be_obeyed(response.headers.get("retry-after", "")):
         return headers

@@ -368,7 +368,7 @@ class SharedLog(SpeakingCopy):
         return answer
 
     def _place(self, beginning: str, damaged: str) -> list[str | int]:
-        owners = sorted({*self._owners.values(), self.name}) if beginning else []
+        owners = sorted({*self._owners.values(), self.name})
         now_us = max(self._us, int(self.now_s() * 1e6)) if self._epoch else 0
         epoch = secrets.token_hex(8)
         signature = self._signer.sign("snapshot", epoch, 0, beginning) if beginning else ""

@@ -94,7 +94,7 @@ end
 -- join: 4 epoch to begin with   5 config   6 epoch   7 seq and   8 entry that the caller saw last
 --       9 snapshot to begin with or nothing   10 its signature   11 its time in us   12 epoch that is not to be gone on
 --       with or nothing   13 whether the caller can change the log's configuration to its own: 1 or 0
---       14... gateways that own requests in it
+--       14... gateways that own requests in the caller's copy
 -- answers {joined, epoch, seq, now_us, accepted, session, leader, gateways, resumes, config, snapshot seq, snapshot,
 --         signature}: where config is another, nobody lives who has it, and the caller configures what it has;
 --         {config, other}: others live who have another, {empty}: there is no log to go on with, and nothing to begin
@@ -129,8 +129,14 @@ if command == 'join' then
                'config', ARGV[5], 'leader', me, 'views', '0')
     redis.call('HSET', snapshot, 'seq', '0', 'data', ARGV[9], 'mac', ARGV[10])
     begin(wall_us - last_us, last_us, 0)
-    for i = 14, #ARGV do redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
     resumes = false
+  end
+  if resumes or epoch == ARGV[4] then
+    -- Who owns requests and has no place, since the places were lost, gets one: who is gone is said to be lost when it
+    -- runs out, or its requests would stay in the books for ever.
+    for i = 14, #ARGV do
+      if not redis.call('ZSCORE', alive, ARGV[i]) then redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
+    end
   end
   local leader = renew()
   close()

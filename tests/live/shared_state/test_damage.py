@@ -221,6 +221,18 @@ def test_another_key_is_another_configuration() -> None:
 HEAD = {"pool": {"entitlements": [{"name": "gold"}, {"name": "spot"}]}}
 
 
+def test_a_gateway_that_died_is_lost_though_the_places_of_all_were(pool: SharedPool) -> None:
+    first, other = pool.members
+    first.ask("gold")
+    pool.run(0.02)
+    assert len(other.core.pool.in_flight) == 1
+    first.kill()
+    pool.server.store.keys.pop(PREFIX + "alive")
+    pool.run(3.0)
+    assert not other.core.pool.in_flight
+    pool.settled()
+
+
 def gone(pool: SharedPool) -> None:
     """All gateways end without a word."""
     for member in list(pool.members):
