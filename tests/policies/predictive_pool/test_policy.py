@@ -224,10 +224,13 @@ def test_whoever_is_next_inside_its_promise_is_not_refused_on_a_forecast() -> No
     for number in range(3):  # chat waits 1.9 s each time
         at_s = 100.0 * number
         desk.ask(f"running-{number}", "spot", at_s)
+        desk.core.handle(FirstToken(f"running-{number}"), at_s + 0.01)
         assert isinstance(desk.ask(f"waits-{number}", "chat", at_s)[0], Hold)
         assert forwarded(desk.end(f"running-{number}", at_s + 1.9)) == [f"waits-{number}"]
+        desk.core.handle(FirstToken(f"waits-{number}"), at_s + 1.91)
         desk.end(f"waits-{number}", at_s + 2.0)
     desk.ask("again", "spot", 1000.0)
+    desk.core.handle(FirstToken("again"), 1000.01)
     assert isinstance(desk.ask("next", "chat", 1000.5)[0], Hold)
     (refused,) = [step for step in desk.ask("after", "chat", 1000.5) if isinstance(step, Refuse)]
     assert refused.reason is Reason.SLO
