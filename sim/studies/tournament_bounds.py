@@ -1,9 +1,10 @@
 """How full the GPUs were while work was wanted, and how much goodput the offered load leaves room for at all.
 
-*Full*: at instants `STEP_S` apart, those at which a request waits at the gateway or was refused since the instant
-before (whatever the reason, unless it could never be served). A ready replica is full by the share of its slots that
-are taken, and wholly where prompts of a whole iteration, or nine tenths of its KV cache, stand in the way of another.
-A replica with one request in 16 slots so counts as a sixteenth, though its GPU is never idle.
+*Full*: at instants `STEP_S` apart, those at which a request waits, at the gateway or at a replica that was sent more
+than it has slots, or was refused since the instant before (whatever the reason, unless it could never be served). A
+ready replica is full by the share of its slots that are taken, and wholly where prompts of a whole iteration, or nine
+tenths of its KV cache, stand in the way of another. A replica with one request in 16 slots so counts as a sixteenth,
+though its GPU is never idle.
 
 *Ceiling*: the most weighted goodput that any policy could have had that does not know the length of answers. A linear
 program over tenants and windows: requests are served in part, at what they cost a replica whose batch is full, in the
@@ -150,9 +151,6 @@ def _use(
     new = np.searchsorted(at, t_s, side="right") > np.searchsorted(at, t_s - STEP_S, side="right")
     wanted = (_open_at(t_s, column["arrival_s"], left) > 0) | new
     there = _ready_at(ready, t_s)
-    wanted &= there > 0
-    if not wanted.any():
-        return 0.0, math.nan, math.nan
     running, full = np.zeros(len(t_s)), np.zeros(len(t_s))
     sent = rows[~np.isnan(column["forwarded_s"])].index.to_numpy()
     replica = rows["replica"].to_numpy(float)
@@ -168,8 +166,12 @@ def _use(
         waiting = _open_at(t_s, begun, first[mine], prompt[mine] - cached[mine])
         held = _open_at(t_s, begun, over, prompt[mine] + output[mine] / 2)
         blocked = (waiting >= pool.batched_tokens) | (held >= _KV_FULL * pool.kv_tokens)
+        wanted |= active > pool.slots
         running += active > 0
         full += np.where(blocked, 1.0, np.minimum(1.0, active / pool.slots))
+    wanted &= there > 0
+    if not wanted.any():
+        return 0.0, math.nan, math.nan
     share = np.minimum(1.0, np.stack([running, full])[:, wanted] / there[wanted])
     return STEP_S * float(wanted.sum()), float(share[0].mean()), float(share[1].mean())
 
