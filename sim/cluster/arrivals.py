@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Arrivals:
         if self.left:
             self._next = row = next(self._rows)
             self._agenda.set(self._alarm, row[0])
+        else:
+            self._rows.close()  # lets the columns go
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
         attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
@@ -54,7 +56,7 @@ class Arrivals:
     @staticmethod
     def _in_order(
         demands: Sequence[Demand], every_chunk: Callable[[], None] | None
-    ) -> Iterator[tuple[float, int, int, int, int, int]]:
+    ) -> Generator[tuple[float, int, int, int, int, int], None, None]:
         """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
         arrival_s = np.concatenate([d.arrival_s for d in demands])
         order = np.argsort(arrival_s, kind="stable")
