@@ -9,7 +9,7 @@ from policies.messages import EntitlementSpec, EntitlementState, PoolCapacity, R
 from policies.native import mypyc_attr
 
 
-@mypyc_attr(serializable=True, acyclic=True)
+@mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
 class InFlight:
     """A request that was forwarded and has not ended.
 
@@ -41,7 +41,7 @@ class InFlight:
         self.counted_demand = False
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class EntitlementLedger:
     """The books of one entitlement.
@@ -69,7 +69,7 @@ class EntitlementLedger:
     mean_service_s: float | None = None
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class ReplicaLedger:
     """What the gateway knows of one replica: its own bookkeeping, and the last report with its age.
@@ -84,7 +84,7 @@ class ReplicaLedger:
     report: ReplicaReport | None = None
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class PoolLedger:
     """The books of the pool.

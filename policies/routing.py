@@ -25,7 +25,7 @@ class LeastOutstandingTokens:
     kind: Literal["least-outstanding-tokens"] = "least-outstanding-tokens"
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RoundRobinRouter:
     """Goes round the replicas in the order of the books, and skips those that are not ready."""
 
@@ -50,7 +50,7 @@ _SCANNED = 32
 """Up to how many replicas a look at each costs less than keeping them in order."""
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeastOutstandingTokensRouter:
     """Takes the least loaded replica; ties go to the lowest id.
 

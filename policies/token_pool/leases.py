@@ -27,7 +27,7 @@ def lease_of(spec: EntitlementSpec, overcommit: float = 1.0) -> Vector:
     return (tokens_per_s * overcommit, kv_bytes * overcommit, slots * overcommit)
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeaseBook:
     """Remembers which leases are bound; see `policies.api.Leases`.
 

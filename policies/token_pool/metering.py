@@ -19,7 +19,7 @@ _LIFT_KEPT = 0.98
 _MOST_LIFT = math.log(20.0)
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class Account:
     """The state of one entitlement.

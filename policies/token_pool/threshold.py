@@ -38,7 +38,7 @@ class _Standing(NamedTuple):
     ledger: EntitlementLedger
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LiveFloor:
     """Requests weigh what their entitlement weighs now."""
 
@@ -75,7 +75,7 @@ class LiveFloor:
         return None
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FrozenFloor:
     """Requests weigh what their entitlement weighed when they were let in."""
 

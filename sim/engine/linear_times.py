@@ -7,7 +7,7 @@ import math
 from policies.native import mypyc_attr
 
 
-@mypyc_attr(serializable=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LinearTimes:
     """See `sim.engine.step_time.StepTime`; seconds per iteration, prompt token, sequence, KV entry and pair."""
 
