@@ -123,6 +123,11 @@ class Batch(EngineInbox[R]):
         return self.clock if self._speculation is None else self._iteration
 
     @property
+    def prefix_cache(self) -> PrefixCache | None:
+        """The cache of prefixes; None where none are kept."""
+        return self._cache
+
+    @property
     def running_count(self) -> int:
         """How many requests hold a slot."""
         return len(self._running)

@@ -61,6 +61,7 @@ class SimulatedGateway:
     chances : of each workload, what its clients' jitter is drawn from; empty for none.
     notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
     ttft_slos_s : of each workload, its objective, for engines that go by deadlines; infinity where it has none.
+    with_prefixes, with_sessions : whether requests bring along what is known of their text, and their conversation.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
@@ -75,6 +76,8 @@ class SimulatedGateway:
         chances: Sequence[Chance | None] = (),
         notice_s: float = 0.0,
         ttft_slos_s: Sequence[float] | None = None,
+        with_prefixes: bool = False,
+        with_sessions: bool = False,
         log: Log | None = None,
     ) -> None:
         self._agenda = env.agenda
@@ -98,6 +101,7 @@ class SimulatedGateway:
         self._coming_again: dict[str, Attempt] = {}
         self._notice_s = notice_s
         self._ttft_slos_s = ttft_slos_s
+        self._with_prefixes, self._with_sessions = with_prefixes, with_sessions
         self._on_drained: Callable[[], None] | None = None
         self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
@@ -128,6 +132,17 @@ class SimulatedGateway:
         """Return how long the answer to an open request will be: what only a simulator knows."""
         return self._open[request_id].output_tokens
 
+    def cached_tokens_at(self, request_id: str, replica_id: int) -> int:
+        """Return how much of an open request's prompt is in a replica's cache now: what only a simulator knows."""
+        return self._nodes[replica_id].cached_tokens(self._open[request_id], self._agenda.now_s)
+
+    def _session(self, attempt: Attempt) -> str:
+        """Return the name of the chain of requests that this one is of; none where its workload has no chains."""
+        if self._following[attempt.workload] is None:
+            return ""
+        name = self._names[attempt.workload]  # which may have dots of its own
+        return name + attempt.request_id[len(name) :].partition(".")[0]
+
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""
         self._on_drained = call
@@ -155,6 +170,8 @@ class SimulatedGateway:
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
                 1, None, *self._above[attempt.workload], None,
+                attempt.prefix or () if self._with_prefixes else (),
+                self._session(attempt) if self._with_sessions else "",
             ),
         )
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:

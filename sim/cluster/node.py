@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sim.cluster.agenda import Wake
 from sim.cluster.attempt import Attempt
@@ -136,6 +136,10 @@ class Node:
         late = self._overhead_s or self._handling_s or self._per_running_s
         self.submit = self._submit_later if late else self.replica.submit
 
+    def cached_tokens(self, attempt: Attempt, now_s: float) -> int:
+        """Return how many leading tokens of a prompt are in a cache here, in the best of several engines."""
+        return _cached_tokens(self.replica, attempt, now_s)
+
     def _submit_later(self, attempt: Attempt, now_s: float) -> None:
         """Hand over a request that reaches the engine only after what the server does to it first."""
         if self._handling_s:  # one at a time
@@ -143,3 +147,16 @@ class Node:
         if self._per_running_s:  # the server hands on what all of them make
             now_s += self._per_running_s * (self.replica.running_count + self.replica.waiting_count)
         self.replica.submit(attempt, now_s + self._overhead_s)
+
+
+def _cached_tokens(unit: Any, attempt: Attempt, now_s: float) -> int:
+    """Look into an engine, or into all of a group."""
+    engines = getattr(unit, "engines", None)
+    if engines is not None:
+        return max((_cached_tokens(engine, attempt, now_s) for engine in engines), default=0)
+    cache = unit.prefix_cache
+    if cache is None:
+        return 0
+    cache.sync(unit.kv_total_blocks - unit.kv_used_blocks_at(now_s))  # what was taken since is not there
+    found, _ = cache.look(attempt, attempt.prompt_tokens)
+    return int(found * cache.block_tokens)
