@@ -107,6 +107,13 @@ class PoolCapacity(NamedTuple):
     tokens_per_s: float | None = None
     kv_bytes: float | None = None
 
+    def limited_to(self, slots: int | None) -> PoolCapacity:
+        """Return a capacity with no more than these slots, None for all; token throughput shrinks with them."""
+        if slots is None or slots >= self.slots:
+            return self
+        rate = self.tokens_per_s
+        return self._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / self.slots)
+
 
 class RequestView(NamedTuple):
     """What a gateway can know about one attempt of a request: never its true output length.
@@ -118,6 +125,10 @@ class RequestView(NamedTuple):
 
     ``key`` and ``model`` are what `policies.hierarchy` finds limits and prices by, and ``wall_s`` is the time of the
     calendar, in seconds since 1970, at which it arrived; None where the core's own time tells it.
+
+    ``prefix`` is what is known of its text: the lines that its tokens run through, (name, tokens from the start to the
+    line's end) each, equal names meaning equal text up to there; empty where nobody asked (`policies.api.Router`).
+    ``session`` names the conversation or agent that it belongs to, empty for one that stands alone.
     """
 
     request_id: str
@@ -132,6 +143,8 @@ class RequestView(NamedTuple):
     key: str = ""
     model: str = ""
     wall_s: float | None = None
+    prefix: tuple[tuple[int, int], ...] = ()
+    session: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------------------

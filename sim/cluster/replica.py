@@ -19,6 +19,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
@@ -42,6 +43,7 @@ class Listener(Protocol[R_contra]):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(Scheduler[R]):
     """A continuous-batching engine on one GPU (or one tensor-parallel group).
 
@@ -120,9 +122,15 @@ class Replica(Scheduler[R]):
         if not self._busy:
             if self.wake_s == NEVER_S:
                 self._wake(now_s)
-        # Nobody overtakes first come, first served: while its head is stuck, an arrival changes nothing yet.
-        elif not self._cut and (self._overtakes or (not self._waiting and len(self._running) < self.max_num_seqs)):
+        elif not self._cut and (self._overtakes or self._finds_a_slot()):
             self._interrupt(now_s)
+
+    def _finds_a_slot(self) -> bool:
+        """Return whether an arrival is next. Nobody overtakes: behind a head that is stuck, it changes nothing yet.
+
+        The count is asked, not the queue, which may still hold those that were aborted.
+        """
+        return self.waiting_count == 1 and len(self._running) < self.max_num_seqs
 
     def fail(self, now_s: float) -> list[R]:
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""

@@ -29,7 +29,7 @@ def sources(tmp_path: Path) -> Path:
 def build(sources: Path, notebooks: str = "off") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(sources), str(sources.parent / "site")]
     environment = os.environ | {"NOTEBOOKS": notebooks}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 def test_the_site_builds_and_a_dead_link_stops_it(sources: Path) -> None:

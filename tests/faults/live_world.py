@@ -21,7 +21,6 @@ from contextvars import ContextVar
 from typing import Any
 from unittest import mock
 
-import aiohttp
 from faults.memory_redis import MemoryClient, MemoryRedis
 from faults.memory_upstreams import Upstreams
 from live.gate import PROFILE, secret
@@ -144,9 +143,8 @@ class Gateway:
             if settings.state.share == "leases":
                 self.log = LeasedLog(settings.state, books=client, **given)
             else:
-                self.log = SharedLog(settings.state, client=client, **given)
-        session = world.upstreams.session(self.name)
-        _SESSION.set(session)
+                self.log = SharedLog(settings.state, client=client, head=recorded_head(read), **given)
+        _CLIENT.set(world.upstreams.client(self.name))
         self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
         return self
 
@@ -358,7 +356,7 @@ class World:
             assert not core.held, list(core.held)
 
 
-_SESSION: ContextVar[Any] = ContextVar("session")
+_CLIENT: ContextVar[Any] = ContextVar("client")
 """What the gateway that a task opens talks to its upstreams through."""
 
 
@@ -371,8 +369,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
-                mock.patch.object(upstreams, "Connector", return_value=None):  # fmt: skip
+        with mock.patch.object(upstreams, "HttpClient", side_effect=lambda *_, **__: _CLIENT.get()):
             yield
     finally:
         logging.disable(before)

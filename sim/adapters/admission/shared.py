@@ -13,8 +13,7 @@ import logging
 from typing import Protocol
 
 from sim.adapters.admission.config import GateConfig
-from sim.errors import InputError
-from sim.live.gateway.config_file import state_secrets
+from sim.live.gateway.config_file import core_of_head, state_secrets
 from sim.live.gateway.core_driver import EventLog
 from sim.live.shared_state.signing import Signer
 from sim.records.provenance import versions
@@ -60,11 +59,16 @@ def shared_state(config: GateConfig) -> SharedState | None:
     from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
-    secrets = state_secrets(config.state, "gate")
-    parts = [config.head(), versions()["tokenpools"], Signer(config.state.pool, secrets.key).fingerprint()]
+    secrets, head = state_secrets(config.state, "gate"), config.head()
+    parts = [head, versions()["tokenpools"], Signer(config.state.pool, secrets.key).fingerprint()]
     agreed = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    made: type[SharedLog | LeasedLog] = LeasedLog if config.state.share == "leases" else SharedLog
-    return made(config.state, loop=asyncio.get_running_loop(), config=agreed, secret=secrets)
+    loop = asyncio.get_running_loop()
+    if config.state.share == "leases":
+        return LeasedLog(config.state, loop=loop, config=agreed, secret=secrets)
+    return SharedLog(
+        config.state, loop=loop, config=agreed, head=head, secret=secrets,
+        core_of=lambda head, leaving: core_of_head(head, "gate", leaving, may_import=False),
+    )  # fmt: skip
 
 
 async def join(log: SharedState | None) -> None:
@@ -79,15 +83,3 @@ async def join(log: SharedState | None) -> None:
     await log.joined(JOIN_S)
     if not log.has_joined:
         LOG.warning("the shared state was not reached within %g s: nobody is let in until it is", JOIN_S)
-
-
-def on_a_loop(config: GateConfig) -> GateConfig:
-    """Return a configuration for a door without a loop of its own.
-
-    Raises
-    ------
-    InputError : its state is shared.
-    """
-    if config.state is not None:
-        raise InputError("state", "needs an event loop", "use tokenpools.Gate, or leave state out")
-    return config
