@@ -108,20 +108,11 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
         raise InputError(start.name, "no iteration was seen", "measure at more lengths and concurrencies")
     usual_s = min(step.duration_s for step in steps)
     linear = _fitted(start, LinearStepTime(base_s=usual_s), _from(usual_s, LINEAR_TERMS), steps, today)
-<<<<<<< HEAD
-    try:
-        bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
-    except UnidentifiedError:  # what iterations without a bend may leave open
-        best = linear
-    else:
-        best = bent if _error(bent) < _CLEARLY_BETTER * _error(linear) else linear
-=======
     best = linear
     with contextlib.suppress(UnidentifiedError):
         bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
         if _error(bent) < _CLEARLY_BETTER * _error(linear):
             best = bent
->>>>>>> main
     overhead_s = _overhead_s(best.profile, seen)
     return best.profile.model_copy(update={"request_overhead_s": overhead_s})
 
