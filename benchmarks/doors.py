@@ -255,6 +255,8 @@ def envoy(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # noq
             address["port_value"] = FIRST_PORT + 7
             if not index:
                 del manager["http_filters"][0]
+                (host,) = manager["route_config"]["virtual_hosts"]
+                host["routes"] = [{"match": {"prefix": "/"}, "route": {"cluster": "replicas"}}]
                 one = {"socket_address": {"address": "127.0.0.1", "port_value": UPSTREAM}}
                 lb = [{"endpoint": {"address": one}}]
                 clusters[:] = [{"name": "replicas", "type": "STATIC", "connect_timeout": "2s", "load_assignment": {
