@@ -19,7 +19,7 @@ import pytest
 import yaml
 from live.gate import free_port
 
-from adapters.pools import config
+from adapters.pools import config, parity
 
 ENVOY = os.environ.get("TOKENPOOLS_ENVOY", "")
 MARKS = [
@@ -78,12 +78,13 @@ class Proxy:
             assert time.monotonic() < deadline_s, (self.folder / "envoy.log").read_text(errors="replace")[-3000:]
             time.sleep(0.05)
 
-    def start_processor(self) -> None:
-        """Start it, again or for the first time, and wait until Envoy knows that it is there."""
+    def start_processor(self, *, answers: bool = True) -> None:
+        """Start it, again or for the first time, and wait until Envoy asks it."""
         command = [sys.executable, "-m", "tokenpools", "ext-proc", str(self.folder / "ext-proc.yaml")]
         with (self.folder / "processor.log").open("ab") as log:
             self.processor = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        self.wait_for(lambda: self.status("/nothing") == 404)
+        if answers:
+            self.wait_for(lambda: self.status("/nothing") == 404)
 
     def status(self, path: str, tenant: str = "acme") -> int:
         """Return what a path is answered with: of one that nobody has 404 is the processor's word."""
@@ -91,6 +92,14 @@ class Proxy:
             return httpx2.get(f"{self.url}{path}", headers={"x-tenant": tenant}, timeout=LONG_S).status_code
         except httpx2.HTTPError:
             return 0
+
+    def stop_processor(self) -> None:
+        """Stop it as a deployment does, and check that all that it was told of has ended, and its verdicts."""
+        self.processor.terminate()
+        assert self.processor.wait(LONG_S) == 0
+        assert self.unended() == 0, "what was in flight is settled"
+        found = parity(self.recording)
+        print(f"{self.mode}: {found.words}")  # noqa: T201  (the log of make envoy shows how many)
 
     def unended(self) -> int:
         """How many requests the core was told of and no end: of what is recorded so far."""
@@ -107,7 +116,8 @@ def ends_in(events: list[Any]) -> int:
 
 @contextmanager
 def proxy(
-    folder: Path, mode: str, upstream_port: int, *, change: Callable[[Any], None] = lambda _: None, **gate: Any
+    folder: Path, mode: str, upstream_port: int, *, change: Callable[[Any], None] = lambda _: None,
+    answers: bool = True, **gate: Any,
 ) -> Iterator[Proxy]:
     """Run both; ``change`` may alter Envoy's configuration."""
     picks = mode != "STREAMED"
@@ -124,7 +134,7 @@ def proxy(
     with (folder / "envoy.log").open("wb") as log:
         envoy = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        made.start_processor()
+        made.start_processor(answers=answers)
         yield made
     finally:
         for process in (envoy, made.processor):
@@ -159,15 +169,6 @@ def envoy_config(proxy: Proxy, upstream_port: int) -> Any:
     _only(clusters["tokenpools"], proxy.listen)
     _only(clusters["unmetered"], upstream_port)
     clusters["tokenpools"]["health_checks"][0] |= {"interval": "0.2s", "no_traffic_interval": "0.2s"}
-    if proxy.mode == "STREAMED":  # nobody names the endpoint
-        replicas = clusters["replicas"]
-        for name in ("lb_policy", "original_dst_lb_config"):
-            del replicas[name]
-        replicas |= {"type": "STATIC", "load_assignment": {"cluster_name": "replicas", "endpoints": [{}]}}
-        _only(replicas, upstream_port)
-        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-        (host,) = manager["route_config"]["virtual_hosts"]
-        host["routes"][0]["match"] = {"prefix": "/"}
     return given
 
 

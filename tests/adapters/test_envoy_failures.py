@@ -6,6 +6,7 @@ Who is served meanwhile is configured: tenant acme (guaranteed) has a route that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -22,7 +23,6 @@ from live.stand_in import StandIn, running
 
 from adapters import envoy_proxy
 from adapters.envoy_proxy import ASK, LONG_S, Proxy, behaves, filter_of
-from adapters.pools import parity
 
 pytestmark = envoy_proxy.MARKS
 LIMIT_S = 0.5
@@ -66,10 +66,12 @@ def open_stream(proxy: Proxy, tenant: str) -> Any:
 
 
 def check_open_and_closed(proxy: Proxy, stand_in: StandIn) -> None:
-    """Acme is served by nobody's budget, others are not, and neither goes where it says itself."""
-    before = len(stand_in.seen)
-    assert ask(proxy, "acme") == 200
-    assert len(stand_in.seen) == before + 1
+    """Acme is served by nobody's budget, others are not, and neither goes where it says itself.
+
+    What Envoy was in the middle of when it found out ends with an error.
+    """
+    proxy.wait_for(lambda: ask(proxy, "acme") == 200)
+    before = len(stand_in.seen) - 1
     for tenant in ("other", "third", "nobody"):
         assert ask(proxy, tenant) in (503, 504)
     assert len(stand_in.seen) == before + 1
@@ -81,21 +83,17 @@ def test_a_processor_that_is_killed(proxy: Proxy, stand_in: StandIn) -> None:
     proxy.processor.wait(LONG_S)
     check_open_and_closed(proxy, stand_in)
     for stream in streams:
-        try:  # without the processor a stream is broken off, or goes on as the route says
-            next(iter(stream))
-        except (openai.APIError, httpx2.HTTPError, StopIteration):
-            pass
+        with contextlib.suppress(openai.APIError, httpx2.HTTPError, StopIteration):
+            next(iter(stream))  # it is broken off, or goes on as the route says
         stream.close()
     proxy.recording.unlink()
     proxy.start_processor()
     assert [ask(proxy, tenant) for tenant in ("acme", "other", "nobody")] == [200, 200, 403]
     proxy.wait_for(lambda: not stand_in.running)
-    with pytest.raises(openai.RateLimitError):
-        held = open_stream(proxy, "other")
-        proxy.client("other").chat.completions.create(**ASK)
+    held = open_stream(proxy, "other")
+    assert ask(proxy, "other") == 429
     held.close()
-    proxy.wait_for(lambda: len(proxy.rows()) > 4 and proxy.unended() == 0)
-    assert parity(proxy.recording).differing == 0
+    proxy.stop_processor()
 
 
 def test_a_processor_that_hangs(proxy: Proxy, stand_in: StandIn) -> None:
@@ -107,8 +105,7 @@ def test_a_processor_that_hangs(proxy: Proxy, stand_in: StandIn) -> None:
         proxy.processor.send_signal(signal.SIGCONT)
     proxy.wait_for(lambda: proxy.status("/nothing") == 404)
     assert ask(proxy, "other") == 200, "its one slot is free: what was asked meanwhile was taken back by Envoy"
-    proxy.wait_for(lambda: proxy.unended() == 0)
-    assert parity(proxy.recording).differing == 0
+    proxy.stop_processor()
 
 
 def test_a_processor_that_is_restarted_under_load(proxy: Proxy, stand_in: StandIn) -> None:
@@ -132,11 +129,11 @@ def test_a_processor_that_is_restarted_under_load(proxy: Proxy, stand_in: StandI
         for how in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
             before = {tenant: served(tenant) for tenant in ("acme", "other", "third")}
             proxy.wait_for(lambda before=before: all(served(name) > count + 3 for name, count in before.items()))  # type: ignore[misc]
-            proxy.processor.send_signal(how)
-            proxy.processor.wait(LONG_S)
             if how == signal.SIGTERM:
-                assert proxy.unended() == 0
-                assert parity(proxy.recording).differing == 0
+                proxy.stop_processor()
+            else:
+                proxy.processor.send_signal(how)
+                proxy.processor.wait(LONG_S)
             proxy.recording.unlink(missing_ok=True)
             proxy.start_processor()
         before = {tenant: served(tenant) for tenant in ("acme", "other", "third")}
@@ -147,8 +144,7 @@ def test_a_processor_that_is_restarted_under_load(proxy: Proxy, stand_in: StandI
             one.join(LONG_S)
     assert not found["nobody", 200], found
     assert found["other", 429], "two at once have one slot"
-    proxy.wait_for(lambda: proxy.unended() == 0)
-    assert parity(proxy.recording).differing == 0
+    proxy.stop_processor()
     has_slot: set[str] = set()
     most = 0
     for _, event, said in proxy.rows():  # never two of a tenant that has one slot
@@ -175,10 +171,10 @@ def test_who_is_held_waits_for_longer_than_a_message_may(stand_in: StandIn, tmp_
         assert got == [200]
         for one in streams:
             one.close()
-        made.wait_for(lambda: made.unended() == 0)
+        made.stop_processor()
 
 
-BODY = b'{"model": "tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 100, "stream": true, '
+BODY = json.dumps(ASK | {"max_tokens": 100, "stream": True}).encode()[:-1] + b", "
 STAGES: dict[str, Callable[[socket.socket], object]] = {
     "after half of the headers": lambda one: one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"),
     "after the headers": lambda one: one.sendall(head(len(BODY) + 50)),
@@ -216,8 +212,7 @@ def test_a_client_that_resets_its_connection_at_any_moment(proxy: Proxy, stand_i
         status = ask(proxy, "other", die=died)
         assert status != 200 or died != "before"
         proxy.wait_for(lambda: ask(proxy, "other") == 200)
-    proxy.wait_for(lambda: proxy.unended() == 0)
-    assert parity(proxy.recording).differing == 0
+    proxy.stop_processor()
 
 
 def test_a_filter_that_only_watches_serves_everybody_and_the_log_says_why(stand_in: StandIn, tmp_path: Path) -> None:
@@ -227,7 +222,8 @@ def test_a_filter_that_only_watches_serves_everybody_and_the_log_says_why(stand_
         del given["status_on_error"]
         given["processing_mode"] |= {"request_body_mode": "STREAMED", "response_body_mode": "STREAMED"}
 
-    with envoy_proxy.proxy(tmp_path, "STREAMED", stand_in.port, change=watch) as made:
-        assert [ask(made, tenant) for tenant in ("acme", "nobody")] == [200, 200]
-        made.wait_for(lambda: "observability_mode" in (tmp_path / "processor.log").read_text())
+    with envoy_proxy.proxy(tmp_path, "STREAMED", stand_in.port, change=watch, answers=False) as made:
+        log = tmp_path / "processor.log"
+        made.wait_for(lambda: ask(made, "nobody") == 200 and "observability_mode" in log.read_text())
+        assert ask(made, "acme") == 200
         assert not made.events()
