@@ -46,7 +46,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
 
 # What a run executes, counted: slower code fails here and in make test, whatever else the machine does.
-.PHONY: gate peers compiled test-compiled bench-compiled
+.PHONY: gate peers compiled test-compiled
 gate: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed_gate.py
 
@@ -56,21 +56,31 @@ build/dynamo/bin/python:
 	$(PYTHON) -m venv build/dynamo
 	$@ -m pip install --quiet ai-dynamo-runtime==1.6.1
 
-# A wheel with the hot modules compiled by mypyc, unpacked beside the plain form: wants a C compiler, 2 GB and some
-# minutes. Then: PYTHONPATH=build/compiled/site .venv/bin/tokenpools ...  test-compiled: the core's tests in that form, and
-# every shipped scenario in both, column by column, with what each cost.
+# A wheel with the hot modules compiled by mypyc, in an environment of its own that takes all other packages from .venv:
+# wants a C compiler, 2 GB and some minutes. Then: build/compiled/venv/bin/tokenpools ...  test-compiled: the core's tests
+# in that form, and every shipped scenario in both. hashes: the latter alone, with a digest of all columns of each, and
+# what each form cost; some of them: make hashes SCENARIOS="paper-exp1 five-classes"
 COMPILED := build/compiled
-FORMS ?=
+INTO_COMPILED = $(if $(UV),$(UV) pip install --python $(COMPILED)/venv/bin/python,$(BIN)/python -m pip --python $(COMPILED)/venv/bin/python install)
+SCENARIOS ?=
 compiled: $(COMPILED)/.ready
-$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/cluster/*.py) $(wildcard policies/*.py) | $(VENV)/.ready
+$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildcard policies/*.py policies/*/*.py) | $(VENV)/.ready
 	rm -rf $(COMPILED)
 	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
-	$(BIN)/python -m zipfile -e $(COMPILED)/*.whl $(COMPILED)/site
+	$(BIN)/python -m venv --without-pip $(COMPILED)/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(COMPILED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(INTO_COMPILED) --quiet --no-deps $(COMPILED)/*.whl
 	touch $@
 
+# PYTHONSAFEPATH: the checkout, where this runs, is not looked into for modules.
 test-compiled: compiled
-	PYTHONPATH=$(COMPILED)/site $(BIN)/pytest tests/cluster tests/policies tests/parity tests/package/test_form.py
-	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/site $(FORMS)
+	PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
+
+.PHONY: hashes
+hashes: compiled
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
 # Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
 mutants: $(VENV)/.ready

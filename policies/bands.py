@@ -30,6 +30,7 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.names import check_names
 from policies.parts.order import Order
@@ -81,6 +82,10 @@ class Bands(Waits):
     timeout_status: Literal[408, 429, 504] = field(default=429, metadata=TIMEOUT_STATUS)
     tick_s: float = field(default=0.05, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.05"})
 
+    def __post_init__(self) -> None:
+        refuse_idle(self, "queue_tokens", "each band has a queue of queue_requests", "give queue_requests")
+        refuse_idle(self, "occupancy", "saturation decides how much is let in", "give max_ceiling")
+
 
 class _Band:
     def __init__(self, priority: int, order: Order) -> None:
@@ -91,6 +96,8 @@ class _Band:
 
 class BandsPolicy(QueueingPolicy):
     """See `policies.parts.queueing.QueueingPolicy`. The replicas' room does not matter, only the gate does."""
+
+    _prompt_at_start = True
 
     def __init__(
         self, params: Bands, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,
@@ -233,7 +240,8 @@ class BandsPolicy(QueueingPolicy):
         self._cycles.reserve(1, now_s)
         if self.taken(flight) is not None:
             band.order.served(request.entitlement)
-        band.order.charge(request.entitlement, request.prompt_tokens, now_s)
+        if self._prompt_at_start:
+            band.order.charge(request.entitlement, request.prompt_tokens, now_s)
         band.order.hold(request.entitlement, 1, flight.reserved_tokens, pool)
         self._signal.admitted(flight)
         if band.priority < 0:
@@ -244,7 +252,8 @@ class BandsPolicy(QueueingPolicy):
         super().on_ended(flight, pool, now_s)
         name = flight.request.entitlement
         order = self._bands[self._rank[name]].order
-        order.charge(name, 2 * flight.output_tokens, now_s)
+        prompt_tokens = flight.request.prompt_tokens if not self._prompt_at_start and flight.prompt_credited else 0
+        order.charge(name, prompt_tokens + 2 * flight.output_tokens, now_s)
         order.hold(name, -1, -flight.reserved_tokens, pool)
         self._signal.ended(flight)
         self._sheddable.pop(flight.request.request_id, None)

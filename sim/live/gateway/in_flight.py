@@ -13,7 +13,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from policies.api import (
     Event,
@@ -48,15 +48,27 @@ class Cut(StrEnum):
     DRAINED = "drained"
 
 
+class ChunkClient(Protocol):
+    """A client that takes pieces of an answer without being waited for."""
+
+    def takes_chunks(self) -> bool:
+        """Return whether it takes one now."""
+        ...
+
+    def write_chunk(self, data: bytes) -> None:
+        """Send one."""
+        ...
+
+
 class Exchange:
     """One request from its first byte to its end. Written by the task that serves it and by the in_flight."""
 
     __slots__ = (
         "answered", "answers", "arrival_s", "arrived", "asked_priority", "attempt", "available", "background",
-        "cached_tokens", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by", "deadline_s",
-        "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
-        "in_background", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens", "model",
-        "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
+        "cached_tokens", "client", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by",
+        "deadline_s", "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
+        "in_background", "is_identified", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens",
+        "model", "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
         "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent", "sent_s", "sequences",
         "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict", "waiter",
     )  # fmt: skip
@@ -87,9 +99,11 @@ class Exchange:
         self.needed = self.available = 0.0
         self.http_status = 0
         self.retry_after_s: float | None = None
+        self.is_identified = False  # it counts for its key
         self.arrived = False  # the core knows of it
         self.started = False  # the client was sent a status
         self.answered = False  # and everything else
+        self.client: ChunkClient | None = None  # to whom pieces of an answer can be sent at once
         self.template = b""  # an event of its stream, to end it with one like it
         self.verdict: Verdict | None = None
         self.waiter: asyncio.Future[None] | None = None
@@ -195,17 +209,20 @@ class InFlightTable:
 
     def identified(self, exchange: Exchange) -> int:
         """Take note of whose a request is, and return how many of that key are on their way."""
+        exchange.is_identified = True
         self._by_key[exchange.key_name] += 1
         return self._by_key[exchange.key_name]
 
     def close(self, exchange: Exchange) -> None:
-        """Take note that a request has ended, and tell the observers."""
+        """Take note that a request has ended, once, and tell the observers."""
         exchange.answered = True
-        if exchange.key_name:
+        if self._exchanges.pop(exchange.request_id, None) is None:
+            return
+        if exchange.is_identified:
             self._by_key[exchange.key_name] -= 1
             if not self._by_key[exchange.key_name]:
                 del self._by_key[exchange.key_name]
-        if self._exchanges.pop(exchange.request_id, None) is not None and self.observers:
+        if self.observers:
             log = exchange.log(self._now_s())
             for observer in self.observers:
                 try:
