@@ -4,7 +4,7 @@
 
 The doors are those of `doors.py`, each in its real server, with eight slots and twenty-four clients at once: many are
 refused, some leave in the middle of their answer, some streams are read to their end. Afterwards the recording is told
-to a fresh core as `tokenpools parity` does, and every request that was let in must have had one end. Exit code 1 if not.
+to a fresh core as `tokenpools parity` does, and every request that was let in must have had one end; else exit code 1.
 """
 
 from __future__ import annotations

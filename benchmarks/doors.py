@@ -1,12 +1,13 @@
 """What each door adds to a request, in latency and CPU, beside the same server without it.
 
-    python benchmarks/doors.py [--requests 300] [--rounds 3] [--only own,library,LiteLLM,Envoy] [--real-time] [--out FILE]
+    python benchmarks/doors.py [--requests 300] [--rounds 3] [--only own,library,LiteLLM,Envoy] [--real-time]
+                               [--out FILE]
 
 One model server that costs next to nothing (`gateway_load/upstream.py`), one client that sends one request at a time,
 and each door's server without the door and with it, in turn, round by round: what else the machine does falls on both.
 Latency is what the client sees; CPU is that of all processes of the server and of the door, per request. LiteLLM and
-Envoy come from ``make litellm`` and ``make envoy``. What the own gateway stands beside is the model server alone. Target
-(issue 18): Envoy's door adds less than 1 ms at P99. Exit code 1 if missed. `make doors` writes docs/doors.csv.
+Envoy come from ``make litellm`` and ``make envoy``. What the own gateway stands beside is the model server alone.
+Target (issue 18): Envoy's door adds less than 1 ms at P99. Exit code 1 if missed. `make doors` writes docs/doors.csv.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ POOL = {
     "entitlements": [{"name": "all", "service_class": "guaranteed", "ttft_slo_s": 1.0, "baseline": {"slots": 256}}],
 }  # fmt: skip
 GATE: dict[str, Any] = {"version": 1, "pool": POOL, "policy": "token-pool"}
-HEADS = ("door", "beside", "without P50 ms", "P99", "with P50 ms", "P99", "added P50 ms", "added P99 ms", "added CPU ms")
+HEADS = (
+    "door", "beside", "without: P50 ms", "P99 ms", "with: P50 ms", "P99 ms", "added: P50 ms", "P99 ms", "CPU ms",
+)  # fmt: skip
 BESIDE = {"own": "no server", "library": "a server of aiohttp", "LiteLLM": "its proxy", "Envoy": "Envoy alone"}
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 16}
 SERVER = '''
