@@ -252,7 +252,8 @@ class Exchange:
             raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
         least = 1 if never_too_long(parsed.fields) else counted.least_tokens
         counted = PromptCount(counted.tokens, least)
-        self._asked = parsed.without_fields()
+        parsed.drop_fields()
+        self._asked = parsed
         core = self._with.admissions.core
         most: int | None = parsed.max_output_tokens
         if not endpoint.generates:
