@@ -269,6 +269,8 @@ class Application:
 
     def _slots(self, sequences: int) -> int:
         """Return how many slots so many sequences take: a replica never runs more at a time than it has slots."""
+        if sequences == 1:
+            return 1
         return max(1, min(sequences, self.settings.capacity_of(1).slots))
 
     def _view(self, exchange: Exchange) -> RequestView:
