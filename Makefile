@@ -133,11 +133,17 @@ $(CLIENTS)/.ready: benchmarks/clients/package.json
 	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
 	touch $@
 
-# The real Envoy with the external processor in it, in an environment of its own; a minute (docs/adapters.md).
+# The real Envoy with the external processor in it, in an environment of its own; some minutes (docs/adapters.md).
 ENVOY := build/envoy
 .PHONY: envoy
 envoy: $(VENV)/.ready $(ENVOY)/.ready
-	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py
+	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py tests/adapters/test_envoy_failures.py
+
+# What each door adds to a request, in one run, and that each decides as the core alone does: a few minutes.
+.PHONY: doors
+doors: $(VENV)/.ready $(LITELLM)/.ready $(ENVOY)/.ready
+	$(BIN)/python benchmarks/doors.py --real-time --out docs/doors.csv
+	$(BIN)/python benchmarks/door_parity.py --out docs/door-parity.csv
 
 # Envoy's messages (sim/adapters/envoy/protos), after a change of the protos.
 PROTOC := build/protoc
