@@ -42,6 +42,16 @@ install: $(VENV)/.core
 pythons: $(VENV)/.ready
 	$(BIN)/python benchmarks/pythons.py
 
+# The documentation as a site, with the notebooks run and their outputs in it: build/site/index.html
+.PHONY: docs lab
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
+
+# The notebooks in JupyterLab, in a browser.
+lab: $(VENV)/.ready
+	$(INSTALL) --editable ".[all,lab]"
+	$(BIN)/jupyter lab notebooks
+
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
 
@@ -133,11 +143,17 @@ $(CLIENTS)/.ready: benchmarks/clients/package.json
 	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
 	touch $@
 
-# The real Envoy with the external processor in it, in an environment of its own; a minute (docs/adapters.md).
+# The real Envoy with the external processor in it, in an environment of its own; some minutes (docs/adapters.md).
 ENVOY := build/envoy
 .PHONY: envoy
 envoy: $(VENV)/.ready $(ENVOY)/.ready
-	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py
+	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py tests/adapters/test_envoy_failures.py
+
+# What each door adds to a request, in one run, and that each decides as the core alone does: a few minutes.
+.PHONY: doors
+doors: $(VENV)/.ready $(LITELLM)/.ready $(ENVOY)/.ready
+	$(BIN)/python benchmarks/doors.py --real-time --out docs/doors.csv
+	$(BIN)/python benchmarks/door_parity.py --out docs/door-parity.csv
 
 # Envoy's messages (sim/adapters/envoy/protos), after a change of the protos.
 PROTOC := build/protoc

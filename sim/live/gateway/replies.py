@@ -87,6 +87,54 @@ def _gone(*_: object) -> bytes:
     raise AssertionError("the body of a request is asked for after its answer began")
 
 
+class _Passage:
+    """The short way of a stream's events to a client that keeps up: no task is woken for them.
+
+    From the first token on, everything that needs no waiting goes this way; the task that serves the request sees to
+    the rest: the beginning, the end, errors, whose a response is, and a client that does not read.
+
+    Attributes
+    ----------
+    out : what was read already of the piece that `through` has left to the task; None where nothing was.
+    """
+
+    __slots__ = ("_client", "_exchange", "_idle_s", "_loop", "_reader", "_splitter", "out")
+
+    def __init__(
+        self, exchange: Exchange, splitter: Splitter, reader: StreamReader, loop: asyncio.AbstractEventLoop,
+        idle_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._client = exchange.client
+        self._splitter = splitter
+        self._reader = reader
+        self._loop = loop
+        self._idle_s = idle_s
+        self.out: bytes | None = None
+
+    def through(self, data: bytes) -> bool:
+        """Pass a piece on, if that can be done at once; see `sim.live.replicas.http_client.Body.readany`."""
+        exchange, client, reader = self._exchange, self._client, self._reader
+        if not exchange.first_seen_s or client is None or exchange.cut_by is not None or not client.takes_chunks():
+            return False
+        whole = self._splitter.feed(data)
+        if not whole:
+            return True
+        response_id = reader.response_id
+        out = reader.read(whole)
+        now_s = exchange.last_token_s = self._loop.time()
+        tokens = reader.tokens
+        if tokens > exchange.output_tokens:
+            exchange.output_tokens = tokens
+        if reader.error is not None or reader.response_id != response_id or (response_id and reader.complete):
+            self.out = out
+            return False
+        if out:
+            client.write_chunk(out)
+        exchange.wait(now_s + self._idle_s, Cut.UPSTREAM_SILENT)
+        return True
+
+
 class Replies:
     """Passes answers on."""
 
@@ -207,17 +255,21 @@ class Replies:
             self._settling.pace.tokens_per_event(forward.replica_id),
         )
         content, owned = response.content, ("", reader.complete)
+        passage = _Passage(exchange, splitter, reader, loop, timeouts.idle_s)
         first_by_s = exchange.deadline_s  # what is sent before the first token does not put this off
         while True:
-            data = await content.readany()
-            whole = splitter.feed(data) if data else splitter.end()
-            if not whole:
-                if not data:
-                    break
-                continue
-            out = reader.read(whole)
-            exchange.template = exchange.template or reader.first
-            self._count(exchange, reader)
+            data = await content.readany(passage.through)
+            if passage.out is not None:
+                out, passage.out = passage.out, None
+            else:
+                whole = splitter.feed(data) if data else splitter.end()
+                if not whole:
+                    if not data:
+                        break
+                    continue
+                out = reader.read(whole)
+                exchange.template = exchange.template or reader.first
+                self._count(exchange, reader)
             if reader.error is not None:
                 await self._refused_stream(exchange, reader, out, send)
             if exchange.cut_by is not None:  # by what the core said just now

@@ -38,12 +38,19 @@ def test_time_that_the_loop_lost_is_given_again_and_no_other() -> None:
     assert (calls, type(error)) == (1, TimeoutError)
 
 
+class Kept(asyncio.Protocol):
+    """A connection that can be closed."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+
 def test_so_many_are_made_at_a_time_and_all_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connector, "AT_ONCE", 3)
     now = most = 0
 
-    async def connect() -> list[asyncio.Protocol]:
-        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    async def connect() -> int:
+        server = await asyncio.get_running_loop().create_server(Kept, "127.0.0.1", 0)
         one = Connector("127.0.0.1", server.sockets[0].getsockname()[1], None, 30.0)
         plain = one._loop.create_connection
 
@@ -57,11 +64,14 @@ def test_so_many_are_made_at_a_time_and_all_in_the_end(monkeypatch: pytest.Monke
                 now -= 1
 
         monkeypatch.setattr(one._loop, "create_connection", counted)
-        found = await asyncio.gather(*(one.connect(asyncio.Protocol) for _ in range(20)))
+        found = await asyncio.gather(*(one.connect(Kept) for _ in range(20)))
+        for each in found:
+            each.transport.abort()
         server.close()
-        return found
+        await server.wait_closed()
+        return len({id(each) for each in found})
 
-    assert len(asyncio.run(connect())) == 20
+    assert asyncio.run(connect()) == 20
     assert most == 3
 
 
