@@ -129,6 +129,7 @@ class Node:
         self._alarm: Alarm | None = None
         self._spare = Alarm(clock, self._wake)
         self.replica_id = replica_id
+        self.profile = profile
         self.up = self.reachable = True
         self.replica = unit_of(profile, listener, self._arm)
         self._boundary = self.replica.boundary
