@@ -34,6 +34,7 @@ from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.reserve import Reserve, ReservePolicy
+from policies.routers.adapter_aware import AdapterAware, AdapterAwareRouter
 from policies.routers.expected_time import LeastExpectedTime, LeastExpectedTimeRouter
 from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
 from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
@@ -208,6 +209,7 @@ ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "random": Entry(Random, RandomRouter),
     "scored": Entry(Scored, ScoredRouter),
     "prefix-aware": Entry(PrefixAware, PrefixAwareRouter),
+    "adapter-aware": Entry(AdapterAware, AdapterAwareRouter),
     "slo-tier": Entry(SloTier, SloTierRouter),
 })
 """Which replica takes a request."""

@@ -167,6 +167,7 @@ def simulate(
         notice_s=world.notice_s,
         ttft_slos_s=_ttft_slos_s(world),
         with_prefixes=with_prefixes,
+        with_adapters=any(one.lora is not None for one in (world.profile, *world.also)),
         with_sessions=any(getattr(one, "wants_sessions", False) for one in deciding),
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
