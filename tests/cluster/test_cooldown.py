@@ -12,7 +12,10 @@ from workloads.clients import SharedCooldown
 
 
 def attempts(client: str) -> Any:
-    overrides = ["horizon_s=120", "warmup_s=5", "timeline_interval_s=null", f"workload[0].client={client}"]
+    overrides = [
+        "horizon_s=120", "warmup_s=5", "timeline_interval_s=null", f"workload[0].client={client}",
+        "policies=[{kind: rate-limit, requests_per_min: 60}]",
+    ]
     scenario = load_scenario("agents-cooldown", overrides=overrides)
     return run_scenario(scenario, check_invariants=True).requests.to_pandas()
 
