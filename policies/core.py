@@ -57,6 +57,7 @@ from policies.api import (
 )
 from policies.budgets import BudgetState
 from policies.hierarchy import Hierarchy
+from policies.native import mypyc_attr
 from policies.pool_state import BOUND, NEVER_S, PoolState
 
 NO_CAPACITY_RETRY_S = 5.0
@@ -69,6 +70,7 @@ Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 _new = tuple.__new__
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class GatewayCore(PoolState):
     """One pool's gateway.
 

@@ -34,11 +34,13 @@ from policies.api import (
     Timekeeping,
 )
 from policies.hierarchy import Hierarchy
+from policies.native import mypyc_attr
 
 NEVER_S = float("inf")
 BOUND = EntitlementState.BOUND
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PoolState:
     """The books of one pool's gateway, and how they change; see `policies.core.GatewayCore` for the parameters."""
 

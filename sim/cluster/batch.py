@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.discipline import DISCIPLINES
 from sim.cluster.engine_inbox import EngineInbox
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
@@ -30,6 +31,7 @@ what they cost."""
 R = TypeVar("R", bound=EngineRequest)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Batch(EngineInbox[R]):
     """The requests that hold a slot, and those that wait for one.
 

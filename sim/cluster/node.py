@@ -1,4 +1,4 @@
-"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become alarms."""
+"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become alarms (`Wake`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from simpy.events import Event
-
+from sim.cluster.agenda import Wake
 from sim.cluster.attempt import Attempt
-from sim.cluster.clock import LAST, Alarm, Clock
+from sim.cluster.clock import Clock
 from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
 from sim.cluster.engine_group import Engine
 from sim.cluster.engine_request import NEVER_S, EngineRequest
@@ -131,14 +130,12 @@ class Node:
     """
 
     def __init__(self, clock: Clock, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
-        self._clock = clock
-        self._alarm: Alarm | None = None
-        self._spare = Alarm(clock, self._wake)
+        wake = Wake(clock.agenda)
         self.replica_id = replica_id
         self.profile = profile
         self.up = self.reachable = True
-        self.replica = unit_of(profile, listener, self._arm)
-        self._boundary = self.replica.boundary
+        self.replica = unit_of(profile, listener, wake.arm)
+        wake.call = self.replica.boundary
         self._overhead_s = profile.request_overhead_s
         self._handling_s = profile.request_handling_s
         self._handled_s = -NEVER_S
@@ -157,21 +154,6 @@ class Node:
         if self._per_running_s:  # the server hands on what all of them make
             now_s += self._per_running_s * (self.replica.running_count + self.replica.waiting_count)
         self.replica.submit(attempt, now_s + self._overhead_s)
-
-    def _arm(self, at_s: float) -> None:
-        if at_s == NEVER_S:
-            self._alarm = None
-            return
-        alarm = self._spare
-        if alarm.callbacks is not None:  # it is set, and being replaced
-            alarm = self._spare = Alarm(self._clock, self._wake)
-        self._alarm = alarm
-        self._clock.set(alarm, at_s, LAST)
-
-    def _wake(self, alarm: Event) -> None:
-        # An alarm that was replaced still rings, and is ignored.
-        if alarm is self._alarm:
-            self._boundary(self._clock._now)
 
 
 def _cached_tokens(unit: Any, attempt: Attempt, now_s: float) -> int:

@@ -14,6 +14,7 @@ import asyncio
 import ipaddress
 from collections import Counter as Tally
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any, ClassVar
 
 import httptools
@@ -38,15 +39,69 @@ _HTTP_1_REQUIRED = bytes.fromhex("000000040000000000" "0000080700000000000000000
 class Client:
     """The client of one request. ``left`` is called once when it goes away."""
 
-    __slots__ = ("_transport", "left")
+    __slots__ = ("_cycle", "_transport", "left")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._cycle: Any = None
         self.left: Callable[[], None] | None = None
+
+    def begin(self, cycle: Any) -> None:
+        """Take note of what answers it (uvicorn's)."""
+        self._cycle = cycle
+
+    def takes_chunks(self) -> bool:
+        """Return whether `write_chunk` may be called now: an answer in chunks has begun, and what was sent is taken."""
+        cycle = self._cycle
+        return bool(
+            cycle is not None and cycle.chunked_encoding and cycle.response_started and not cycle.response_complete
+            and not cycle.flow.write_paused and not cycle.disconnected
+        )  # fmt: skip
+
+    def write_chunk(self, data: bytes) -> None:
+        """Send a piece of the answer at once, without a task of its own (as ``http.response.body`` would)."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def abort(self) -> None:
         """Close the connection without regard to what is not written yet."""
         self._transport.abort()
+
+
+class _HeadWithBody:
+    """A transport for one answer that sends its head together with what follows: one write costs as much as two."""
+
+    __slots__ = ("_cycle", "_head", "_transport", "_wrote")
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle = cycle
+        self._transport: asyncio.Transport = cycle.transport
+        self._head = b""
+        self._wrote = False
+
+    def write(self, data: bytes) -> None:
+        """Keep the first write of an answer, which is its head, and send everything else."""
+        if not self._wrote and self._cycle.response_started:
+            self._wrote = True
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that nothing follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close, once everything is sent."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return whether nothing can be sent any more."""
+        return self._transport.is_closing()
 
 
 class _HeadTooLargeError(Exception):
@@ -205,12 +260,21 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._disarm()
         super().on_headers_complete()
+        self._clients[-1].begin(self.cycle)
+        answer = _HeadWithBody(self.cycle)
+        self.cycle.transport = answer  # type: ignore[assignment]
+        self.cycle.on_response = partial(self._answered, answer)
         if self.scope["http_version"] == "1.0":
             self.cycle.send = _PlainAnswer(self.cycle).send  # type: ignore[assignment]
         if self.pipeline:  # uvicorn reads no more, and would not see that the client has left
             self.flow.resume_reading()
             if len(self.pipeline) > _MOST_AHEAD:
                 self.transport.abort()
+
+    def _answered(self, answer: _HeadWithBody) -> None:
+        """Send what is left of an answer, and go on."""
+        answer.flush()
+        self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Count the body."""
