@@ -51,13 +51,11 @@ class Scheduler(Batch[R]):
         "_reserves_prompts",
         "_run_start_s",
         "_shares_budget",
-        "_step",
         "_watermark",
         "slowdown",
     )
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
-        self._step = settings.step_time
         self._arm = arm
         self._max_batched_tokens = settings.max_num_batched_tokens
         self._batcher = settings.batcher

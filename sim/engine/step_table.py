@@ -88,6 +88,14 @@ class TableStepTime:
             "description": "give how far attention of uneven contexts goes from the mean to the longest, e.g. 0.05",
         },
     )
+    saturating_sequences: float = field(
+        default=0.0,
+        metadata={
+            "ge": 0,
+            "description": "give how many sequences keep the memory busy, where attention reads each at its own pace, "
+            "e.g. 7",
+        },
+    )
     scale: float = field(default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"})
     experts: Experts | None = field(
         default=None, metadata={"description": "give the times of experts, where they are not in dense_s"}
