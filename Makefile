@@ -21,6 +21,13 @@ demo: $(VENV)/.core
 test: lint
 	$(BIN)/pytest -n auto --dist loadgroup
 
+# Every property with examples that no run drew before, TIMES as many as in make test (10: about half an hour). What it
+# finds becomes a test of its own.
+TIMES ?= 10
+.PHONY: explore
+explore: $(VENV)/.ready
+	$(BIN)/pytest -n auto -m hypothesis --hypothesis-profile explore --examples-times $(TIMES)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -91,7 +98,7 @@ LITELLM := build/litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
 
-# The paper's first experiment through LiteLLM's proxy, simulated replicas behind it: five minutes, in real time.
+# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: ten minutes, in real time.
 .PHONY: litellm-paper
 litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
 	rm -rf results/litellm
@@ -99,7 +106,7 @@ litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
 
 $(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
 	$(PYTHON) -m venv $(LITELLM)
-	$(LITELLM)/bin/python -m pip install --quiet "$$(sed -n 's/^LITELLM = "\(.*\)"/\1/p' benchmarks/gateway.py)" --editable .
+	$(LITELLM)/bin/python -m pip install --quiet "$$(sed -n 's/^LITELLM = "\(.*\)"/\1/p' benchmarks/gateway.py)" --editable ".[live]"
 	touch $@
 
 # Strangers' clients through the gateway: SDKs for Node, Java's HttpClient, curl, vllm bench serve (of make live, where that

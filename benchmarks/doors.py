@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 import yaml
-from servers import answers, at_once, first
+from servers import answers, at_once, first, until
 
 from sim.live.gateway.authentication import hashed
 
@@ -267,7 +267,7 @@ def envoy(folder: Path, none: Server) -> Iterator[tuple[Server, Server]]:  # noq
             url = "" if index else f"http://127.0.0.1:{port}/v1/models"
             pid = stack.enter_context(running(command, url, folder, config.stem))
             made.append(Server(port, [pid, processor] if index else [pid]))
-        until(lambda: _status(made[1].port) == 404, "envoy with the processor")
+        until(lambda: _status(made[1].port) == 404, "envoy with the processor", STARTS_S)
         yield made[0], made[1]
 
 
@@ -287,7 +287,7 @@ def running(
         )  # fmt: skip
     try:
         if url:
-            until(lambda: answers(url), f"{name}: {command[0]}")
+            until(lambda: answers(url), f"{name}: {command[0]}", STARTS_S)
         yield process.pid
     finally:
         process.terminate()
@@ -300,15 +300,6 @@ def hurry() -> None:
         at_once()
     else:
         first()
-
-
-def until(says: Any, what: str) -> None:
-    """Wait until something is so."""
-    deadline_s = time.monotonic() + STARTS_S
-    while not says():
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"{what} did not start")
-        time.sleep(0.2)
 
 
 def _status(port: int) -> int:

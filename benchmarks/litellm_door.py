@@ -1,12 +1,12 @@
-"""The paper's first experiment through LiteLLM's proxy, with the callback in it and simulated replicas behind it.
+"""The paper's experiments through LiteLLM's proxy, with the callback in it and simulated replicas behind it.
 
-    python benchmarks/litellm_door.py [--policies none token-pool] [--out results/litellm]
+    python benchmarks/litellm_door.py [--runs exp1/none/0 exp2/token-pool/0] [--out results/litellm]
 
 `make litellm-paper` runs it. It starts `tokenpools mock-server` with the scenario's profile in real time, LiteLLM's
 proxy before it, and sends the requests of `tokenpools replay`; the acceptance table of the paper is read from what its
-client saw and from the replica's own metrics. What the callback recorded is told to a fresh core. Experiment 2 takes
-away half of the pool's slots in the middle, which nobody can tell a callback of LiteLLM's: it is not run. Exit code 1
-where a row of the table fails or a verdict differs.
+client saw, from the replica's own metrics and from the state that the callback shows on its admin pages. In the second
+experiment the replica loses half of its slots, and the callback is told there. What the callback recorded is told to a
+fresh core. Exit code 1 where a row of the table fails, a verdict differs or requests were sent too late.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from servers import at_once, serving
+from servers import answers, at_once, serving, until
 
 from sim.judging.parity import check_parity
+from sim.records.result_folder import read_manifest
 from sim.scenario.load import load_scenario
 from sim.studies import paper_acceptance as acceptance
-from sim.studies import paper_measures as measures
-from sim.studies.live_proof import FIRST, SECOND, joined_tables
+from sim.studies.live_proof import FIRST, SECOND, begun_at, joined_tables, measured
 
 ROOT = Path(__file__).resolve().parents[1]
-PROXY, REPLICA = 18_400, 18_401
+PROXY, REPLICA, PAGES = 18_400, 18_401, 18_402
+BEGIN_AT_S = 15.0  # on the callback's clock: a tick of the policy, and late enough for a slow machine
+SCENARIOS = {"exp1": FIRST, "exp2": SECOND}
+RUNS = ["exp1/none/0", "exp1/token-pool/0", "exp1/token-pool/1", "exp2/token-pool/0"]
 STARTS_S = 240.0
 KEY = "sk-none"
 AUTH = '''
@@ -44,7 +47,10 @@ async def by_team(request, api_key):
 def main() -> int:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policies", nargs="+", default=["none", "token-pool"])
+    parser.add_argument(
+        "--runs", nargs="+", default=RUNS,
+        help="Experiment, policy and draw; experiment 1's P99 hangs on the draw, and the mean is judged.",
+    )
     parser.add_argument("--litellm", type=Path, default=ROOT / "build/litellm", help="Environment that has LiteLLM.")
     parser.add_argument("--out", type=Path, default=Path("results/litellm"), help="Folder to write, new or empty.")
     args = parser.parse_args()
@@ -53,33 +59,41 @@ def main() -> int:
         print(f"error: {out} is not empty; remove it, or name another with --out", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    folders, parities = [], []
-    for policy in args.policies:
-        folders.append(run(policy, args.litellm.absolute(), out))
-        parities.append((policy, check_parity(out / f"{policy}.jsonl")))
-    tables = joined_tables(folders)
-    one = measures.each_replication(tables.requests, tables.timeline, measures.experiment1(load_scenario(FIRST)))
-    table = acceptance.rows(one, None, load_scenario(SECOND))
+    live: dict[str, list[Path]] = {}
+    parities = []
+    for name in args.runs:
+        experiment, policy, draw = name.split("/")
+        folder = run(SCENARIOS[experiment], policy, int(draw), args.litellm.absolute(), out)
+        live.setdefault(SCENARIOS[experiment], []).append(folder)
+        parities.append((name, check_parity(folder.with_suffix(".jsonl"))))
+    one, two = (measured(joined_tables(live[name]) if name in live else None, name) for name in (FIRST, SECOND))
+    table = acceptance.rows(one, two, load_scenario(SECOND))
     print(acceptance.as_table(table))
-    for policy, parity in parities:
-        print(f"{policy}: {parity.words}")
+    for name, parity in parities:
+        print(f"{name}: {parity.words}")
+    late = [str(folder) for folders in live.values() for folder in folders if not read_manifest(folder)["valid"]]
+    if late:
+        print(f"not valid, because requests were sent more than 5 ms late at P99: {', '.join(late)}")
     failed = [row.check for row in table if row.verdict == acceptance.FAIL]
-    return 1 if failed or any(parity.differing for _, parity in parities) else 0
+    return 1 if failed or late or any(parity.differing for _, parity in parities) else 0
 
 
-def run(policy: str, litellm: Path, out: Path) -> Path:
-    """Send one draw of the experiment under one policy; returns the result folder."""
-    written: dict[str, Any] = yaml.safe_load((files("scenarios") / f"{FIRST}.yaml").read_text(encoding="utf-8"))
+def run(scenario: str, policy: str, draw: int, litellm: Path, out: Path) -> Path:
+    """Send a draw of an experiment under a policy; returns the result folder."""
+    name = f"{scenario}-{policy}-{draw}"
+    written: dict[str, Any] = yaml.safe_load((files("scenarios") / f"{scenario}.yaml").read_text(encoding="utf-8"))
     (chosen,) = [one for one in written["policies"] if policy in (one, one["kind"] if isinstance(one, dict) else "")]
-    names = [one["name"] for one in written["pool"]["entitlements"]]
+    begun_at(written["pool"], BEGIN_AT_S)
+    teams = [one["name"] for one in written["pool"]["entitlements"]]
     gate = {
-        "version": 1, "pool": written["pool"], "policy": chosen, "tenants": {f"team:{name}": name for name in names},
-        "recording": str(out / f"{policy}.jsonl"), "seed": written["seed"],
+        "version": 1, "pool": written["pool"], "policy": chosen, "tenants": {f"team:{team}": team for team in teams},
+        "recording": str(out / f"{name}.jsonl"), "seed": written["seed"], "admin": {"port": PAGES},
     }  # fmt: skip
     (out / "gate.yaml").write_text(yaml.safe_dump(gate), encoding="utf-8")
-    (out / "keys.yaml").write_text(yaml.safe_dump({name: f"sk-{name}" for name in names}), encoding="utf-8")
+    (out / "keys.yaml").write_text(yaml.safe_dump({team: f"sk-{team}" for team in teams}), encoding="utf-8")
     (out / "auth_by_team.py").write_text(AUTH, encoding="utf-8")
-    replica = f"http://127.0.0.1:{REPLICA}"
+    (out / "slots").unlink(missing_ok=True)
+    replica, pages = f"http://127.0.0.1:{REPLICA}", f"http://127.0.0.1:{PAGES}"
     (out / "config.yaml").write_text(yaml.safe_dump({
         "model_list": [{"model_name": "replica", "litellm_params": {
             "model": "text-completion-openai/replica", "api_base": f"{replica}/v1", "api_key": KEY,
@@ -92,24 +106,27 @@ def run(policy: str, litellm: Path, out: Path) -> Path:
     with ExitStack() as stack:
         stack.enter_context(serving(
             [sys.executable, "-m", "tokenpools", "mock-server", "--profile", written["pool"]["profile"], "--port",
-             str(REPLICA), "--model", "replica"], out / f"{policy}-replica.log", {}, f"{replica}/health",
-            starts_s=STARTS_S, folder=out,
+             str(REPLICA), "--model", "replica", "--slots-file", str(out / "slots")],
+            out / f"{name}-replica.log", {}, f"{replica}/health", starts_s=STARTS_S, folder=out,
         ))  # fmt: skip
         stack.enter_context(serving(
             [str(litellm / "bin/litellm"), "--config", str(out / "config.yaml"), "--host", "127.0.0.1", "--port",
-             str(PROXY)], out / f"{policy}-litellm.log", env, f"http://127.0.0.1:{PROXY}/health/liveliness",
+             str(PROXY)], out / f"{name}-litellm.log", env, f"http://127.0.0.1:{PROXY}/health/liveliness",
             starts_s=STARTS_S, folder=out,
         ))  # fmt: skip
+        until(lambda: answers(f"{pages}/admin/state"), "the callback's pages", STARTS_S)
         done = subprocess.run([
-            sys.executable, "-m", "tokenpools", "replay", FIRST, "--policy", policy, "--base-url",
-            f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys", str(out / "keys.yaml"),
-            "--model", "replica", "--out", str(out / policy),
+            sys.executable, "-m", "tokenpools", "replay", scenario, "--policy", policy, "--replication", str(draw),
+            "--base-url", f"http://127.0.0.1:{PROXY}", "--metrics-url", f"{replica}/metrics", "--keys",
+            str(out / "keys.yaml"),
+            "--admin-url", pages, "--slots-file", str(out / "slots"), "--begin-at-s", str(BEGIN_AT_S),
+            "--model", "replica", "--out", str(out / name),
         ], capture_output=True, text=True, check=False, cwd=out, start_new_session=True,
             preexec_fn=at_once)  # fmt: skip
     print(done.stdout, done.stderr, file=sys.stderr)
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
-    return out / policy
+    return out / name
 
 
 if __name__ == "__main__":

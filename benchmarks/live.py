@@ -24,7 +24,7 @@ import yaml
 from servers import at_once, serving
 
 from sim.live.gateway.authentication import hashed, new_key
-from sim.studies.live_proof import FIRST, SECOND, prove
+from sim.studies.live_proof import FIRST, SECOND, begun_at, prove
 
 ROOT = Path(__file__).resolve().parents[1]
 PACED = ROOT / "benchmarks" / "paced_vllm"
@@ -109,10 +109,7 @@ def write_config(
     written: dict[str, Any] = yaml.safe_load((files("scenarios") / f"{scenario}.yaml").read_text(encoding="utf-8"))
     (chosen,) = [one for one in written["policies"] if policy in (one, one["kind"] if isinstance(one, dict) else "")]
     pool = written["pool"]
-    for entitlement in pool["entitlements"]:  # the run begins when the gateway's clock shows BEGIN_AT_S
-        entitlement["from_s"] = entitlement.get("from_s", 0.0) + BEGIN_AT_S
-        if "until_s" in entitlement:
-            entitlement["until_s"] += BEGIN_AT_S
+    begun_at(pool, BEGIN_AT_S)
     secrets = {entitlement["name"]: new_key() for entitlement in pool["entitlements"]}
     config.write_text(yaml.safe_dump({
         "version": 1, "listen": {"port": port}, "pool": pool, "policy": chosen,

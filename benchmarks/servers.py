@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 STOPS_S = 30.0
@@ -45,6 +45,20 @@ def serving(
             with contextlib.suppress(ProcessLookupError):  # vLLM's engine, where its server left it behind
                 os.killpg(server.pid, signal.SIGKILL)
             server.wait(STOPS_S)
+
+
+def until(says: Callable[[], object], what: str, within_s: float) -> None:
+    """Wait until something is so.
+
+    Raises
+    ------
+    SystemExit : it is not, after ``within_s``.
+    """
+    deadline_s = time.monotonic() + within_s
+    while not says():
+        if time.monotonic() > deadline_s:
+            raise SystemExit(f"error: {what}: not after {within_s:g} s")
+        time.sleep(0.2)
 
 
 def first() -> None:

@@ -107,6 +107,13 @@ class PoolCapacity(NamedTuple):
     tokens_per_s: float | None = None
     kv_bytes: float | None = None
 
+    def limited_to(self, slots: int | None) -> PoolCapacity:
+        """Return a capacity with no more than these slots, None for all; token throughput shrinks with them."""
+        if slots is None or slots >= self.slots:
+            return self
+        rate = self.tokens_per_s
+        return self._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / self.slots)
+
 
 class RequestView(NamedTuple):
     """What a gateway can know about one attempt of a request: never its true output length.

@@ -5,7 +5,13 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("explore", print_blob=True)
+hypothesis.settings.load_profile("fixed")
+# The same in every run, or whoever changes a comment pays for a fault that is older: `make explore` draws others.
 
 HERE = Path(__file__).parent
 ON_THE_WALL_CLOCK = {"adapters", "deploy", "experiments", "live"}
@@ -17,7 +23,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--examples-times", type=int, default=1, help="draw so many times as many examples of a property")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    times = config.getoption("--examples-times")
     for item in items:
+        if times != 1 and isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.function):
+            # Hypothesis has no option for it, and what a test asks for itself goes before its profile.
+            asked = item.function._hypothesis_internal_use_settings  # type: ignore[attr-defined]
+            item.function._hypothesis_internal_use_settings = hypothesis.settings(  # type: ignore[attr-defined]
+                asked, max_examples=asked.max_examples * times
+            )
         if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in ON_THE_WALL_CLOCK:
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from sim.adapters.litellm.hooks import Hooks
@@ -29,6 +31,8 @@ class Handler(Hooks, CustomLogger):
     def __init__(self) -> None:
         CustomLogger.__init__(self)
         Hooks.__init__(self)
+        with contextlib.suppress(RuntimeError):  # no loop runs: it begins with the first request
+            self._opening = asyncio.get_running_loop().create_task(self.open())
 
 
 handler = Handler()

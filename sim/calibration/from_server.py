@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -90,7 +91,11 @@ _CLEARLY_BETTER = 0.8  # of the error of the simpler step time, to be preferred 
 
 
 def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
-    """Fit both kinds of step time to the iterations and keep the linear one unless the other is clearly better."""
+    """Fit both kinds of step time to the iterations and keep the linear one unless the other is clearly better.
+
+    The other bends where weights cease to be what takes longest; iterations that do not show a bend cannot tell its
+    terms apart, which says nothing against the straight one.
+    """
     steps = [MeasuredStep(0, 0.0, d.sequences, d.context_tokens, d.duration_s) for d in seen.decodes]
     for prompt in seen.prompts:
         tokens = prompt.prompt_tokens
@@ -99,8 +104,11 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
         raise InputError(start.name, "no iteration was seen", "measure at more lengths and concurrencies")
     usual_s = min(step.duration_s for step in steps)
     linear = _fitted(start, LinearStepTime(base_s=usual_s), _from(usual_s, LINEAR_TERMS), steps, today)
-    bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
-    best = bent if _error(bent) < _CLEARLY_BETTER * _error(linear) else linear
+    best = linear
+    with contextlib.suppress(UnidentifiedError):
+        bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
+        if _error(bent) < _CLEARLY_BETTER * _error(linear):
+            best = bent
     overhead_s = _overhead_s(best.profile, seen)
     return best.profile.model_copy(update={"request_overhead_s": overhead_s})
 

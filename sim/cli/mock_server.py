@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sim.cli import completion
 from sim.cli.app import LIVE, above_zero, command
+from sim.errors import InputError
 
 
 @command("mock-server", panel=LIVE)
@@ -33,6 +35,10 @@ def mock_server(
     ] = 0.8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of those lengths.")] = 0,
     api_key: Annotated[str | None, typer.Option("--api-key", help="Asked of every client, as vLLM does.")] = None,
+    slots_file: Annotated[
+        Path | None,
+        typer.Option("--slots-file", help="Run as many sequences at once as this file says, also when it changes."),
+    ] = None,
 ) -> None:
     """Serve simulated replicas behind OpenAI's API, in real time: a vLLM to try things against, without a GPU.
 
@@ -45,10 +51,12 @@ def mock_server(
     from sim.scenario.profile import load_profile
     from workloads.lengths import Lognormal
 
+    if slots_file is not None and replicas > 1:
+        raise InputError("--slots-file", f"says the slots of one replica, and there are {replicas}", "leave it out")
     loaded = load_profile(profile, file="--profile")
     settings = ServerSettings(
         profile=loaded, model=model or loaded.name, answers=Lognormal(mean=answer_tokens, cv=answer_cv), speed=speed,
-        seed=seed, api_key=api_key,
+        seed=seed, api_key=api_key, slots_file=slots_file,
     )  # fmt: skip
     gc.enable()
     serve(settings, replicas=replicas, host=host, port=port, say=lambda words: typer.echo(words))

@@ -120,9 +120,15 @@ class Replica(Scheduler[R]):
         if not self._busy:
             if self.wake_s == NEVER_S:
                 self._wake(now_s)
-        # Nobody overtakes first come, first served: while its head is stuck, an arrival changes nothing yet.
-        elif not self._cut and (self._overtakes or (not self._waiting and len(self._running) < self.max_num_seqs)):
+        elif not self._cut and (self._overtakes or self._finds_a_slot()):
             self._interrupt(now_s)
+
+    def _finds_a_slot(self) -> bool:
+        """Return whether an arrival is next. Nobody overtakes: behind a head that is stuck, it changes nothing yet.
+
+        The count is asked, not the queue, which may still hold those that were aborted.
+        """
+        return self.waiting_count == 1 and len(self._running) < self.max_num_seqs
 
     def fail(self, now_s: float) -> list[R]:
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sim.mock_server.answers import DONE, Answer, error_body, usage
 from sim.mock_server.metrics import ServerMetrics
 from sim.mock_server.real_time import Generation, RealTimeReplica
 from sim.mock_server.request_body import Asked, BadRequestError, asked_of, chat_prompt, parsed, prompts_of
+from sim.mock_server.slots_file import SlotsFile
 from sim.mock_server.tokens import digest, prefix_of
 from sim.scenario.profile import Profile
 from workloads.lengths import LengthLaw
@@ -33,6 +35,7 @@ class ServerSettings:
     answers : law of an answer's length where the client does not fix it; the same prompt gets the same one.
     speed : simulated seconds in a second.
     api_key : asked of everybody, where there is one.
+    slots_file : says how many sequences run at once; what runs goes on when they are fewer.
     """
 
     profile: Profile
@@ -41,6 +44,7 @@ class ServerSettings:
     speed: float = 1.0
     seed: int = 0
     api_key: str | None = None
+    slots_file: Path | None = None
 
 
 class MockServer:
@@ -68,7 +72,16 @@ class MockServer:
             web.get("/version", self._version),
             web.get("/metrics", self._metrics_page),
         ])  # fmt: skip
+        if self._settings.slots_file is not None:
+            app.cleanup_ctx.append(self._followed)
         return app
+
+    async def _followed(self, _: web.Application) -> AsyncIterator[None]:
+        assert self._settings.slots_file is not None
+        slots = SlotsFile(self._settings.slots_file, self._settings.profile.max_num_seqs, self.replica.set_slots)
+        following = asyncio.get_running_loop().create_task(slots.follow())
+        yield
+        following.cancel()
 
     @web.middleware
     async def _checked(

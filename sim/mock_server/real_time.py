@@ -81,6 +81,13 @@ class RealTimeReplica:
         self.replica.abort(generation, now_s)
         self._set_timer(now_s)
 
+    def set_slots(self, slots: int) -> None:
+        """Let so many sequences run at once from now on; those that run go on."""
+        now_s = self.now_s()
+        self._catch_up(now_s)
+        self.replica.set_slots(slots, now_s)
+        self._set_timer(now_s)
+
     # ------------------------------------------------------------------------------------------ what the replica tells
 
     def on_first_token(self, request: Attempt, now_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -65,8 +66,8 @@ def prove(
     """
     joined = {name: joined_tables(folders) for name, folders in live.items()}
     manifests = {folder: read_manifest(folder) for folders in live.values() for folder in folders}
-    one = _measured(joined.get(FIRST), FIRST)
-    two = _measured(joined.get(SECOND), SECOND)
+    one = measured(joined.get(FIRST), FIRST)
+    two = measured(joined.get(SECOND), SECOND)
     rows = acceptance.rows(one, two, load_scenario(SECOND))
     compared = {}
     for name, folders in live.items():
@@ -97,10 +98,18 @@ def joined_tables(folders: Sequence[Path]) -> Tables:
     return Tables(join_tables([r.requests for r in results]), join_tables([r.timeline for r in results]))
 
 
-def _measured(tables: Tables | None, name: str) -> pd.DataFrame | None:
+def measured(tables: Tables | None, name: str) -> pd.DataFrame | None:
+    """Return the measures of an experiment, one row a policy and replication; None of one that did not run."""
     if tables is None:
         return None
     scenario = load_scenario(name)
     measure = measures.experiment1(scenario) if name == FIRST else measures.experiment2(scenario)
     return measures.each_replication(tables.requests, tables.timeline, measure)
 
+
+def begun_at(pool: dict[str, Any], at_s: float) -> None:
+    """Move the windows of a pool's entitlements, as written in a scenario's file, to a run that begins at ``at_s``."""
+    for entitlement in pool["entitlements"]:
+        entitlement["from_s"] = entitlement.get("from_s", 0.0) + at_s
+        if "until_s" in entitlement:
+            entitlement["until_s"] += at_s

@@ -26,7 +26,7 @@ from adapters.ext_proc import (
 )
 from adapters.pools import assert_empty, config, parity
 from policies.api import Cancelled, Event, Failed, Finished
-from sim.adapters.admission.requests import Admissions
+from sim.adapters.admission.door import Door
 from sim.adapters.envoy.config import ext_proc_config
 from sim.adapters.envoy.protos.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from sim.adapters.envoy.server import SERVICE, ExtProcServer
@@ -65,17 +65,15 @@ async def listening(**given: Any) -> AsyncIterator[Pool]:
     found = ext_proc_config(
         config(given.pop("policy", "token-pool"), tenant_header="x-tenant", listen="127.0.0.1:0", **given)
     )
-    admissions = Admissions(
-        found, asyncio.get_running_loop(), recorders=[lambda _now_s, event, _said: heard.put_nowait(event)]
-    )
-    server = ExtProcServer(found, admissions)
+    door = Door(found, recorders=[lambda _now_s, event, _said: heard.put_nowait(event)])
+    server = ExtProcServer(found, door)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             yield Pool(server, channel, heard)
     finally:
         await server.stop(0)
-        assert_empty(admissions)
+        assert_empty(door.admissions)
 
 
 def with_pool(test: Callable[[Pool], Awaitable[None]], **given: Any) -> None:
@@ -247,7 +245,7 @@ def test_health_says_when_the_end_is_near_and_reflection_what_there_is() -> None
 def test_an_address_that_is_taken_is_an_error() -> None:
     async def go(pool: Pool) -> None:
         taken = ext_proc_config(config(tenant_header="x-tenant", listen=f"127.0.0.1:{pool.server.port}"))
-        other = ExtProcServer(taken, Admissions(taken, asyncio.get_running_loop()))
+        other = ExtProcServer(taken, Door(taken))
         with pytest.raises(RunError, match="cannot listen on"):
             await other.start()
         await other.stop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from live.shared_state.redis_server import BINARY, RedisServer
 from adapters.pools import config
 from sim.adapters.admission.config import gate_config
 from sim.adapters.litellm.hooks import Hooks
-from sim.errors import InputError, ScenarioError
+from sim.errors import ScenarioError
 from tokenpools import Gate, RefusedError, SyncGate
 
 pytestmark = [
@@ -102,8 +103,7 @@ def test_litellms_hooks_share_it_too(redis: RedisServer) -> None:
         async with Gate(given) as gate:
             data: dict[str, Any] = {"messages": [{"role": "user", "content": "one"}], "max_tokens": 5}
             await asyncio.create_task(_keep(hooks, Auth(), data, gate))
-        assert hooks._shared is not None
-        await hooks._shared.close()
+        await hooks.door.close()
 
     async def _keep(hooks: Hooks, auth: Any, data: dict[str, Any], gate: Gate) -> None:
         await hooks.async_pre_call_hook(auth, None, data, "acompletion")
@@ -115,11 +115,56 @@ def test_litellms_hooks_share_it_too(redis: RedisServer) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("share", ["replicated", "leases"])
+def test_threads_share_it_too(redis: RedisServer, share: str) -> None:
+    given = shared(redis, share=share, ttl_s=1.0)
+    with SyncGate(given) as one, SyncGate(given) as other:
+        with one.admit(tenant="other", **ASK) as lease:
+            with pytest.raises(RefusedError) as caught:
+                other.admit(tenant="other", **ASK)
+            assert caught.value.status == 429
+            lease.progress(3)
+            lease.finish({"prompt_tokens": 10, "completion_tokens": 5})
+        assert len(one) == 0
+        evictable = [other.admit(tenant="third", **ASK) for _ in range(4)] if share == "replicated" else []
+        evicted = threading.Event()
+        for held in evictable:
+            held.on_evict(evicted.set)
+        if evictable:
+            with one.admit(tenant="acme", **ASK):
+                assert evicted.wait(LONG_S), "the other process's request makes room"
+            for held in evictable:
+                held.cancel()
+        left = one.admit(tenant="acme", **ASK)
+    left.finish()
+    with pytest.raises(RefusedError) as caught:
+        one.admit(tenant="acme", **ASK)
+    assert caught.value.reason == "shutting_down"
+    one.close()
+
+
+def test_many_threads_at_once_leave_nothing(redis: RedisServer) -> None:
+    with SyncGate(shared(redis)) as gate:
+        def work() -> None:
+            for _ in range(10):
+                try:
+                    with gate.admit(tenant="third", **ASK) as lease:
+                        lease.progress(1)
+                except RefusedError:
+                    pass
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(LONG_S)
+        assert len(gate) == 0
+        asyncio.run(until(lambda: gate.core.pool.entitlements["filler"].in_flight == 0))
+
+
 def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
     given = shared(RedisServer(tmp_path))
     with pytest.raises(ScenarioError, match="recording"):
         gate_config(given | {"recording": "events.jsonl"})
     with pytest.raises(ScenarioError, match=r"state\.share"):
         gate_config(given | {"policy": "azure-ptu", "state": {"url": given["state"]["url"], "share": "leases"}})
-    with pytest.raises(InputError, match="needs an event loop"):
-        SyncGate(given)

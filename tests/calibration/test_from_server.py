@@ -31,12 +31,14 @@ TODAY = date(2026, 11, 24)
 class FakeEngine:
     """A continuous-batching engine behind a server that takes ``overhead_s`` before and none after an iteration."""
 
-    def __init__(self, loop: VirtualLoop, step_time: StepTime, overhead_s: float = 0.0, noise: float = 0.0) -> None:
+    def __init__(
+        self, loop: VirtualLoop, step_time: StepTime, overhead_s: float = 0.0, noise: float = 0.0, seed: int = 1
+    ) -> None:
         self.loop = loop
         self.step_time = step_time
         self.overhead_s = overhead_s
         self.noise = noise
-        self.rng = random.Random(1)
+        self.rng = random.Random(seed)
         self.waiting: list[tuple[LiveAttempt, asyncio.Future[None]]] = []
         self.decoding: list[tuple[LiveAttempt, asyncio.Future[None]]] = []
         self.busy = False
@@ -93,7 +95,7 @@ class FakeEngine:
         self.iterate()
 
 
-def measured(step_time: StepTime, plan: Plan | None = None, **given: float) -> Seen:
+def measured(step_time: StepTime, plan: Plan | None = None, **given: Any) -> Seen:
     loop = VirtualLoop()
     engine = FakeEngine(loop, step_time, **given)
     probe = Probe(engine, PromptKind(model="m"), ENGINE)  # type: ignore[arg-type]
@@ -133,6 +135,13 @@ def test_a_linear_server_is_found_again_from_noisy_measurements() -> None:
     assert profile.calibration.held_out_error["mean_abs"] < 0.03
     assert profile.calibration.ranges["decode_sequences"] == (1, 16)
     assert "other iterations" in profile.error
+
+
+def test_noise_that_hides_where_a_bend_would_be_does_not_stop_a_straight_one() -> None:
+    truth = LinearStepTime(base_s=0.13, per_prefill_token_s=5e-5, per_decode_sequence_s=2e-4)
+    found = calibrated(measured(truth, noise=0.03, seed=2)).step_time  # the bent form's terms cannot be told apart
+    assert isinstance(found, LinearStepTime)
+    assert found.base_s == pytest.approx(0.13, rel=0.03)
 
 
 def test_a_bend_that_a_line_misses_gets_the_step_time_that_has_it() -> None:

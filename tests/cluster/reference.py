@@ -80,6 +80,7 @@ class ReferenceReplica:
         self.decoding: set[Job] = set()
         self.ending: list[Job] = []  # pipelined: among the running, and computed to their ends
         self.held: list[Job] = []  # of these, let go after the aborts that came with their ends
+        self.unheard: set[Job] = set()  # of the held, those whose last token an abort comes before: it names no block
         self._wipe()
 
     # blocks, one by one: the queue of free ones, and which hold what
@@ -122,7 +123,7 @@ class ReferenceReplica:
         if not job.held:
             return
         tokens = job.computed
-        if self.pipelined and not ended and job in self.decoding:
+        if self.pipelined and not ended and (job in self.decoding or job in self.unheard):
             tokens -= 1  # nobody knows yet what the iteration under way makes
         tokens += planned
         looks = job.prefix is not None or job.preemptions or comes_back
@@ -201,7 +202,7 @@ class ReferenceReplica:
         for job in [*self.running, *self.held]:
             job.held, job.named, job.forgotten = [], 0, False
         self.inbox, self.waiting, self.running, self.scheduled, self.busy = [], [], [], {}, False
-        self.ending, self.held, self.decoding = [], [], set()
+        self.ending, self.held, self.unheard, self.decoding = [], [], set(), set()
         self._wipe()
         self.wake_s = float("inf")
         self.arm(self.wake_s)
@@ -249,11 +250,13 @@ class ReferenceReplica:
         self._read(read_until_s - TIE_S)
         for job in self.held:
             self._give(job, ended=True)
-        self.held = []
+        self.held, self.unheard = [], set()
+        decoded = self.decoding
         self._start(now_s)
         self.running = [job for job in self.running if job not in self.ending]
         if self.caching and self.busy and any(k == "abort" and t < now_s - TIE_S for t, k, _ in self.inbox):
             self.held = self.ending
+            self.unheard = decoded & set(self.held)
         else:
             for job in self.ending:
                 self._give(job, ended=True)

@@ -189,6 +189,22 @@ def check_same(setting: dict[str, Any], script: list[tuple[float, str, Any]]) ->
     return fast, slow
 
 
+def test_an_aborted_request_left_in_the_queue_keeps_no_arrival_waiting() -> None:
+    """Found by the property below: who waited last was aborted, and a slot stayed free until a request ended."""
+    setting = {
+        "step_time": LinearStepTime(base_s=0.013, per_prefill_token_s=0.0, per_decode_sequence_s=0.001),
+        "max_num_seqs": 2, "max_num_batched_tokens": 2, "kv_blocks": 91, "block_tokens": 1, "scheduling": "fcfs",
+        "prefix_caching": False,
+    }  # fmt: skip
+    outputs = (1, 1, 9, 1, 1)
+    script: list[tuple[float, str, Any]] = [
+        (0.0, "submit", {"id": i, "prompt": 1, "output": output, "priority": 0}) for i, output in enumerate(outputs)
+    ]
+    script += [(0.0, "abort", 4), (0.03125, "submit", {"id": 5, "prompt": 1, "output": 1, "priority": 0})]
+    fast, _ = check_same(setting, script)
+    assert fast.first[5] < fast.finish[2]
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scripts(drafting=True, limits=True))
 def test_same_times_as_the_step_by_step_reference(case: Any) -> None:

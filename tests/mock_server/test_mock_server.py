@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
 
+from sim.cli import app
+from sim.errors import InputError
 from sim.live.replicas.engine_metrics import cache_config, read_gauges
 from sim.mock_server.app import MockServer, ServerSettings
 from sim.mock_server.jumping_loop import JumpingLoop
 from sim.mock_server.run import fine_loop, start, stop
+from sim.mock_server.slots_file import LOOK_EVERY_S
 from sim.mock_server.tokens import chat_tokens, output_text, prefix_of, text_tokens
 from sim.scenario.profile import Profile
 from sim.studies.mock_calibration import calibrated
@@ -279,3 +285,36 @@ def test_the_loop_of_the_real_server_waits_as_it_should() -> None:
 def test_output_text_has_as_many_tokens_as_it_should() -> None:
     assert text_tokens(output_text(0, 5)) + text_tokens(output_text(5, 9)) == text_tokens(output_text(0, 9))
     assert len(text_tokens(output_text(0, 9))) == 9
+
+
+def test_slots_follow_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "slots"
+
+    async def look(client: Client) -> None:
+        async def all_three() -> float:
+            begun_s = asyncio.get_running_loop().time()
+            asked = [client.post("/v1/completions", prompt=[1], max_tokens=10, ignore_eos=True) for _ in range(3)]
+            await asyncio.gather(*asked)
+            return asyncio.get_running_loop().time() - begun_s
+
+        at_once_s = await all_three()
+        file.write_text("1\n")
+        await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert await all_three() > 2.5 * at_once_s, "one after the other"
+        file.write_text("half writ")
+        os.utime(file, (0, 1))
+        await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert await all_three() > 2.5 * at_once_s
+        file.write_text("1000")
+        os.utime(file, (0, 2))
+        await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert await all_three() == pytest.approx(at_once_s)
+
+    served(look, slots_file=file)
+
+
+def test_slots_of_several_replicas_are_refused(tmp_path: Path) -> None:
+    words = ["mock-server", "--replicas", "2", "--slots-file", str(tmp_path / "slots")]
+    said = CliRunner().invoke(app, words)
+    assert isinstance(said.exception, InputError)
+    assert "says the slots of one replica, and there are 2" in str(said.exception)

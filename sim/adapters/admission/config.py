@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.core import GatewayCore
 from policies.limit_leases import why_unfit
-from sim.live.gateway.config_file import core_of
+from sim.live.gateway.config_file import AdminPages, core_of
 from sim.live.gateway.settings import CheckInvariants, SharedState
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool
@@ -46,6 +46,9 @@ class GateConfig(Strict):
     state: SharedState | None = Field(
         default=None, description="give {url: redis://HOST:PORT/0} if several processes share the pool"
     )
+    admin: AdminPages | None = Field(
+        default=None, description="give {port: 9090} for metrics, state and the admin page; left out, there are none"
+    )
     seed: int = Field(default=0, ge=0, description="give a whole number for the jitter of Retry-After, e.g. 7")
 
     @model_validator(mode="after")
@@ -58,6 +61,8 @@ class GateConfig(Strict):
         for name in getattr(self.policy.params, "per_entitlement", None) or ():
             check_known("policy.per_entitlement", "entitlement", name, names)
         self._check_shared()
+        if self.admin is not None and self.admin.port is None:
+            raise MisfitError("admin.port", "is missing, and a door has no API of its own", "give one, e.g. 9090")
         return self
 
     def _check_shared(self) -> None:

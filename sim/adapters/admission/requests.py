@@ -104,6 +104,7 @@ class Admissions:
     Attributes
     ----------
     dropped : requests whose holder is gone; anybody may append, at any time, from any thread.
+    prefix : begins the name of every request of this process.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class Admissions:
         core: GatewayCore = config.core()
         self._wall_clock: Callable[[], float] = time.time
         self._pool = config.pool
-        self._prefix = f"req-{secrets.token_hex(4)}-" if prefix is None else prefix
+        self.prefix = f"req-{secrets.token_hex(4)}-" if prefix is None else prefix
+        self._ready = tuple(range(config.pool.replicas))
+        self._slots: int | None = None
         self._numbers = count(1)
         self._entries: dict[str, Entry] = {}
         self._closed = False
@@ -177,7 +180,7 @@ class Admissions:
         if max_tokens is None and sequences > 1:
             max_tokens = self.core.default_max_output_tokens * sequences
         view = RequestView(
-            f"{self._prefix}{next(self._numbers):x}", spec.name, spec.tenant, prompt_tokens, max_tokens, attempt,
+            f"{self.prefix}{next(self._numbers):x}", spec.name, spec.tenant, prompt_tokens, max_tokens, attempt,
             priority, sequences, context_tokens,
         )
         if self.core.hierarchy is not None:
@@ -271,7 +274,17 @@ class Admissions:
         known = range(self._pool.replicas)
         if not all(one in known for one in ready):
             raise ValueError(f"replicas {list(ready)}; the pool has {list(known)}")
-        self._send(CapacityChanged(self._pool.capacity(len(ready)), ready))
+        self._ready = ready
+        self._tell_capacity()
+
+    def set_slots(self, slots: int | None) -> None:
+        """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
+        self._slots = slots
+        self._tell_capacity()
+
+    def _tell_capacity(self) -> None:
+        capacity = self._pool.capacity(len(self._ready)).limited_to(self._slots)
+        self._send(CapacityChanged(capacity, self._ready))
 
     def report(self, report: ReplicaReport) -> None:
         """Take note of what a replica says of itself."""

@@ -13,7 +13,6 @@ import logging
 from typing import Protocol
 
 from sim.adapters.admission.config import GateConfig
-from sim.errors import InputError
 from sim.live.gateway.config_file import state_secrets
 from sim.live.gateway.core_driver import EventLog
 from sim.live.shared_state.signing import Signer
@@ -79,15 +78,3 @@ async def join(log: SharedState | None) -> None:
     await log.joined(JOIN_S)
     if not log.has_joined:
         LOG.warning("the shared state was not reached within %g s: nobody is let in until it is", JOIN_S)
-
-
-def on_a_loop(config: GateConfig) -> GateConfig:
-    """Return a configuration for a door without a loop of its own.
-
-    Raises
-    ------
-    InputError : its state is shared.
-    """
-    if config.state is not None:
-        raise InputError("state", "needs an event loop", "use tokenpools.Gate, or leave state out")
-    return config

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from policies.api import Event, Instruction, ReplicaReport
-from policies.core import GatewayCore
+from policies.api import Event, Instruction
 from sim.adapters.admission.clock import LoopTimers
 from sim.adapters.admission.config import GateConfig, gate_config
+from sim.adapters.admission.door import Door
 from sim.adapters.admission.requests import Admissions, Entry
-from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
-from sim.adapters.library.lease import BaseLease, Usage
+from sim.adapters.library.base_gate import BaseGate
+from sim.adapters.library.lease import BaseLease
 
 
 class Lease(BaseLease):
@@ -44,55 +44,6 @@ class Lease(BaseLease):
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._interrupted = False
-
-    def first_token(self) -> None:
-        """Say that the first token of the answer is there.
-
-        Raises
-        ------
-        EvictedError : the place was taken back.
-        """
-        self._first_token()
-
-    def progress(self, output_tokens: int) -> None:
-        """Say how many tokens have come back so far, all in all.
-
-        Raises
-        ------
-        EvictedError : the place was taken back.
-        ValueError : it is no count.
-        """
-        self._progress(output_tokens)
-
-    def finish(self, usage: Usage = None) -> None:
-        """Settle: the request was answered. A second time, and after an eviction, this does nothing."""
-        self._admissions.finish(self._entry, usage)
-
-    def fail(self) -> None:
-        """Settle: the replica did not do it."""
-        self._admissions.fail(self._entry)
-
-    def retry(self) -> bool:
-        """Say that the replica failed and the client has nothing yet.
-
-        Returns whether another replica may be asked: ``replica_id`` is it, and the lease goes on. It needs
-        ``on_failure: retry`` in the pool. If not, the lease is settled.
-        """
-        return self._admissions.retry(self._entry)
-
-    def cancel(self, *, sent: bool = True, output_tokens: int | None = None) -> None:
-        """Settle: nobody waits for the answer any more.
-
-        Parameters
-        ----------
-        sent : whether a replica may have the request; if not, its prompt costs nothing.
-        output_tokens : what was made of it; left out, what `progress` has said.
-        """
-        self._admissions.cancel(self._entry, sent=sent, output_tokens=output_tokens)
-
-    def reject(self) -> None:
-        """Settle: the replica refused it as its client's fault (400). It costs nothing and was no demand."""
-        self._admissions.cancel(self._entry, sent=True, refused=True)
 
     def on_evict(self, call: Callable[[], object]) -> None:
         """Have something called when the place is taken back: for a lease that is held outside of a block."""
@@ -164,7 +115,7 @@ class _Admission:
         await self._lease.__aexit__(kind, error, trace)
 
 
-class Gate:
+class Gate(BaseGate[_Admission]):
     """The policy core in front of anybody's own server, on one asyncio loop.
 
     It belongs to the loop that runs when it is first used.
@@ -193,35 +144,10 @@ class Gate:
         self._prefix = prefix
         self._recorders = recorders
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._admissions: Admissions | None = None
-        self._shared: SharedState | None = None
+        self._door: Door | None = None
 
-    def admit(
-        self, *, tenant: str, prompt_tokens: int, max_tokens: int | None = None, entitlement: str | None = None,
-        service_class: str | None = None, attempt: int = 1, priority: int = 0, n: int = 1,
-    ) -> _Admission:
-        """Ask for a place: ``async with gate.admit(...) as lease``, or ``lease = await gate.admit(...)``.
-
-        Parameters
-        ----------
-        tenant : who asks, as the pool or ``tenants`` of the configuration name them.
-        prompt_tokens : of the prompt, counted or estimated.
-        max_tokens : that may be generated, of all answers together; None for the pool's default.
-        entitlement, service_class : which of the tenant's, where it has several.
-        attempt : which attempt this is, from 1 up; only the first counts as demand.
-        priority : the engine's; lower goes first.
-        n : answers asked for, each of which takes a slot.
-
-        Raises
-        ------
-        RefusedError : from awaiting: with status, headers and reason.
-        EvictedError : from the block, or from awaiting: the place was taken back.
-        ValueError : from awaiting: an argument is out of range.
-        """
-        return _Admission(self, {
-            "tenant": tenant, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "entitlement": entitlement,
-            "service_class": service_class, "attempt": attempt, "priority": priority, "sequences": n,
-        })  # fmt: skip
+    def _admit(self, asked: dict[str, Any]) -> _Admission:
+        return _Admission(self, asked)
 
     async def _acquire(self, asked: dict[str, Any]) -> Lease:
         entry = self._opened().admit(**asked)
@@ -229,58 +155,37 @@ class Gate:
             await verdict(self._opened(), entry, self._config.held_s)
         return Lease(self._opened(), entry, self._drop)
 
-    def set_ready(self, replica_ids: Sequence[int]) -> None:
-        """Say which replicas take requests; all of them at first.
-
-        Raises
-        ------
-        ValueError : the pool has no such replica.
-        """
-        self._opened().set_ready(replica_ids)
-
-    def report(self, report: ReplicaReport) -> None:
-        """Say what a replica says of itself, for policies that want to know (``gate.core.wants_reports``)."""
-        self._opened().report(report)
-
-    @property
-    def core(self) -> GatewayCore:
-        """The pool's state, to look at."""
-        return self._opened().core
-
     def __len__(self) -> int:
         """How many requests are held or in flight."""
-        return 0 if self._admissions is None else len(self._admissions)
+        return 0 if self._door is None else len(self._door.admissions)
 
     def close(self) -> None:
         """Let nobody in any more; what is in flight can still be settled, and is not recorded."""
         self._opened().close()
 
     async def __aenter__(self) -> Gate:
-        self._opened()
-        await join(self._shared)
+        await self._opened_door().ready()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
-        if self._shared is not None:
-            await self._shared.close()
+        await self._opened_door().close()
 
     def _opened(self) -> Admissions:
+        return self._opened_door().admissions
+
+    def _opened_door(self) -> Door:
         loop = asyncio.get_running_loop()
-        if self._admissions is None:
+        if self._door is None:
             self._loop = loop
             timers = loop if self._clock is None else LoopTimers(loop, self._clock)
-            self._shared = shared_state(self._config)
-            self._admissions = Admissions(
-                self._config, timers, prefix=self._prefix, recorders=self._recorders, log=self._shared
-            )
+            self._door = Door(self._config, timers=timers, prefix=self._prefix, recorders=self._recorders)
         elif loop is not self._loop:
             raise RuntimeError("this Gate belongs to another event loop; make one for each loop, or take a SyncGate")
-        return self._admissions
+        return self._door
 
     def _drop(self, entry: Entry) -> None:
         """Settle later what its holder has dropped: whoever collects garbage may be anywhere, even in the core."""
-        if self._admissions is not None and self._loop is not None:
-            self._admissions.dropped.append(entry)
+        if self._door is not None and self._loop is not None:
+            self._door.admissions.dropped.append(entry)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to serve
-                self._loop.call_soon_threadsafe(self._admissions.catch_up)
+                self._loop.call_soon_threadsafe(self._door.admissions.catch_up)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.adapters.admission.config import GateConfig, gate_config
+from sim.adapters.admission.door import Door
 from sim.adapters.admission.errors import AdmissionError
 from sim.adapters.admission.requests import Admissions, Entry
-from sim.adapters.admission.shared import SharedState, join, shared_state
 from sim.adapters.admission.waiting import verdict
 from sim.adapters.litellm.identity import EMBEDDING, GENERATING, asked_for, tenant_of
-from sim.errors import InputError
+from sim.errors import InputError, TokenpoolsError
 
 LOG = logging.getLogger("tokenpools.litellm")
 
@@ -48,7 +48,8 @@ class Hooks:
 
     Parameters
     ----------
-    config : of the gate; that which `CONFIG_VARIABLE` names if not given. It is read at the first request.
+    config : of the gate; that which `CONFIG_VARIABLE` names if not given. It is read at the first request, or by
+        `open`.
     answer : makes an exception of a refusal.
     """
 
@@ -57,28 +58,44 @@ class Hooks:
     ) -> None:
         self._given = config
         self._answer = answer
-        self._config: GateConfig | None = None
-        self._admissions: Admissions | None = None
-        self._shared: SharedState | None = None
+        self._door: Door | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._entries: dict[str, Entry] = {}
 
     @property
-    def admissions(self) -> Admissions:
+    def door(self) -> Door:
         """The core and its requests, on the loop that serves.
 
         Raises
         ------
         TokenpoolsError : there is no configuration, or it is none.
         """
-        if self._admissions is None:
+        loop = asyncio.get_running_loop()
+        if self._door is None or self._loop is not loop:
             given = self._given if self._given is not None else os.environ.get(CONFIG_VARIABLE)
             if not given:
                 raise InputError(CONFIG_VARIABLE, "is not set", "set it to the path of the gate's configuration")
-            self._config = gate_config(given)
-            self._shared = shared_state(self._config)
-            self._admissions = Admissions(self._config, asyncio.get_running_loop(), log=self._shared)
-            atexit.register(self._admissions.close)  # LiteLLM has no hook for its end, and a recording has one
-        return self._admissions
+            self._door, self._loop = Door(gate_config(given)), loop
+            self._entries.clear()
+            atexit.register(self._door.admissions.close)  # LiteLLM has no hook for its end, and a recording has one
+        return self._door
+
+    @property
+    def admissions(self) -> Admissions:
+        """See `door`."""
+        return self.door.admissions
+
+    async def open(self) -> None:
+        """Begin before the first request, where there is a configuration: show the pages, reach the shared state.
+
+        What is wrong with it is logged, and then said to every request.
+        """
+        if self._given is None and not os.environ.get(CONFIG_VARIABLE):
+            return
+        try:
+            await self.door.ready()
+        except TokenpoolsError as error:
+            LOG.error("nobody is let in: %s", error)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str  # noqa: ARG002
@@ -86,16 +103,16 @@ class Hooks:
         """Admit a request before LiteLLM routes it; held ones wait here."""
         if str(call_type) not in GENERATING | EMBEDDING:
             return data
-        admissions = self.admissions
-        if self._shared is not None and not self._shared.has_joined:
-            await join(self._shared)
-        assert self._config is not None
+        door = self.door
+        if not door.is_ready:
+            await door.ready()
+        admissions = door.admissions
         try:
             entry = admissions.admit(
                 tenant=tenant_of(user_api_key_dict, admissions.tenants), entitlement=None, service_class=None,
                 attempt=1, priority=0, **asked_for(data, str(call_type)),
             )
-            await verdict(admissions, entry, self._config.held_s)
+            await verdict(admissions, entry, door.config.held_s)
         except AdmissionError as error:
             raise self._answer(error) from None
         self._note(data, entry)

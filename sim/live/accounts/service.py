@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,19 +20,9 @@ from sim.live.gateway.error_responses import ApiError
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import LOOPBACK, Accounts
 from sim.live.gateway.tls import server_options
+from sim.live.observability.page_server import PageServer
 
 LOG = logging.getLogger("tokenpools.accounts")
-
-_CLOSE_S = 5.0
-
-
-class _QuietServer(uvicorn.Server):
-    """A server that leaves signals to the gateway's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +42,7 @@ class AccountsService:
     reload: Callable[[], Awaitable[None]]
     port: int | None = None
     _version: int = 0
-    _server: _QuietServer | None = None
+    _server: PageServer | None = None
     _tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def __aenter__(self) -> AccountsService:
@@ -74,15 +62,15 @@ class AccountsService:
         loop = asyncio.get_running_loop()
         self._tasks = (loop.create_task(self._look()),)
         if self.settings.api is not None:
-            await self._serve_api(loop)
+            await self._serve_api()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop, and write what is not written."""
-        for task in self._tasks[:1]:
+        for task in self._tasks:
             task.cancel()
         if self._server is not None:
-            self._server.should_exit = True
+            await self._server.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.books.write()
         if self.books.status().unwritten:
@@ -120,7 +108,7 @@ class AccountsService:
         self._version = self.store.version()
         await self.reload()
 
-    async def _serve_api(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _serve_api(self) -> None:
         api, service = self.settings.api, self.service
         assert api is not None
         app = AccountsApi(
@@ -128,24 +116,12 @@ class AccountsService:
             entitlements=lambda: [one.name for one in service.settings.entitlements],
             nodes=lambda: nodes_of(service.settings, service.gateway.core), state=self.budget_states,
         ).app()
-        config = uvicorn.Config(
-            app, host=api.host, port=api.port, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=1, limit_concurrency=64, proxy_headers=False,
+        self._server = PageServer(
+            app, api.host, api.port, "admin API of keys and budgets",
             **server_options(None if api.host in LOOPBACK else service.settings.tls),
         )
-        self._server = _QuietServer(config)
-        self._tasks = (*self._tasks, loop.create_task(self._run(self._server)))
-        while not self._server.started and not self._tasks[1].done():
-            await asyncio.sleep(0.01)
-        if self._server.started:
-            self.port = self._server.servers[0].sockets[0].getsockname()[1]
-            LOG.info("admin API of keys and budgets on http://%s:%d/v1/", api.host, self.port)
-
-    async def _run(self, server: _QuietServer) -> None:
-        try:
-            await server.serve()
-        except SystemExit:  # uvicorn's answer to an address that is taken
-            LOG.error("the admin API cannot be served: its address is taken")
+        await self._server.open()
+        self.port = self._server.port
 
     def budget_states(self) -> list[dict[str, Any]]:
         """Return how all budgets stand."""

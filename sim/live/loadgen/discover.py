@@ -53,12 +53,17 @@ def discover(base_url: str, *, key: str | None = None, admin_url: str | None = N
 
 async def _discover(base_url: str, key: str | None, admin_url: str | None, token: str | None) -> Found:
     async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
-        card = await _first_model(session, base_url, key)
+        admin = (admin_url or base_url).rstrip("/")
+        state = await _text(session, admin + STATE_PATH, token)
+        try:
+            card = await _first_model(session, base_url, key)
+        except _NotInForceError:
+            if not (models := _models_in(state)):
+                raise
+            card = {"id": models[0]}
         page = await _text(session, f"{base_url}/metrics", None)
         cache = cache_config(page or "")
         is_vllm = page is not None and "vllm:num_requests_running" in page
-        admin = (admin_url or base_url).rstrip("/")
-        state = await _text(session, admin + STATE_PATH, token)
     if admin_url is not None and state is None:
         raise InputError(admin_url, "shows no state", "see the gateway's admin setting, and --admin-token")
     is_gateway = state is not None and '"gauges"' in state
@@ -75,11 +80,26 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
     )
 
 
+class _NotInForceError(InputError):
+    """The key is one of an entitlement that may not ask yet: a run that begins later may still ask."""
+
+
+def _models_in(state: str | None) -> list[str]:
+    """Return the models that a gateway's state lists."""
+    try:
+        models = json.loads(state or "{}").get("models", [])
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [one for one in models if isinstance(one, str)] if isinstance(models, list) else []
+
+
 async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str | None) -> dict[str, Any]:
     url = f"{base_url}/v1/models"
     fix = "give the root of an OpenAI-compatible server, e.g. http://127.0.0.1:8000"
     try:
         async with session.get(url, headers=bearer(key)) as answer:
+            if answer.status == 403 and key is not None:
+                raise _NotInForceError(url, "answers 403 to the key that was given", "name the model with --model")
             if answer.status in (401, 403):
                 raise InputError(url, f"answers {answer.status}",
                                  "give keys with --keys, TOKENPOOLS_KEY_<ENTITLEMENT> or OPENAI_API_KEY")  # fmt: skip

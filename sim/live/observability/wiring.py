@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 
 from policies.core import GatewayCore
@@ -19,21 +17,11 @@ from sim.live.gateway.settings import LOOPBACK
 from sim.live.gateway.tls import server_options
 from sim.live.observability.admin import Pages
 from sim.live.observability.logs import RequestLogger
+from sim.live.observability.page_server import PageServer
 from sim.live.observability.prometheus import Metrics
 from sim.live.observability.state import State
 
-LOG = logging.getLogger("tokenpools.admin")
-
 _CLOSE_S = 5.0
-
-
-class _QuietServer(uvicorn.Server):
-    """A server that leaves signals to the gateway's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
 
 
 class Observability:
@@ -46,8 +34,7 @@ class Observability:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._server: _QuietServer | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._server: PageServer | None = None
         self.port: int | None = None
         gateway = service.gateway
 
@@ -76,36 +63,22 @@ class Observability:
         if admin.port is None:
             service.app.routes += pages.routes()
             return self
-        app = Starlette(routes=[*pages.routes(), *service.app.routes])
-        config = uvicorn.Config(
-            app, host=admin.host, port=admin.port, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=1, limit_concurrency=64,
+        self._server = PageServer(
+            Starlette(routes=[*pages.routes(), *service.app.routes]), admin.host, admin.port,
+            "admin page, state and metrics",
             **server_options(None if admin.host in LOOPBACK else service.settings.tls),
         )
-        self._server = _QuietServer(config)
-        self._task = asyncio.get_running_loop().create_task(self._serve(self._server))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.01)
-        if self._server.started:
-            self.port = self._server.servers[0].sockets[0].getsockname()[1]
-            LOG.info("admin page, state and metrics on http://%s:%d/", admin.host, self.port)
+        await self._server.open()
+        self.port = self._server.port
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop showing them."""
-        if self._server is not None and self._task is not None:
-            self._server.should_exit = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._task, _CLOSE_S)
+        if self._server is not None:
+            await self._server.close()
         if self._end_telemetry is not None:  # it sends what is left, and waits for that
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.to_thread(self._end_telemetry), _CLOSE_S)
-
-    async def _serve(self, server: _QuietServer) -> None:
-        try:
-            await server.serve()
-        except SystemExit:  # uvicorn's answer to an address that is taken
-            LOG.error("the admin pages cannot be shown: their address is taken")
 
     def _about(self) -> Mapping[str, Any]:
         settings = self._service.settings

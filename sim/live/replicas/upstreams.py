@@ -267,7 +267,7 @@ class Upstreams:
         ready = tuple(sorted(replica.replica_id for replica in self.replicas.values() if replica.ready))
         if (ready, self._slots) != self._told:
             self._told = ready, self._slots
-            self._emit(CapacityChanged(_with_slots(self._capacity_of(len(ready)), self._slots), ready))
+            self._emit(CapacityChanged(self._capacity_of(len(ready)).limited_to(self._slots), ready))
 
     def recount(self, capacity_of: Callable[[int], PoolCapacity]) -> None:
         """Take so many ready replicas to provide something else, and tell the core."""
@@ -279,14 +279,6 @@ class Upstreams:
         """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
         self._slots = slots
         self._tell()
-
-
-def _with_slots(capacity: PoolCapacity, slots: int | None) -> PoolCapacity:
-    """Return a capacity with no more than these slots; token throughput shrinks with them."""
-    if slots is None or slots >= capacity.slots:
-        return capacity
-    rate = capacity.tokens_per_s
-    return capacity._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / capacity.slots)
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
