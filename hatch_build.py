@@ -27,7 +27,7 @@ HOT = tuple(
     f"sim/cluster/{name}.py"
     for name in (
         "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request", "flow_prefill",
-        "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "waiting",
+        "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "uneven_contexts", "waiting",
     )
 )  # fmt: skip
 """What is compiled: the engine and the simulated gateway. Left out are classes that SimPy's or pydantic's ways need as

@@ -2,9 +2,9 @@
 
 Two laws, both of a step time's own numbers (see `sim.engine.step_table.TableStepTime`):
 
-- ``saturating_sequences``, m: where a kernel does not split the context of a sequence, each is read at its own pace, and
+- ``saturating_sequences``, m: where a kernel does not split contexts, each is read at its own pace, and
   it takes m of them to keep the memory busy. While fewer are left, the others' part of the memory is idle, so the m
-  longest contexts take as long as if each were the longest.
+  longest contexts take as long as if each were the longest. Kernels split contexts in batches below ``unsplit_batch``.
 - ``skew``: all contexts as if somewhat nearer to the longest ones, which lie two standard deviations above the mean.
 """
 
@@ -27,11 +27,12 @@ class UnevenContexts:
     All contexts grow together, so what one is behind the longest changes only where somebody comes or goes.
     """
 
-    __slots__ = ("_ahead", "_saturating", "_skew", "_squares", "_waiting_tokens")
+    __slots__ = ("_ahead", "_saturating", "_skew", "_squares", "_unsplit_batch", "_waiting_tokens")
 
-    def __init__(self, skew: float, saturating_sequences: float) -> None:
+    def __init__(self, skew: float, saturating_sequences: float, unsplit_batch: int) -> None:
         self._skew = skew
         self._saturating = saturating_sequences
+        self._unsplit_batch = unsplit_batch
         self._ahead: list[int] = []  # ascending: the longest contexts first
         self._squares = 0
         self._waiting_tokens = 0.0
@@ -61,7 +62,7 @@ class UnevenContexts:
     def _behind_the_longest(self) -> float:
         """Return what the m longest contexts lack to the longest; of a fraction of one, that fraction."""
         ahead = self._ahead
-        if not ahead or self._saturating <= 1:
+        if self._saturating <= 1 or not ahead or len(ahead) < self._unsplit_batch:
             return 0.0
         whole = int(self._saturating)
         longest = ahead[0]
@@ -75,4 +76,5 @@ def uneven_contexts(step_time: StepTime) -> UnevenContexts | None:
     """Return empty books for a step time that asks for them; None where contexts' sum is all it wants."""
     skew: float = getattr(step_time, "skew", 0.0)
     saturating: float = getattr(step_time, "saturating_sequences", 0.0)
-    return UnevenContexts(skew, saturating) if skew or saturating else None
+    unsplit_batch: int = getattr(step_time, "unsplit_batch", 0)
+    return UnevenContexts(skew, saturating, unsplit_batch) if skew or saturating else None

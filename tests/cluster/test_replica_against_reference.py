@@ -96,6 +96,13 @@ class Uneven(LinearStepTime):
     skew = 0.3
 
 
+class WaitsForTheLongest(LinearStepTime):
+    """Takes as long as if some were as long as the longest, in batches of three and more."""
+
+    saturating_sequences = 2.6
+    unsplit_batch = 3
+
+
 @st.composite
 def scripts(
     draw: Any, *, drafting: bool = False, limits: bool = False
@@ -106,7 +113,7 @@ def scripts(
     longest = 90
     kv = draw(st.integers(math.ceil(longest / block) + 1, 4 * math.ceil(longest / block)))
     setting = {
-        "step_time": draw(st.sampled_from([LinearStepTime, LinearStepTime, Uneven]))(
+        "step_time": draw(st.sampled_from([LinearStepTime, LinearStepTime, Uneven, WaitsForTheLongest]))(
             base_s=draw(st.sampled_from([0.0, 0.013, 0.1])),
             per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
             per_prefill_token_s=draw(st.sampled_from([0.0, 0.0007])),
