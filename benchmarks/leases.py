@@ -5,9 +5,10 @@
 
 Needs redis-server; it gets one of its own on a socket. The rate is that of all processes together, so that CPU for a
 request, summed over processes, shows what more processes cost; with ``--each`` it is that of each, as where gateways
-are added for more requests. Requests take 0.5 s at replicas that are timers. With ``--faults`` four processes ask twice
-what limits allow while one is killed, another begins and Redis is paused, and the most that was in flight at one
-time, by the machine's clock, is held against the limits.
+are added for more requests. ``--share none`` is the control: as many gateways that share nothing, which tells what more
+processes cost on this machine in any case. Requests take 0.5 s at replicas that are timers. With ``--faults`` four
+processes ask twice what limits allow while one is killed, another begins and Redis is paused, and the most that was in
+flight at one time, by the machine's clock, is held against the limits.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from policies.api import (  # noqa: E402
 from policies.core import GatewayCore  # noqa: E402
 from policies.registry import POLICIES, ROUTERS  # noqa: E402
 from policies.token_pool.params import TokenPool  # noqa: E402
-from sim.live.gateway.core_driver import AsyncGateway  # noqa: E402
+from sim.live.gateway.core_driver import AsyncGateway, LocalLog  # noqa: E402
 from sim.live.gateway.settings import SharedState  # noqa: E402
 from sim.live.shared_state.leased import LeasedLog  # noqa: E402
 from sim.live.shared_state.replicated_core import SharedLog  # noqa: E402
@@ -115,15 +116,16 @@ async def work(asked: argparse.Namespace) -> None:
         url=asked.url, pool="bench", share=asked.share, every_s=EVERY_S, ttl_s=TTL_S, timeout_s=0.25
     )
     made: type[SharedLog | LeasedLog] = LeasedLog if asked.share == "leases" else SharedLog
-    log = made(settings, loop=loop, config="c", name=asked.name)
+    log = None if asked.share == "none" else made(settings, loop=loop, config="c", name=asked.name)
     timers = Timers()
     refused: Counter[str] = Counter()
     gateway = AsyncGateway(
-        core(asked.slots), timers, loop=loop, log=log,
+        core(asked.slots), timers, loop=loop, log=LocalLog(loop) if log is None else log,
         answer=lambda end: refused.update([end.reason.value if isinstance(end, Refuse) else type(end).__name__]),
     )  # fmt: skip
     gateway.start()
-    await log.joined(30)
+    if log is not None:
+        await log.joined(30)
     os.write(1, b"joined\n")
     await asyncio.sleep(max(0.0, asked.at_s - time.monotonic()))
     asked_s: dict[str, float] = {}
@@ -144,7 +146,8 @@ async def work(asked: argparse.Namespace) -> None:
     cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     said = {"cpu_s": cpu_s, "asked": count, "waits_ms": waits, "refused": refused}
     os.write(1, ("= " + json.dumps(said) + "\n").encode())
-    await log.close()
+    if log is not None:
+        await log.close()
 
 
 def begin(folder: Path, name: str, url: str, rate: float, at_s: float, asked: argparse.Namespace) -> Any:
@@ -243,7 +246,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=600.0, help="requests per second, of all processes together")
     parser.add_argument("--each", action="store_true", help="the rate is that of each process, not of all")
     parser.add_argument("--processes", default="1,2,4,8")
-    parser.add_argument("--share", choices=("leases", "replicated"), default="leases")
+    parser.add_argument("--share", choices=("leases", "replicated", "none"), default="leases")
     parser.add_argument("--slots", type=int, default=4000)
     parser.add_argument("--faults", action="store_true")
     for hidden in ("--work", "--name", "--url", "--at-s"):

@@ -36,8 +36,7 @@ COMMANDS = {
         "xadd", "xlen", "xrange", "xrevrange", "xtrim", "zadd", "zcard", "zcount", "zrangebyscore", "zrem", "zscore",
     ),
 }  # fmt: skip
-"""What a gateway sends, and what its scripts call, which Redis checks by the same rules. redis-py would also tell its
-name (CLIENT SETINFO), and goes on where it may not; Redis 7.0, which does not know that command, would not start."""
+"""What a gateway sends, and what its scripts call, which Redis checks by the same rules."""
 
 
 def fail(problem: str) -> NoReturn:

@@ -30,6 +30,7 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.names import check_names
 from policies.parts.order import Order
@@ -80,6 +81,10 @@ class Bands(Waits):
     legacy: bool = field(default=False, metadata={"description": "give true to refuse bands below 0 and queue nothing"})
     timeout_status: Literal[408, 429, 504] = field(default=429, metadata=TIMEOUT_STATUS)
     tick_s: float = field(default=0.05, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.05"})
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, "queue_tokens", "each band has a queue of queue_requests", "give queue_requests")
+        refuse_idle(self, "occupancy", "saturation decides how much is let in", "give max_ceiling")
 
 
 class _Band:

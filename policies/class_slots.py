@@ -27,6 +27,7 @@ from policies.api import (
     ServiceClass,
     Verdict,
 )
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy, Waits
@@ -70,6 +71,10 @@ class ClassSlots(Waits):
     can_preempt: tuple[bool, bool, bool, bool] = field(
         default=(True, True, False, False), metadata={"description": f"{_FOUR}[true, true, false, false]"}
     )
+
+    def __post_init__(self) -> None:
+        for name, own in (("queue_requests", "queues"), ("queue_tokens", "queues"), ("timeout_s", "timeouts_s")):
+            refuse_idle(self, name, "each class has its own", f"give {own}")
 
 
 class ClassSlotsPolicy(QueueingPolicy):

@@ -87,7 +87,7 @@ class GatewayCore(PoolState):
     pool : the books.
     wants_progress, wants_reports : what the policy needs from the driver, see `policies.api.AdmissionPolicy`.
     late_events : how many events named a request that was not in flight; normal after an Evict.
-    withdrawn : how many held requests were cancelled.
+    withdrawn : how many held requests were cancelled, or ended where this core was out of reach.
     """
 
     def __init__(
@@ -389,8 +389,7 @@ class GatewayCore(PoolState):
     def _finished(self, event: Finished, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.pop(event.request_id, None)
         if flight is None:
-            self.late_events += 1
-            return ()
+            return self._ended_elsewhere(event.request_id, now_s)
         flight.cached_tokens = event.cached_tokens
         service_s = max(0.0, now_s - flight.forwarded_s)
         ledger, pool = flight.ledger, self.pool
@@ -441,11 +440,15 @@ class GatewayCore(PoolState):
             if type(event) is Cancelled:
                 self._before_cancelled(flight, event)
             self._close(flight, event.output_tokens, now_s)
-        elif type(event) is Cancelled and self._withdraw(event.request_id, now_s):
-            self.withdrawn += 1
-        else:
+            return tuple(self._release(now_s)) if self._held else ()
+        return self._ended_elsewhere(event.request_id, now_s)
+
+    def _ended_elsewhere(self, request_id: str, now_s: float) -> Sequence[Instruction]:
+        """Hold no longer what was cancelled, or let in and ended where this core was out of reach."""
+        if not self._withdraw(request_id, now_s):
             self.late_events += 1
             return ()
+        self.withdrawn += 1
         return tuple(self._release(now_s)) if self._held else ()
 
     def _before_cancelled(self, flight: InFlight, event: Cancelled) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
 from policies.parts.estimates import ESTIMATE, Estimate, Foresight, MaxTokens, estimator
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.orders import (
     HALF_LIFE,
@@ -54,6 +55,10 @@ class Fair(Waits):
     input_weight: float = field(default=1.0, metadata=_INPUT)
     cached_weight: float | None = field(default=None, metadata=_CACHED)
     output_weight: float = field(default=2.0, metadata=_OUTPUT)
+
+    def __post_init__(self) -> None:
+        if self.charge != "predicted":
+            refuse_idle(self, "estimate", f"charge is {self.charge}", "give charge: predicted")
 
     def order_params(self) -> OrderParams:
         """Return the order."""

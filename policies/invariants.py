@@ -174,7 +174,7 @@ class Checker:
                     moving = request_id
                 else:
                     touched.add(self._end(request_id))
-            elif kind is Cancelled and self._held.pop(request_id, None) is not None:
+            elif self._held.pop(request_id, None) is not None:
                 self._withdrawn += 1
         elif kind is Adopted and event.request.request_id not in self._flights:
             request = event.request
@@ -317,7 +317,10 @@ class Checker:
                 self._broken("non-negative", where, (book.in_flight, book.outstanding_tokens), "nothing below 0")
 
     def check_all(self, core: GatewayCore, now_s: float) -> None:
-        """Look at everything."""
+        """Look at everything; another core that has taken the place is taken as it is."""
+        if core is not self._core:
+            self.begin(core, now_s)
+            return
         self._now_s = max(self._now_s, now_s)
         pool = core.pool
         for request_id, flight in pool.in_flight.items():

@@ -112,6 +112,11 @@ def slot_limit(spec: EntitlementSpec) -> float | None:
     return None
 
 
+def lacks(parts: Mapping[str, float], needs: Mapping[str, Need]) -> bool:
+    """Return whether a gateway would use more of some limit than it holds; others should look what they can spare."""
+    return any(parts.get(limit, 0.0) + 1e-9 < min(need.wanted, need.total) for limit, need in needs.items())
+
+
 def is_whole(limit: str) -> bool:
     """Whether a limit is dealt out in whole numbers."""
     return not limit.startswith(RATE)
@@ -226,6 +231,25 @@ class Holder:
     def own(self) -> tuple[dict[str, Told], dict[int, Told]]:
         """Return what this gateway itself has done and has in flight."""
         return self.peers.own()
+
+    def has_enough(self, now_s: float) -> bool:
+        """Return whether what this gateway holds is enough for what it is asked for now; nothing is noted by it."""
+        if self.is_short:
+            return False
+        own, _ = self.own()
+        held: dict[str, int] = {}
+        for request in self.core.held.values():
+            held[request.entitlement] = held.get(request.entitlement, 0) + 1
+        elapsed_s, all_wanted = now_s - self._round_s, 1
+        for name, told in own.items():
+            want = told.in_flight + held.get(name, 0)
+            all_wanted += want
+            if name in self._slots and want + 1 > min(self._slots[name], self.parts.get(SLOTS + name, 0.0)):
+                return False
+            asked = told.demanded_tokens - self._demanded.get(name, 0)
+            if name in self._rates and asked > self.parts.get(RATE + name, 0.0) * self._rates[name] * elapsed_s:
+                return False
+        return all_wanted <= self.parts.get(POOL, 0.0)
 
     def needs(self, now_s: float) -> dict[str, Need]:
         """Return what to say in this round."""

@@ -28,6 +28,7 @@ from policies.api import (
     RequestView,
     Verdict,
 )
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.prefill import FIRST_TOKENS_PER_S, PrefillClock
 from policies.parts.queueing import QueueingPolicy, Waits
@@ -65,6 +66,10 @@ class SloFeasible(Waits):
     demoted_priority: int = field(
         default=10, metadata={"description": "give the engine's priority of what is relegated, e.g. 10"}
     )
+
+    def __post_init__(self) -> None:
+        if self.infeasible != "relegate":
+            refuse_idle(self, "demoted_priority", f"infeasible is {self.infeasible}", "give infeasible: relegate")
 
 
 class SloFeasiblePolicy(QueueingPolicy):

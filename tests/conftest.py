@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("fixed", derandomize=True)
-hypothesis.settings.register_profile("explore", print_blob=True)
+# How long an example takes is the machine's affair.
+_PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("fixed", derandomize=True, **_PATIENT)
+hypothesis.settings.register_profile("explore", print_blob=True, **_PATIENT)
 hypothesis.settings.load_profile("fixed")
 # The same in every run, or whoever changes a comment pays for a fault that is older: `make explore` draws others.
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from policies.api import ADMIT, Admit, Deny, EntitlementSpec, InFlight, PoolLedger, RequestView, Verdict
 from policies.no_control import NoControlPolicy
+from policies.parts.idle import refuse_idle
 from policies.parts.names import check_names
 
 REQUESTS = {"gt": 0, "description": "give requests per minute, e.g. 60, or leave it out for no limit"}
@@ -53,6 +54,9 @@ class Metered:
     def __post_init__(self) -> None:
         if self.requests_per_min is None and self.tokens_per_min is None and not self.per_entitlement:
             raise ValueError("limits nothing; give requests_per_min, e.g. 60, or tokens_per_min, e.g. 6000")
+        for name, over in (("demoted_priority", "demote"), ("spill_replicas", "spill")):
+            if self.over != over:
+                refuse_idle(self, name, f"over is {self.over}", f"give over: {over}")
 
     def rates_of(self, entitlements: Sequence[EntitlementSpec]) -> dict[str, Rates]:
         """Return the rates of each entitlement, by name.

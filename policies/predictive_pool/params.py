@@ -77,3 +77,10 @@ class PredictivePool(Waits):
     )
     timeout_status: Literal[408, 429, 504] = field(default=429, metadata=TIMEOUT_STATUS)
     tick_s: float = field(default=0.25, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.25"})
+
+    def __post_init__(self) -> None:
+        if self.parents and self.share_by != "tree":
+            raise ValueError(
+                f"parents are given and change nothing, since share_by is {self.share_by}; give share_by: tree, or "
+                "leave them out"
+            )

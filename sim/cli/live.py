@@ -47,6 +47,7 @@ def serve(
     from sim.live.gateway.run import serve as run_server
     from sim.live.gateway.settings import CheckInvariants
     from sim.live.gateway.tls import check as check_tls
+    from sim.scenario.idle_slots import idle_slots
 
     loaded = load_config(config, state_url=state)
     accounts = make_settings(loaded, config).accounts
@@ -68,6 +69,8 @@ def serve(
     except StoreError as error:
         raise RunError(f"the store of accounts is out of reach: {error}") from None
     check_tls(settings.tls, config)
+    for words in idle_slots(loaded.pool, (loaded.policy, *loaded.shadow)):
+        typer.echo(f"warning: {words}", err=True)
     if check_invariants and settings.check_invariants is None:
         settings = replace(settings, check_invariants=CheckInvariants())
     if check:

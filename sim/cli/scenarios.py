@@ -24,6 +24,8 @@ def validate(
     """Check SCENARIO and say what it would run, and who is foreseen to be refused at a limit of its own."""
     from sim.experiments.demands import unread_traces
     from sim.experiments.own_limit import foreseen_losses
+    from sim.scenario.idle_fields import idle_fields
+    from sim.scenario.idle_slots import idle_slots
     from sim.scenario.load import expand, scenario_hash
 
     loaded = load(scenario, overrides, seed, replications)
@@ -31,6 +33,11 @@ def validate(
     for words in unread_traces(cells):
         typer.echo(f"warning: {words}", err=True)
     typer.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
+    default_bounds = [
+        words for cell in cells for words in idle_slots(cell.scenario.pool, (*cell.scenario.policies, *loaded.shadow))
+    ]
+    for words in dict.fromkeys([*default_bounds, *idle_fields([cell.scenario for cell in cells])]):
+        typer.echo(f"warning: {words}", err=True)
     with contextlib.suppress(InputError):  # a trace that is not here: nothing is known of its demand
         for loss in foreseen_losses(loaded):
             typer.echo(f"warning: {loss}", err=True)

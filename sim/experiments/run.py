@@ -30,6 +30,8 @@ from sim.records.decisions import decisions_table, opinions_table
 from sim.records.result_folder import check_output_folder, write_result
 from sim.records.schema import join_tables, requests_table, timeline_table
 from sim.scenario import plugins
+from sim.scenario.idle_fields import idle_fields
+from sim.scenario.idle_slots import idle_slots
 from sim.scenario.load import Cell, Event, Scenario, expand, scenario_hash
 
 Progress = Callable[[float, int], None]
@@ -88,6 +90,8 @@ def run_scenario(
     shadows = _joined([r.shadows for r in results])
     summary, cuts = summed(cells, [r.requests for r in results], [r.stats for r in results])
     notes = caveats((cells[r.index].scenario.pool.profile, r.requests) for r in results)
+    notes += dict.fromkeys(words for cell in cells for words in idle_slots(cell.scenario.pool, cell.scenario.policies))
+    notes += idle_fields([cell.scenario for cell in cells])
     manifest: dict[str, Any] = {
         **provenance.origin(scenario),
         "host": provenance.host(),

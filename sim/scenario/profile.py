@@ -292,7 +292,7 @@ class Profile(Strict):
         for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
             decodes = min(decodes, self.max_num_seqs, self.max_num_batched_tokens - prefill)
             tokens_read = decodes * context
-            if prefill + decodes == 0 or tokens_read > self.kv_blocks * self.block_tokens:
+            if decodes < 0 or prefill + decodes == 0 or tokens_read > self.kv_blocks * self.block_tokens:
                 continue
             make_up = (prefill, prefill * (prefill + 1) / 2, decodes, tokens_read)
             drafts, more_s = 0, 0.0

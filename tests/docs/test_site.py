@@ -27,7 +27,7 @@ def sources(tmp_path: Path) -> Path:
 
 def build(sources: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(sources), str(sources.parent / "site")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 def test_the_site_builds_and_a_dead_link_stops_it(sources: Path) -> None:

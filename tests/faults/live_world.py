@@ -144,7 +144,7 @@ class Gateway:
             if settings.state.share == "leases":
                 self.log = LeasedLog(settings.state, books=client, **given)
             else:
-                self.log = SharedLog(settings.state, client=client, **given)
+                self.log = SharedLog(settings.state, client=client, head=recorded_head(read), **given)
         session = world.upstreams.session(self.name)
         _SESSION.set(session)
         self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])

@@ -73,7 +73,10 @@ class Timers:
 class Member:
     """One gateway."""
 
-    def __init__(self, pool: SharedPool, name: str, key: bytes | None = KEY, **options: Any) -> None:
+    def __init__(
+        self, pool: SharedPool, name: str, key: bytes | None = KEY, config: str = "same", head: Any = None,
+        **options: Any,
+    ) -> None:
         settings = SharedState(url="redis://memory", pool="test", **{"ttl_s": 1.0, "timeout_s": 0.25, **options})
         self.name, self.pool = name, pool
         self.client = MemoryClient(pool.server, settings, name)
@@ -81,8 +84,8 @@ class Member:
         self.told: list[Any] = []
         self.checker = Checker(every_events=50)
         self.log = SharedLog(
-            settings, loop=pool.loop, config="same", name=name, secret=StateSecrets(key=key), client=self.client,
-            core_of=lambda _head, _leaving: new_core(),
+            settings, loop=pool.loop, config=config, name=name, secret=StateSecrets(key=key), client=self.client,
+            head=head, core_of=lambda _head, _leaving: new_core(),
         )  # type: ignore[arg-type]
         self.gateway = AsyncGateway(
             new_core(), self.timers, loop=pool.loop, log=self.log, answer=self.told.append,
@@ -100,6 +103,15 @@ class Member:
     def sees(self, *ready: int, slots: int | None = None) -> None:
         capacity = part_of(new_core().pool.capacity, len(ready), slots)
         self.gateway.send(CapacityChanged(capacity, ready))
+
+    def kill(self) -> None:
+        """Be gone at once: no word to anybody."""
+        self.pool.members.remove(self)
+        self.pool.server.cut_off.add(self.name)
+        self.gateway.stop()
+        for task in (self.log._task, self.log._saving):
+            if task is not None:
+                task.cancel()
 
     @property
     def core(self) -> GatewayCore:

@@ -23,8 +23,10 @@ from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import make_core, make_settings, parse_config
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.service import Service
+from sim.live.gateway.settings import Settings
 from sim.live.observability.observer import RequestLog
 from sim.live.observability.wiring import Observability
+from sim.live.shared_state.response_owners import ResponseOwners
 
 PROFILE = {
     "step_time": {"kind": "linear", "base_s": 0.006, "per_decode_sequence_s": 1.0e-4},
@@ -93,6 +95,7 @@ class Gate:
     events: list[tuple[float, Event, Sequence[Instruction]]] = field(default_factory=list)
     broken: list[Violation] = field(default_factory=list)
     checker: Checker | None = None
+    owners: ResponseOwners | None = None
 
     def ended(self, log: RequestLog) -> None:
         self.logs.append(log)
@@ -194,8 +197,10 @@ def config(stand_ins: Sequence[StandIn], **changed: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
-    """Run a gateway before stand-ins, and check its books at the end."""
+def gateway(
+    *stand_ins: StandIn, owners: Callable[[Settings], ResponseOwners] | None = None, **changed: Any
+) -> Iterator[Gate]:
+    """Run a gateway before stand-ins, and check its books at the end; ``owners`` makes what it shares of responses."""
     read = parse_config(config(stand_ins, **changed), "test.yaml")
     settings, core = make_settings(read), make_core(read)
     started, stopped = threading.Event(), threading.Event()
@@ -209,7 +214,10 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
             gate = Gate(
                 None, asyncio.get_running_loop(), listening.getsockname()[1],  # type: ignore[arg-type]
             )
-            gate.service = await Service.open(settings, core, observers=[gate], recorders=[gate.record, gate.check])
+            gate.owners = None if owners is None else owners(settings)
+            gate.service = await Service.open(
+                settings, core, observers=[gate], recorders=[gate.record, gate.check], owners=gate.owners
+            )
             found.append(gate)
             server = gate.service.server()
             servers.append(server)
@@ -227,6 +235,8 @@ def gateway(*stand_ins: StandIn, **changed: Any) -> Iterator[Gate]:
                     await telling
             finally:
                 await gate.service.close()
+                if gate.owners is not None:
+                    await gate.owners.close()
 
     def work() -> None:
         try:

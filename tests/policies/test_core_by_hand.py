@@ -15,6 +15,7 @@ from policies.api import (
     CapacityChanged,
     EntitlementSpec,
     EntitlementState,
+    Event,
     Failed,
     Finished,
     FirstToken,
@@ -33,6 +34,7 @@ from policies.api import (
 )
 from policies.cap import Cap
 from policies.core import NO_CAPACITY_RETRY_S, GatewayCore
+from policies.invariants import Checker
 from policies.no_control import NoControl, NoControlPolicy
 from policies.routing import LeastOutstandingTokensRouter
 from policies.token_pool.params import TokenPool
@@ -198,6 +200,21 @@ def test_whoever_is_held_and_leaves_is_no_late_event() -> None:
     assert (made.withdrawn, made.late_events) == (1, 1)
     assert isinstance(made.handle(ask("c"), 2.0)[0], Hold)
     assert made.handle(Failed("a"), 3.0) == (Forward("c", 0, 20),)  # a failure makes room too
+
+
+@pytest.mark.parametrize("end", [Finished("b", 9), Failed("b")])
+def test_whoever_is_held_and_ends_elsewhere_is_held_no_longer(end: Event) -> None:
+    """A gateway out of the shared state's reach lets in what the pool holds; its end comes once the gateway is back."""
+    made = make_core(Cap(max_in_flight_per_replica=1, queue_requests=5), [E], slots=1)
+    checker = Checker()
+    made.start(0.0)
+    checker.begin(made)
+    for at_s, event in enumerate((ask("a"), ask("b"), end, Finished("a", 1))):
+        said = made.handle(event, float(at_s))
+        checker.after(made, event, float(at_s), said)
+    assert said == ()  # nobody is let in who has gone
+    assert (made.withdrawn, made.late_events, len(made.held), len(made.pool.in_flight)) == (1, 0, 0, 0)
+    checker.check_all(made, 5.0)
 
 
 def test_two_promises_of_one_name_and_an_impossible_average_are_refused() -> None:

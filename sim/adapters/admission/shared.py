@@ -13,7 +13,7 @@ import logging
 from typing import Protocol
 
 from sim.adapters.admission.config import GateConfig
-from sim.live.gateway.config_file import state_secrets
+from sim.live.gateway.config_file import core_of_head, state_secrets
 from sim.live.gateway.core_driver import EventLog
 from sim.live.shared_state.signing import Signer
 from sim.records.provenance import versions
@@ -59,11 +59,16 @@ def shared_state(config: GateConfig) -> SharedState | None:
     from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
-    secrets = state_secrets(config.state, "gate")
-    parts = [config.head(), versions()["tokenpools"], Signer(config.state.pool, secrets.key).fingerprint()]
+    secrets, head = state_secrets(config.state, "gate"), config.head()
+    parts = [head, versions()["tokenpools"], Signer(config.state.pool, secrets.key).fingerprint()]
     agreed = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    made: type[SharedLog | LeasedLog] = LeasedLog if config.state.share == "leases" else SharedLog
-    return made(config.state, loop=asyncio.get_running_loop(), config=agreed, secret=secrets)
+    loop = asyncio.get_running_loop()
+    if config.state.share == "leases":
+        return LeasedLog(config.state, loop=loop, config=agreed, secret=secrets)
+    return SharedLog(
+        config.state, loop=loop, config=agreed, head=head, secret=secrets,
+        core_of=lambda head, leaving: core_of_head(head, "gate", leaving, may_import=False),
+    )  # fmt: skip
 
 
 async def join(log: SharedState | None) -> None:

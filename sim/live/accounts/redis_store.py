@@ -11,6 +11,7 @@ from sim.errors import InputError
 from sim.extras import needs
 from sim.live.accounts.sqlite_store import key_from, key_to
 from sim.live.accounts.store import AuditEntry, BalanceKey, StoredKey, StoreError, Use, UseKey, summed
+from sim.live.redis_options import unnamed
 
 _TIMEOUT_S = 0.25
 _MOST_AUDIT = 100_000
@@ -51,7 +52,7 @@ class RedisStore:
         try:
             self._redis = client or redis.Redis.from_url(
                 url, password=password, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S,
-                decode_responses=True,
+                decode_responses=True, **unnamed(),
             )  # fmt: skip
         except ValueError as error:
             raise InputError("accounts.store", f"{self.where}: {error}", "give e.g. redis://127.0.0.1:6379/0") from None

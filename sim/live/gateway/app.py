@@ -204,7 +204,7 @@ class Application:
         if scope["query_string"]:
             outgoing.raw_path += f"?{scope['query_string'].decode('latin-1')}"
         if endpoint.owned:
-            outgoing.replica_id = self._relay.stored.of(stored_id(raw_path), spec.tenant).replica_id
+            outgoing.replica_id = (await self._relay.stored.of(stored_id(raw_path), spec.tenant)).replica_id
         if endpoint.read:
             await self._read(exchange, outgoing, endpoint, body)
         else:
@@ -222,7 +222,7 @@ class Application:
         exchange.model, exchange.stream, exchange.background = parsed.model, parsed.stream, parsed.background
         before_tokens = 0
         if parsed.previous is not None:
-            known = self._relay.stored.of(parsed.previous, exchange.tenant)
+            known = await self._relay.stored.of(parsed.previous, exchange.tenant)
             outgoing.replica_id, before_tokens = known.replica_id, known.tokens
         counted = await self.intake.count(endpoint, parsed, exchange.entitlement, len(body))
         most, context = parsed.max_output_tokens, self.gateway.core.max_context_tokens

@@ -60,6 +60,15 @@ from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+_SIMULATED = {
+    "start_up_s": "leave it out: replicas are ready when their health says so",
+    "drain_s": "leave it out, or give timeouts: {drain_s: ...} for the gateway's own end",
+    "gpus_per_replica": "leave it out",
+    "notice_s": "leave it out, or give timeouts: {health_every_s: ...}",
+    "share": "leave it out, or give state: {share: leases}",
+}
+"""Fields of a pool that only its simulation reads, and what to give in their place."""
+
 _ANYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -295,8 +304,16 @@ class ServeConfig(Strict):
                 raise MisfitError("state.share", problem, "give replicated, or no autoscaler")
         if self.pool.gateways > 1:
             raise MisfitError("pool.gateways", "is for simulations", "start as many processes with one --state")
+        self._check_simulated()
         return self
 
+    def _check_simulated(self) -> None:
+        """Refuse what only a simulated pool has: here it would change nothing."""
+        for name, instead in _SIMULATED.items():
+            if getattr(self.pool, name) != Pool.model_fields[name].default:
+                raise MisfitError(f"pool.{name}", "is for simulations", instead)
+        if self.pool.calendar.starts is not None:
+            raise MisfitError("pool.calendar.starts", "is for simulations", "leave it out: days are the real ones")
 
     def _check_ports(self) -> None:
         """Refuse a port that two of the gateway's own servers would take, and an upstream that is the gateway."""

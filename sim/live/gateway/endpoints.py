@@ -72,6 +72,16 @@ class Endpoints:
         return None
 
 
+def path_of(endpoint: Endpoint) -> str:
+    """Return a path whose bodies are read as this endpoint's are."""
+    return next(path for path, one in _PATHS.items() if one is endpoint)
+
+
+def read_at(path: str) -> Endpoint:
+    """Return the endpoint of a path that `path_of` returned."""
+    return _PATHS[path]
+
+
 def stored_id(raw_path: str) -> str:
     """Return the id of the response that a path names."""
     found = _RESPONSE.fullmatch(raw_path)

@@ -55,8 +55,8 @@ class Exchange:
         "answered", "answers", "arrival_s", "arrived", "asked_priority", "attempt", "available", "background",
         "cached_tokens", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by", "deadline_s",
         "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
-        "in_background", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens", "model",
-        "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
+        "in_background", "is_identified", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens",
+        "model", "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
         "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent", "sent_s", "sequences",
         "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict", "waiter",
     )  # fmt: skip
@@ -87,6 +87,7 @@ class Exchange:
         self.needed = self.available = 0.0
         self.http_status = 0
         self.retry_after_s: float | None = None
+        self.is_identified = False  # it counts for its key
         self.arrived = False  # the core knows of it
         self.started = False  # the client was sent a status
         self.answered = False  # and everything else
@@ -195,17 +196,20 @@ class InFlightTable:
 
     def identified(self, exchange: Exchange) -> int:
         """Take note of whose a request is, and return how many of that key are on their way."""
+        exchange.is_identified = True
         self._by_key[exchange.key_name] += 1
         return self._by_key[exchange.key_name]
 
     def close(self, exchange: Exchange) -> None:
-        """Take note that a request has ended, and tell the observers."""
+        """Take note that a request has ended, once, and tell the observers."""
         exchange.answered = True
-        if exchange.key_name:
+        if self._exchanges.pop(exchange.request_id, None) is None:
+            return
+        if exchange.is_identified:
             self._by_key[exchange.key_name] -= 1
             if not self._by_key[exchange.key_name]:
                 del self._by_key[exchange.key_name]
-        if self._exchanges.pop(exchange.request_id, None) is not None and self.observers:
+        if self.observers:
             log = exchange.log(self._now_s())
             for observer in self.observers:
                 try:

@@ -1,17 +1,20 @@
 """From the bytes of a request's body to what it asks for and how many tokens its prompt has.
 
 What is kept of bodies is bounded before anybody is let in, for each key and in all; what is long is parsed in a thread,
-so that nobody else waits for it; and what costs an upstream or much CPU comes after every check that needs no count.
+what is very long in another process, so that nobody else waits for it; and what costs an upstream or much CPU comes
+after every check that needs no count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+from sim.live.gateway.body_process import BodyProcess
 from sim.live.gateway.error_responses import ApiError
 from sim.live.gateway.in_flight import Cut, Exchange
 from sim.live.gateway.media import sound_tokens
@@ -19,12 +22,16 @@ from sim.live.gateway.prompt_tokens import PromptCount, PromptCounter, never_too
 from sim.live.gateway.request_body import Endpoint, ParsedBody, read_body
 from sim.live.gateway.settings import Estimate, Limits, Settings
 
+LOG = logging.getLogger("tokenpools.app")
+
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _LINGER_BYTES = 256 * 2**20
 _LINGER_S = 5.0
 _OFF_LOOP_BYTES = 64 * 2**10
 """A body of this size is parsed in half a millisecond or two; a longer one in a thread. [choice]"""
+_APART_BYTES = 512 * 2**10
+"""And of this size in another process: a thread would hold the interpreter for 10 to 60 ms. [choice]"""
 _PARSERS = 2
 _BYTES_PER_TOKEN = 4
 _BUSY_RETRY_S = 1.0
@@ -89,11 +96,17 @@ class Intake:
         self._refuses_any = refuses_any
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_PARSERS, "parse")
+        self._apart = ThreadPoolExecutor(1, "read")  # waits for the process; short bodies do not wait behind long ones
+        self._process = BodyProcess(
+            settings.limits, self._rule if isinstance(settings.prompt_tokens, Estimate) else None
+        )
         self.budget = ByteBudget(settings.limits)
 
     def close(self) -> None:
         """Let go of the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._apart.shutdown(wait=False, cancel_futures=True)
+        self._process.close()
 
     async def body(self, exchange: Exchange, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """Return the body, if it is not too large and comes in time.
@@ -136,6 +149,11 @@ class Intake:
         limits = self._limits
         if len(body) < _OFF_LOOP_BYTES:
             return read_body(endpoint, body, limits.choices, limits.prompts)
+        if len(body) >= _APART_BYTES:
+            try:
+                return await self._loop.run_in_executor(self._apart, self._process.read, endpoint, body)
+            except OSError as error:
+                LOG.warning("a long body is read here: %s", error)
         return await self._loop.run_in_executor(
             self._threads, read_body, endpoint, body, limits.choices, limits.prompts
         )
@@ -147,6 +165,8 @@ class Intake:
         ------
         ApiError : 400, it is nested too deeply.
         """
+        if parsed.counted is not None:
+            return PromptCount(*parsed.counted)
         try:
             if self._refuses_any(entitlement, parsed.sequences):
                 if size_bytes >= _OFF_LOOP_BYTES:

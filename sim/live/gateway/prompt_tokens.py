@@ -28,6 +28,12 @@ Post = Callable[[str, Json, float], Awaitable[Any]]
 _SHARED_TEXT = ("suffix", "system", "instructions", "documents", "chat_template", "instruction", "task")
 """Fields besides the prompt itself whose text an engine may put before each prompt."""
 _AS_JSON = ("tools", "functions", "chat_template_kwargs")
+COUNTED_FIELDS = frozenset((
+    "model", "messages", "prompt", "input", "data", "prompt_embeds", "truncate_prompt_tokens", "add_generation_prompt",
+    "continue_final_message", "query", "queries", "text_1", "data_1", "text_2", "data_2", "items", *_SHARED_TEXT,
+    *_AS_JSON,
+))  # fmt: skip
+"""All that counters look at."""
 _NO_TEXT = frozenset(("type", "role", "id", "tool_call_id", "call_id", "status", "cache_control", "detail", "format"))
 
 
@@ -206,6 +212,15 @@ def _truncated(fields: Json, count: int) -> int:
     if type(most) is not int:
         return count
     return min(count, most) if most >= 0 else count
+
+
+def only_ids(shape: str, fields: Json) -> bool:
+    """Return whether prompts are token ids and nothing else, so that their count is exact whoever counts."""
+    prompts = _prompts(fields)
+    others = {"messages", "prompt_embeds", *_SHARED_TEXT, *_AS_JSON} & fields.keys()
+    return shape == "completion" and not others and bool(prompts) and all(
+        type(one) is list and bool(one) and type(one[0]) is int for one in prompts
+    )
 
 
 def never_too_long(fields: Json) -> bool:

@@ -25,7 +25,7 @@ from sim.live.gateway.replies import Outgoing, Replies, UpstreamFailedError
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import TOO_LONG, Send, Settling
 from sim.live.gateway.sse import BrokenStreamError, usage_of
-from sim.live.gateway.stored import StoredResponses
+from sim.live.gateway.stored import Owners, Stored, StoredResponses
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Replica, Upstreams, json_object
 
@@ -57,13 +57,15 @@ class Relay:
     settling : ends requests.
     """
 
-    def __init__(self, gateway: AsyncGateway, upstreams: Upstreams, settings: Settings) -> None:
+    def __init__(
+        self, gateway: AsyncGateway, upstreams: Upstreams, settings: Settings, owners: Owners | None = None
+    ) -> None:
         self._gateway = gateway
         self._upstreams = upstreams
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._own_header = settings.class_header.lower().encode()
-        self.stored = StoredResponses()
+        self.stored = StoredResponses(owners)
         self.settling = Settling(gateway, settings)
         self._replies = Replies(gateway, settings, self.settling, self.stored)
 
@@ -229,7 +231,7 @@ class Relay:
                     self.settling.finish(exchange, usage, self.settling.made_tokens(exchange))
                     if usage is not None:
                         known = (usage.prompt_tokens or 0) + exchange.output_tokens
-                        self.stored.add(response_id, exchange.tenant, replica.replica_id, known)
+                        await self.stored.add(response_id, Stored(exchange.tenant, replica.replica_id, known))
                     return
         except asyncio.CancelledError:
             if exchange.cut_by is not None:

@@ -20,7 +20,7 @@ from sim.live.gateway.request_body import Endpoint
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import Send, Settling, error_events
 from sim.live.gateway.sse import BrokenStreamError, Splitter, usage_of
-from sim.live.gateway.stored import StoredResponses
+from sim.live.gateway.stored import Stored, StoredResponses
 from sim.live.gateway.stream_reader import StreamReader
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import json_object
@@ -133,7 +133,7 @@ class Replies:
         answer = json_object(body)
         usage = usage_of(answer)
         status = answer.get("status") if answer is not None and outgoing.endpoint.shape == "responses" else None
-        response_id = self._store(exchange, forward, outgoing, answer)
+        response_id = await self._store(exchange, forward, outgoing, answer)
         background = exchange.background and status in ("queued", "in_progress") and response_id is not None
         failed = status == "failed" and exchange.endpoint == "/v1/responses"
         if failed:
@@ -155,17 +155,17 @@ class Replies:
                 forward.replica_id, tokens=tokens, events=0, elapsed_s=elapsed_s, answers=exchange.answers
             )
 
-    def _store(
+    async def _store(
         self, exchange: Exchange, forward: Forward, outgoing: Outgoing, answer: dict[str, object] | None
     ) -> str | None:
         """Note whose a stored response is, or that it was deleted."""
         if outgoing.endpoint.shape == "responses" and answer is not None and isinstance(answer.get("id"), str):
             response_id, usage = str(answer["id"]), usage_of(answer)
             tokens = 0 if usage is None else (usage.prompt_tokens or 0) + (usage.output_tokens or 0)
-            self._stored.add(response_id, exchange.tenant, _replica_of(forward, outgoing), tokens)
+            await self._stored.add(response_id, Stored(exchange.tenant, _replica_of(forward, outgoing), tokens))
             return response_id
         if outgoing.endpoint.owned and outgoing.method == "DELETE":
-            self._stored.forget(exchange.endpoint.rpartition("/")[2])
+            await self._stored.forget(exchange.endpoint.rpartition("/")[2])
         return None
 
     async def _long(
@@ -207,7 +207,7 @@ class Replies:
             outgoing.endpoint.shape, outgoing.show_usage, outgoing.show_continuous, outgoing.answers,
             self._settling.pace.tokens_per_event(forward.replica_id),
         )
-        content = response.content
+        content, owned = response.content, ("", reader.complete)
         first_by_s = exchange.deadline_s  # what is sent before the first token does not put this off
         while True:
             data = await content.readany()
@@ -223,6 +223,9 @@ class Replies:
                 await self._refused_stream(exchange, reader, out, send)
             if exchange.cut_by is not None:  # by what the core said just now
                 raise asyncio.CancelledError
+            if (reader.response_id, reader.complete) != owned:  # before the client hears of it
+                owned = reader.response_id, reader.complete
+                await self._own_stream(exchange, forward, outgoing, reader)
             if out:
                 if not exchange.started:
                     await self._settling.pass_head(exchange, response, send, length=False)
@@ -231,13 +234,19 @@ class Replies:
             exchange.wait(loop.time() + timeouts.idle_s if reader.events else first_by_s, Cut.UPSTREAM_SILENT)
         if splitter.rest or not reader.first or not reader.complete:
             raise BrokenStreamError("the connection ended within an answer")
-        if reader.response_id:
-            known = 0 if reader.usage is None else (reader.usage.prompt_tokens or 0) + reader.tokens
-            self._stored.add(reader.response_id, exchange.tenant, _replica_of(forward, outgoing), known)
         self._end_stream(exchange, forward, reader)
         if not exchange.started:
             await self._settling.pass_head(exchange, response, send, length=False)
         await self._settling.last(exchange, b"", send)
+
+    async def _own_stream(
+        self, exchange: Exchange, forward: Forward, outgoing: Outgoing, reader: StreamReader
+    ) -> None:
+        """Note whose the response of a stream is, if it has a name, and at its end how long its context is."""
+        if not reader.response_id:
+            return
+        tokens = 0 if reader.usage is None else (reader.usage.prompt_tokens or 0) + reader.tokens
+        await self._stored.add(reader.response_id, Stored(exchange.tenant, _replica_of(forward, outgoing), tokens))
 
     def _count(self, exchange: Exchange, reader: StreamReader) -> None:
         """Note how many tokens there are by now, and tell the core of the first."""

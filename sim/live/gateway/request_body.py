@@ -73,6 +73,7 @@ class ParsedBody:
     fields : the whole body; dropped once it is counted.
     stream_options : as the client wrote them; empty where there are none.
     where : where the fields stand that the gateway may set.
+    counted : the tokens of its prompts and the least of the largest, where they were counted as the body was read.
     """
 
     model: str
@@ -88,6 +89,7 @@ class ParsedBody:
     fields: Json
     stream_options: str
     where: Mapping[str, Span]
+    counted: tuple[int, int] | None = None
 
     @property
     def sequences(self) -> int:

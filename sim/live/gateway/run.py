@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sim.live.observability.invariants import InvariantWatch
     from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
+    from sim.live.shared_state.response_owners import ResponseOwners
 
 LOG = logging.getLogger("tokenpools.serve")
 
@@ -82,10 +83,11 @@ async def _serve(
         except StoreError as error:
             raise RunError(f"the store of accounts cannot be read: {error}") from None
     recording = None if settings.recording is None else Recording(settings.recording, core, about)
-    log = _shared_log(settings, core_of)
+    log = _shared_log(settings, core_of, about)
     wanted = None if settings.scaling is None else _wanted(settings.scaling, settings, core)
+    owners = _owners(settings)
     service = await Service.open(
-        settings, core, log=log, scale=wanted, recorders=[] if recording is None else [recording]
+        settings, core, log=log, scale=wanted, recorders=[] if recording is None else [recording], owners=owners
     )
     try:
         if log is not None:
@@ -129,6 +131,8 @@ async def _serve(
             await wanted.close()
         if log is not None:
             await log.close()
+        if owners is not None:
+            await owners.close()
         if recording is not None:
             recording.close()
 
@@ -170,17 +174,29 @@ def _wanted(scaling: Scaling, settings: Settings, core: GatewayCore) -> Wanted:
     return wanted
 
 
-def _shared_log(settings: Settings, core_of: CoreOf | None) -> SharedLog | LeasedLog | None:
+def _shared_log(
+    settings: Settings, core_of: CoreOf | None, head: Mapping[str, Any]
+) -> SharedLog | LeasedLog | None:
     """Return the log of the shared state; redis-py is imported only where there is one."""
     if settings.state is None:
         return None
     from sim.live.shared_state.leased import LeasedLog
     from sim.live.shared_state.replicated_core import SharedLog
 
-    made: type[SharedLog | LeasedLog] = LeasedLog if settings.state.share == "leases" else SharedLog
-    return made(
-        settings.state, loop=asyncio.get_running_loop(), config=settings.state_config, core_of=core_of,
-        secret=settings.state_secrets,
+    loop, config, secret = asyncio.get_running_loop(), settings.state_config, settings.state_secrets
+    if settings.state.share == "leases":
+        return LeasedLog(settings.state, loop=loop, config=config, core_of=core_of, secret=secret)
+    return SharedLog(settings.state, loop=loop, config=config, head=head or None, core_of=core_of, secret=secret)
+
+
+def _owners(settings: Settings) -> ResponseOwners | None:
+    """Return what gateways that share their state know of each other's stored responses."""
+    if settings.state is None:
+        return None
+    from sim.live.shared_state.response_owners import ResponseOwners
+
+    return ResponseOwners(
+        settings.state, [one.base_url for one in settings.upstreams], settings.state_secrets
     )
 
 

@@ -25,6 +25,7 @@ from sim.live.gateway.in_flight import Cut, InFlightTable
 from sim.live.gateway.prompt_tokens import counter
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Settings
+from sim.live.gateway.stored import Owners
 from sim.live.gateway.tls import renew, server_options
 from sim.live.observability.observer import Observer, Recorder
 from sim.live.replicas.upstreams import Upstreams
@@ -58,6 +59,7 @@ class Service:
     async def open(
         cls, settings: Settings, core: GatewayCore, *, log: EventLog | None = None, observers: Sequence[Observer] = (),
         recorders: Sequence[Recorder] = (), scale: Callable[[int], None] | None = None,
+        owners: Owners | None = None,
     ) -> Service:
         """Return a gateway that is ready to serve, with its upstreams looked at once.
 
@@ -65,6 +67,7 @@ class Service:
         ----------
         log : what gives events their times; one of this process alone where it is None.
         scale : told how many replicas the pool should have.
+        owners : whose stored responses are, in common with other gateways; None for what this process alone knows.
         """
         loop = asyncio.get_running_loop()
         told = list(recorders)
@@ -86,7 +89,7 @@ class Service:
             settings.upstreams, timeouts=settings.timeouts, capacity_of=settings.capacity_of, emit=gateway.send,
             now_s=gateway.now_s, scrape_every_s=settings.scrape_interval_s,
         )
-        relay = Relay(gateway, upstreams, settings)
+        relay = Relay(gateway, upstreams, settings, owners)
         app = Application(
             settings, gateway=gateway, in_flight=in_flight, upstreams=upstreams, relay=relay,
             counter=counter(settings.prompt_tokens, upstreams.post),

@@ -326,6 +326,7 @@ class SharedState:
     share : replicated: every gateway decides on every event, and all as one would; leases: each has a part of every
         limit and decides alone, see `sim.live.shared_state.leased`.
     every_s : under leases, how often a gateway asks for its parts.
+    stored_ttl_s, stored_most : for how long it is kept whose a stored response is, and how many of one tenant.
     """
 
     url: str = field(
@@ -356,6 +357,8 @@ class SharedState:
         default="replicated", metadata={"description": "give replicated or leases"}
     )
     every_s: float = _seconds(0.5, "the time between two rounds of leases")
+    stored_ttl_s: float = _seconds(86_400.0, "the time for which owners of stored responses are kept")
+    stored_most: int = _count(20_000, "the stored responses of a tenant whose owner is kept")
     when_away: FallbackSettings = field(
         default_factory=FallbackSettings,
         metadata={"description": "give {guaranteed: open, elastic: closed, spot: closed}"},

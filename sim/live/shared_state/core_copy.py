@@ -86,6 +86,7 @@ class CoreCopy:
         self._loop = loop
         self._config = config
         self._core_of = core_of
+        self._head: Mapping[str, Any] | None = None
         self._gateway: AsyncGateway | None = None
         self._leads = False
         self._offset_s = loop.time()
@@ -234,7 +235,7 @@ class CoreCopy:
 
     def _change_over(self, config: str, head: Mapping[str, Any], now_s: float) -> None:
         gateway = self._at()
-        self._config = config
+        self._config, self._head = config, head
         assert self._core_of is not None, "SharedLog has no core_of"
         gateway.core, said = changeover(self._core_of, head, gateway.core, now_s)
         gateway.carry_out(said, lead=self._leads)

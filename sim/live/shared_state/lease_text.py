@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from policies.limit_leases import Book, Need, Share
@@ -23,6 +25,16 @@ def book_from(text: str) -> Book | None:
         return Book(int(data["dealt_from_us"]), {str(name): _share(each) for name, each in data["shares"].items()})
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def prolonged(book: Book, until: Mapping[Any, Any]) -> Book:
+    """Return a book with what gateways said by looking; unsigned, so that it can only make parts good for longer."""
+    shares = {}
+    for name, share in book.shares.items():
+        said = until.get(name, "")
+        later_us = int(said) if isinstance(said, str) and said.isdecimal() and len(said) < 20 else 0
+        shares[name] = share if later_us <= share.until_us else replace(share, until_us=later_us)
+    return replace(book, shares=shares)
 
 
 def _plain(share: Share) -> list[Any]:

@@ -4,6 +4,8 @@ Under `sim.live.shared_state.replicated_core` every gateway handles every event 
 it holds a part of every limit (`policies.limit_leases`), decides on that part with no word to anybody, and every
 ``every_s`` it renews what it holds in a common book: one read, one write that fails if another was faster
 (`leases.lua`). What it gives back it stops using before it says so; what it takes it uses once that is in the book.
+While it has enough and nobody else has said that it lacks something, it only looks (one short call, which prolongs its
+parts), and renews every fourth time, so that others hear what it has done.
 
 A part is good until ``ttl_s`` after the renewal that it comes from was begun, on this gateway's own clock; Redis gives
 it to others no earlier. After that, and before the first renewal, `when_away` decides, in this gateway's even part of
@@ -17,21 +19,21 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
 from policies.api import Arrived, CapacityChanged, Event, Reason, Refuse
-from policies.limit_leases import POOL, SLOTS, Book, Holder, renew
+from policies.limit_leases import POOL, SLOTS, Book, Holder, lacks, renew
 from policies.sharing import Peers
 from sim.errors import RunError
 from sim.live.gateway.changeover import CoreOf, changeover
 from sim.live.gateway.core_driver import AsyncGateway, LocalLog
 from sim.live.gateway.settings import NO_SECRETS, SharedState, StateSecrets
 from sim.live.shared_state.fallback import RETRY_S, share_of
-from sim.live.shared_state.lease_text import book_from, text_of
+from sim.live.shared_state.lease_text import book_from, prolonged, text_of
 from sim.live.shared_state.log_client import LeaseClient, unless_cancelled
 from sim.live.shared_state.signing import Signer, gateway_name
 from sim.live.shared_state.speaking_copy import Status
@@ -39,6 +41,8 @@ from sim.live.shared_state.speaking_copy import Status
 LOG = logging.getLogger("tokenpools.state")
 
 _TRIES = 8
+_LOOKS = 3
+"""Rounds in a row that may be looks. [choice]"""
 _SOONEST = 0.3
 """Share of ``every_s`` after which a gateway that is short asks again."""
 
@@ -92,6 +96,8 @@ class LeasedLog(LocalLog):
         self._good_until_s = float("-inf")
         self._expiry: asyncio.TimerHandle | None = None
         self._version = 0
+        self._short = 0  # how often somebody had lacked something when the book was read
+        self._looks = _LOOKS  # the first round is none
         self._gateways = 1
         self._rounds = self._times_away = self._skipped = 0
         self._away = True
@@ -223,7 +229,8 @@ class LeasedLog(LocalLog):
             self._wake.clear()
             try:
                 async with asyncio.timeout(max(self._settings.timeout_s, every_s)):
-                    await self._renew()
+                    if not await self._look():
+                        await self._renew()
             except (RedisError, OSError, TimeoutError) as error:
                 self._why = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
                 await self._books.disconnect()
@@ -243,6 +250,18 @@ class LeasedLog(LocalLog):
                     async with asyncio.timeout(left_s):
                         await self._wake.wait()
 
+    async def _look(self) -> bool:
+        """Prolong what this gateway holds; return whether that is all that there is to do in this round."""
+        self._looks += 1
+        if self._away or self._looks > _LOOKS or not self._held().has_enough(self.now_s()):
+            return False
+        begun_s, ttl_us = self._loop.time(), int(self._settings.ttl_s * 1e6)
+        _, version, is_good, short = await self._books.run("look", self._stays_ms, self.name, ttl_us)
+        if not is_good or version < self._version:
+            return False
+        self._good(begun_s + self._settings.ttl_s, self._gateways, is_dealt=True)
+        return bool(short == self._short)
+
     async def _renew(self) -> None:
         """Renew all parts.
 
@@ -253,18 +272,20 @@ class LeasedLog(LocalLog):
         ttl_us = int(self._settings.ttl_s * 1e6)
         begun_s = self._loop.time()
         for _ in range(_TRIES):
-            book, version, now_us = await self._read(ttl_us)
+            known, version, now_us = await self._read(ttl_us)
             holder = self._held()
             now_s = self.now_s()
             needs = holder.needs(now_s)
-            book, parts = renew(book, self.name, holder.parts, needs, now_us, ttl_us)
+            book, parts = renew(known, self.name, holder.parts, needs, now_us, ttl_us)
             # What is given back is used no more from here on: once it is in the book, others may have it.
             less = {limit: min(part, holder.parts.get(limit, 0.0)) for limit, part in parts.items()}
             holder.hold({limit: max(part, needs[limit].in_use) for limit, part in less.items()}, now_s)
             entitlements, replicas = holder.own()
             own = replace(book.shares[self.name], entitlements=entitlements, replicas=replicas)
             book = replace(book, shares={**book.shares, self.name: own})
-            if await self._write(version, book, now_us):
+            gone = known.shares.keys() - book.shares.keys()
+            if await self._write(version, book, now_us, gone, is_short=lacks(parts, needs)):
+                self._looks = 0
                 if holder is self._held():
                     others = {name: share for name, share in book.shares.items() if name != self.name}
                     holder.hold(parts, self.now_s(), others)
@@ -274,7 +295,7 @@ class LeasedLog(LocalLog):
         raise OSError(f"{_TRIES} times another gateway was faster")
 
     async def _read(self, ttl_us: int) -> tuple[Book, int, int]:
-        now, version, text, signature = await self._books.run("read", 0)
+        now, version, text, signature, self._short, *until = await self._books.run("read", 0)
         now_us = int(now)
         fresh = Book(now_us + ttl_us)
         if not text:
@@ -294,18 +315,28 @@ class LeasedLog(LocalLog):
             self._warned_of.add(config)
             LOG.warning("another gateway has another configuration (%s, here %s): until all have the same, the larger "
                         "of each limit holds", config, self._config)  # fmt: skip
-        return book, version, now_us
+        return prolonged(book, dict(zip(until[::2], until[1::2], strict=True))), version, now_us
 
-    async def _write(self, version: int, book: Book, now_us: int) -> bool:
+    async def _write(
+        self, version: int, book: Book, now_us: int, gone: Iterable[str] = (), *, is_short: bool = False
+    ) -> bool:
         # Versions only grow: of a book that begins anew it is the time, which is far more than there were writes.
         following = max(version + 1, self._version + 1, now_us if version == 0 else 0)
         text = f"{self._config} {text_of(book)}"
         signature = self._signer.sign("leases", following, text)
-        stays_ms = int(self._settings.ttl_s * 4000)
-        _, is_written = await self._books.run("write", stays_ms, version, following, text, signature)
+        ttl_us = int(self._settings.ttl_s * 1e6) if self.name in book.shares else 0
+        _, is_written = await self._books.run(
+            "write", self._stays_ms, version, following, text, signature, self.name, ttl_us, int(is_short),
+            *sorted(gone),
+        )
         if is_written:
             self._version = following
+            self._short += is_short
         return bool(is_written)
+
+    @property
+    def _stays_ms(self) -> int:
+        return int(self._settings.ttl_s * 4000)
 
     async def _leave(self) -> None:
         for _ in range(_TRIES):

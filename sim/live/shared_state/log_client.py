@@ -13,12 +13,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from sim.live.gateway.settings import SharedState
+from sim.live.redis_options import unnamed
 
 ENTRIES = 1000
 """How many entries are read at once."""
 
 _SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
 _LEASES = Path(__file__).with_name("leases.lua").read_text(encoding="utf-8")
+_RESPONSES = Path(__file__).with_name("responses.lua").read_text(encoding="utf-8")
 
 
 class Client:
@@ -32,7 +34,7 @@ class Client:
     def __init__(self, settings: SharedState, script: str, keys: Sequence[str], password: str | None = None) -> None:
         self._script = script
         self._keys = keys
-        given: dict[str, Any] = {} if password is None else {"password": password}
+        given: dict[str, Any] = unnamed() | ({} if password is None else {"password": password})
         self._client = redis.Redis.from_url(
             settings.url, decode_responses=True, encoding_errors="replace", **given, retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=settings.timeout_s, health_check_interval=0,
@@ -40,7 +42,16 @@ class Client:
         self._sha = ""
 
     async def run(self, *arguments: str | int) -> list[Any]:
-        """Call the script, and load it first where Redis does not have it.
+        """Call the script on its keys.
+
+        Raises
+        ------
+        RedisError, OSError : Redis is out of reach.
+        """
+        return await self.run_on(self._keys, *arguments)
+
+    async def run_on(self, keys: Sequence[str], *arguments: str | int) -> list[Any]:
+        """Call the script on some keys, and load it first where Redis does not have it.
 
         Raises
         ------
@@ -49,13 +60,13 @@ class Client:
         if not self._sha:
             self._sha = await self._client.script_load(self._script)
         try:
-            return await self._evaluate(arguments)
+            return await self._evaluate(keys, arguments)
         except NoScriptError:  # Redis was restarted
             self._sha = await self._client.script_load(self._script)
-            return await self._evaluate(arguments)
+            return await self._evaluate(keys, arguments)
 
-    async def _evaluate(self, arguments: Sequence[str | int]) -> list[Any]:
-        reply = self._client.evalsha(self._sha, len(self._keys), *self._keys, *cast("Any", arguments))
+    async def _evaluate(self, keys: Sequence[str], arguments: Sequence[str | int]) -> list[Any]:
+        reply = self._client.evalsha(self._sha, len(keys), *keys, *cast("Any", arguments))
         return await cast("Awaitable[list[Any]]", reply)
 
     async def evicts(self) -> str:
@@ -78,6 +89,23 @@ class Client:
         """Close for good."""
         await self._client.aclose()
 
+
+class ResponseClient(Client):
+    """The connection of one gateway to what is known of its pool's stored responses."""
+
+    def __init__(self, settings: SharedState, password: str | None = None) -> None:
+        super().__init__(settings, _RESPONSES, (), password)
+        self._prefix = f"tokenpools:{{{settings.pool}}}:responses"
+
+    async def call(self, command: str, tenant: str, *arguments: str | int) -> str:
+        """Call the script; ``tenant`` is its digest. See there for the commands.
+
+        Raises
+        ------
+        RedisError, OSError : Redis is out of reach.
+        """
+        (found,) = await self.run_on((self._prefix, f"{self._prefix}:{tenant}"), command, *arguments)
+        return str(found)
 
 
 class LeaseClient(Client):

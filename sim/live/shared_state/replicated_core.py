@@ -63,6 +63,8 @@ class SharedLog(SpeakingCopy):
     Parameters
     ----------
     config : a digest of all that makes the core what it is; gateways of one pool must agree on it.
+    head : the same as plain values, which ``core_of`` makes a core of. With it, a log that nobody has the configuration
+        of any more is gone on with, changed to this one; without, this gateway is turned away.
     core_of : makes the core of another pool and policy, when a gateway has brought one (`configure`).
     name : this gateway's; `gateway_name` makes one. No other process may ever have it.
     secret : the key that entries are signed with, and Redis's password.
@@ -73,11 +75,13 @@ class SharedLog(SpeakingCopy):
 
     def __init__(
         self, settings: SharedState, *, loop: asyncio.AbstractEventLoop, config: str, name: str | None = None,
-        core_of: CoreOf | None = None, secret: StateSecrets = NO_SECRETS, client: LogClient | None = None,
+        head: Mapping[str, Any] | None = None, core_of: CoreOf | None = None, secret: StateSecrets = NO_SECRETS,
+        client: LogClient | None = None,
     ) -> None:
         signer = Signer(settings.pool, secret.key)
         super().__init__(gateway_name() if name is None else name, loop, config, core_of, signer)
         self._settings = settings
+        self._head = None if core_of is None else head
         self._client = LogClient(settings, self.name, secret.password) if client is None else client
         self._task: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
@@ -150,22 +154,27 @@ class SharedLog(SpeakingCopy):
         RunError : the log is out of reach.
         """
         if self._fatal is not None:  # turned away: with what the others have, it is let in
-            self._config = config
+            self._config, self._head = config, head
             return
         if self._rules is not None:
             raise RunError(f"the shared state is out of reach: {self._why}")
+        try:
+            await self._write_configuration(config, head)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise RunError(f"the shared state is out of reach: {_reason(error)}") from None
+        except StaleError:
+            raise RunError("the shared state has begun anew meanwhile; send the signal again") from None
+        self._config, self._head = config, head
+
+    async def _write_configuration(self, config: str, head: Mapping[str, Any]) -> None:
         entry = json.dumps([CONFIGURED, config, head], separators=(",", ":"))
         self._configurations += 1
         number = self._configurations
         signature = self._signer.sign("event", self._epoch, self.name, number, entry)
-        try:
-            async with asyncio.timeout(_SLOW_S):
-                answer = await self._client.call("configure", self._epoch, config, number, signature, entry)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise RunError(f"the shared state is out of reach: {_reason(error)}") from None
+        async with asyncio.timeout(_SLOW_S):
+            answer = await self._client.call("configure", self._epoch, config, number, signature, entry)
         if answer[0] != "configured":
-            raise RunError("the shared state has begun anew meanwhile; send the signal again")
-        self._config = config
+            raise StaleError
 
     def status(self) -> Status:
         """Return how the shared state is."""
@@ -281,18 +290,19 @@ class SharedLog(SpeakingCopy):
         ------
         OSError : others bring the log in order first.
         """
+        mine, head = self._config, self._head
         answer = await self._asked_to_join()
-        _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes = answer[:9]
+        _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes, config = answer[:10]
         if not resumes:
             try:
                 if epoch in self._left_epochs:
                     raise DamagedError("it is a log that was left behind: Redis was set back")
-                self._take_over(epoch, answer[9], answer[10], answer[11])
+                self._take_over(epoch, *answer[10:13])
             except DamagedError as error:
                 LOG.error("log %s cannot be gone on with: %s", epoch, error)
                 answer = await self._asked_to_join(epoch)
-                _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes = answer[:9]
-                self._take_over(epoch, answer[9], answer[10], answer[11])
+                _, epoch, seq, now_us, accepted, self._session, leader, self._gateways, resumes, config = answer[:10]
+                self._take_over(epoch, *answer[10:13])
         if epoch != self._epoch:
             self._left_epochs |= {self._epoch} - {""}
             self._epoch = epoch
@@ -305,14 +315,12 @@ class SharedLog(SpeakingCopy):
             and (not isinstance(each.event, Arrived) or self._waits(each.event.request.request_id))
         )
         self._leads, self._catching_up = False, True
-        while self._seq < seq:
-            async with asyncio.timeout(_SLOW_S):
-                entries = await self._client.entries_after(self._seq)
-            if not entries:
-                raise StaleError
-            for number, text in entries:
-                self._apply(number, text)
-            await asyncio.sleep(0)
+        await self._catch_up(seq)
+        if config != mine and head is not None:
+            LOG.warning("nobody has the configuration of the log (%s) any more: it is changed to this one (%s)",
+                        config, mine)  # fmt: skip
+            await self._write_configuration(mine, head)
+            await self._catch_up(seq + 1)
         self._catching_up = False
         self._bring_together()
         away, self._rules, self._why = self._rules, None, ""
@@ -325,6 +333,16 @@ class SharedLog(SpeakingCopy):
         if not self._joined.is_set():
             await self._look_for_eviction()
         self._joined.set()
+
+    async def _catch_up(self, seq: int) -> None:
+        while self._seq < seq:
+            async with asyncio.timeout(_SLOW_S):
+                entries = await self._client.entries_after(self._seq)
+            if not entries:
+                raise StaleError
+            for number, text in entries:
+                self._apply(number, text)
+            await asyncio.sleep(0)
 
     async def _asked_to_join(self, damaged: str = "") -> list[Any]:
         """Return the script's answer; where there is no log to go on with, one begins with this gateway's copy.
@@ -344,17 +362,19 @@ class SharedLog(SpeakingCopy):
         if answer[0] == "config":
             raise RunError(
                 "other gateways of this pool run with another configuration, key or version "
-                f"({answer[1]}, here {self._config}); give all the same, or this pool another name"
+                f"({answer[1]}, here {self._config}), or ended without a word in the last {self._settings.ttl_s:g} s; "
+                "give all the same, send them SIGHUP, or give this pool another name"
             )
         return answer
 
     def _place(self, beginning: str, damaged: str) -> list[str | int]:
-        owners = sorted({*self._owners.values(), self.name}) if beginning else []
+        owners = sorted({*self._owners.values(), self.name})
         now_us = max(self._us, int(self.now_s() * 1e6)) if self._epoch else 0
         epoch = secrets.token_hex(8)
         signature = self._signer.sign("snapshot", epoch, 0, beginning) if beginning else ""
         return [
-            epoch, self._config, self._epoch, self._seq, self._entry, beginning, signature, now_us, damaged, *owners,
+            epoch, self._config, self._epoch, self._seq, self._entry, beginning, signature, now_us, damaged,
+            int(self._head is not None), *owners,
         ]  # fmt: skip
 
     async def _look_for_eviction(self) -> None:

@@ -93,10 +93,12 @@ end
 
 -- join: 4 epoch to begin with   5 config   6 epoch   7 seq and   8 entry that the caller saw last
 --       9 snapshot to begin with or nothing   10 its signature   11 its time in us   12 epoch that is not to be gone on
---       with or nothing   13... gateways that own requests in it
--- answers {joined, epoch, seq, now_us, accepted, session, leader, gateways, resumes, snapshot seq, snapshot, signature},
---         {config, other}, {empty}: there is no log to go on with, and nothing to begin with was given, or
---         {wait}: the same, and others live who have a copy to begin with
+--       with or nothing   13 whether the caller can change the log's configuration to its own: 1 or 0
+--       14... gateways that own requests in the caller's copy
+-- answers {joined, epoch, seq, now_us, accepted, session, leader, gateways, resumes, config, snapshot seq, snapshot,
+--         signature}: where config is another, nobody lives who has it, and the caller configures what it has;
+--         {config, other}: others live who have another, {empty}: there is no log to go on with, and nothing to begin
+--         with was given, or {wait}: the same, and others live who have a copy to begin with
 if command == 'join' then
   local resumes, damaged = false, epoch and epoch == ARGV[12]
   if epoch then
@@ -112,7 +114,11 @@ if command == 'join' then
         return {'wait'}
       end
     end
-    if not damaged and state[6] ~= ARGV[5] then return {'config', state[6]} end
+    if not damaged and state[6] ~= ARGV[5] then
+      local others = redis.call('ZCOUNT', alive, text(now_us), '+inf')
+      if (tonumber(redis.call('ZSCORE', alive, me) or '') or -1) >= now_us then others = others - 1 end
+      if others > 0 or ARGV[13] ~= '1' then return {'config', state[6]} end
+    end
   end
   if not epoch or damaged then
     if ARGV[9] == '' then return {'empty'} end
@@ -123,8 +129,14 @@ if command == 'join' then
                'config', ARGV[5], 'leader', me, 'views', '0')
     redis.call('HSET', snapshot, 'seq', '0', 'data', ARGV[9], 'mac', ARGV[10])
     begin(wall_us - last_us, last_us, 0)
-    for i = 13, #ARGV do redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
     resumes = false
+  end
+  if resumes or epoch == ARGV[4] then
+    -- Who owns requests and has no place, since the places were lost, gets one: who is gone is said to be lost when it
+    -- runs out, or its requests would stay in the books for ever.
+    for i = 14, #ARGV do
+      if not redis.call('ZSCORE', alive, ARGV[i]) then redis.call('ZADD', alive, text(now_us + ttl_us), ARGV[i]) end
+    end
   end
   local leader = renew()
   close()
@@ -132,9 +144,10 @@ if command == 'join' then
   redis.call('EXPIRE', sender, 86400)
   local answer = {'joined', epoch, seq, now_us, tonumber(redis.call('HGET', sender, 'number') or '0'), session, leader,
                   redis.call('ZCARD', alive), resumes and 1 or 0}
+  answer[10] = redis.call('HGET', meta, 'config')
   if not resumes then
     local kept = redis.call('HMGET', snapshot, 'seq', 'data', 'mac')
-    answer[10], answer[11], answer[12] = tonumber(kept[1]), kept[2], kept[3] or '-'
+    answer[11], answer[12], answer[13] = tonumber(kept[1]), kept[2], kept[3] or '-'
   end
   return answer
 end

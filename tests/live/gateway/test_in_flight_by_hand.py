@@ -239,3 +239,22 @@ def test_requests_of_a_key_are_counted_until_they_end() -> None:
     made.close(other)
     made.close(last)
     assert made._by_key == {"l": 2}  # nothing is kept of a key that asks for nothing
+
+
+def test_a_key_is_counted_down_once_and_only_by_who_counted_it_up() -> None:
+    loop, made = table()
+    one, two, turned_away = opened(loop, made), opened(loop, made), opened(loop, made)
+    for exchange in (one, two, turned_away):
+        exchange.key_name = "key"
+    assert [made.identified(one), made.identified(two)] == [1, 2]
+    made.close(turned_away)  # before anybody asked how many there are
+    made.close(one)
+    made.close(one)
+    three = opened(loop, made)
+    three.key_name = "key"
+    assert made.identified(three) == 2
+    for exchange in (two, three, three, two):
+        made.close(exchange)
+    four = opened(loop, made)
+    four.key_name = "key"
+    assert made.identified(four) == 1

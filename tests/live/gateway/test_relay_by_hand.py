@@ -362,7 +362,7 @@ def test_a_response_in_the_background_is_looked_at_each_second_until_it_is_made(
     ]
     assert all(more["headers"]["authorization"] == "Bearer key-1" for *_, more in polls)
     assert world.did[-1] == ("finish", 7, 11)
-    stored = world.relay.stored.of("resp_1", "acme")
+    stored = asyncio.run(world.relay.stored.of("resp_1", "acme"))
     assert (stored.replica_id, stored.tokens) == (1, 7 + 11)
     one = world.exchange
     assert (one.in_background, one.answered, one.deadline_s, one.on_deadline) == (True, False, 650.0, Cut.TOTAL)

@@ -218,6 +218,73 @@ def test_another_key_is_another_configuration() -> None:
 # Who sees the upstreams
 
 
+HEAD = {"pool": {"entitlements": [{"name": "gold"}, {"name": "spot"}]}}
+
+
+def test_a_gateway_that_died_is_lost_though_the_places_of_all_were(pool: SharedPool) -> None:
+    first, other = pool.members
+    first.ask("gold")
+    pool.run(0.02)
+    assert len(other.core.pool.in_flight) == 1
+    first.kill()
+    pool.server.store.keys.pop(PREFIX + "alive")
+    pool.run(3.0)
+    assert not other.core.pool.in_flight
+    pool.settled()
+
+
+def gone(pool: SharedPool) -> None:
+    """All gateways end without a word."""
+    for member in list(pool.members):
+        member.kill()
+
+
+def test_a_log_whose_gateways_are_gone_takes_the_configuration_of_who_comes(pool: SharedPool) -> None:
+    gone(pool)
+    other = pool.join("c", config="other", head=HEAD)
+    pool.run(0.3)
+    assert "another configuration" in other.log.status().why  # they may live: their places have not run out
+    pool.run(3.0)
+    pool.join("d", config="other", head=HEAD)
+    pool.run(1.0)
+    pool.serves()
+    pool.settled()
+    old = pool.join("e", config="same", head=HEAD)
+    pool.run(1.0)
+    assert "(other, here same)" in old.log.status().why
+    old.kill()
+    pool.run(0.5)
+
+
+def test_a_log_whose_gateways_are_gone_turns_away_who_cannot_change_it(pool: SharedPool) -> None:
+    gone(pool)
+    pool.run(3.0)
+    other = pool.join("c", config="other")
+    pool.run(1.0)
+    assert not other.log.status().reachable
+    assert "(same, here other)" in other.log.status().why
+
+
+def test_a_gateway_that_dies_before_it_has_changed_the_configuration_keeps_nobody_out(pool: SharedPool) -> None:
+    gone(pool)
+    pool.run(3.0)
+    other = pool.join("c", config="other", head=HEAD)
+    call = other.client.call
+
+    async def dies(command: str, *arguments: Any) -> Any:
+        if command == "configure":
+            pool.server.cut_off.add("c")
+        return await call(command, *arguments)
+
+    other.client.call = dies  # type: ignore[method-assign]
+    pool.run(0.5)
+    assert not other.log.status().reachable
+    other.kill()
+    pool.join("d", config="other", head=HEAD)
+    pool.run(4.0)
+    pool.serves()
+
+
 def test_a_leader_that_sees_no_upstream_does_not_stop_the_pool(pool: SharedPool) -> None:
     leader, other = pool.members
     assert leader.log.status().leads

@@ -277,3 +277,72 @@ def test_what_leases_cannot_do_is_refused(changed: dict[str, Any], message: str)
     written["upstreams"] = [{"name": "u", "base_url": "http://127.0.0.1:1"}]
     with pytest.raises(ScenarioError, match=message):
         make_core(parse_config(written, "serve.yaml"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Looks: rounds in which nothing is to be changed
+
+
+def calls(member: Member) -> list[str]:
+    """Note the commands that a gateway sends from now on."""
+    found: list[str] = []
+    run = member.log._books.run
+
+    async def noted(*arguments: Any) -> list[Any]:
+        found.append(arguments[0])
+        return await run(*arguments)
+
+    member.log._books.run = noted  # type: ignore[method-assign]
+    return found
+
+
+def test_who_has_enough_looks_three_times_of_four(group: Group) -> None:
+    group.run(2.0, 0.0)
+    found = calls(group.members[0])
+    group.run(4.0, 0.0)
+    assert found.count("look") / found.count("write") == pytest.approx(3, rel=0.2)
+    assert found.count("read") == pytest.approx(found.count("write"), abs=3)
+    assert not group.members[0].log.status().times_away
+    group.emptied()
+
+
+def test_who_lacks_something_gets_it_although_the_others_only_look(group: Group) -> None:
+    group.run(3.0, 0.0)
+    first = group.members[0]
+    before = first.log.parts[POOL]
+    group.run(1.2, 60.0, [first])  # every_s is 0.2
+    assert first.log.parts[POOL] >= before + 3, first.log.parts
+    group.within()
+    group.emptied()
+
+
+def lua(group: Group, *arguments: Any) -> list[Any]:
+    found: list[Any] = group.server.store.run("leases.lua", [LEASES], [str(each) for each in arguments])
+    return found
+
+
+def test_nobody_is_left_out_who_has_said_meanwhile_that_it_is_there(group: Group) -> None:
+    group.run(1.0, 0.0)
+    for member in group.members:
+        member.log._task.cancel()  # type: ignore[union-attr]
+    _, version, data, mac, short, *until = lua(group, "read", 0)
+    assert dict(zip(until[::2], until[1::2], strict=True)).keys() == {"a", "b", "c"}
+    write = ("write", 4000, version, version + 1, data, mac, "b", 1_000_000, 0)
+    assert lua(group, *write, "a")[1] == 0  # a is good still
+    group.server.clock_off_us += 2_000_000
+    assert lua(group, "look", 4000, "a", 1_000_000)[1:] == [version, 0, short]  # it comes too late to look
+    assert lua(group, *write, "a")[1] == 1
+    assert "a" not in lua(group, "read", 0)[5::2]
+    assert lua(group, "look", 4000, "a", 1_000_000)[2] == 0
+    assert lua(group, "look", 4000, "b", 1_000_000)[2] == 1
+    group.members.clear()
+
+
+@pytest.mark.parametrize("said", ["x", "-5", "9" * 40, "1e9", ""])
+def test_a_time_that_is_none_prolongs_nothing(group: Group, said: str) -> None:
+    group.run(1.0, 0.0)
+    group.server.store.keys[LEASES]["until:a"] = said
+    group.run(2.0)
+    group.within()
+    assert all(member.log.status().reachable for member in group.members)
+    group.emptied()

@@ -27,6 +27,11 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason="needs redis-server")
 
 SLOW = {"stand_in": {"gap_s": 0.05}}
 
+FRESH = (
+    *(one for one in ENTITLEMENTS if one["name"] != "batch"),
+    {"name": "fresh", "tenant": "new", "service_class": "spot", "limit": {"slots": 1}},
+)
+
 
 class Serve:
     def __init__(self, folder: Path, name: str, stand_in: StandIn, url: str, **changed: Any) -> None:
@@ -185,10 +190,17 @@ def test_gateways_that_were_told_different_things_do_not_share(
         other.stop()
 
 
-FRESH = (
-    *(one for one in ENTITLEMENTS if one["name"] != "batch"),
-    {"name": "fresh", "tenant": "new", "service_class": "spot", "limit": {"slots": 1}},
-)
+def test_all_are_stopped_and_begin_with_another_configuration(
+    tmp_path: Path, server: RedisServer, stand_in: StandIn
+) -> None:
+    Serve(tmp_path, "one", stand_in, server.url).until_ready().stop()
+    second = Serve(tmp_path, "two", stand_in, server.url, entitlements=FRESH).until_ready()
+    third = Serve(tmp_path, "three", stand_in, server.url, entitlements=FRESH).until_ready()
+    try:
+        assert (second.ask("fresh", 2)[0], third.ask("chat", 2)[0], third.ask("batch", 2)[0]) == (200, 200, 401)
+    finally:
+        second.stop()
+        third.stop()
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
