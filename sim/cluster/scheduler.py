@@ -66,7 +66,7 @@ class Scheduler(Batch[R]):
         self.slowdown = 1.0
         self.wake_s = NEVER_S
         super().__init__(settings)
-        # Whether who comes may change who is admitted while the head of the queue is stuck: it may be put before it, or,
+        # Whether who comes may change what happens to a queue whose head is stuck: it may be put before the head, or,
         # where all share the budget and the head needs blocks for its next chunk alone, make that chunk fit.
         smaller = self._long_prefill_tokens > 0 and self._shares_budget and not self._reserves_prompts
         self._overtakes = self._discipline.overtakes or smaller
