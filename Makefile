@@ -42,11 +42,21 @@ install: $(VENV)/.core
 pythons: $(VENV)/.ready
 	$(BIN)/python benchmarks/pythons.py
 
+# The documentation as a site, with the notebooks run and their outputs in it: build/site/index.html
+.PHONY: docs lab
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
+
+# The notebooks in JupyterLab, in a browser.
+lab: $(VENV)/.ready
+	$(INSTALL) --editable ".[all,lab]"
+	$(BIN)/jupyter lab notebooks
+
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
 
 # What a run executes, counted: slower code fails here and in make test, whatever else the machine does.
-.PHONY: gate peers compiled test-compiled bench-compiled
+.PHONY: gate peers compiled test-compiled
 gate: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed_gate.py
 
@@ -56,21 +66,31 @@ build/dynamo/bin/python:
 	$(PYTHON) -m venv build/dynamo
 	$@ -m pip install --quiet ai-dynamo-runtime==1.6.1
 
-# A wheel with the hot modules compiled by mypyc, unpacked beside the plain form: wants a C compiler, 2 GB and some
-# minutes. Then: PYTHONPATH=build/compiled/site .venv/bin/tokenpools ...  test-compiled: the core's tests in that form, and
-# every shipped scenario in both, column by column, with what each cost.
+# A wheel with the hot modules compiled by mypyc, in an environment of its own that takes all other packages from .venv:
+# wants a C compiler, 2 GB and some minutes. Then: build/compiled/venv/bin/tokenpools ...  test-compiled: the core's tests
+# in that form, and every shipped scenario in both. hashes: the latter alone, with a digest of all columns of each, and
+# what each form cost; some of them: make hashes SCENARIOS="paper-exp1 five-classes"
 COMPILED := build/compiled
-FORMS ?=
+INTO_COMPILED = $(if $(UV),$(UV) pip install --python $(COMPILED)/venv/bin/python,$(BIN)/python -m pip --python $(COMPILED)/venv/bin/python install)
+SCENARIOS ?=
 compiled: $(COMPILED)/.ready
-$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/cluster/*.py) $(wildcard policies/*.py) | $(VENV)/.ready
+$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildcard policies/*.py policies/*/*.py) | $(VENV)/.ready
 	rm -rf $(COMPILED)
 	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
-	$(BIN)/python -m zipfile -e $(COMPILED)/*.whl $(COMPILED)/site
+	$(BIN)/python -m venv --without-pip $(COMPILED)/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(COMPILED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(INTO_COMPILED) --quiet --no-deps $(COMPILED)/*.whl
 	touch $@
 
+# PYTHONSAFEPATH: the checkout, where this runs, is not looked into for modules.
 test-compiled: compiled
-	PYTHONPATH=$(COMPILED)/site $(BIN)/pytest tests/cluster tests/policies tests/parity tests/package/test_form.py
-	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/site $(FORMS)
+	PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
+
+.PHONY: hashes
+hashes: compiled
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
 # Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
 mutants: $(VENV)/.ready
@@ -123,11 +143,17 @@ $(CLIENTS)/.ready: benchmarks/clients/package.json
 	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
 	touch $@
 
-# The real Envoy with the external processor in it, in an environment of its own; a minute (docs/adapters.md).
+# The real Envoy with the external processor in it, in an environment of its own; some minutes (docs/adapters.md).
 ENVOY := build/envoy
 .PHONY: envoy
 envoy: $(VENV)/.ready $(ENVOY)/.ready
-	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py
+	TOKENPOOLS_ENVOY=$(abspath $(ENVOY)/bin/envoy) $(BIN)/pytest -s tests/adapters/test_envoy_proxy.py tests/adapters/test_envoy_failures.py
+
+# What each door adds to a request, in one run, and that each decides as the core alone does: a few minutes.
+.PHONY: doors
+doors: $(VENV)/.ready $(LITELLM)/.ready $(ENVOY)/.ready
+	$(BIN)/python benchmarks/doors.py --real-time --out docs/doors.csv
+	$(BIN)/python benchmarks/door_parity.py --out docs/door-parity.csv
 
 # Envoy's messages (sim/adapters/envoy/protos), after a change of the protos.
 PROTOC := build/protoc

@@ -24,14 +24,21 @@ PLACE = "sim/_build.py"
 ASKED = "TOKENPOOLS_COMPILE"
 PACKAGES = ("policies", "workloads", "sim", "scenarios", "tokenpools")
 HOT = tuple(
-    f"sim/cluster/{name}.py"
-    for name in (
-        "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request", "flow_prefill",
-        "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "uneven_contexts", "waiting",
+    f"{room}/{name}.py"
+    for room, names in (
+        ("policies", ("core", "ledgers", "meters", "pool_state", "routing")),
+        ("policies/token_pool", ("allocation", "leases", "limits", "metering", "policy", "priority", "threshold")),
+        ("sim/cluster", (
+            "agenda", "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request",
+            "flow_prefill", "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "uneven_contexts",
+            "waiting",
+        )),
+        ("sim/engine", ("decode_curve", "interpolation", "linear_times")),
     )
+    for name in names
 )  # fmt: skip
-"""What is compiled: the engine and the simulated gateway. Left out are classes that SimPy's or pydantic's ways need as
-they are (the clock, step times, the ledgers' dataclasses), and the policies, whose objects snapshots write down."""
+"""What is compiled: the core, token pools, the simulated gateway and the engine. Left out are classes that SimPy's or
+pydantic's ways need as they are (the clock, settings and step times), and events, which are tuples in both forms."""
 SETUP = """
 import sys
 from setuptools import setup  # first: it brings distutils

@@ -1,14 +1,16 @@
 """Every shipped scenario in both forms, pure Python and compiled: the same columns, and what each form cost.
 
-    python benchmarks/both_forms.py --compiled build/compiled/site [SCENARIO ...]
+    python benchmarks/both_forms.py --compiled build/compiled/venv/bin/python [SCENARIO ...]
 
 Both forms run in turn, one replication each. Compared is every column of every Parquet file; the identity of the run is
-among them. Scenarios on traces that TOKENPOOLS_DATA does not have are left out, and named.
+among them. Printed is a digest of all of them, to compare between commits. Scenarios on traces that TOKENPOOLS_DATA
+does not have are left out, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -20,32 +22,26 @@ import pyarrow.parquet as pq
 
 import scenarios
 
-PURE = Path(__file__).parents[1]
 
-
-def run(name: str, site: Path, out: Path) -> dict[str, object] | str:
-    """Run a scenario with the code of a folder; return its manifest, or why there is none."""
-    command = [sys.executable, "-m", "sim", "run", name, "--replications", "1", "--out", str(out), "--no-progress"]
-    done = subprocess.run(
-        command, cwd=site, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True
-    )
+def run(name: str, python: Path, out: Path) -> dict[str, object] | str:
+    """Run a scenario with the tokenpools of a Python; return its manifest, or why there is none."""
+    command = [str(python), "-m", "sim", "run", name, "--replications", "1", "--out", str(out), "--no-progress"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONSAFEPATH": "1"}, capture_output=True, text=True)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     manifest: dict[str, object] = json.loads((out / "manifest.json").read_text())
     return manifest
 
 
-def differing(one: Path, other: Path) -> list[str]:
-    """Return the columns that differ between two results."""
-    found = []
-    for file in sorted(one.glob("*.parquet")):
-        here, there = pq.read_table(file), pq.read_table(other / file.name)
-        # As text, so that NaN equals NaN and no float is rounded.
-        found += [
-            f"{file.name}:{column}"
-            for column in here.column_names
-            if repr(here.column(column).to_pylist()) != repr(there.column(column).to_pylist())
-        ]
+def hashes(result: Path) -> dict[str, str]:
+    """Return a hash of every column of a result, by file and column."""
+    found = {}
+    for file in sorted(result.glob("*.parquet")):
+        table = pq.read_table(file)
+        for column in table.column_names:
+            # As text, so that NaN equals NaN and no float is rounded.
+            text = repr(table.column(column).to_pylist())
+            found[f"{file.name}:{column}"] = hashlib.sha256(text.encode()).hexdigest()
     return found
 
 
@@ -59,16 +55,16 @@ def cpu_s(manifest: dict[str, object]) -> float:
 def main() -> int:
     """Run, compare and print; exit code 1 where something differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiled", type=Path, required=True)
+    parser.add_argument("--compiled", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("scenario", nargs="*")
     asked = parser.parse_args()
-    compiled = asked.compiled.resolve()
+    compiled = asked.compiled.absolute()
     shipped = sorted(path.stem for path in Path(scenarios.__file__).parent.glob("*.yaml"))
     wrong = 0
     for name in asked.scenario or shipped:
         with tempfile.TemporaryDirectory() as folder:
             plain, fast = Path(folder) / "plain", Path(folder) / "fast"
-            first, second = run(name, PURE, plain), run(name, compiled, fast)
+            first, second = run(name, Path(sys.executable), plain), run(name, compiled, fast)
             if isinstance(first, str) or isinstance(second, str):
                 alike = isinstance(first, str) and isinstance(second, str)
                 wrong += not alike
@@ -76,11 +72,13 @@ def main() -> int:
                 print(f"{name:36} {'left out' if alike else 'ONE FORM FAILS'}: {why}", flush=True)
                 continue
             forms = first["form"], second["form"]
-            columns = differing(plain, fast)
+            one, other = hashes(plain), hashes(fast)
+            columns = [name for name in {**one, **other} if one.get(name) != other.get(name)]
             wrong += bool(columns) or forms != ("pure Python", "compiled")
             said = "same bytes" if not columns else f"DIFFERENT: {', '.join(columns)}"
             plain_s, fast_s = cpu_s(first), cpu_s(second)
-            print(f"{name:36} {said}; {' and '.join(map(str, forms))}: {plain_s:.2f} and {fast_s:.2f} CPU-s, "
+            digest = hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:16]
+            print(f"{name:36} {digest} {said}; {' and '.join(map(str, forms))}: {plain_s:.2f} and {fast_s:.2f} CPU-s, "
                   f"{plain_s / max(fast_s, 1e-3):.2f} times", flush=True)  # fmt: skip
     return int(bool(wrong))
 

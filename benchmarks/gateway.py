@@ -59,10 +59,12 @@ general_settings: {{master_key: {key}}}
 
 
 @contextmanager
-def running(command: Sequence[str], *, url: str, env: dict[str, str] | None = None, log: Path) -> Iterator[int]:
+def running(
+    command: Sequence[str], *, url: str, env: dict[str, str] | None = None, log: Path, folder: Path = ROOT
+) -> Iterator[int]:
     """Run a server until it answers, and end it; yields its process id."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, **(env or {})})
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env={**os.environ, **(env or {})})
         try:
             deadline_s = time.monotonic() + STARTS_S
             while not _answers(url):

@@ -2,7 +2,7 @@
 
     python benchmarks/speed_gate.py              counts, and exit code 1 where one is above its limit
     python benchmarks/speed_gate.py --update     after a change that is worth its cost: writes speed_gate.json anew
-    python benchmarks/speed_gate.py --planted    slowdowns of 10 % planted in three places, and 20 unchanged runs
+    python benchmarks/speed_gate.py --planted    10 % more work planted in three places, and 20 unchanged runs
 
 Counted are the bytecodes that functions of policies, workloads, sim and SimPy execute, and `C_CALL` for each call of a
 built-in: the same number in each run of the same code, however busy the machine. What it cannot see is a built-in that
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -84,10 +82,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def cost(description: dict[str, Any]) -> int:
-    """Return what one run of a scenario executes, what is cached between runs left out."""
+def cost(description: dict[str, Any], before: Callable[[], None] | None = None) -> int:
+    """Return what one run of a scenario executes, what is cached between runs left out; ``before`` comes before it."""
     (cell,) = expand(parse_scenario(description, "gate"))
     run_cell(cell)
+    if before is not None:
+        before()
     counted = 0
 
     def count(frame: FrameType, event: str, argument: object) -> Any:  # noqa: ARG001
@@ -107,14 +107,14 @@ def cost(description: dict[str, Any]) -> int:
         if event == "c_call" and frame.f_code.co_filename.startswith(ROOTS):
             counted += C_CALL
 
-    before = sys.gettrace(), sys.getprofile()
+    tools = sys.gettrace(), sys.getprofile()
     sys.settrace(enter)
     sys.setprofile(called)
     try:
         run_cell(cell)
     finally:
-        sys.settrace(before[0])
-        sys.setprofile(before[1])
+        sys.settrace(tools[0])
+        sys.setprofile(tools[1])
     return counted
 
 
@@ -129,59 +129,50 @@ def above(counts: dict[str, int], limits: dict[str, int]) -> list[str]:
     return [name for name, count in counts.items() if name in limits and count > LIMIT * limits[name]]
 
 
-def _little(number: float) -> float:
-    return abs(number.real) + number.imag
+class _Waste:
+    """A method that wastes some rounds at each call, so many in all."""
 
+    def __init__(self, where: type, name: str) -> None:
+        self.where, self.name, self.method = where, name, getattr(where, name)
+        self.calls = self.rounds = self.more = 0
 
-def _wasteful(method: Callable[..., Any], rounds: int, calls: list[int]) -> Callable[..., Any]:
-    def slower(*arguments: Any) -> Any:
-        calls[0] += 1
-        for _ in range(rounds):
-            _little(rounds)
-        return method(*arguments)
+    def counted(self, case: str) -> int:
+        """Return what a run of a case costs with it in place."""
+        mine, method = self, self.method
 
-    return slower
+        def slower(*arguments: Any) -> Any:
+            mine.calls += 1
+            for _ in range(mine.rounds + (mine.calls <= mine.more)):
+                abs(mine.calls)
+            return method(*arguments)
 
-
-def _round_s() -> float:
-    """Return the CPU time of one round of waste."""
-
-    def one() -> float:
-        began_s = time.process_time()
-        for _ in range(100_000):
-            _little(began_s)
-        return (time.process_time() - began_s) / 100_000
-
-    return min(one() for _ in range(9))
+        self.calls = 0
+        setattr(self.where, self.name, slower)
+        try:
+            return cost(CASES[case], lambda: setattr(mine, "calls", 0))
+        finally:
+            setattr(self.where, self.name, method)
 
 
 def planted() -> int:
-    """Plant a slowdown of a tenth of a run's CPU time in three places, one after the other; then run unchanged."""
+    """Plant a slowdown of a tenth of what a run executes in three places, one after the other; then run unchanged."""
     places: list[tuple[str, type, str]] = [
         ("one replica", Replica, "boundary"), ("64 replicas", GatewayCore, "handle"),
         ("token pools, 20 entitlements", TokenPoolPolicy, "decide"),
     ]  # fmt: skip
     missed = 0
     for case, where, name in places:
-        method, (cell,) = getattr(where, name), expand(parse_scenario(CASES[case], "gate"))
-
-        def cpu_s(cell: Any = cell) -> float:
-            began_s = time.process_time()
-            run_cell(cell)
-            return time.process_time() - began_s
-
-        plain_s = min(cpu_s() for _ in range(15))
-        calls = [0]
-        setattr(where, name, _wasteful(method, 0, calls))
-        run_cell(cell)
-        rounds = math.ceil(0.1 * plain_s / calls[0] / _round_s())
-        setattr(where, name, _wasteful(method, rounds, calls))
-        counted = cost(CASES[case])
-        setattr(where, name, method)
+        plain, waste = cost(CASES[case]), _Waste(where, name)
+        nothing = waste.counted(case)
+        calls = waste.calls
+        waste.rounds = 1
+        per_round = (waste.counted(case) - nothing) / calls
+        waste.rounds, waste.more = divmod(round((1.1 * plain - nothing) / per_round), calls)
+        counted = waste.counted(case)
         found = above({case: counted}, written())
         missed += not found
-        said = f"{counted / written()[case] - 1:+.1%}, {'found' if found else 'MISSED'}"
-        print(f"{case}: a tenth of the CPU time wasted in {where.__name__}.{name}: {said}")
+        said = f"{counted / plain - 1:+.2%} of what it executes, {'found' if found else 'MISSED'}"
+        print(f"{case}: wasted in {where.__name__}.{name}: {said}", flush=True)
     alarms = sum(bool(above({name: cost(each) for name, each in CASES.items()}, written())) for _ in range(UNCHANGED))
     print(f"{UNCHANGED} unchanged runs: {alarms} alarms")
     return int(missed or alarms)

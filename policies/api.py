@@ -49,6 +49,7 @@ from policies.protocols import (
     Allowance,
     Allowing,
     Auditing,
+    CacheSeeing,
     Chance,
     Clairvoyant,
     Gauge,
@@ -60,9 +61,11 @@ from policies.protocols import (
     Margin,
     Queueing,
     Reclaiming,
+    ReportFollowing,
     Router,
     Scaler,
     Screening,
+    Timekeeping,
     Watching,
 )
 
@@ -76,6 +79,7 @@ __all__ = [
     "Allowing",
     "Arrived",
     "Auditing",
+    "CacheSeeing",
     "CallMeAt",
     "Cancelled",
     "CapacityChanged",
@@ -112,6 +116,7 @@ __all__ = [
     "Refuse",
     "ReplicaLedger",
     "ReplicaReport",
+    "ReportFollowing",
     "RequestView",
     "Resources",
     "Router",
@@ -120,6 +125,7 @@ __all__ = [
     "Screening",
     "ServiceClass",
     "Tick",
+    "Timekeeping",
     "Verdict",
     "Watching",
 ]

@@ -97,6 +97,8 @@ class _Band:
 class BandsPolicy(QueueingPolicy):
     """See `policies.parts.queueing.QueueingPolicy`. The replicas' room does not matter, only the gate does."""
 
+    _prompt_at_start = True
+
     def __init__(
         self, params: Bands, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None,
         chance: Chance,  # noqa: ARG002
@@ -238,7 +240,8 @@ class BandsPolicy(QueueingPolicy):
         self._cycles.reserve(1, now_s)
         if self.taken(flight) is not None:
             band.order.served(request.entitlement)
-        band.order.charge(request.entitlement, request.prompt_tokens, now_s)
+        if self._prompt_at_start:
+            band.order.charge(request.entitlement, request.prompt_tokens, now_s)
         band.order.hold(request.entitlement, 1, flight.reserved_tokens, pool)
         self._signal.admitted(flight)
         if band.priority < 0:
@@ -249,7 +252,8 @@ class BandsPolicy(QueueingPolicy):
         super().on_ended(flight, pool, now_s)
         name = flight.request.entitlement
         order = self._bands[self._rank[name]].order
-        order.charge(name, 2 * flight.output_tokens, now_s)
+        prompt_tokens = flight.request.prompt_tokens if not self._prompt_at_start and flight.prompt_credited else 0
+        order.charge(name, prompt_tokens + 2 * flight.output_tokens, now_s)
         order.hold(name, -1, -flight.reserved_tokens, pool)
         self._signal.ended(flight)
         self._sheddable.pop(flight.request.request_id, None)

@@ -19,6 +19,7 @@ from policies.api import (
     Allowance,
     Allowing,
     Arrived,
+    CacheSeeing,
     CallMeAt,
     Cancelled,
     CapacityChanged,
@@ -54,6 +55,7 @@ from policies.api import (
 )
 from policies.budgets import BudgetState
 from policies.hierarchy import Hierarchy
+from policies.native import mypyc_attr
 from policies.pool_state import BOUND, NEVER_S, PoolState
 
 NO_CAPACITY_RETRY_S = 5.0
@@ -66,6 +68,7 @@ Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 _new = tuple.__new__
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class GatewayCore(PoolState):
     """One pool's gateway.
 
@@ -86,6 +89,7 @@ class GatewayCore(PoolState):
     ----------
     pool : the books.
     wants_progress, wants_reports : what the policy needs from the driver, see `policies.api.AdmissionPolicy`.
+    wants_prefixes, wants_sessions : whether requests are to bring what is known of their text, and their session.
     late_events : how many events named a request that was not in flight; normal after an Evict.
     withdrawn : how many held requests were cancelled, or ended where this core was out of reach.
     """
@@ -113,7 +117,12 @@ class GatewayCore(PoolState):
         self._replicas_wanted = capacity.ready_replicas
         self._next_scale_s = NEVER_S
         self.wants_progress = policy.wants_progress or (scaler is not None and scaler.wants_progress)
-        self.wants_reports = policy.wants_reports or (scaler is not None and scaler.wants_reports)
+        self.wants_reports = (
+            policy.wants_reports or (scaler is not None and scaler.wants_reports)
+            or getattr(router, "wants_reports", False)
+        )
+        self.wants_prefixes = any(getattr(one, "wants_prefixes", False) for one in (policy, router))
+        self.wants_sessions = any(getattr(one, "wants_sessions", False) for one in (policy, router))
         self.late_events = 0
         self.withdrawn = 0
         self._start_s = 0.0
@@ -132,7 +141,7 @@ class GatewayCore(PoolState):
 
         Raises
         ------
-        ValueError : the policy needs to know output lengths, and nobody told it.
+        ValueError : the policy needs to know output lengths, or policy or router the caches, and nobody told it.
         """
         policy = self._policy
         if isinstance(policy, Clairvoyant) and policy.needs_lengths:
@@ -140,6 +149,12 @@ class GatewayCore(PoolState):
                 "the policy estimates output lengths by an oracle, which only the simulator has; "
                 "give another estimate, e.g. {kind: max-tokens}"
             )
+        for one in (policy, self._router):
+            if isinstance(one, CacheSeeing) and one.needs_caches:
+                raise ValueError(
+                    "exact looks into the replicas' prefix caches, which only the simulator can; "
+                    "give index: approximate"
+                )
         self._start_s = now_s
         if self._policy.tick_s is not None:
             self._ticks = 1
@@ -323,6 +338,8 @@ class GatewayCore(PoolState):
         books = self._replicas
         if only_at is not None:
             books = [book for book in books if book.replica_id in only_at]
+        if self._at_time is not None:
+            self._at_time(now_s)
         replica_id = self._route(request, books)
         if replica_id is None:  # a router may find no replica fit although one is ready
             ledger.refused += 1
@@ -409,6 +426,8 @@ class GatewayCore(PoolState):
     def _failed(self, event: Failed, now_s: float) -> Sequence[Instruction]:
         flight = self._flights.get(event.request_id)
         if flight is not None and self._retry_failed and not event.final:
+            if self._at_time is not None:
+                self._at_time(now_s)
             elsewhere = self._send_elsewhere(flight, event.output_tokens)
             if elsewhere is not None:
                 return (elsewhere,)
@@ -466,6 +485,8 @@ class GatewayCore(PoolState):
         replica = self._replica.get(event.replica_id)
         if replica is not None:
             replica.report = event
+            if self._reported is not None:
+                self._reported(replica)
         return tuple(self._release(now_s)) if self._held else ()
 
     def _capacity_changed(self, event: CapacityChanged, now_s: float) -> Sequence[Instruction]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.messages import EntitlementSpec, EntitlementState, PoolCapacity, ReplicaReport, RequestView
+from policies.native import mypyc_attr
 
 
-@dataclass(slots=True, eq=False)
+@mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
 class InFlight:
     """A request that was forwarded and has not ended.
 
@@ -16,20 +17,31 @@ class InFlight:
     its prompt is known at its end. ``counted_demand`` where its entitlement's demand holds it.
     """
 
-    request: RequestView
-    ledger: EntitlementLedger
-    replica_id: int
-    forwarded_s: float
-    max_output_tokens: int
-    reserved_tokens: int
-    prompt_credited: bool = False
-    output_tokens: int = 0
-    failed_at: tuple[int, ...] = ()
-    only_at: tuple[int, ...] | None = None
-    cached_tokens: int = 0
-    counted_demand: bool = False
+    # Written out, and no dataclass: one is made for every request.
+    __slots__ = (
+        "cached_tokens", "counted_demand", "failed_at", "forwarded_s", "ledger", "max_output_tokens", "only_at",
+        "output_tokens", "prompt_credited", "replica_id", "request", "reserved_tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: RequestView, ledger: EntitlementLedger, replica_id: int, forwarded_s: float,
+        max_output_tokens: int, reserved_tokens: int, prompt_credited: bool = False, output_tokens: int = 0,
+    ) -> None:
+        self.request = request
+        self.ledger = ledger
+        self.replica_id = replica_id
+        self.forwarded_s = forwarded_s
+        self.max_output_tokens = max_output_tokens
+        self.reserved_tokens = reserved_tokens
+        self.prompt_credited = prompt_credited
+        self.output_tokens = output_tokens
+        self.failed_at: tuple[int, ...] = ()
+        self.only_at: tuple[int, ...] | None = None
+        self.cached_tokens = 0
+        self.counted_demand = False
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class EntitlementLedger:
     """The books of one entitlement.
@@ -57,6 +69,7 @@ class EntitlementLedger:
     mean_service_s: float | None = None
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class ReplicaLedger:
     """What the gateway knows of one replica: its own bookkeeping, and the last report with its age.
@@ -71,6 +84,7 @@ class ReplicaLedger:
     report: ReplicaReport | None = None
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class PoolLedger:
     """The books of the pool.

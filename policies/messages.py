@@ -125,6 +125,10 @@ class RequestView(NamedTuple):
 
     ``key`` and ``model`` are what `policies.hierarchy` finds limits and prices by, and ``wall_s`` is the time of the
     calendar, in seconds since 1970, at which it arrived; None where the core's own time tells it.
+
+    ``prefix`` is what is known of its text: the lines that its tokens run through, (name, tokens from the start to the
+    line's end) each, equal names meaning equal text up to there; empty where nobody asked (`policies.api.Router`).
+    ``session`` names the conversation or agent that it belongs to, empty for one that stands alone.
     """
 
     request_id: str
@@ -139,6 +143,8 @@ class RequestView(NamedTuple):
     key: str = ""
     model: str = ""
     wall_s: float | None = None
+    prefix: tuple[tuple[int, int], ...] = ()
+    session: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------------------

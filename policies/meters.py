@@ -19,10 +19,13 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from policies.native import mypyc_attr
+
 _SLACK = 1e-9
 """Share of the need that rounding may hide: at 20 per minute, a client that asks every 3 s is inside its rate."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ContinuousBucket:
     """A token bucket that fills at ``rate_per_s`` up to ``depth``, and starts full.
 
@@ -93,6 +96,7 @@ class ContinuousBucket:
         self._at_s = now_s
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Charge:
     """One reservation, and until when the window lasts that it was made in: what `settle` needs to find it again."""
 
@@ -103,6 +107,7 @@ class Charge:
         self.amount = amount
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SlidingWindow:
     """At most ``limit`` in any ``window_s`` seconds, counting only what was reserved: refusals cost nothing.
 
@@ -166,6 +171,7 @@ class SlidingWindow:
             self.reserve(actual - charge.amount, now_s)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FixedWindow:
     """At most ``limit`` in each window of ``window_s`` seconds; what is left of one is lost with it.
 
@@ -222,6 +228,7 @@ class FixedWindow:
             self.reserve(actual - charge.amount, now_s)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeakyUtilisation:
     """A level that drains at ``rate_per_s``; at ``horizon_s`` seconds' worth of it, utilisation is 1.
 

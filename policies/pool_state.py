@@ -26,15 +26,19 @@ from policies.api import (
     Reason,
     Refuse,
     ReplicaLedger,
+    ReportFollowing,
     RequestView,
     Router,
+    Timekeeping,
 )
 from policies.hierarchy import Hierarchy
+from policies.native import mypyc_attr
 
 NEVER_S = float("inf")
 BOUND = EntitlementState.BOUND
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PoolState:
     """The books of one pool's gateway, and how they change; see `policies.core.GatewayCore` for the parameters."""
 
@@ -60,6 +64,9 @@ class PoolState:
         if isinstance(router, LoadFollowing):
             self._lighter, self.pool.recount = router.lighter, router.follow
             router.follow(self._replicas)
+        self._reported = router.reported if isinstance(router, ReportFollowing) else None
+        self._at_time = router.at_time if isinstance(router, Timekeeping) else None
+        self._router = router
         self._policy = policy
         self._hierarchy = hierarchy
         self._on_admitted, self._on_ended = policy.on_admitted, policy.on_ended
@@ -73,6 +80,11 @@ class PoolState:
     def policy(self) -> AdmissionPolicy:
         """The policy."""
         return self._policy
+
+    @property
+    def router(self) -> Router:
+        """Which replica takes a request."""
+        return self._router
 
     @property
     def hierarchy(self) -> Hierarchy | None:

@@ -217,7 +217,12 @@ class Scaler(Protocol):
 
 
 class Router(Protocol):
-    """Which replica takes a request."""
+    """Which replica takes a request.
+
+    A router, or a policy, that has a true ``wants_prefixes`` is told what is known of prompts' text
+    (`RequestView.prefix`), one with ``wants_sessions`` the conversation they belong to, and a router with
+    ``wants_reports`` has the replicas scraped.
+    """
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaLedger]) -> int | None:
         """Return a ready replica's id, or None where there is none."""
@@ -238,4 +243,36 @@ class LoadFollowing(Protocol):
 
     def lighter(self, replica: ReplicaLedger) -> None:
         """Hear that a request of this replica has ended or moved, so that it owes less."""
+        ...
+
+
+@runtime_checkable
+class ReportFollowing(Protocol):
+    """A router that keeps what it works out from reports, and so must hear of each."""
+
+    def reported(self, replica: ReplicaLedger) -> None:
+        """Hear that ``replica.report`` is another."""
+        ...
+
+
+@runtime_checkable
+class Timekeeping(Protocol):
+    """A router that must know what time it is."""
+
+    def at_time(self, now_s: float) -> None:
+        """Hear the time right before `Router.route`."""
+        ...
+
+
+@runtime_checkable
+class CacheSeeing(Protocol):
+    """A router or policy that may be set to know what is in the replicas' caches: only a simulator tells it now."""
+
+    @property
+    def needs_caches(self) -> bool:
+        """Whether it is set so and was not told yet."""
+        ...
+
+    def tell_caches(self, cached_tokens: Callable[[str, int], int]) -> None:
+        """Take the function that returns how much of an open request's prompt is in the cache of a replica."""
         ...

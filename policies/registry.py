@@ -13,13 +13,19 @@ from policies.bands import Bands, BandsPolicy
 from policies.cap import Cap, CapPolicy
 from policies.class_slots import ClassSlots, ClassSlotsPolicy
 from policies.cohort import Cohort, CohortPolicy
+from policies.concur import Concur, ConcurPolicy
 from policies.dagor import Dagor, DagorPolicy
+from policies.datarobot import DataRobot, DataRobotPolicy
 from policies.dedicated import Dedicated, DedicatedPolicy
+from policies.dlpm import Dlpm, DlpmPolicy
 from policies.fair_queue import Drr, FairQueue, FairQueuePolicy, Las, Vtc
+from policies.fairserve import FairServe, FairServePolicy
+from policies.llm_d_flow_control import LlmDFlowControl, LlmDFlowControlPolicy
 from policies.no_control import NoControl, NoControlPolicy
 from policies.parts.estimates import ESTIMATES
 from policies.parts.orders import ORDERS
 from policies.parts.saturation import SATURATIONS
+from policies.polyserve import PolyServe, PolyServePolicy
 from policies.predictive_pool.params import PredictivePool
 from policies.predictive_pool.policy import PredictivePoolPolicy
 from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
@@ -28,6 +34,9 @@ from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.reserve import Reserve, ReservePolicy
+from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
+from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
+from policies.routers.slo_tier import SloTier, SloTierRouter
 from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
 from policies.scaling.capacity import Capacity, CapacityRule
 from policies.scaling.governor import Governor
@@ -164,12 +173,18 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "vtc": Entry(Vtc, FairQueuePolicy, _CONSERVES),
     "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
     "las": Entry(Las, FairQueuePolicy, _CONSERVES),
+    "dlpm": Entry(Dlpm, DlpmPolicy, _CONSERVES),
+    "concur": Entry(Concur, ConcurPolicy),
+    "fairserve": Entry(FairServe, FairServePolicy),
+    "polyserve": Entry(PolyServe, PolyServePolicy),
     "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True)),
     "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy),
     "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
     "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
     "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),
     "llm-d": Entry(LlmD, _preset),
+    "llm-d-flow-control": Entry(LlmDFlowControl, LlmDFlowControlPolicy),
+    "datarobot": Entry(DataRobot, DataRobotPolicy, Traits(refuses_oversize=False)),
     "smg": Entry(Smg, _preset),
     "smg-tenants": Entry(SmgTenants, _preset, Traits(refuses_oversize=False)),
     "azure-ptu": Entry(AzurePtu, _preset, Traits(refuses_oversize=False)),
@@ -188,6 +203,10 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({
 ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "round-robin": Entry(RoundRobin, _round_robin),
     "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
+    "random": Entry(Random, RandomRouter),
+    "scored": Entry(Scored, ScoredRouter),
+    "prefix-aware": Entry(PrefixAware, PrefixAwareRouter),
+    "slo-tier": Entry(SloTier, SloTierRouter),
 })
 """Which replica takes a request."""
 

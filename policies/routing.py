@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Literal
 
 from policies.api import ReplicaLedger, RequestView
+from policies.native import mypyc_attr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class LeastOutstandingTokens:
     kind: Literal["least-outstanding-tokens"] = "least-outstanding-tokens"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RoundRobinRouter:
     """Goes round the replicas in the order of the books, and skips those that are not ready."""
 
@@ -48,6 +50,7 @@ _SCANNED = 32
 """Up to how many replicas a look at each costs less than keeping them in order."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeastOutstandingTokensRouter:
     """Takes the least loaded replica; ties go to the lowest id.
 

@@ -22,13 +22,23 @@ import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from types import BuiltinMethodType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+)
 from typing import Any, Protocol, cast
 
 import policies.registry  # noqa: F401  (what is registered can be restored: its modules are loaded)
 from policies.core import GatewayCore
 
 FORMAT = 1
+_COMPILED = "__mypyc_attrs__"
+"""What a class has that mypyc compiled: the names of its attributes. Snapshots of both forms are the same."""
 
 _TRUSTED = ["policies"]
 
@@ -128,15 +138,17 @@ def _belongs(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def _slots(kind: type) -> dict[str, MemberDescriptorType]:
+def _slots(kind: type) -> dict[str, Any]:
+    # What mypyc compiled keeps its attributes behind descriptors of another kind, and names them.
     return {
         name: member for base in reversed(kind.__mro__) for name, member in vars(base).items()
         if isinstance(member, MemberDescriptorType)
+        or (isinstance(member, GetSetDescriptorType) and name in vars(base).get(_COMPILED, ()))
     }  # fmt: skip
 
 
 def _makes_itself(kind: type) -> bool:
-    return any("__new__" in vars(base) for base in kind.__mro__ if base is not object)
+    return any("__new__" in vars(base) and _COMPILED not in vars(base) for base in kind.__mro__ if base is not object)
 
 
 def _is_value(kind: type) -> bool:
@@ -180,7 +192,7 @@ class _Writer:
             return ["named", self._layout(kind, kind._fields), *self._several(value, kind._fields)]
         if isinstance(value, type):
             return ["class", self._class(value)]
-        if kind is FunctionType:
+        if kind is FunctionType or (kind is BuiltinMethodType and value.__self__ is None):
             return ["function", self._function(value)]
         if _is_value(kind):
             return self._instance(value)
@@ -197,7 +209,7 @@ class _Writer:
             if len(behind) != 1:
                 raise SnapshotError("found a view of something that is no dict; keep a dict")
             node = ["view", self._value(behind[0])]
-        elif kind is MethodType:
+        elif kind is MethodType or (kind is BuiltinMethodType and _COMPILED in vars(type(value.__self__))):
             node = ["method", self._value(value.__self__), self._method(value)]
         elif kind is BuiltinMethodType and (
             type(value.__self__) in _TAGS or _is_chance(value.__self__)
@@ -273,9 +285,10 @@ class _Writer:
         return f"{module}:{name}"
 
     def _method(self, method: Any) -> str:
-        name = str(method.__func__.__name__)
-        if _plain_method(type(method.__self__), name) is not method.__func__:
-            raise SnapshotError(f"found the method {method.__func__.__qualname__}, which its class does not have")
+        name = str(method.__name__)
+        plain = _plain_method(type(method.__self__), name)
+        if plain is None or plain.__get__(method.__self__) != method:
+            raise SnapshotError(f"found the method {method.__qualname__}, which its class does not have")
         return name
 
 
@@ -294,7 +307,7 @@ def _plain_method(kind: type, name: str) -> Any:
     for base in kind.__mro__:
         if name in vars(base):
             found = vars(base)[name]
-            return found if isinstance(found, FunctionType) else None
+            return found if isinstance(found, FunctionType | MethodDescriptorType) else None
     return None
 
 
@@ -349,7 +362,7 @@ class _Reader:
         if tag == "class":
             return self._named(data[1])
         if tag == "function":
-            return self._found(data[1], FunctionType)
+            return self._found(data[1], FunctionType, BuiltinMethodType)
         if tag == "object":
             return self._filled(self._empty(data), data)
         raise SnapshotError(f"found the tag {tag!r}, which means nothing")
@@ -371,7 +384,7 @@ class _Reader:
             method = _plain_method(type(owner), node[2])
             if method is None or not _belongs(type(owner).__module__, self._packages):
                 raise SnapshotError(f"{type(owner).__qualname__} has no method {node[2]!r}")
-            made = MethodType(method, owner)
+            made = method.__get__(owner)
         elif tag == "builtin":
             owner = self._value(node[1])
             if not (type(owner) in _TAGS or _is_chance(owner)) or node[2].startswith("_"):
@@ -412,7 +425,10 @@ class _Reader:
         kind, _ = self._layouts[node[1]]
         if _makes_itself(kind):
             raise SnapshotError(f"{kind.__qualname__} cannot be made empty")
-        return object.__new__(kind)
+        try:
+            return kind.__new__(kind)
+        except TypeError as error:
+            raise SnapshotError(f"{kind.__qualname__} cannot be made empty: {error}") from error
 
     def _filled(self, made: Any, node: list[Any]) -> Any:
         kind, names = self._layouts[node[1]]
@@ -430,10 +446,10 @@ class _Reader:
     def _named(self, name: str) -> type:
         return cast("type", self._found(name, type))
 
-    def _found(self, name: str, kind: type) -> Any:
+    def _found(self, name: str, *kinds: type) -> Any:
         module, _, attribute = name.partition(":")
         # Only what is loaded: reading data imports nothing.
         found = getattr(sys.modules.get(module), attribute, None) if _belongs(module, self._packages) else None
-        if not isinstance(found, kind) or found.__module__ != module:
-            raise SnapshotError(f"found {name!r}; expected a {kind.__name__} of a module of {list(self._packages)}")
+        if not isinstance(found, kinds) or found.__module__ != module:
+            raise SnapshotError(f"found {name!r}; expected a {kinds[0].__name__} of a module of {list(self._packages)}")
         return found

@@ -51,7 +51,9 @@ INSTRUCTIONS: Mapping[str, type] = types.MappingProxyType({
     "call_me_at": CallMeAt,
 })  # fmt: skip
 
-_ADDED = frozenset(("sequences", "context_tokens", "prompt_begun", "refused", "key", "model", "wall_s"))
+_ADDED = frozenset(
+    ("sequences", "context_tokens", "prompt_begun", "refused", "key", "model", "wall_s", "prefix", "session")
+)
 """Fields that recordings of earlier versions do not have; they stand last, and have defaults."""
 _NAMES = {kind: name for name, kind in (*EVENTS.items(), *INSTRUCTIONS.items())}
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
@@ -168,6 +170,8 @@ def _reader(hint: Any) -> Read:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and arguments[1:] == (...,):
         return _several(_reader(arguments[0]))
+    if typing.get_origin(hint) is tuple:
+        return _each(tuple(_reader(each) for each in arguments))
     if type(None) in arguments and len(arguments) == 2:
         return _optional(_reader(next(each for each in arguments if each is not type(None))))
     if isinstance(hint, type) and hasattr(hint, "_fields"):
@@ -217,6 +221,15 @@ def _several(read_one: Read) -> Read:
         if not isinstance(value, list):
             raise WireError(f"found {_shown(value)}; expected a list")
         return tuple(read_one(each) for each in value)
+
+    return read
+
+
+def _each(readers: tuple[Read, ...]) -> Read:
+    def read(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) != len(readers):
+            raise WireError(f"found {_shown(value)}; expected a list of {len(readers)}")
+        return tuple(read_one(each) for read_one, each in zip(readers, value, strict=True))
 
     return read
 

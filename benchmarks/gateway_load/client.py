@@ -95,7 +95,11 @@ async def closed(args: argparse.Namespace) -> dict[str, Any]:
     latencies: list[float] = []
     counting = False
 
+    answers = 0
+
     def again(connection: Connection) -> None:
+        nonlocal answers
+        answers += 1
         if counting:
             latencies.append(time.monotonic() - connection.began_s)
         connection.ask(asked)
@@ -108,7 +112,7 @@ async def closed(args: argparse.Namespace) -> dict[str, Any]:
     await asyncio.sleep(args.seconds)
     counting, took_s = False, time.monotonic() - began_s
     return {"requests_per_s": len(latencies) / took_s, "bad": sum(one.bad for one in connections),
-            "latency_ms": _spread(latencies)}
+            "answers": answers, "latency_ms": _spread(latencies)}
 
 
 async def paced(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,10 +152,13 @@ async def streams(args: argparse.Namespace) -> dict[str, Any]:
     others: list[float] = []
     first_of: dict[Connection, bool] = {}
     counting = False
+    events = 0
 
     def data(connection: Connection, body: bytes) -> None:
+        nonlocal events
         now_ns = time.monotonic_ns()
         for stamp in _STAMP.findall(body):
+            events += 1
             if first_of.pop(connection, False):
                 if counting:
                     firsts.append(time.monotonic() - connection.began_s)
@@ -169,7 +176,8 @@ async def streams(args: argparse.Namespace) -> dict[str, Any]:
     await asyncio.sleep(args.warm_up)
     counting = True
     await asyncio.sleep(args.seconds)
-    return {"bad": sum(one.bad for one in connections), "ttft_ms": _spread(firsts), "event_ms": _spread(others)}
+    return {"bad": sum(one.bad for one in connections), "events": events, "ttft_ms": _spread(firsts),
+            "event_ms": _spread(others)}
 
 
 async def idle(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from policies.api import EntitlementSpec, EntitlementState, PoolCapacity, ServiceClass
+from policies.native import mypyc_attr
 from policies.token_pool.allocation import ZERO, Vector, capacity_vector, vector
 
 _LEASED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
@@ -26,6 +27,7 @@ def lease_of(spec: EntitlementSpec, overcommit: float = 1.0) -> Vector:
     return (tokens_per_s * overcommit, kv_bytes * overcommit, slots * overcommit)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeaseBook:
     """Remembers which leases are bound; see `policies.api.Leases`.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
 from policies.meters import ContinuousBucket
+from policies.native import mypyc_attr
 from policies.token_pool import priority
 from policies.token_pool.allocation import ZERO, Vector
 from policies.token_pool.params import Rules
@@ -18,6 +19,7 @@ _LIFT_KEPT = 0.98
 _MOST_LIFT = math.log(20.0)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True, eq=False)
 class Account:
     """The state of one entitlement.

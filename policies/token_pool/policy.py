@@ -34,6 +34,7 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
+from policies.native import mypyc_attr
 from policies.token_pool.allocation import UNITS, Vector, capacity_vector
 from policies.token_pool.leases import LeaseBook
 from policies.token_pool.limits import share_out
@@ -49,6 +50,7 @@ _FIRST_SERVICE_S = 1.0
 
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TokenPoolPolicy:
     """See `policies.api.AdmissionPolicy`.
 

@@ -182,6 +182,9 @@ def _ruled(study: Study, ruled: Mapping[str, Any]) -> Iterator[str]:
 def _oracle(study: Study) -> Iterator[str]:
     if re.search(r"'(estimator|kind)': '?\{?[^,}]*oracle", str(study.scenario["policies"])):
         yield "A policy uses an oracle: it knows output lengths that no gateway can know."
+    seen = [study.scenario["pool"].get("router"), study.scenario["policies"], study.scenario.get("vary")]
+    if "'index': 'exact'" in str(seen):
+        yield "A policy or router sees into the replicas' caches (index: exact), which no gateway can."
 
 
 def warm_up_cuts(study: Study) -> dict[Case, float]:

@@ -42,7 +42,7 @@ COUNTS = frozenset(
 )
 SHARES = frozenset(
     {"slo_attainment", "violation", "completion_share", "retry_after_kept", "work_conservation", "jain",
-     "jain_windowed", "gini", "min_max_ratio", "false_reject_share", "free_reject_share"}
+     "jain_windowed", "gini", "min_max_ratio", "false_reject_share", "free_reject_share", "prefix_hit_rate"}
 )  # fmt: skip
 SIGNED = frozenset({"retry_after_error_s"})
 
@@ -235,6 +235,7 @@ def _row(run: Run, tenant: str, found: Attempts, rows: NDArray[np.bool_], span_s
     )
     ntpot = ntpot[np.isfinite(ntpot)]
     kept, error_s, told = refusals.retry_after(found, rows)
+    ttft_s = metrics.ttft_s(found.first_token_s[finished], found.first_arrival_s[finished])
     return {
         **run.labels,
         "replication": run.replication,
@@ -245,6 +246,8 @@ def _row(run: Run, tenant: str, found: Attempts, rows: NDArray[np.bool_], span_s
         "good_tokens_per_s": float(found.output_tokens[good].sum()) / span_s,
         "ntpot_p50_s": float(np.quantile(ntpot, 0.5)) if len(ntpot) else math.nan,
         "ntpot_p99_s": float(np.quantile(ntpot, 0.99)) if len(ntpot) else math.nan,
+        "ttft_p99_s": float(np.quantile(ttft_s, 0.99)) if len(ttft_s) else math.nan,
+        "prefix_hit_rate": _prefix_hit_rate(run, found, finished),
         "late_rejects": refusals.late_rejects(found, rows),
         "wasted_tokens": refusals.wasted_tokens(found, rows),
         "lost_tokens": refusals.lost_tokens(found, rows),
@@ -254,6 +257,14 @@ def _row(run: Run, tenant: str, found: Attempts, rows: NDArray[np.bool_], span_s
         "retry_after_n": told,
         "completion_share": refusals.completion_share(found, rows),
     }
+
+
+def _prefix_hit_rate(run: Run, found: Attempts, finished: NDArray[np.bool_]) -> float:
+    """Return the share of prompt tokens that were found in a cache; NaN where the replicas keep none."""
+    prompt_tokens = float(found.prompt_tokens[finished].sum())
+    if not prompt_tokens or not run.scenario["pool"]["profile"].get("prefix_caching"):
+        return math.nan
+    return float(found.cached_tokens[finished].sum()) / prompt_tokens
 
 
 def _isolation(shared: pa.Table, tenant: str, alone: pa.Table | None, from_s: float) -> Row:

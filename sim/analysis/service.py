@@ -32,6 +32,7 @@ class Attempts:
     final: NDArray[np.bool_]
     request_id: Ints
     prompt_tokens: Floats
+    cached_tokens: Floats
     max_output_tokens: Floats
     output_tokens: Floats
     arrival_s: Floats
@@ -65,6 +66,7 @@ def attempts_of(requests: pa.Table, *, from_s: float = 0.0) -> Attempts:
         final=flags(requests, "final"),
         request_id=_indices(ids),
         prompt_tokens=floats(requests, "prompt_tokens"),
+        cached_tokens=floats(requests, "cached_tokens"),
         max_output_tokens=floats(requests, "max_output_tokens"),
         output_tokens=floats(requests, "output_tokens"),
         arrival_s=floats(requests, "arrival_s"),

@@ -14,7 +14,7 @@ from sim.cli import completion, tables
 from sim.cli.app import SCENARIOS, Overrides, Replications, ScenarioRef, Seed, above_zero, command, load
 from sim.errors import InputError
 
-Listed = Literal["scenarios", "policies", "profiles", "traces", "arrivals", "clients", "lengths"]
+Listed = Literal["scenarios", "policies", "routers", "profiles", "traces", "arrivals", "clients", "lengths"]
 
 
 @command(panel=SCENARIOS)

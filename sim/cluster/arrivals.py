@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
-import simpy
 
+from sim.cluster.agenda import Alarm
 from sim.cluster.attempt import Attempt
-from sim.cluster.clock import Alarm, Clock
+from sim.cluster.clock import Clock
 from sim.cluster.gateway import SimulatedGateway
 from workloads.generate import WorkloadSpec
 from workloads.prefix_chains import in_chains
@@ -24,25 +24,27 @@ class Arrivals:
         self, env: Clock, workloads: Sequence[WorkloadSpec], demands: Sequence[Demand], gateway: SimulatedGateway, *,
         with_prefixes: bool, every_chunk: Callable[[], None] | None = None,
     ) -> None:
-        self._env = env
+        self._agenda = env.agenda
         self._arrive = gateway.arrive
         self._names = [w.name for w in workloads]
         self._priorities = [w.priority for w in workloads]
         # Only a replica that keeps prefixes asks for them.
         self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
         self._rows = self._in_order(demands, every_chunk)
-        self._alarm = Alarm(env, self._ring)
+        self._alarm = Alarm(self._ring)
         self.left = sum(len(d) for d in demands)
         if self.left:
             self._next = next(self._rows)
-            env.set(self._alarm, self._next[0])
+            self._agenda.set(self._alarm, self._next[0])
 
-    def _ring(self, _: simpy.Event) -> None:
+    def _ring(self, _: Alarm) -> None:
         at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
         self.left -= 1
         if self.left:
             self._next = row = next(self._rows)
-            self._env.set(self._alarm, row[0])
+            self._agenda.set(self._alarm, row[0])
+        else:
+            self._rows.close()  # lets the columns go
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
         attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
@@ -54,7 +56,7 @@ class Arrivals:
     @staticmethod
     def _in_order(
         demands: Sequence[Demand], every_chunk: Callable[[], None] | None
-    ) -> Iterator[tuple[float, int, int, int, int, int]]:
+    ) -> Generator[tuple[float, int, int, int, int, int], None, None]:
         """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
         arrival_s = np.concatenate([d.arrival_s for d in demands])
         order = np.argsort(arrival_s, kind="stable")

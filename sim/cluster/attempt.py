@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from policies.native import mypyc_attr
 from sim.cluster.engine_request import NEVER_S, WAITING, EngineRequest
 from sim.records.schema import Outcome
 
 NAN = float("nan")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
 class Attempt(EngineRequest):
     """An attempt on its way through client, gateway and replica, where it is the engine's request as well.
 

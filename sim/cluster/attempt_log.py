@@ -73,8 +73,7 @@ class AttemptLog:
                  for part in (*self._parts, last)]  # fmt: skip
         self._parts = []
         del last  # so that what is joined is let go, column by column
-        ids = [request_id for part in parts for request_id in part.pop("request_id")]
-        joined: dict[str, Any] = {"request_id": [ids[i] for i in order.tolist()]}
+        joined: dict[str, Any] = {}
         for name in list(parts[0]):
             values = [part.pop(name) for part in parts]
             joined[name] = self._entitlements if name == "entitlements" else np.concatenate(values)[order]

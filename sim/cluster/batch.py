@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.discipline import DISCIPLINES
 from sim.cluster.engine_inbox import EngineInbox
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
@@ -25,6 +26,7 @@ from sim.cluster.uneven_contexts import uneven_contexts
 R = TypeVar("R", bound=EngineRequest)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Batch(EngineInbox[R]):
     """The requests that hold a slot, and those that wait for one.
 
@@ -55,7 +57,6 @@ class Batch(EngineInbox[R]):
         "_run",
         "_running",
         "_speculation",
-        "_step",
         "_ticket",
         "_uneven",
         "_unknown",
@@ -82,7 +83,7 @@ class Batch(EngineInbox[R]):
         self.preemptions = 0
         self._ticket = count()
         self._places = count()
-        self._step = settings.step_time
+        self._uneven = uneven_contexts(settings.step_time)
         self._clear()
         # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
         self._even = self._uneven is None and settings.speculation is None
@@ -93,7 +94,8 @@ class Batch(EngineInbox[R]):
         self._running: dict[R, None] = {}
         self._partial: R | None = None
         self._ends: list[tuple[int, int, R]] = []
-        self._uneven = uneven_contexts(self._step)
+        if self._uneven is not None:
+            self._uneven.clear()
         self._decoding = 0
         self._context_tokens = 0
         # The iteration, or run of iterations, now under way.
@@ -114,6 +116,11 @@ class Batch(EngineInbox[R]):
     def iterations(self) -> int:
         """Iterations so far."""
         return self.clock if self._speculation is None else self._iteration
+
+    @property
+    def prefix_cache(self) -> PrefixCache | None:
+        """The cache of prefixes; None where none are kept."""
+        return self._cache
 
     @property
     def running_count(self) -> int:

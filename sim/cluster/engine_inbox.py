@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.discipline import WaitingQueue
 from sim.cluster.engine_request import DECODE, ENDED, PREFILL, EngineRequest
 
@@ -15,6 +16,7 @@ SUBMIT, ABORT, SLOTS, KV_BLOCKS, SLOWDOWN = range(5)
 R = TypeVar("R", bound=EngineRequest)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class EngineInbox(Generic[R]):
     """The messages to an engine. What an engine does with one, and whether it is woken for it, is its own affair."""
 

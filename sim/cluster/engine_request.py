@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from policies.native import mypyc_attr
 from workloads.requests import Prefix
 
 WAITING, PREFILL, DECODE, ENDED = range(4)
 NEVER_S = float("inf")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
 class EngineRequest:
     """A request inside a replica.
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 
-import simpy
-
 from policies.api import Gauge
+from sim.cluster.agenda import Alarm
 from sim.cluster.clock import Clock
 from sim.cluster.node import Node
 from sim.engine.replica_life import Life
@@ -121,7 +120,7 @@ class Fleet:
         turn = self._turn(i, State.STARTING)
         self._clock.call_at(self._clock.now + self._life.start_up_s, partial(self._started, i, turn))
 
-    def _started(self, i: int, turn: int, _: simpy.Event) -> None:
+    def _started(self, i: int, turn: int, _: Alarm) -> None:
         if self._turns[i] == turn:
             self._become_ready(i)
             self._on_change()
@@ -137,7 +136,7 @@ class Fleet:
         until_s = self._clock.now + self._life.drain_s
         self._clock.call_at(min(until_s, self._clock.now + self._life.look_s), partial(self._look, i, turn, until_s))
 
-    def _look(self, i: int, turn: int, until_s: float, _: simpy.Event) -> None:
+    def _look(self, i: int, turn: int, until_s: float, _: Alarm) -> None:
         if self._turns[i] != turn:
             return
         node, now_s = self._nodes[i], self._clock.now

@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import simpy
-
 from policies.api import (
     Arrived,
     CallMeAt,
@@ -35,6 +33,7 @@ from policies.api import (
 )
 from policies.core import GatewayCore
 from policies.shadow import ShadowedCore
+from sim.cluster.agenda import Alarm
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
 from sim.cluster.gateways import Gateways
@@ -62,6 +61,7 @@ class SimulatedGateway:
     chances : of each workload, what its clients' jitter is drawn from; empty for none.
     notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
     ttft_slos_s : of each workload, its objective, for engines that go by deadlines; infinity where it has none.
+    with_prefixes, with_sessions : whether requests bring along what is known of their text, and their conversation.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
@@ -76,9 +76,11 @@ class SimulatedGateway:
         chances: Sequence[Chance | None] = (),
         notice_s: float = 0.0,
         ttft_slos_s: Sequence[float] | None = None,
+        with_prefixes: bool = False,
+        with_sessions: bool = False,
         log: Log | None = None,
     ) -> None:
-        self._env = env
+        self._agenda = env.agenda
         self._core = core
         self._handle = core.handle if log is None else _logged(core.handle, log)
         self._metered = core.wants_progress
@@ -99,6 +101,7 @@ class SimulatedGateway:
         self._coming_again: dict[str, Attempt] = {}
         self._notice_s = notice_s
         self._ttft_slos_s = ttft_slos_s
+        self._with_prefixes, self._with_sessions = with_prefixes, with_sessions
         self._on_drained: Callable[[], None] | None = None
         self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
@@ -108,7 +111,7 @@ class SimulatedGateway:
         """Take the replicas, which need this object as their listener, and start the core."""
         self._nodes = nodes
         self._submit = [node.submit for node in nodes]
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         self._carry_out(self._core.start(now_s), now_s)
 
     @property
@@ -128,6 +131,17 @@ class SimulatedGateway:
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
         return self._open[request_id].output_tokens
+
+    def cached_tokens_at(self, request_id: str, replica_id: int) -> int:
+        """Return how much of an open request's prompt is in a replica's cache now: what only a simulator knows."""
+        return self._nodes[replica_id].cached_tokens(self._open[request_id], self._agenda.now_s)
+
+    def _session(self, attempt: Attempt) -> str:
+        """Return the name of the chain of requests that this one is of; none where its workload has no chains."""
+        if self._following[attempt.workload] is None:
+            return ""
+        name = self._names[attempt.workload]  # which may have dots of its own
+        return name + attempt.request_id[len(name) :].partition(".")[0]
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""
@@ -156,11 +170,13 @@ class SimulatedGateway:
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
                 1, None, *self._above[attempt.workload], None,
+                attempt.prefix or () if self._with_prefixes else (),
+                self._session(attempt) if self._with_sessions else "",
             ),
         )
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:
             until_s = deadline_s(self._clients[attempt.workload], now_s)
-            self._env.call_at(until_s, partial(self._lose_patience, attempt))
+            self._agenda.call_at(until_s, partial(self._lose_patience, attempt))
         self._carry_out(self._handle(_new(Arrived, (view,)), now_s), now_s)
 
     def _end(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
@@ -178,7 +194,7 @@ class SimulatedGateway:
         if again_s is not None and again_s < deadline_s(client, attempt.first_arrival_s):
             attempt.final = False
             self._coming_again[attempt.request_id] = attempt
-            self._env.call_at(again_s, partial(self._retry, attempt))
+            self._agenda.call_at(again_s, partial(self._retry, attempt))
             return
         if self._some_follow:
             self._follow(attempt, False, now_s)
@@ -189,7 +205,7 @@ class SimulatedGateway:
         if self._on_drained is not None and not self._coming_again and not self._to_follow:
             self._on_drained()
 
-    def _lose_patience(self, first: Attempt, _: simpy.Event) -> None:
+    def _lose_patience(self, first: Attempt, _: Alarm) -> None:
         """Cancel what a client waits for no longer; ``first`` was its first attempt."""
         attempt = self._open.get(first.request_id)
         if attempt is None:
@@ -197,7 +213,7 @@ class SimulatedGateway:
         client = self._clients[attempt.workload]
         if isinstance(client, Impatient) and client.waits_for == "first-token" and attempt.first_token_s > 0:
             return
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         outputs = self._outputs(attempt, now_s)
         _deliver(attempt, outputs)
         if attempt.replica >= 0:
@@ -217,20 +233,20 @@ class SimulatedGateway:
         for follow_up in following.ended(int(chain), int(step or 1), succeeded, now_s):
             self._to_follow += 1
             call = partial(self._come, attempt.workload, attempt.priority, chain, follow_up)
-            self._env.call_at(now_s + follow_up.delay_s, call)
+            self._agenda.call_at(now_s + follow_up.delay_s, call)
 
-    def _come(self, workload: int, priority: int, chain: str, follow_up: FollowUp, _: simpy.Event) -> None:
+    def _come(self, workload: int, priority: int, chain: str, follow_up: FollowUp, _: Alarm) -> None:
         self._to_follow -= 1
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         step, _delay_s, prompt_tokens, output_tokens, asked_tokens, prefix = follow_up
         name = f"{self._names[workload]}-{chain}.{step}"
         attempt = Attempt(name, 1, workload, priority, now_s, now_s, prompt_tokens, output_tokens, asked_tokens)
         attempt.prefix = prefix
         self.arrive(attempt, now_s)
 
-    def _retry(self, last: Attempt, _: simpy.Event) -> None:
+    def _retry(self, last: Attempt, _: Alarm) -> None:
         del self._coming_again[last.request_id]
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         again = Attempt(
             last.request_id,
             last.number + 1,
@@ -275,7 +291,7 @@ class SimulatedGateway:
 
     def fail(self, node: Node) -> None:
         """Crash a replica: what ran there fails, unless the core sends it elsewhere."""
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         for attempt in node.replica.fail(now_s):
             self._lost(attempt, now_s)
 
@@ -297,13 +313,13 @@ class SimulatedGateway:
 
     def _in_time(self, event: Event) -> None:
         if self._notice_s:
-            self._env.call_at(self._env.now + self._notice_s, lambda _: self._tell(event, self._env.now))
+            self._agenda.call_at(self._agenda.now_s + self._notice_s, lambda _: self._tell(event, self._agenda.now_s))
         else:
-            self._tell(event, self._env.now)
+            self._tell(event, self._agenda.now_s)
 
     def scrape(self) -> None:
         """Report every replica's metrics to the core."""
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         for node in self._nodes:
             if node.up:
                 replica = node.replica
@@ -338,7 +354,7 @@ class SimulatedGateway:
             elif isinstance(step, Refuse):
                 self._refuse(step, now_s)
             elif isinstance(step, CallMeAt):
-                self._env.call_at(step.at_s, self._tick)
+                self._agenda.call_at(step.at_s, self._tick)
             elif isinstance(step, Evict):
                 self._evict(step, now_s)
             elif isinstance(step, Demote):
@@ -363,8 +379,8 @@ class SimulatedGateway:
         attempt.http_status = 503
         self._end(attempt, Outcome.EVICTED, now_s)
 
-    def _tick(self, _: simpy.Event) -> None:
-        now_s = self._env.now
+    def _tick(self, _: Alarm) -> None:
+        now_s = self._agenda.now_s
         if self._metered:
             for attempt in list(self._open.values()):
                 if attempt.replica >= 0:
@@ -375,7 +391,7 @@ class SimulatedGateway:
 
     def close(self) -> None:
         """Note what is still open when the run ends."""
-        now_s = self._env.now
+        now_s = self._agenda.now_s
         for attempt in self._open.values():
             _deliver(attempt, self._outputs(attempt, now_s))
             runs = attempt.replica >= 0 and self._nodes[attempt.replica].replica.runs(attempt)

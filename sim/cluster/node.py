@@ -1,15 +1,14 @@
-"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become alarms."""
+"""A replica in SimPy's time: the wakes that `sim.cluster.replica.Replica` asks for become alarms (`Wake`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from simpy.events import Event
-
+from sim.cluster.agenda import Wake
 from sim.cluster.attempt import Attempt
-from sim.cluster.clock import LAST, Alarm, Clock
+from sim.cluster.clock import Clock
 from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
 from sim.cluster.engine_group import Engine
 from sim.cluster.engine_request import NEVER_S, EngineRequest
@@ -125,19 +124,21 @@ class Node:
     """
 
     def __init__(self, clock: Clock, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
-        self._clock = clock
-        self._alarm: Alarm | None = None
-        self._spare = Alarm(clock, self._wake)
+        wake = Wake(clock.agenda)
         self.replica_id = replica_id
         self.up = self.reachable = True
-        self.replica = unit_of(profile, listener, self._arm)
-        self._boundary = self.replica.boundary
+        self.replica = unit_of(profile, listener, wake.arm)
+        wake.call = self.replica.boundary
         self._overhead_s = profile.request_overhead_s
         self._handling_s = profile.request_handling_s
         self._handled_s = -NEVER_S
         self._per_running_s = profile.request_per_running_s
         late = self._overhead_s or self._handling_s or self._per_running_s
         self.submit = self._submit_later if late else self.replica.submit
+
+    def cached_tokens(self, attempt: Attempt, now_s: float) -> int:
+        """Return how many leading tokens of a prompt are in a cache here, in the best of several engines."""
+        return _cached_tokens(self.replica, attempt, now_s)
 
     def _submit_later(self, attempt: Attempt, now_s: float) -> None:
         """Hand over a request that reaches the engine only after what the server does to it first."""
@@ -147,17 +148,15 @@ class Node:
             now_s += self._per_running_s * (self.replica.running_count + self.replica.waiting_count)
         self.replica.submit(attempt, now_s + self._overhead_s)
 
-    def _arm(self, at_s: float) -> None:
-        if at_s == NEVER_S:
-            self._alarm = None
-            return
-        alarm = self._spare
-        if alarm.callbacks is not None:  # it is set, and being replaced
-            alarm = self._spare = Alarm(self._clock, self._wake)
-        self._alarm = alarm
-        self._clock.set(alarm, at_s, LAST)
 
-    def _wake(self, alarm: Event) -> None:
-        # An alarm that was replaced still rings, and is ignored.
-        if alarm is self._alarm:
-            self._boundary(self._clock._now)
+def _cached_tokens(unit: Any, attempt: Attempt, now_s: float) -> int:
+    """Look into an engine, or into all of a group."""
+    engines = getattr(unit, "engines", None)
+    if engines is not None:
+        return max((_cached_tokens(engine, attempt, now_s) for engine in engines), default=0)
+    cache = unit.prefix_cache
+    if cache is None:
+        return 0
+    cache.sync(unit.kv_total_blocks - unit.kv_used_blocks_at(now_s))  # what was taken since is not there
+    found, _ = cache.look(attempt, attempt.prompt_tokens)
+    return int(found * cache.block_tokens)

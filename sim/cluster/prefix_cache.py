@@ -87,6 +87,11 @@ class PrefixCache:
         self._path_asked: Path = []
         self.clear(total_blocks)
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return self._block_tokens
+
     def clear(self, free_blocks: int) -> None:
         """Forget what all blocks hold, those in use too: what runs now leaves nothing to be found."""
         for line in self._lines.values():

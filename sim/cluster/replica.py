@@ -19,6 +19,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
@@ -42,6 +43,7 @@ class Listener(Protocol[R_contra]):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(Scheduler[R]):
     """A continuous-batching engine on one GPU (or one tensor-parallel group).
 

@@ -29,15 +29,18 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import TypeVar
 
+from policies.native import mypyc_attr
 from sim.cluster.batch import Batch
 from sim.cluster.engine_inbox import SUBMIT
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
+from sim.engine.step_time import answering
 
 R = TypeVar("R", bound=EngineRequest)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler(Batch[R]):
     """Plans one iteration, or a run of iterations in which nothing but decoding happens."""
 
@@ -51,11 +54,13 @@ class Scheduler(Batch[R]):
         "_reserves_prompts",
         "_run_start_s",
         "_shares_budget",
+        "_step",
         "_watermark",
         "slowdown",
     )
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
+        self._step = answering(settings.step_time)
         self._arm = arm
         self._max_batched_tokens = settings.max_num_batched_tokens
         self._batcher = settings.batcher

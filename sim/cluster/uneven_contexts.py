@@ -33,6 +33,10 @@ class UnevenContexts:
         self._skew = skew
         self._saturating = saturating_sequences
         self._unsplit_batch = unsplit_batch
+        self.clear()
+
+    def clear(self) -> None:
+        """Take everyone out."""
         self._ahead: list[int] = []  # ascending: the longest contexts first
         self._squares = 0
         self._waiting_tokens = 0.0

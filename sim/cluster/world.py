@@ -11,6 +11,7 @@ import simpy
 
 from policies.api import (
     AdmissionPolicy,
+    CacheSeeing,
     Clairvoyant,
     EntitlementSpec,
     Event,
@@ -149,6 +150,8 @@ def simulate(
     elif world.shadows:
         beside = {name: _core(world, policy, router, None) for name, (policy, router) in world.shadows.items()}
         gateways = ShadowedCore(core, beside, opinions.append)
+    deciding = (*policies, *watching, *_routers(world))
+    with_prefixes = any(getattr(one, "wants_prefixes", False) for one in deciding)
     decisions: list[Logged] = []
     tenants = {e.name: e.tenant for e in world.entitlements}
     gateway = SimulatedGateway(
@@ -160,11 +163,15 @@ def simulate(
         chances=world.chances,
         notice_s=world.notice_s,
         ttft_slos_s=_ttft_slos_s(world),
+        with_prefixes=with_prefixes,
+        with_sessions=any(getattr(one, "wants_sessions", False) for one in deciding),
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
-    for policy in (*policies, *watching):
-        if isinstance(policy, Clairvoyant) and policy.needs_lengths:
-            policy.tell_lengths(gateway.output_tokens_of)
+    for one in deciding:
+        if isinstance(one, Clairvoyant) and one.needs_lengths:
+            one.tell_lengths(gateway.output_tokens_of)
+        if isinstance(one, CacheSeeing) and one.needs_caches:
+            one.tell_caches(gateway.cached_tokens_at)
     nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
     pool = Pool(world.profile, nodes)
     fleet = None
@@ -182,7 +189,8 @@ def simulate(
         gateway.attempts, gateway.may_change, [w.entitlement for w in world.workloads], world.entitlements
     )  # fmt: skip
     arrivals = Arrivals(
-        env, world.workloads, world.demands, gateway, with_prefixes=world.profile.prefix_caching,
+        env, world.workloads, world.demands, gateway,
+        with_prefixes=world.profile.prefix_caching or with_prefixes,
         # With async scheduling an engine may count against one that has ended, until its next plan.
         every_chunk=None if world.profile.async_scheduling else log.look,
     )  # fmt: skip
@@ -214,6 +222,10 @@ def simulate(
         gpu_s=None if fleet is None else fleet.gpu_s(),
         opinions=opinions,
     )
+
+
+def _routers(world: World) -> list[Router]:
+    return [world.router, *(router for _, router in world.others), *(router for _, router in world.shadows.values())]
 
 
 def _ttft_slos_s(world: World) -> list[float] | None:

@@ -7,11 +7,12 @@ lets `sim.cluster.replica` jump.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
+from sim.engine.linear_times import LinearTimes
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_roofline import RooflineStepTime
 from sim.engine.step_table import TableStepTime
@@ -46,7 +47,7 @@ class StepTime(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearStepTime:
     """Duration = base + a*prefill tokens + b*decode sequences + c*context tokens + d*prefill query-key pairs.
 
@@ -76,43 +77,32 @@ class LinearStepTime:
                 "give one of them, e.g. base_s: 0.006"
             )
 
+    @cached_property
+    def times(self) -> LinearTimes:
+        """The same answers, from an object that mypyc may have compiled."""
+        return LinearTimes(
+            self.base_s, self.per_prefill_token_s, self.per_decode_sequence_s, self.per_context_token_s,
+            self.per_prefill_pair_s,
+        )  # fmt: skip
+
     def iteration_s(
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
-        return (
-            self.base_s
-            + self.per_prefill_token_s * prefill_tokens
-            + self.per_decode_sequence_s * decode_sequences
-            + self.per_context_token_s * context_tokens
-            + self.per_prefill_pair_s * prefill_pairs
-        )
+        return self.times.iteration_s(prefill_tokens, prefill_pairs, decode_sequences, context_tokens)
 
     def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
-        """See `StepTime.decode_run_s`: an arithmetic series."""
-        first_s = (
-            self.base_s + self.per_decode_sequence_s * sequences + self.per_context_token_s * context_tokens
-        )
-        growth_s = self.per_context_token_s * sequences * gain
-        return iterations * (first_s + growth_s * (iterations - 1) / 2)
+        """See `StepTime.decode_run_s`."""
+        return self.times.decode_run_s(sequences, context_tokens, iterations, gain)
 
     def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
-        """See `StepTime.iterations_until`: the root of a quadratic, then made exact."""
-        half_growth_s = self.per_context_token_s * sequences / 2
-        linear_s = (
-            self.base_s
-            + self.per_decode_sequence_s * sequences
-            + self.per_context_token_s * context_tokens
-            - half_growth_s
-        )
-        # The form of the root that does not cancel when growth is tiny.
-        root = 2 * elapsed_s / (linear_s + math.sqrt(linear_s * linear_s + 4 * half_growth_s * elapsed_s))
-        k = max(1, int(root) + 1)
-        while k > 1 and self.decode_run_s(sequences, context_tokens, k - 1) > elapsed_s:
-            k -= 1
-        while self.decode_run_s(sequences, context_tokens, k) <= elapsed_s:
-            k += 1
-        return k
+        """See `StepTime.iterations_until`."""
+        return self.times.iterations_until(sequences, context_tokens, elapsed_s)
+
+
+def answering(step_time: StepTime) -> StepTime:
+    """Return what an engine asks, many times: the arithmetic itself, where a step time has that apart."""
+    return step_time.times if isinstance(step_time, LinearStepTime) else step_time
 
 
 STEP_TIMES: Mapping[str, type[StepTime]] = {

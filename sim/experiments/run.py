@@ -150,7 +150,7 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
         "violation": {name: unserved / owed for name, (unserved, owed) in short.items()},
         "violation_by_tenant": by_tenant(short, outcomes.columns.entitlements, ALL),
         **({"recorded": found} if (found := _recorded(world)) else {}),
-        **({"oracle": True} if _knows_lengths(scenario) else {}),
+        **({"oracle": True} if _knows_more(scenario) else {}),
         **({} if outcomes.gpu_s is None else {"gpu_s": outcomes.gpu_s}),
         "wall_s": round(time.perf_counter() - started_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
@@ -158,10 +158,12 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
     return CellResult(cell.index, requests, timeline, decisions, shadows, outcomes.end_s, stats)
 
 
-def _knows_lengths(scenario: Scenario) -> bool:
-    """Whether the policy estimates output lengths by an oracle, which no gateway has: every such result says so."""
-    estimate = getattr(scenario.policies[0].params, "estimate", None)
-    return getattr(estimate, "kind", None) == "oracle"
+def _knows_more(scenario: Scenario) -> bool:
+    """Whether policy or router know what no gateway can, output lengths or caches: every such result says so."""
+    params = scenario.policies[0].params
+    estimate = getattr(params, "estimate", None)
+    looks = any(getattr(one, "index", None) == "exact" for one in (params, scenario.pool.router))
+    return looks or getattr(estimate, "kind", None) == "oracle"
 
 
 def world_of(cell: Cell) -> World:

@@ -94,6 +94,7 @@ def _first_of(changes: Sequence[Row]) -> list[Row]:
 # Heading, column, scale, digits.
 _POOL = (
     ("offered", "offered", 1, 0), ("refused", "refused", 1, 0), ("SLO met %", "slo_attainment", 100, 1),
+    ("TTFT P99 s", "ttft_p99_s", 1, 2), ("prefix hits %", "prefix_hit_rate", 100, 1),
     ("Jain", "jain", 1, 3), ("Jain 30 s", "jain_windowed", 1, 3), ("Gini", "gini", 1, 3),
     ("min/max", "min_max_ratio", 1, 3), ("service diff avg", "service_difference_avg", 1, 0),
     ("util %", "utilisation", 100, 1), ("work-conserving %", "work_conservation", 100, 1),
@@ -102,6 +103,7 @@ _POOL = (
 )  # fmt: skip
 _TENANT = (
     ("offered", "offered", 1, 0), ("refused", "refused", 1, 0), ("SLO met %", "slo_attainment", 100, 1),
+    ("TTFT P99 s", "ttft_p99_s", 1, 2), ("prefix hits %", "prefix_hit_rate", 100, 1),
     ("good tok/s", "good_tokens_per_s", 1, 1), ("service", "service", 1, 0), ("of fair share", "service_of_fair", 1, 3),
     ("violation %", "violation", 100, 1), ("TTFT x alone", "isolation_ttft_mean", 1, 2),
     ("E2E x alone", "isolation_e2e_mean", 1, 2), ("false rejects %", "false_reject_share", 100, 1),

@@ -33,17 +33,27 @@ def numbers(values: Any, kind: pa.DataType, missing: NDArray[np.bool_] | None = 
     return pa.Array.from_buffers(kind, len(values), [validity, pa.py_buffer(data)])
 
 
-def texts(values: Sequence[str]) -> pa.Array:
+_AT_A_TIME = 65536
+
+
+def texts(values: Sequence[str] | NDArray[Any]) -> pa.Array:
     """Return an Arrow array of strings."""
-    joined = "".join(values)
-    data = joined.encode()
-    # In ASCII a string has as many bytes as characters, so that nothing need be encoded one by one.
-    sizes = map(len, values) if len(data) == len(joined) else (len(value.encode()) for value in values)
-    ends = np.cumsum(np.fromiter(sizes, dtype=np.int64, count=len(values)))
-    if len(data) >= 2**31:
-        raise ValueError(f"{len(data)} bytes of text do not fit one column; split the run into replications")
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(data))
+    ends = np.zeros(len(values) + 1, dtype=np.int64)
+    parts: list[bytes] = []
+    for start in range(0, len(values), _AT_A_TIME):  # so that no more are Python's strings at once
+        part = values[start : start + _AT_A_TIME]
+        joined = "".join(part)
+        data = joined.encode()
+        # In ASCII a string has as many bytes as characters, so that nothing need be encoded one by one.
+        sizes = map(len, part) if len(data) == len(joined) else (len(value.encode()) for value in part)
+        sized = np.fromiter(sizes, dtype=np.int64, count=len(part))
+        ends[start + 1 : start + 1 + len(part)] = ends[start] + np.cumsum(sized)
+        parts.append(data)
+    if ends[-1] >= 2**31:
+        raise ValueError(f"{ends[-1]} bytes of text do not fit one column; split the run into replications")
+    return pa.StringArray.from_buffers(
+        len(values), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(parts))
+    )
 
 
 def categories(codes: NDArray[np.int32], names: Sequence[str]) -> pa.Array:

@@ -116,7 +116,7 @@ class RequestColumns:
     preemptions : how often the replica took the attempt's KV blocks and computed it again.
     """
 
-    request_id: Sequence[str]
+    request_id: Sequence[str] | NDArray[np.object_]
     attempt: ArrayLike
     final: ArrayLike
     entitlement: ArrayLike
@@ -199,7 +199,7 @@ def requests_table(
             continue
         values = np.asarray(getattr(columns, field.name))
         if pa.types.is_floating(field.type):
-            values = values.astype(np.float64)
+            values = values.astype(np.float64, copy=False)
             arrays.append(numbers(values, field.type, np.isnan(values)))
         else:
             absent = _ABSENT.get(field.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from policies.registry import POLICIES
+from policies.registry import POLICIES, ROUTERS
 from sim.scenario import plugins
 from sim.scenario.load import load_scenario, shipped_scenarios
 from sim.scenario.profile import load_profile, shipped_profiles
@@ -16,12 +16,15 @@ _LAWS = {"arrivals": ARRIVALS, "clients": CLIENTS, "lengths": LENGTHS}
 
 
 def entries(what: str) -> list[tuple[str, str]]:
-    """Return (name, one line) for scenarios, policies, profiles, traces, arrivals, clients or lengths."""
+    """Return (name, one line) for scenarios, policies, routers, profiles, traces, arrivals, clients or lengths."""
     if what == "scenarios":
         return [(name, load_scenario(name).title or "") for name in shipped_scenarios()]
     if what == "policies":
         own = [(name, _first_sentence(entry.params.__doc__)) for name, entry in POLICIES.items()]
         return [*own, *plugins.listed("policies")]
+    if what == "routers":
+        own = [(name, _first_sentence(entry.params.__doc__)) for name, entry in ROUTERS.items()]
+        return [*own, *plugins.listed("routers")]
     if what == "profiles":
         return [(name, load_profile(name).summary) for name in shipped_profiles()]
     if what in _LAWS:

@@ -2,8 +2,9 @@
 
 List and watch by resourceVersion (410 for one that is forgotten), merge and JSON patches with 409 for another version,
 the subresources status and scale, generations, finalizers, owners (what belongs to nobody is collected), server-side
-tables by additionalPrinterColumns, and discovery, so that the real kubectl speaks to it. What it lacks: authentication,
-admission, schemas (CEL included), field management, strategic patches.
+tables by additionalPrinterColumns, schemas and rules in CEL of custom resources (422), and discovery, so that
+the real kubectl speaks to it. What it lacks: authentication, admission, defaults and pruning, field management,
+strategic patches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 import yaml
 from aiohttp import web
+
+from adapters.crd_schema import faults
 
 ROOT = Path(__file__).parents[2]
 CRDS = [one for one in yaml.safe_load_all((ROOT / "deploy/kubernetes/crds.yaml").read_text()) if one]
@@ -49,11 +52,13 @@ class KubeApi:
     def __init__(self) -> None:
         self.kinds: dict[Kind, str] = dict(BUILT_IN)
         self.columns: dict[Kind, list[Any]] = {}
+        self.schemas: dict[Kind, Any] = {}
         for crd in CRDS:
             spec, version = crd["spec"], crd["spec"]["versions"][0]
             kind = (spec["group"], version["name"], spec["names"]["plural"])
             self.kinds[kind] = spec["names"]["kind"]
             self.columns[kind] = version.get("additionalPrinterColumns", [])
+            self.schemas[kind] = version["schema"]["openAPIV3Schema"]
         self.objects: dict[tuple[Kind, str, str], Object] = {}
         self.log: list[tuple[int, Kind, str, Object]] = []
         self.forgotten = 0
@@ -249,7 +254,15 @@ class KubeApi:
             if (kind, namespace, body["metadata"]["name"]) in self.objects:
                 return _status(409, "AlreadyExists", "it is there already")
             body |= {"kind": self.kinds[kind], "apiVersion": "/".join(filter(None, kind[:2]))}
+            if wrong := self._faults(kind, body):
+                return _status(422, "Invalid", wrong)
             return web.json_response(self._created(kind, namespace, body), status=201)
+
+    def _faults(self, kind: Kind, new: Object, *old: Object) -> str:
+        """Return why an object cannot be, by the schema and the rules of its kind."""
+        schema = self.schemas.get(kind)
+        found = [] if schema is None else faults(schema, new, *old)
+        return f"{new['metadata']['name']}: {'; '.join(found)}" if found else ""
 
     def _list(self, request: web.Request, kind: Kind, namespace: str) -> web.Response:
         with self._lock:
@@ -339,6 +352,9 @@ class KubeApi:
                 found = have | {"status": found.get("status"), "metadata": found["metadata"]}
             elif not sub and self.columns.get(kind) is not None and "status" in have:
                 found["status"] = have["status"]  # a resource with a status has it by its subresource alone
+            # What was wrong before and is not changed may stay (CRD validation ratcheting).
+            if found.get("spec") != have.get("spec") and (wrong := self._faults(kind, found, have)):
+                return _status(422, "Invalid", wrong)
             return web.json_response(self._changed(kind, namespace, have, copy.deepcopy(found)))
 
 

@@ -7,85 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-import yaml
-from live.gate import free_port
 from live.stand_in import StandIn, running
 
-from adapters.pools import config, parity
+from adapters import envoy_proxy
+from adapters.envoy_proxy import ASK, ENVOY, LONG_S, ROOT, Proxy, behaves
 
-ENVOY = os.environ.get("TOKENPOOLS_ENVOY", "")
-pytestmark = [
-    pytest.mark.skipif(not ENVOY, reason="make envoy sets TOKENPOOLS_ENVOY"), pytest.mark.xdist_group("envoy"),
-]  # fmt: skip
-ROOT = Path(__file__).parents[2]
-LONG_S = 60.0
-ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 5}
-
-
-@dataclass(slots=True)
-class Proxy:
-    """Envoy and the processor beside it."""
-
-    port: int
-    mode: str
-    folder: Path
-    processor: subprocess.Popen[bytes]
-    listen: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self, tenant: str, **more: Any) -> openai.OpenAI:
-        given = {"max_retries": 0, "timeout": 60, **more}
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", default_headers={"x-tenant": tenant}, **given)
-
-    def events(self) -> list[Any]:
-        """What the core was told, ticks left out."""
-        file = self.folder / "events.jsonl"
-        lines = file.read_text().splitlines()[1:] if file.exists() else []
-        return [event for _, event, _ in map(json.loads, lines) if event[0] != "tick"]
-
-    def since(self, count: int, ends: int = 1) -> list[Any]:
-        """Return the events after so many, once that many requests have ended."""
-        deadline_s = time.monotonic() + LONG_S
-        while True:
-            found = self.events()[count:]
-            if sum(event[0] in ("finished", "failed", "cancelled") for event in found) >= ends:
-                return found
-            assert time.monotonic() < deadline_s, found
-            time.sleep(0.05)
-
-    def start_processor(self) -> None:
-        """Start it, again or for the first time, and wait until Envoy knows that it is there."""
-        command = [sys.executable, "-m", "tokenpools", "ext-proc", str(self.folder / "ext-proc.yaml")]
-        with (self.folder / "processor.log").open("ab") as log:
-            self.processor = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        self.until(404)
-
-    def until(self, status: int) -> None:
-        """Wait until a path that nobody has is answered so: 404 is the processor's word."""
-        deadline_s = time.monotonic() + LONG_S
-        while True:
-            try:
-                if httpx2.get(f"{self.url}/nothing", headers={"x-tenant": "acme"}).status_code == status:
-                    return
-            except httpx2.HTTPError:
-                pass
-            assert time.monotonic() < deadline_s, (self.folder / "envoy.log").read_text(errors="replace")[-3000:]
-            time.sleep(0.1)
+pytestmark = envoy_proxy.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -96,52 +33,8 @@ def stand_in() -> Iterator[StandIn]:
 
 @pytest.fixture(scope="module", params=["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"])
 def proxy(request: Any, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    mode, folder = request.param, tmp_path_factory.mktemp("envoy")
-    picks = mode != "STREAMED"
-    made = Proxy(free_port(), mode, folder, None, free_port())  # type: ignore[arg-type]
-    gate = config(
-        listen=f"127.0.0.1:{made.listen}", tenant_header="x-tenant", recording=str(folder / "events.jsonl"),
-        drain_s=0.1, destinations=[f"127.0.0.1:{stand_in.port}"] if picks else [], check_invariants={"every_events": 1},
-    )  # fmt: skip
-    (folder / "ext-proc.yaml").write_text(yaml.safe_dump(gate))
-    (folder / "envoy.yaml").write_text(yaml.safe_dump(envoy_config(made, stand_in.port if not picks else None)))
-    command = [ENVOY, "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
-    with (folder / "envoy.log").open("wb") as log:
-        envoy = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        made.start_processor()
+    with envoy_proxy.proxy(tmp_path_factory.mktemp("envoy"), request.param, stand_in.port) as made:
         yield made
-    finally:
-        for process in (envoy, made.processor):
-            if process is not None:
-                process.terminate()
-                process.wait(LONG_S)
-    assert "invariant" not in (folder / "processor.log").read_text(errors="replace")
-
-
-def envoy_config(proxy: Proxy, upstream_port: int | None) -> Any:
-    """Return deploy/envoy/envoy.yaml with other ports, another mode, and one fixed upstream where none is named."""
-    given = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
-    resources = given["static_resources"]
-    (listener,), (replicas, processor) = resources["listeners"], resources["clusters"]
-    listener["address"]["socket_address"]["port_value"] = proxy.port
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    modes = manager["http_filters"][0]["typed_config"]["processing_mode"]
-    modes["request_body_mode"] = modes["response_body_mode"] = proxy.mode
-    if proxy.mode != "FULL_DUPLEX_STREAMED":
-        modes["request_trailer_mode"] = modes["response_trailer_mode"] = "SKIP"
-    if proxy.mode == "BUFFERED":  # a stream must not wait for its end
-        modes["response_body_mode"] = "STREAMED"
-    (endpoints,) = processor["load_assignment"]["endpoints"]
-    endpoints["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"] = proxy.listen
-    processor["health_checks"][0] |= {"interval": "0.2s", "no_traffic_interval": "0.2s"}
-    if upstream_port is not None:
-        address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream_port}}
-        assignment = {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
-        for name in ("lb_policy", "original_dst_lb_config"):
-            del replicas[name]
-        replicas |= {"type": "STATIC", "load_assignment": assignment}
-    return given
 
 
 @pytest.fixture(autouse=True)
@@ -181,10 +74,6 @@ def test_our_part_of_the_messages_is_a_part_of_envoys(name: str) -> None:
     assert ours
     for message, fields in ours.items():
         assert all(field in theirs[message] for field in fields), message
-
-
-def behaves(**how: Any) -> dict[str, Any]:
-    return {**ASK, "extra_body": {"stand_in": how}}
 
 
 def test_answers_and_streams_are_paid_for_by_their_usage(proxy: Proxy, stand_in: StandIn) -> None:
@@ -294,27 +183,13 @@ def test_a_processor_that_goes_away_fails_closed_and_comes_back(proxy: Proxy, st
     streams = [proxy.client("acme").chat.completions.create(**ask, stream=True) for _ in range(2)]
     for stream in streams:
         next(iter(stream))
-    proxy.processor.terminate()
-    assert proxy.processor.wait(LONG_S) == 0
-    recorded = proxy.events()
-    assert sum(one[0] == "arrived" for one in recorded) == sum(
-        one[0] in ("finished", "failed", "cancelled") for one in recorded
-    ) + _refused(proxy), "what was in flight is settled"
-    found = parity(proxy.folder / "events.jsonl")
-    print(f"{proxy.mode}: {found.words}")  # noqa: T201  (the log of make envoy shows how many)
-    assert found.differing == 0
+    proxy.stop_processor()
     with pytest.raises(openai.APIStatusError) as caught:
-        proxy.client("acme").chat.completions.create(**ASK)
-    assert caught.value.status_code >= 500
+        proxy.client("other").chat.completions.create(**ASK)
+    assert caught.value.status_code == 503
     seen = len(stand_in.seen)
     proxy.start_processor()
     assert len(stand_in.seen) == seen, "nobody was served meanwhile"
     assert proxy.client("acme").chat.completions.create(**ASK).usage is not None
     for stream in streams:
         stream.close()
-
-
-def _refused(proxy: Proxy) -> int:
-    """How many requests the core refused or evicted: they have no end of their own."""
-    lines = (proxy.folder / "events.jsonl").read_text().splitlines()[1:]
-    return sum(said[0] in ("refuse", "evict") for _, _, all_said in map(json.loads, lines) for said in all_said)

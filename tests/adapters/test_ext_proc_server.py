@@ -135,6 +135,19 @@ def test_a_call_that_breaks_off_at_any_message_is_settled(mode: Any, how: str) -
     with_pool(go)
 
 
+def test_a_filter_that_only_watches_is_told_why_not(caplog: pytest.LogCaptureFixture) -> None:
+    async def go(pool: Pool) -> None:
+        call, message = pool.call(), request_headers()
+        message.observability_mode = True
+        await call.write(message)
+        assert await asyncio.wait_for(call.code(), LONG_S) is grpc.StatusCode.FAILED_PRECONDITION
+        assert "observability_mode" in await call.details()
+        assert len(pool.server.admissions) == 0
+
+    with_pool(go)
+    assert "observability_mode" in caplog.text
+
+
 def test_who_is_held_waits_and_is_served_or_leaves() -> None:
     async def go(pool: Pool) -> None:
         calls = [pool.call() for _ in range(6)]

@@ -13,8 +13,7 @@ import pytest
 from adapters.pools import assert_empty, config, parity
 from policies.core import GatewayCore
 from sim.adapters.admission.errors import AdmissionError
-from sim.adapters.litellm.hooks import CONFIG_VARIABLE, Hooks
-from sim.adapters.litellm.identity import asked_for
+from sim.adapters.litellm.hooks import CONFIG_VARIABLE, Hooks, StreamCutError
 from sim.errors import TokenpoolsError
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 40}], "max_tokens": 8}
@@ -97,7 +96,19 @@ def test_answers_in_one_piece() -> None:
         embedded = await proxy.ask(call_type="aembedding", input="x" * 4)
         await proxy.done(embedded, prompt_tokens=2)
         assert proxy.worked() == 17
-        assert await proxy.ask(call_type="image_generation") == {**BODY, "metadata": {}}
+        assert await proxy.ask(call_type="acreate_file") == {**BODY, "metadata": {}}
+
+    with_proxy(go)
+
+
+def test_noughts_in_place_of_a_usage_are_none() -> None:
+    async def go(proxy: Proxy) -> None:
+        await proxy.done(await proxy.ask(), prompt_tokens=0, completion_tokens=0, total_tokens=0)
+        assert proxy.worked() == 14 + 8
+        nothing = {"prompt_tokens": 0, "completion_tokens": 0}
+        async for _ in proxy.streamed(await proxy.ask(stream=True), words(3, nothing)):
+            pass
+        assert proxy.worked() == 14 + 8 + 14 + 3
 
     with_proxy(go)
 
@@ -106,21 +117,21 @@ def test_streams_are_settled_however_they_end() -> None:
     async def go(proxy: Proxy) -> None:
         async for _ in proxy.streamed(await proxy.ask(stream=True), words(4)):
             pass
-        assert proxy.worked() == 15
+        assert proxy.worked() == 18
         data = await proxy.ask(stream=True)
         await proxy.done(data, prompt_tokens=1)  # LiteLLM may call it; the stream goes on
         async for _ in proxy.streamed(data, words(2, {"prompt_tokens": 7, "completion_tokens": 6})):
             pass
-        assert proxy.worked() == 28
+        assert proxy.worked() == 31
         left = proxy.streamed(await proxy.ask(stream=True), words(4))
         await anext(left)
         await left.aclose()  # type: ignore[attr-defined]
-        assert proxy.worked() == 40
+        assert proxy.worked() == 46
         broken = proxy.streamed(await proxy.ask(stream=True), words(1, error=ConnectionResetError()))
         await anext(broken)
         with pytest.raises(ConnectionResetError):
             await anext(broken)
-        assert proxy.worked() == 52
+        assert proxy.worked() == 61
         assert [chunk async for chunk in proxy.streamed({}, words(2))]
 
     with_proxy(go)
@@ -131,7 +142,7 @@ def test_a_request_that_no_hook_hears_of_again_is_settled_with_its_task() -> Non
         await asyncio.create_task(proxy.ask())
         await asyncio.sleep(0)
         assert len(proxy) == 0
-        assert proxy.worked() == 11
+        assert proxy.worked() == 14
 
     with_proxy(go)
 
@@ -144,8 +155,8 @@ def test_an_evicted_stream_ends_with_the_reason() -> None:
             await anext(stream)
         data = await proxy.ask()
         ended = await asyncio.gather(*(anext(stream) for stream in streams), return_exceptions=True)
-        (evicted,) = (one for one in ended if isinstance(one, Refused))
-        assert evicted.error.reason == "preempted"
+        (evicted,) = (one for one in ended if isinstance(one, StreamCutError))
+        assert (evicted.status_code, evicted.headers["x-tokenpools-reason"]) == (503, "preempted")
         await proxy.done(data, completion_tokens=1)
         for stream in streams:
             await stream.aclose()  # type: ignore[attr-defined]
@@ -195,15 +206,82 @@ def test_a_client_cannot_name_the_request_of_another() -> None:
     with_proxy(go)
 
 
-def test_what_is_asked_for() -> None:
-    assert asked_for(BODY, "acompletion") == {"prompt_tokens": 11, "max_tokens": 8, "sequences": 1}
-    assert asked_for({"prompt": [1, 2, 3], "n": 2, "max_tokens": 5}, "atext_completion") == {
-        "prompt_tokens": 3, "max_tokens": 10, "sequences": 2,
-    }  # fmt: skip
-    nested: Any = "x"
-    for _ in range(5000):
-        nested = [nested]
-    assert asked_for({"messages": nested, "max_tokens": "many", "n": -3}, "acompletion")["max_tokens"] is None
+def slots_and_tokens(proxy: Proxy) -> tuple[int, int, int | None]:
+    """Return slots, prompt tokens and limit of the one request that is there."""
+    (flight,) = proxy.core.pool.in_flight.values()
+    request = flight.request
+    return request.sequences, request.prompt_tokens, request.max_output_tokens
+
+
+MANY = {"model": "m", "prompt": ["a b", "c d"], "max_tokens": 5}
+CHEATS: list[tuple[dict[str, Any], str, tuple[int, int | None]]] = [
+    ({**BODY, "n": 3}, "acompletion", (3, 24)),
+    ({**BODY, "n": 2, "max_completion_tokens": 9}, "acompletion", (2, 18)),  # the larger of two limits
+    (MANY, "atext_completion", (2, 10)),
+    ({"model": "m", "prompt": [[1, 2]], "max_tokens": 5, "best_of": 2}, "text_completion", (2, 10)),
+    (BODY | {"extra_body": {"n": 3, "max_tokens": 50}}, "acompletion", (3, 150)),  # LiteLLM merges it over the rest
+    (BODY | {"proxy_server_request": {"body": BODY}, "n": 2}, "acompletion", (1, 8)),  # LiteLLM's own, not the client's
+    ({"model": "m", "input": ["a", "b", "c"]}, "aembedding", (3, 0)),
+    ({"model": "m", "query": "q", "documents": ["a", "b"]}, "rerank", (2, 0)),
+    ({"model": "m", "input": "a", "max_output_tokens": 7}, "aresponses", (1, 7)),
+    ({"model": "m", "file": ("a.wav", b"x" * 32_000)}, "transcription", (1, None)),
+    ({"contents": [{"parts": [{"text": "a"}]}]}, "agenerate_content", (1, None)),
+    ({"anything": "x" * 400}, "pass_through_endpoint", (1, None)),
+    ({"anything": 1}, "a_type_that_nobody_knows_yet", (1, None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "call_type", "expected"), CHEATS)
+def test_whatever_path_it_takes_it_is_asked_for_what_it_takes(
+    body: dict[str, Any], call_type: str, expected: tuple[int, int | None]
+) -> None:
+    async def whole(proxy: Proxy) -> None:
+        data = dict(body)
+        await proxy.hooks.async_pre_call_hook(SimpleNamespace(**WHO), None, data, call_type)
+        slots, prompt, most = slots_and_tokens(proxy)
+        assert (slots, most) == expected
+        assert prompt >= (100 if call_type in ("transcription", "pass_through_endpoint") else 1)
+        await proxy.done(data)
+
+    with_proxy(whole)
+
+
+def test_files_and_lists_pass() -> None:
+    async def go(proxy: Proxy) -> None:
+        for call_type in ("acreate_file", "alist_batches", "aget_responses", "list_mcp_tools", "avector_store_create"):
+            data = {"model": "m"}
+            assert await proxy.hooks.async_pre_call_hook(SimpleNamespace(), None, data, call_type) == {"model": "m"}
+
+    with_proxy(go)
+
+
+PASSED = "pass_through_endpoint"
+
+
+def test_what_cannot_be_watched_pays_for_all_that_it_reserved() -> None:
+    async def go(proxy: Proxy) -> None:
+        async def call() -> None:
+            await proxy.hooks.async_pre_call_hook(SimpleNamespace(**WHO), None, {"x": "y" * 40}, PASSED)
+
+        await asyncio.create_task(call())
+        await asyncio.sleep(0)
+        assert len(proxy) == 0
+        assert proxy.worked() == 10 + proxy.core.default_max_output_tokens
+
+    with_proxy(go)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"n": "5"}, {"n": -1}, {"n": 10_000}, {"max_tokens": "many"}, {"max_tokens": -5}, {"messages": "text"},
+    {"extra_body": {"n": "5"}}, {"kv_transfer_params": {"a": 1}}, {"priority": -3},
+])  # fmt: skip
+def test_what_makes_no_sense_is_400_and_no_replicas(wrong: dict[str, Any]) -> None:
+    async def go(proxy: Proxy) -> None:
+        with pytest.raises(Refused) as caught:
+            await proxy.hooks.async_pre_call_hook(SimpleNamespace(**WHO), None, BODY | wrong, "acompletion")
+        assert caught.value.status_code == 400
+
+    with_proxy(go)
 
 
 def test_a_recording_gives_the_same_verdicts_again(tmp_path: Path) -> None:

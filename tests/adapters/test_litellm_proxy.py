@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -12,14 +13,17 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import yaml
 from live.gate import free_port
+from live.shared_state.redis_server import BINARY, RedisServer
 from live.stand_in import StandIn, running
 
 from adapters.pools import config, parity
@@ -74,21 +78,30 @@ def stand_in() -> Iterator[StandIn]:
 @pytest.fixture(scope="module")
 def proxy(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("litellm")
+    given = {"recording": str(folder / "events.jsonl"), "check_invariants": {"every_events": 1}}
+    with serving(folder, stand_in, **given) as made:
+        yield made
+
+
+@contextmanager
+def serving(folder: Path, stand_in: StandIn, **given: Any) -> Iterator[Proxy]:
+    """Run LiteLLM's proxy with the callback and this configuration of the gate."""
     port, recording = free_port(), folder / "events.jsonl"
     (folder / "auth_by_team.py").write_text(AUTH)
-    gate = config(
-        tenants={"team:acme": "chat", "team:other": "batch", "key:sk-particular": "filler"}, recording=str(recording)
-    )
-    (folder / "gate.yaml").write_text(yaml.safe_dump(gate | {"check_invariants": {"every_events": 1}}))
+    tenants = {"team:acme": "chat", "team:other": "batch", "team:third": "filler", "key:sk-particular": "filler"}
+    gate = {name: value for name, value in (config() | {"tenants": tenants} | given).items() if value is not None}
+    (folder / "gate.yaml").write_text(yaml.safe_dump(gate))
 
-    def model(name: str, url: str) -> dict[str, Any]:
-        return {
-            "model_name": name, "litellm_params": {"model": "openai/tiny", "api_base": f"{url}/v1", "api_key": "none"},
-        }  # fmt: skip
+    def model(name: str, url: str, **more: Any) -> dict[str, Any]:
+        return {"model_name": name, "litellm_params": {
+            "model": "openai/tiny", "api_base": f"{url}/v1", "api_key": "none", **more,
+        }}  # fmt: skip
 
     dead = f"http://127.0.0.1:{free_port()}"
     (folder / "config.yaml").write_text(yaml.safe_dump({
-        "model_list": [model("tiny", stand_in.base_url), model("dead", dead)],
+        "model_list": [
+            model("tiny", stand_in.base_url), model("dead", dead), model("slow", stand_in.base_url, timeout=0.5),
+        ],
         "litellm_settings": {
             "callbacks": "tokenpools.litellm.handler", "telemetry": False, "num_retries": 1,
             "fallbacks": [{"dead": ["tiny"]}],
@@ -115,6 +128,15 @@ def proxy(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         process.terminate()
         process.wait(20)
     assert "invariant" not in (folder / "log").read_text(errors="replace")
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -220,8 +242,162 @@ def test_whoever_has_nothing_here_is_refused(proxy: Proxy) -> None:
     assert "filler" in str(proxy.since(before)[0])
 
 
+def ends(events: list[Any]) -> list[Any]:
+    return [event for event in events if event[0] in ("finished", "failed", "cancelled")]
+
+
+def test_litellms_own_timeouts_are_one_failure_that_costs_no_output(proxy: Proxy, stand_in: StandIn) -> None:
+    for stream in (False, True):
+        before = _started(proxy)
+        stand_in.seen.clear()
+        with pytest.raises((openai.APITimeoutError, openai.APIStatusError)):
+            list(proxy.client("acme").chat.completions.create(
+                **ASK | {"model": "slow"}, stream=stream, extra_body={"stand_in": {"ttft_s": 5.0}},
+            ))  # fmt: skip
+        found = proxy.since(before)
+        assert len(stand_in.seen) >= 2, "LiteLLM tries again"
+        assert [event[0] for event in found].count("arrived") == 1
+        assert [(end[0], end[2]) for end in ends(found)] == [("failed", 0)]
+
+
+def test_a_stream_that_falls_back_is_paid_for_once(proxy: Proxy, stand_in: StandIn) -> None:
+    before = _started(proxy)
+    assert list(proxy.client("acme").chat.completions.create(**ASK | {"model": "dead"}, stream=True))
+    found = proxy.since(before)
+    assert len(stand_in.seen) == 1
+    assert [event[0] for event in found].count("arrived") == 1
+    assert [(end[0], end[2]) for end in ends(found)] == [("finished", 5)]
+
+
+def test_an_upstream_that_dies_in_a_stream(proxy: Proxy) -> None:
+    before = _started(proxy)
+    with pytest.raises((openai.APIError, httpx2.HTTPError)):
+        list(proxy.client("acme").chat.completions.create(**behaves(die="3"), stream=True))
+    (end,) = ends(proxy.since(before))
+    assert end[2] <= 5
+
+
+def test_an_answer_without_a_usage_pays_for_what_was_seen_or_reserved(proxy: Proxy) -> None:
+    for stream in (False, True):
+        before = _started(proxy)
+        answer = proxy.client("acme").chat.completions.create(**behaves(no_usage=True), stream=stream)
+        if stream:
+            assert list(answer)
+        (end,) = ends(proxy.since(before))
+        assert (end[0], end[2]) == ("finished", 5)
+
+
+def test_whatever_is_written_into_a_body_it_is_its_keys_request(proxy: Proxy) -> None:
+    forged = {
+        "user": "acme", "team_id": "acme", "org_id": "acme", "user_api_key": "sk-acme", "api_key": "sk-acme",
+        "metadata": {"user_api_key_team_id": "acme", "team_id": "acme", "tokenpools_request": "x"},
+        "litellm_metadata": {"user_api_key_team_id": "acme", "user_api_key_alias": "sk-acme"},
+    }  # fmt: skip
+    before = _started(proxy)
+    proxy.client("third").with_options(default_headers={"x-litellm-team-id": "acme"}).chat.completions.create(
+        **ASK, extra_body=forged
+    )
+    assert proxy.since(before)[0][1][1:3] == ["filler", "third"]
+
+
+def test_many_answers_and_prompts_take_as_many_slots(proxy: Proxy, stand_in: StandIn) -> None:
+    for asked, slots in (
+        (lambda one: one.chat.completions.create(**ASK, n=2), 2),
+        (lambda one: one.completions.create(model="tiny", prompt=["a", "b"], max_tokens=5), 2),
+        (lambda one: one.embeddings.create(model="tiny", input=["a", "b", "c"]), 3),
+    ):
+        before = _started(proxy)
+        with contextlib.suppress(openai.APIStatusError, ValueError):  # the stand-in embeds nothing
+            asked(proxy.client("acme"))
+        own = [event for event in proxy.since(before) if event[0] == "arrived" and event[1][1] == "chat"]
+        assert own[-1][1][7] == slots
+        with pytest.raises(openai.APIStatusError) as caught:
+            asked(proxy.client("other"))
+        assert caught.value.status_code == 429, "more than its one slot"
+        seen = len(stand_in.seen)
+        with pytest.raises(openai.APIStatusError):
+            asked(proxy.client("nobody"))
+        assert len(stand_in.seen) == seen
+
+
+PATHS = {
+    "/v1/messages": {"model": "tiny", "max_tokens": 5, "messages": ASK["messages"]},
+    "/v1/responses": {"model": "tiny", "input": "one two"},
+    "/v1/moderations": {"model": "tiny", "input": "one two"},
+    "/v1/rerank": {"model": "tiny", "query": "q", "documents": ["a", "b"]},
+    "/v1/images/generations": {"model": "tiny", "prompt": "one"},
+    "/v1/audio/speech": {"model": "tiny", "input": "one", "voice": "a"},
+    "/v1beta/models/tiny:generateContent": {"contents": [{"parts": [{"text": "one"}]}]},
+    "/openai/deployments/tiny/chat/completions": ASK,
+    "/engines/tiny/completions": {"prompt": "one", "model": "tiny"},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_path_is_a_way_around_the_gate(proxy: Proxy, stand_in: StandIn, path: str) -> None:
+    answer = httpx2.post(
+        f"http://127.0.0.1:{proxy.port}{path}", json=PATHS[path], headers={"authorization": "Bearer sk-nobody"},
+        timeout=60,
+    )  # fmt: skip
+    assert answer.status_code == 403, answer.text
+    assert not stand_in.seen
+
+
+def test_a_refusal_says_why_in_its_header_and_body(proxy: Proxy) -> None:
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        proxy.client("nobody").chat.completions.create(**ASK)
+    assert caught.value.response.headers["x-tokenpools-reason"] == "unknown_tenant"
+    error = caught.value.response.json()["error"]
+    assert error["message"] == "Tenant 'org:everybody' has no entitlement here."
+    with pytest.raises(openai.BadRequestError):
+        proxy.client("acme").chat.completions.create(**ASK, extra_body={"n": "5"})
+
+
+def test_who_is_evicted_is_told_in_its_stream(proxy: Proxy, stand_in: StandIn) -> None:
+    streams = [
+        proxy.client("third").chat.completions.create(
+            **behaves(gap_s=0.1, output_tokens=100) | {"max_tokens": 100}, stream=True
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for stream in streams:
+        next(iter(stream))
+    assert proxy.client("acme").chat.completions.create(**ASK).usage is not None
+    said = []
+    for stream in streams:
+        try:
+            for _ in zip(range(10), stream, strict=False):
+                pass
+        except openai.APIError as error:
+            said.append(str(error))
+        stream.close()
+    assert said == ["The request made room for one of a higher class."]
+
+
+def test_without_redis_each_class_fails_as_it_is_told(
+    stand_in: StandIn, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    state = {"url": redis_server.url, "timeout_s": 0.2, "when_away": {"guaranteed": "open", "spot": "closed"}}
+    with serving(tmp_path, stand_in, check_invariants=None, state=state) as shared:
+        assert shared.client("other").chat.completions.create(**ASK).usage is not None
+        redis_server.kill()
+        with pytest.raises(openai.InternalServerError) as caught:
+            shared.client("other").chat.completions.create(**ASK)
+        assert caught.value.status_code == 503
+        assert shared.client("acme").chat.completions.create(**ASK).usage is not None
+        redis_server.start()
+        deadline_s = time.monotonic() + STARTS_S
+        while True:
+            try:
+                shared.client("other").chat.completions.create(**ASK)
+                break
+            except openai.APIStatusError:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.2)
+
+
 def test_the_recording_gives_the_same_verdicts_again(proxy: Proxy) -> None:
     events = proxy.events()
     arrived = sum(event[0] == "arrived" for event in events)
     found = parity(proxy.recording)
-    assert sum(found.verdicts.values()) == arrived
+    assert sum(found.verdicts.values()) - found.verdicts.get("evict", 0) == arrived

@@ -288,11 +288,14 @@ def test_kubectl_shows_the_columns(api: KubeApi, tmp_path: Path) -> None:
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": ""}}],
     }))  # fmt: skip
 
-    def get(*what: str) -> list[list[str]]:
-        done = subprocess.run(
-            ["kubectl", f"--kubeconfig={config}", f"--cache-dir={tmp_path}", "get", *what], capture_output=True,
+    def kubectl(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["kubectl", f"--kubeconfig={config}", f"--cache-dir={tmp_path}", *words], capture_output=True,
             text=True, check=False, timeout=LONG_S, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
         )  # fmt: skip
+
+    def get(*what: str) -> list[list[str]]:
+        done = kubectl("get", *what)
         assert done.returncode == 0, done.stderr
         return [line.split() for line in done.stdout.splitlines()]
 
@@ -306,6 +309,16 @@ def test_kubectl_shows_the_columns(api: KubeApi, tmp_path: Path) -> None:
     head, row = get("tp")
     assert head == ["NAME", "MODEL", "STATUS", "MIN", "MAX", "READY", "BOUND", "AGE"]
     assert row[:7] == ["llama", "llama", "Degraded", "1", "1", "1", "2"]
+    for spec, said in (
+        ('{"tenantId": "other"}', "an entitlement stays its tenant's"),
+        ('{"validity": {"notBefore": "2026-01-02T00:00:00Z", "notAfter": "2026-01-01T00:00:00Z"}}', "is not after"),
+        ('{"qos": {"serviceClass": "gold"}}', "is not one of"),
+    ):
+        done = kubectl("patch", "tokenentitlement", "chat", "--type=merge", "-p", f'{{"spec": {spec}}}')
+        assert done.returncode == 1
+        assert said in done.stderr
+    fine = kubectl("patch", "te", "chat", "--type=merge", "-p", '{"spec": {"resources": {"concurrency": 49}}}')
+    assert fine.returncode == 0, fine.stderr
 
 
 def test_it_does_no_more_than_its_role_may(api: KubeApi) -> None:

@@ -8,11 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from live.shared_state.redis_server import BINARY, RedisServer
 
+from adapters.ext_proc import Seen, request_body, request_headers, take
 from adapters.pools import config
 from sim.adapters.admission.config import gate_config
+from sim.adapters.admission.door import Door
+from sim.adapters.envoy.config import ext_proc_config
+from sim.adapters.envoy.protos.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+from sim.adapters.envoy.server import SERVICE, ExtProcServer
 from sim.adapters.litellm.hooks import Hooks
 from sim.errors import ScenarioError
 from tokenpools import Gate, RefusedError, SyncGate
@@ -111,6 +117,48 @@ def test_litellms_hooks_share_it_too(redis: RedisServer) -> None:
             await gate.admit(tenant="other", **ASK)
         await hooks.async_post_call_success_hook(data, auth, {"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
         await until(lambda: gate.core.pool.entitlements["batch"].worked_tokens == 5)
+
+    asyncio.run(go())
+
+
+def test_two_processors_of_envoys_share_it_too(redis: RedisServer) -> None:
+    async def ask(server: ExtProcServer, tenant: str) -> tuple[Any, Seen]:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        call = channel.stream_stream(
+            f"/{SERVICE}/Process", request_serializer=ProcessingRequest.SerializeToString,
+            response_deserializer=ProcessingResponse.FromString,
+        )()  # fmt: skip
+        seen = Seen()
+        for message in (request_headers(tenant), request_body()):
+            await call.write(message)
+        while not (seen.status or seen.upstream):
+            take([await asyncio.wait_for(call.read(), LONG_S)], seen)
+        return (call, channel), seen
+
+    async def go() -> None:
+        found = ext_proc_config(shared(redis) | {"tenant_header": "x-tenant", "listen": "127.0.0.1:0"})
+        servers = [ExtProcServer(found, Door(found)) for _ in range(2)]
+        for one in servers:
+            await one.start()
+        held, seen = await ask(servers[0], "other")
+        assert seen.upstream
+        refused, seen = await ask(servers[1], "other")
+        assert (seen.status, seen.body["error"]["reason"]) == (429, "concurrency"), "one slot, and the other has it"
+        held[0].cancel()
+        await until(lambda: servers[1].admissions.core.pool.entitlements["batch"].in_flight == 0)
+        again, seen = await ask(servers[1], "other")
+        assert seen.upstream
+        redis.kill()
+        away, seen = await ask(servers[0], "other")
+        assert (seen.status, seen.body["error"]["reason"]) == (503, "state_unavailable")
+        kept, seen = await ask(servers[0], "acme")
+        assert seen.upstream, "guaranteed goes on within its baseline"
+        for call, channel in (held, refused, again, away, kept):
+            call.cancel()
+            await channel.close()
+        for one in servers:
+            await one.stop(0)
+            assert len(one.admissions) == 0
 
     asyncio.run(go())
 

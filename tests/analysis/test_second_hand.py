@@ -48,11 +48,15 @@ RUNS: dict[str, tuple[str, list[str]]] = {
          "events=[{at_s: 120, fail: 2}, {at_s: 120, fail: 3}]",
          "policies=[{kind: window, requests_per_min: 280}]", "workload[1].client={kind: retry, max_attempts: 3}"],
     ),
+    "prefixes": (
+        "tournament-prefix-heavy",
+        ["horizon_s=80", "warmup_s=20", "replications=2", "policies=[none]", "pool.router=prefix-aware"],
+    ),
 }  # fmt: skip
 COUNTED = {"offered", "refused", "late_rejects", "wasted_tokens", "lost_tokens", "retry_after_n"}
 AT_MOST_ONE = {
     "slo_attainment", "violation", "completion_share", "retry_after_kept", "work_conservation", "jain",
-    "jain_windowed", "gini", "min_max_ratio",
+    "jain_windowed", "gini", "min_max_ratio", "prefix_hit_rate",
 }  # fmt: skip
 ENDS = ("finished", "refused", "evicted", "failed", "cancelled")
 
@@ -87,12 +91,12 @@ def test_the_runs_together_have_every_end(result: Any, request: Any) -> None:
     wanted = {
         "retries, refused at last": {"refused"}, "unfinished": {"waiting", "running"},
         "clients that leave": {"cancelled", "refused"}, "evictions": {"evicted", "refused", "running"},
-        "failures": {"failed", "refused", "running"},
+        "failures": {"failed", "refused", "running"}, "prefixes": {"finished", "running"},
     }  # fmt: skip
     name = request.node.callspec.params["result"]
     final = records[records["final"]]
     assert wanted[name] <= set(final["outcome"]), final["outcome"].value_counts()
-    if name not in ("unfinished",):
+    if name not in ("unfinished", "prefixes"):
         assert (records["attempt"] > 1).any()
 
 
@@ -167,7 +171,7 @@ def test_every_column_of_the_summary(result: Any) -> None:
         assert close(float(line["offered"]), float(total))
 
 
-def metrics_of(mine: pd.DataFrame, span_s: float) -> dict[str, float]:
+def metrics_of(mine: pd.DataFrame, span_s: float, *, caches: bool) -> dict[str, float]:
     """Those columns of one replication that are one tenant's own."""
     last = mine[mine["final"]]
     done = last[last["outcome"] == "finished"]
@@ -186,6 +190,8 @@ def metrics_of(mine: pd.DataFrame, span_s: float) -> dict[str, float]:
         "good_tokens_per_s": good["output_tokens"].sum() / span_s,
         "ntpot_p50_s": ntpot_s.quantile(0.5),
         "ntpot_p99_s": ntpot_s.quantile(0.99),
+        "ttft_p99_s": ttft_s[done.index].quantile(0.99),
+        "prefix_hit_rate": done["cached_tokens"].sum() / done["prompt_tokens"].sum() if caches else math.nan,
         "late_rejects": broken["first_token_s"].notna().sum(),
         "wasted_tokens": cut["output_tokens"].sum() + cut.loc[cut["first_token_s"].notna(), "prompt_tokens"].sum(),
         "lost_tokens": broken["output_tokens"].sum(),
@@ -446,6 +452,7 @@ def test_every_column_of_the_metrics(result: Any) -> None:
         for number in sorted(counted["replication"].unique()):
             part = counted[(counted["policy"] == policy) & (counted["replication"] == number)]
             samples = timeline[(timeline["policy"] == policy) & (timeline["replication"] == number)]
+            caches = scenario.pool.profile.prefix_caching
             whole = records[(records["policy"] == policy) & (records["replication"] == number)]
             violated = violations_of(whole, scenario)
             tenants = sorted(part["tenant"].unique())
@@ -454,12 +461,13 @@ def test_every_column_of_the_metrics(result: Any) -> None:
             wants = np.maximum(asked.sum(axis=1), served.sum(axis=1))
             fair = max_min(float(served.sum()), list(wants), weights)
             for i, tenant in enumerate(tenants):
-                own = metrics_of(part[part["tenant"] == tenant], span_s)
+                own = metrics_of(part[part["tenant"] == tenant], span_s, caches=caches)
                 own |= {"service": served[i].sum(), "asked": asked[i].sum(), "fair_share": fair[i],
                         "service_of_fair": served[i].sum() / fair[i] if fair[i] > 1e-9 else math.nan}  # fmt: skip
                 own["violation"] = violated.get(tenant, math.nan)
                 found.setdefault(tenant, []).append(own)
-            everyone = metrics_of(part, span_s) | indices_of(served, asked, weights) | pool_of(part, samples, scenario)
+            everyone = metrics_of(part, span_s, caches=caches) | indices_of(served, asked, weights)
+            everyone |= pool_of(part, samples, scenario)
             everyone |= {"violation": violated.get("all", math.nan), "backlogged_gap": gap_of(part, served, scenario)}
             everyone |= {"gpu_s_by_work": everyone["gpu_s"], "gpu_s_by_promise": everyone["gpu_s"]}
             found.setdefault("all", []).append(everyone)

@@ -21,7 +21,6 @@ from contextvars import ContextVar
 from typing import Any
 from unittest import mock
 
-import aiohttp
 from faults.memory_redis import MemoryClient, MemoryRedis
 from faults.memory_upstreams import Upstreams
 from live.gate import PROFILE, secret
@@ -56,6 +55,24 @@ PATHS = (
 FAULTS = ("up down", "up slow", "up back", "blind", "redis", "redis", "clock", "kill", "reload", "slots")
 
 
+class Chunks:
+    """A client's connection as the HTTP protocol gives it to the application: pieces of an answer need no task."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.left: Any = None
+
+    def takes_chunks(self) -> bool:
+        return self._client.starts == 1 and not self._client.ended and self._client.world.rng_of_clients.random() < 0.8
+
+    def write_chunk(self, data: bytes) -> None:
+        assert data
+        assert not self._client.ended, "something comes after the end"
+
+    def abort(self) -> None:
+        self._client.leave()
+
+
 class Client:
     """One request to one gateway, and what came back; it may leave at any time."""
 
@@ -63,6 +80,7 @@ class Client:
         rng = world.rng
         self.ended = 0
         self.starts = 0
+        self.world = world
         self._left = world.loop.create_future()
         path = rng.choice(PATHS) if rng.random() < 0.3 else "/v1/completions"
         name = rng.choice(NAMES)
@@ -88,6 +106,9 @@ class Client:
             "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("10.0.0.1", 1), "server": ("x", 80),
             "headers": headers, "extensions": {},
         }  # fmt: skip
+        self._chunks = None
+        if world.rng_of_clients.random() < 0.5:
+            self._chunks = self.scope["extensions"]["tokenpools"] = Chunks(self)  # type: ignore[index]
         if path == "/v1/models":
             self.scope["method"], self._body = "GET", [b""]
         self.task = world.loop.create_task(self._ask(gateway))
@@ -97,6 +118,8 @@ class Client:
     def leave(self) -> None:
         if not self._left.done():
             self._left.set_result(None)
+            if self._chunks is not None and self._chunks.left is not None:
+                self._chunks.left()
 
     async def _ask(self, gateway: Gateway) -> None:
         await gateway.service.app(self.scope, self._receive, self._send)  # type: ignore[arg-type]
@@ -145,8 +168,7 @@ class Gateway:
                 self.log = LeasedLog(settings.state, books=client, **given)
             else:
                 self.log = SharedLog(settings.state, client=client, head=recorded_head(read), **given)
-        session = world.upstreams.session(self.name)
-        _SESSION.set(session)
+        _CLIENT.set(world.upstreams.client(self.name))
         self.service = await Service.open(settings, make_core(read), log=self.log, recorders=[self.check])
         return self
 
@@ -196,6 +218,7 @@ class World:
     def __init__(self, seed: int) -> None:
         random.seed(seed)
         self.rng = rng = random.Random(seed)
+        self.rng_of_clients = random.Random(-1 - seed)
         self.loop = VirtualLoop()
         self.redis = MemoryRedis(self.loop, rng)
         self.upstreams = Upstreams(self.loop, rng, rng.randint(1, 3))
@@ -358,7 +381,7 @@ class World:
             assert not core.held, list(core.held)
 
 
-_SESSION: ContextVar[Any] = ContextVar("session")
+_CLIENT: ContextVar[Any] = ContextVar("client")
 """What the gateway that a task opens talks to its upstreams through."""
 
 
@@ -371,8 +394,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(aiohttp, "ClientSession", side_effect=lambda *_, **__: _SESSION.get()), \
-                mock.patch.object(upstreams, "Connector", return_value=None):  # fmt: skip
+        with mock.patch.object(upstreams, "HttpClient", side_effect=lambda *_, **__: _CLIENT.get()):
             yield
     finally:
         logging.disable(before)

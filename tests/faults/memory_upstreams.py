@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 from parity.virtual_loop import VirtualLoop
+
+from sim.live.replicas.http_client import BrokenBodyError, ConnectError
 
 _NONSENSE = (b"data: 1\n\n", b"data: [[[\n\n", b"\x00\xff\xfe", b'data: {"error":{}}\n\n')
 
@@ -24,22 +25,19 @@ class Content:
     def at_eof(self) -> bool:
         return not self._pieces
 
-    async def readany(self) -> bytes:
-        if not self._pieces:
-            return b""
-        wait_s, piece = self._pieces.pop(0)
-        await asyncio.sleep(wait_s)
-        if isinstance(piece, Exception):
-            self._pieces.clear()
-            raise piece
-        return bytes(piece)
+    async def readany(self, through: Any = None) -> bytes:
+        while self._pieces:
+            wait_s, piece = self._pieces.pop(0)
+            await asyncio.sleep(wait_s)
+            if isinstance(piece, Exception):
+                self._pieces.clear()
+                raise piece
+            if through is None or not through(bytes(piece)):
+                return bytes(piece)
+        return b""
 
     async def read(self, _most: int = -1) -> bytes:
         return await self.readany()
-
-    async def iter_any(self) -> Any:
-        while data := await self.readany():
-            yield data
 
 
 class Answer:
@@ -59,22 +57,6 @@ class Answer:
         pass
 
 
-class Asked:
-    """What `aiohttp.ClientSession.request` returns: to be awaited, or entered."""
-
-    def __init__(self, answer: Callable[[], Any]) -> None:
-        self._answer = answer
-
-    def __await__(self) -> Any:
-        return self._answer().__await__()
-
-    async def __aenter__(self) -> Answer:
-        return await self._answer()  # type: ignore[no-any-return]
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
 class Upstreams:
     """The model servers of a world: how each is, and who cannot reach which."""
 
@@ -86,24 +68,23 @@ class Upstreams:
         self.lies = 0.0
         self.number = number
 
-    def session(self, gateway: str) -> Any:
+    def client(self, gateway: str) -> Any:
+        """What one gateway asks them through, in place of an `HttpClient`."""
+
         async def close() -> None:
             pass
 
         return SimpleNamespace(request=lambda *a, **k: self._request(gateway, *a, **k), close=close)
 
-    def _request(self, gateway: str, method: str, url: Any, **given: Any) -> Asked:
-        async def answer() -> Answer:
-            which, rng = int(url.port) - 9000, self.rng
-            await asyncio.sleep(rng.uniform(0.0005, 0.005))
-            if which in self.down or (gateway, which) in self.blind:
-                key = SimpleNamespace(host="up", port=9000, ssl=None, is_ssl=False)
-                raise aiohttp.ClientConnectorError(key, OSError(111, "refused"))  # type: ignore[arg-type]
-            if which in self.slow:
-                await asyncio.sleep(rng.uniform(0.5, 4.0))
-            return self._answer(url.path, given.get("data"))
-
-        return Asked(answer)
+    async def _request(self, gateway: str, method: str, url: str, *, headers: Any = (), body: bytes = b"") -> Answer:
+        at = urlsplit(url)
+        which, rng = int(at.port or 0) - 9000, self.rng
+        await asyncio.sleep(rng.uniform(0.0005, 0.005))
+        if which in self.down or (gateway, which) in self.blind:
+            raise ConnectError(111, "refused")
+        if which in self.slow:
+            await asyncio.sleep(rng.uniform(0.5, 4.0))
+        return self._answer(at.path, body)
 
     def _answer(self, path: str, data: Any) -> Answer:
         rng = self.rng
@@ -140,12 +121,12 @@ class Upstreams:
             body = json.dumps({"choices": [{"text": "x" * tokens, "finish_reason": "stop"}], "usage": usage}).encode()
             pieces: list[tuple[float, Any]] = [(0.02 * tokens, body)]
             if what < 0.5:
-                pieces = [(0.05, body[: len(body) // 2]), (0.05, aiohttp.ClientPayloadError("gone"))]
+                pieces = [(0.05, body[: len(body) // 2]), (0.05, BrokenBodyError("gone"))]
             return Answer(200, "application/json", pieces, {})
         one = b'data: {"choices":[{"index":0,"text":"x","finish_reason":null}]}\n\n'
         pieces = [(rng.uniform(0.005, 0.06), one) for _ in range(tokens)]
         if what < 0.45:
-            pieces.append((0.01, aiohttp.ClientPayloadError("broke off")))
+            pieces.append((0.01, BrokenBodyError("broke off")))
         elif what < 0.55:
             pass  # a plain end, and no [DONE]
         elif what < 0.62:

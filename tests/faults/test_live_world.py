@@ -29,6 +29,7 @@ def test_whatever_befalls_the_live_gateway_its_books_hold(chunk: int) -> None:
     [
         292,  # evicted by the loss of a replica that its own task had found
         415,  # the only gateway that had the log's configuration was killed, and all others were turned away for ever
+        546,  # ended while Redis was away, and only then adopted by the books
         761,  # looked at after a change of policy and before its first event
         1993,  # the places of all gateways were lost after one was killed, which was never said to be lost
         817,  # let in while Redis was away, ended, and still held by the pool

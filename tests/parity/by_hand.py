@@ -62,9 +62,13 @@ class Hand:
         self._tick_s = float("inf")
         self._hear(0.0, self.core.start(0.0))
 
-    def ask(self, at_s: float, name: str, prompt: int = 100, most: int | None = 100) -> str:
+    def ask(self, at_s: float, name: str, prompt: int = 100, most: int | None = 100, **more: Any) -> str:
         """Let a request arrive; its entitlement is the first letter of its name."""
-        return self._tell(at_s, Arrived(RequestView(name, name[0], "t", prompt, most)))
+        return self._tell(at_s, Arrived(RequestView(name, name[0], "t", prompt, most, **more)))
+
+    def at(self, name: str) -> int:
+        """Return the replica that has a request."""
+        return self.core.pool.in_flight[name].replica_id
 
     def first(self, at_s: float, name: str) -> str:
         """Let its first token come."""

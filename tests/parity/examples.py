@@ -11,13 +11,19 @@ from policies.bands import Bands
 from policies.cap import Cap
 from policies.class_slots import ClassSlots
 from policies.cohort import Cohort
+from policies.concur import Concur
 from policies.dagor import Dagor
+from policies.datarobot import DataRobot, QuotaRule
 from policies.dedicated import Dedicated
+from policies.dlpm import Dlpm
 from policies.fair_queue import Drr, FairQueue, Las, Vtc
+from policies.fairserve import FairServe
+from policies.llm_d_flow_control import LlmDFlowControl
 from policies.no_control import NoControl
 from policies.parts.estimates import Flat, Quantile, TenantMean
 from policies.parts.orders import Debt, DeficitRoundRobin, DominantResource, FirstCome, RecentUse, StrictClass
 from policies.parts.saturation import InFlightShare, Ledger, PredictedTtft, QueueAndKv
+from policies.polyserve import PolyServe
 from policies.predictive_pool.params import PredictivePool
 from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
 from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
@@ -74,6 +80,29 @@ EXAMPLES: dict[str, Any] = {
     "kuadrant, check-report": Kuadrant(tokens=3000, mode="check-report"),
     "llm-d": LlmD(),
     "llm-d, concurrency": LlmD(detector="concurrency", ceilings="holdback", evict=True),
+    "llm-d-flow-control": LlmDFlowControl(staleness="ignore", tick_s=0.01),
+    "llm-d-flow-control, concurrency": LlmDFlowControl(
+        detector="concurrency", evict=True, fairness="program-aware", prefill_replicas=(1,), tick_s=0.05,
+    ),
+    "llm-d-flow-control, hybrid": LlmDFlowControl(
+        detector="hybrid", ceilings="holdback", fairness="round-robin", ordering="slo-deadline", tick_s=0.05,
+    ),
+    "dlpm": Dlpm(quantum=64, looks_at=3),
+    "dlpm, tenants": Dlpm(flow="tenant", memory_s=5.0, timeout_s=10.0),
+    "concur": Concur(agents=2, idle_s=5.0),
+    "fairserve": FairServe(
+        user_per_min=20, app_per_min=10, overloaded_running=2, overloaded_kv_tokens=50, system_tokens={"spot": 10},
+        weights={"spot": 2.0},
+    ),
+    "polyserve": PolyServe(tpot_slo_s={"spot": 0.022}),
+    "polyserve, refusing": PolyServe(refuse_late=True, per_prompt_token_s=0.05),
+    "datarobot": DataRobot(capacity=3000, reserved={"spot": 0.4}, threshold=0.5),
+    "datarobot, rules": DataRobot(
+        capacity=60, unit="requests", rules=(
+            QuotaRule(rule="concurrentRequests", limit=3), QuotaRule(rule="inputSequenceLength", limit=5000),
+            QuotaRule(rule="token", limit=2000), QuotaRule(rule="requests", limit=20),
+        ),
+    ),
     "smg": Smg(),
     "smg-tenants": SmgTenants(tokens_per_min=3000),
     "azure-ptu": AzurePtu(units=1.0, per_entitlement={"spot": 2.0}),

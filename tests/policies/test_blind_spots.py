@@ -14,18 +14,25 @@ from policies.bands import Bands
 from policies.cap import Cap
 from policies.class_slots import ClassSlots
 from policies.cohort import Cohort
+from policies.concur import Concur
 from policies.dagor import Dagor
+from policies.datarobot import DataRobot
 from policies.dedicated import Dedicated
 from policies.fair_queue import Drr, FairQueue, Las, Vtc
+from policies.fairserve import FairServe
+from policies.llm_d_flow_control import LlmDFlowControl
 from policies.no_control import NoControl
 from policies.parts.estimates import PromptOnly, Quantile, TenantMean
 from policies.parts.orders import Debt, DominantResource, StrictClass
 from policies.parts.saturation import PredictedTtft, QueueAndKv
+from policies.polyserve import PolyServe
 from policies.prio_reserve import PrioReserve
 from policies.ptu import Ptu
 from policies.reserve import Reserve
 from policies.slo_feasible import SloFeasible
 from policies.window import Longer, Window
+from sim.experiments.run import run_scenario
+from sim.scenario.load import load_scenario
 
 TWO = (A, B)
 
@@ -509,3 +516,95 @@ def test_prompts_that_the_upstream_counts_otherwise_leave_nothing_behind() -> No
         assert clock is None or clock.outstanding_tokens == 0
         used = {one.name: one.value for one in hand.policy.gauges(hand.core.pool, 30.0) if one.metric == "charged"}
         assert used.get("a", 20 * 270) == 20 * 270
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# dlpm, concur, fairserve, polyserve, datarobot, llm-d-flow-control
+
+
+def simulated(name: str, policy: str, *overrides: str) -> Any:
+    """Requests of a shipped scenario under a policy, as a table of pandas."""
+    scenario = load_scenario(name, overrides=[*overrides, "timeline_interval_s=null", f"policies=[{policy}]"])
+    return run_scenario(scenario).requests.to_pandas()
+
+
+PREFIXES = (
+    "horizon_s=80", "warmup_s=20", "pool.replicas=4", "pool.router=least-outstanding-tokens",
+    "pool.scrape_interval_s=0.5", "pool.entitlements[0].baseline={slots: 40}",
+    "pool.entitlements[1].baseline={slots: 14}",
+)  # fmt: skip
+
+
+def test_dlpm_finds_more_in_caches_than_vtc_and_lets_who_has_no_text_in_common_wait() -> None:
+    dlpm, vtc = (simulated("prefix-routing", policy, *PREFIXES) for policy in ("dlpm", "vtc"))
+
+    def hits(found: Any) -> float:
+        done = found[found["outcome"] == "finished"]
+        return float(done["cached_tokens"].sum() / done["prompt_tokens"].sum())
+
+    def waits_s(found: Any) -> float:
+        tools = found[(found["entitlement"] == "tools") & (found["outcome"] == "finished")]
+        return float((tools["first_token_s"] - tools["arrival_s"]).mean())
+
+    assert hits(dlpm) > hits(vtc) + 0.05
+    assert waits_s(dlpm) > 3 * waits_s(vtc)  # vtc serves the light tenant at once; dlpm asks first whose text is there
+
+
+def test_fairserve_lets_interactions_under_way_pass_and_is_blind_to_who_is_promised_what() -> None:
+    params = FairServe(user_per_min=5, app_per_min=5, overloaded_running=4, overloaded_kv_tokens=10**9, timeout_s=None)
+    hand = Hand(params, TWO, slots=100)
+    for number in range(5):
+        hand.ask(0, f"a{number}", session=f"s{number}")
+    assert hand.ask(1, "a9", session="s9").startswith("a9:requests/429")
+    assert hand.ask(1, "a5", session="s0") == "a5:in"
+    both = (promised("a", 50), B)  # a is promised half of the pool, and refused beside 96 free slots
+    hand = Hand(params, both, slots=100)
+    said = [hand.ask(0.1 * number, f"a{number}") for number in range(6)]
+    assert said[-1].startswith("a5:requests/429")
+
+
+def test_polyserve_leaves_replicas_empty_for_tight_tiers_and_lets_a_long_prompt_wait() -> None:
+    hand = Hand(PolyServe(tpot_slo_s={"a": 0.05, "b": 0.2}), TWO, slots=40, replicas=4)
+    for number in range(30):
+        hand.ask(0, f"b{number}")
+    assert {hand.at(f"b{number}") for number in range(30)} == {0}  # the fullest that keeps everybody in time
+    assert hand.ask(1, "a0") == "a0:in"
+    assert hand.at("a0") == 1
+    full = Hand(PolyServe(), TWO, slots=40)
+    full.ask(0, "a0", 9000)
+    assert full.ask(0, "a1", 9000) == "a1:held"  # 1.1 s of its 1 s, beside 39 free slots
+
+
+def test_datarobot_lends_below_the_threshold_and_refuses_beside_idle_replicas_above_it() -> None:
+    hand = Hand(DataRobot(capacity=1000, threshold=0.8, reserved={"a": 0.9}), TWO, slots=100)
+    for number in range(4):
+        hand.ask(number, f"b{number}")
+        hand.end(number + 0.5, f"b{number}", 100)  # 800: four times its own tenth
+    assert hand.ask(5, "b9").startswith("b9:tokens/429")  # nothing runs, and a asks for nothing
+
+
+def test_llm_d_flow_control_serves_the_high_band_first_and_a_burst_passes_between_two_reports() -> None:
+    hand = Hand(LlmDFlowControl(stale_s=9.0), (A, C), slots=4)
+    hand.report(0, 0, 0.0)
+    assert {hand.ask(0.01, f"c{number}") for number in range(200)} == {f"c{number}:in" for number in range(200)}
+    hand.report(0.1, 196, 1.0)
+    assert hand.ask(0.2, "c200") == "c200:held"
+    assert hand.ask(0.2, "a0") == "a0:held"  # behind 196 of a lower band, in the engine
+    hand.report(0.3, 0, 0.0)
+    assert hand.wait(0.31).split()[0] == "a0:in"
+
+
+def test_concur_keeps_agents_text_in_the_cache_and_replicas_idle() -> None:
+    crowded = ("horizon_s=150", "pool.scrape_interval_s=0.5")
+    concur, none = (simulated("agents-thrashing", policy, *crowded) for policy in ("concur", "none"))
+
+    def worth(found: Any) -> tuple[float, int]:
+        done = found[found["outcome"] == "finished"]
+        return float(done["cached_tokens"].sum() / done["prompt_tokens"].sum()), int(found["output_tokens"].sum())
+
+    (hits, tokens), (hits_without, tokens_without) = worth(concur), worth(none)
+    assert hits > hits_without + 0.1
+    assert tokens < tokens_without  # its thresholds let few agents work, and replicas idle while tools run
+    hand = Hand(Concur(agents=1), TWO, slots=100)
+    hand.ask(0, "a0", session="s")
+    assert hand.ask(0, "b0") == "b0:held"  # beside 99 free slots

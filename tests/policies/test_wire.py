@@ -26,6 +26,8 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
     if hint in plain:
         return plain[hint]  # type: ignore[index]
     arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and arguments[-1] is not ...:
+        return st.tuples(*(values_of(each) for each in arguments))
     if typing.get_origin(hint) is tuple:
         return st.lists(values_of(arguments[0]), max_size=4).map(tuple)
     return st.one_of(st.none(), values_of(arguments[0]))

@@ -19,7 +19,8 @@ class AdmissionError(Exception):
     reason : one word: a `policies.api.Reason`, or ``unknown_tenant``, ``ambiguous_tenant``, ``shutting_down``.
     code : OpenAI's ``error.code``.
     retry_after_s : when to come back, in seconds; None where waiting cannot help.
-    headers : what to send along: ``retry-after``, ``retry-after-ms``, ``x-should-retry``, ``x-ratelimit-*``.
+    headers : what to send along: ``retry-after``, ``retry-after-ms``, ``x-should-retry``, ``x-ratelimit-*``, and the
+        reason as ``x-tokenpools-reason``, for servers that give an error's body a shape of their own.
     body : the answer as OpenAI shapes it: ``{"error": {...}}``.
     """
 
@@ -34,7 +35,7 @@ class AdmissionError(Exception):
             found += allowance_headers(allowance)
         self.headers: Mapping[str, str] = {
             name.decode(): value.decode() for name, value in found if name != b"content-type"
-        }
+        } | {"x-tokenpools-reason": reason}
         self.body: dict[str, Any] = {"error": answer.error()}
 
 
@@ -87,6 +88,11 @@ def unknown(tenant: str) -> RefusedError:
     """Return the error for a tenant that has nothing in the pool."""
     text = f"Tenant {tenant[:100]!r} has no entitlement here."
     return RefusedError(ApiError(403, "unknown_tenant", text, kind="permission_error"), "unknown_tenant")
+
+
+def unreadable(problem: ApiError) -> RefusedError:
+    """Return the error for a request that makes no sense."""
+    return RefusedError(problem, problem.code)
 
 
 def ambiguous(tenant: str, names: list[str]) -> RefusedError:

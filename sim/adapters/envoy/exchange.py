@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 from policies.api import EntitlementSpec
+from sim.adapters.admission.asked import asked_of
 from sim.adapters.admission.errors import AdmissionError
 from sim.adapters.admission.requests import Admissions, Entry
 from sim.adapters.envoy import responses as say
@@ -28,7 +29,7 @@ from sim.adapters.envoy.protos.processing_mode_pb2 import ProcessingMode
 from sim.live.gateway.endpoints import Endpoints
 from sim.live.gateway.error_responses import ApiError, allowance_headers
 from sim.live.gateway.media import sound_tokens
-from sim.live.gateway.prompt_tokens import EstimatingCounter, PromptCount, never_too_long
+from sim.live.gateway.prompt_tokens import EstimatingCounter
 from sim.live.gateway.request_body import Endpoint, ParsedBody, read_body, upstream_body
 from sim.live.gateway.settings import Estimate
 
@@ -246,29 +247,9 @@ class Exchange:
         if parsed.previous is not None:
             text = "Stored responses are not known here; send what was said before."
             raise ApiError(400, "invalid_value", text, param="previous_response_id")
-        try:
-            counted = self._with.counter.count_now(endpoint.shape, parsed.fields)
-        except RecursionError:
-            raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
-        least = 1 if never_too_long(parsed.fields) else counted.least_tokens
-        counted = PromptCount(counted.tokens, least)
+        asked = asked_of(endpoint, parsed, self._with.counter, self._with.admissions.core, self._with.slots)
         self._asked = parsed.without_fields()
-        core = self._with.admissions.core
-        most: int | None = parsed.max_output_tokens
-        if not endpoint.generates:
-            most = 0
-        elif most is not None:
-            if endpoint.refuses_long:
-                least += most
-            elif core.max_context_tokens is not None:
-                most = min(most, core.max_context_tokens)
-            most *= parsed.sequences
-        elif parsed.sequences > 1:
-            most = core.default_max_output_tokens * parsed.sequences
-        return {
-            "prompt_tokens": counted.tokens, "max_tokens": most, "context_tokens": least,
-            "priority": parsed.priority, "sequences": max(1, min(parsed.sequences, self._with.slots)),
-        }  # fmt: skip
+        return asked
 
     def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         """Return the arguments of an admission, of a body that is priced by its size."""

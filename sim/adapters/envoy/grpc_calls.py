@@ -12,7 +12,7 @@ from sim.adapters.envoy.http2 import Handler, Stream, encoded
 
 LOG = logging.getLogger("tokenpools.ext_proc")
 
-OK, INVALID, NOT_FOUND, TOO_LARGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 0, 3, 5, 8, 12, 13, 14
+OK, INVALID, NOT_FOUND, TOO_LARGE, FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 0, 3, 5, 8, 9, 12, 13, 14
 MESSAGE_BYTES = 64 * 2**20
 """The longest message that is taken."""
 

@@ -9,10 +9,15 @@ from google.protobuf.message import DecodeError
 
 from sim.adapters.admission.errors import closing, held_long
 from sim.adapters.envoy.exchange import Exchange, Processor, Says
-from sim.adapters.envoy.grpc_calls import INVALID, UNAVAILABLE, Call
+from sim.adapters.envoy.grpc_calls import FAILED_PRECONDITION, INVALID, UNAVAILABLE, Call
 from sim.adapters.envoy.protos.external_processor_pb2 import ProcessingRequest
 
 LOG = logging.getLogger("tokenpools.ext_proc")
+
+WATCHED_ONLY = (
+    "The filter ext_proc has observability_mode, in which Envoy waits for no answer, so that nobody could be refused: "
+    "leave it out. With policy: none everybody is metered and nobody refused."
+)
 
 
 class Processing:
@@ -40,6 +45,11 @@ class Processing:
             message = ProcessingRequest.FromString(data)
         except DecodeError:
             self._call.end(INVALID, "This is no ProcessingRequest.")
+            self.gone()
+            return
+        if message.observability_mode:
+            LOG.error("%s", WATCHED_ONLY)
+            self._call.end(FAILED_PRECONDITION, WATCHED_ONLY)
             self.gone()
             return
         exchange = self._exchange

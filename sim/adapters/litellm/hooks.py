@@ -17,11 +17,15 @@ from typing import Any
 
 from sim.adapters.admission.config import GateConfig, gate_config
 from sim.adapters.admission.door import Door
-from sim.adapters.admission.errors import AdmissionError
+from sim.adapters.admission.errors import AdmissionError, unreadable
 from sim.adapters.admission.requests import Admissions, Entry
+from sim.adapters.admission.usage import NO_USAGE, usage_from
 from sim.adapters.admission.waiting import verdict
-from sim.adapters.litellm.identity import EMBEDDING, GENERATING, asked_for, tenant_of
+from sim.adapters.litellm.calls import Calls, is_free, is_measured
+from sim.adapters.litellm.identity import tenant_of
 from sim.errors import InputError, TokenpoolsError
+from sim.live.gateway.error_responses import ApiError
+from sim.live.gateway.sse import Usage
 
 LOG = logging.getLogger("tokenpools.litellm")
 
@@ -41,6 +45,18 @@ def http_exception(error: AdmissionError) -> Exception:
 
     made: Exception = HTTPException(status_code=error.status, detail=error.body, headers=dict(error.headers))
     return made
+
+
+class StreamCutError(Exception):
+    """What ends a stream with an event that says why; LiteLLM breaks off a stream that ends by an answer's error."""
+
+    def __init__(self, error: AdmissionError) -> None:
+        super().__init__(str(error))
+        self.message = str(error)
+        self.status_code = error.status
+        self.type = error.body["error"]["type"]
+        self.param = None
+        self.headers = dict(error.headers)
 
 
 class Hooks:
@@ -75,7 +91,9 @@ class Hooks:
             given = self._given if self._given is not None else os.environ.get(CONFIG_VARIABLE)
             if not given:
                 raise InputError(CONFIG_VARIABLE, "is not set", "set it to the path of the gate's configuration")
-            self._door, self._loop = Door(gate_config(given)), loop
+            config = gate_config(given)
+            self._door, self._loop = Door(config), loop
+            self._calls = Calls(config.pool.capacity(1).slots)
             self._entries.clear()
             atexit.register(self._door.admissions.close)  # LiteLLM has no hook for its end, and a recording has one
         return self._door
@@ -101,7 +119,8 @@ class Hooks:
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str  # noqa: ARG002
     ) -> dict[str, Any]:
         """Admit a request before LiteLLM routes it; held ones wait here."""
-        if str(call_type) not in GENERATING | EMBEDDING:
+        call_type = str(call_type)
+        if is_free(call_type):
             return data
         door = self.door
         if not door.is_ready:
@@ -110,12 +129,14 @@ class Hooks:
         try:
             entry = admissions.admit(
                 tenant=tenant_of(user_api_key_dict, admissions.tenants), entitlement=None, service_class=None,
-                attempt=1, priority=0, **asked_for(data, str(call_type)),
+                attempt=1, **self._calls.asked(data, call_type, admissions.core),
             )
             await verdict(admissions, entry, door.config.held_s)
+        except ApiError as problem:
+            raise self._answer(unreadable(problem)) from None
         except AdmissionError as error:
             raise self._answer(error) from None
-        self._note(data, entry)
+        self._note(data, entry, measured=is_measured(call_type))
         return data
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002
@@ -123,7 +144,7 @@ class Hooks:
         if not data.get("stream"):
             entry = self._take(data)
             if entry is not None:
-                self.admissions.finish(entry, getattr(response, "usage", None) or response)
+                self.admissions.finish(entry, _told(getattr(response, "usage", None) or response))
         return response
 
     async def async_post_call_failure_hook(
@@ -153,7 +174,7 @@ class Hooks:
         try:
             async for chunk in response:
                 if entry.error is not None:
-                    raise self._answer(entry.error)
+                    raise StreamCutError(entry.error)
                 usage = getattr(chunk, "usage", None) or usage
                 tokens += _says_something(chunk)
                 admissions.progress_to(entry, tokens)
@@ -164,9 +185,9 @@ class Hooks:
         except BaseException:  # the client has left: the generator is closed, or its task cancelled
             admissions.cancel(entry, sent=True)
             raise
-        admissions.finish(entry, usage)
+        admissions.finish(entry, _told(usage))
 
-    def _note(self, data: dict[str, Any], entry: Entry) -> None:
+    def _note(self, data: dict[str, Any], entry: Entry, *, measured: bool) -> None:
         """Give a request a name that nobody can guess, in place of any that its client has sent."""
         name = secrets.token_hex(16)
         found = [data[place] for place in _PLACES if isinstance(data.get(place), dict)]
@@ -177,7 +198,7 @@ class Hooks:
         self._entries[name] = entry
         task = asyncio.current_task()
         if task is not None:  # the last resort: no hook of LiteLLM's comes after a client has left
-            task.add_done_callback(lambda _: self._left(name))
+            task.add_done_callback(lambda _: self._left(name, measured))
 
     def _take(self, data: Mapping[str, Any]) -> Entry | None:
         """Return the request, once: the first hook that hears of its end settles it."""
@@ -188,10 +209,21 @@ class Hooks:
                 return self._entries.pop(name)
         return None
 
-    def _left(self, name: str) -> None:
+    def _left(self, name: str, measured: bool) -> None:
+        """Settle what no hook has heard of again: who left pays for what was seen, who cannot be watched for all."""
         entry = self._entries.pop(name, None)
-        if entry is not None:
+        if entry is None:
+            return
+        if measured:
             self.admissions.cancel(entry, sent=True)
+        else:
+            self.admissions.finish(entry)
+
+
+def _told(given: Any) -> Usage:
+    """Return a usage; LiteLLM puts noughts in place of one that the model server has not told."""
+    found = usage_from(given)
+    return found if found.prompt_tokens or found.output_tokens else NO_USAGE
 
 
 def _says_something(chunk: Any) -> int:

@@ -312,6 +312,7 @@ def _watch(exchange: Exchange, scope: Scope, receive: Receive) -> None:
     client = scope.get("extensions", {}).get("tokenpools")
     if client is not None:
         client.left = partial(exchange.cut, Cut.CLIENT_LEFT)
+        exchange.client = client
         return
 
     async def listen() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from multidict import CIMultiDict
-
 Headers = list[tuple[bytes, bytes]]
 
 _HOP_BY_HOP = frozenset((
@@ -37,24 +35,30 @@ def bearer(secret: str | None) -> dict[str, str]:
     return {} if secret is None else {"authorization": f"Bearer {secret}"}
 
 
-def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: bytes, read: bool) -> CIMultiDict[str]:
+def bearer_header(secret: str | None) -> Headers:
+    """Return the header that shows a key or token, as it is sent; none where there is none."""
+    return [] if secret is None else [(b"authorization", b"Bearer " + secret.encode("latin-1"))]
+
+
+def to_upstream(headers: Headers, *, api_key: str | None, request_id: str, own: bytes, read: bool) -> Headers:
     """Return the headers of a request as an upstream gets them: the client's key stays here.
 
     Parameters
     ----------
+    headers : of the client; their names in lower case.
     own : header of the gateway's, for nobody else.
     read : whether the gateway reads the answer, which must not be compressed then.
     """
     named = _named_by_connection(headers)
-    found: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers:
-        if name in _NOT_TO_UPSTREAM or name == own or name in named or name.startswith(_ROUTERS):
-            continue
-        found.add(name.decode("latin-1"), value.decode("latin-1"))
+    found = [
+        header for header in headers
+        if (name := header[0]) not in _NOT_TO_UPSTREAM and name != own and name not in named
+        and not name.startswith(_ROUTERS) and not (read and name == b"accept-encoding")
+    ]  # fmt: skip
     if read:
-        found["accept-encoding"] = "identity"
-    found["x-request-id"] = request_id
-    found.update(bearer(api_key))
+        found.append((b"accept-encoding", b"identity"))
+    found.append((b"x-request-id", request_id.encode()))
+    found += bearer_header(api_key)
     return found
 
 

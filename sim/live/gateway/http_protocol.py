@@ -38,11 +38,28 @@ _HTTP_1_REQUIRED = bytes.fromhex("000000040000000000" "0000080700000000000000000
 class Client:
     """The client of one request. ``left`` is called once when it goes away."""
 
-    __slots__ = ("_transport", "left")
+    __slots__ = ("_cycle", "_transport", "left")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._cycle: Any = None
         self.left: Callable[[], None] | None = None
+
+    def begin(self, cycle: Any) -> None:
+        """Take note of what answers it (uvicorn's)."""
+        self._cycle = cycle
+
+    def takes_chunks(self) -> bool:
+        """Return whether `write_chunk` may be called now: an answer in chunks has begun, and what was sent is taken."""
+        cycle = self._cycle
+        return bool(
+            cycle is not None and cycle.chunked_encoding and cycle.response_started and not cycle.response_complete
+            and not cycle.flow.write_paused and not cycle.disconnected
+        )  # fmt: skip
+
+    def write_chunk(self, data: bytes) -> None:
+        """Send a piece of the answer at once, without a task of its own (as ``http.response.body`` would)."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def abort(self) -> None:
         """Close the connection without regard to what is not written yet."""
@@ -205,6 +222,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._disarm()
         super().on_headers_complete()
+        self._clients[-1].begin(self.cycle)
         if self.scope["http_version"] == "1.0":
             self.cycle.send = _PlainAnswer(self.cycle).send  # type: ignore[assignment]
         if self.pipeline:  # uvicorn reads no more, and would not see that the client has left

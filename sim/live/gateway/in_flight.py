@@ -13,7 +13,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from policies.api import (
     Event,
@@ -48,13 +48,25 @@ class Cut(StrEnum):
     DRAINED = "drained"
 
 
+class ChunkClient(Protocol):
+    """A client that takes pieces of an answer without being waited for."""
+
+    def takes_chunks(self) -> bool:
+        """Return whether it takes one now."""
+        ...
+
+    def write_chunk(self, data: bytes) -> None:
+        """Send one."""
+        ...
+
+
 class Exchange:
     """One request from its first byte to its end. Written by the task that serves it and by the in_flight."""
 
     __slots__ = (
         "answered", "answers", "arrival_s", "arrived", "asked_priority", "attempt", "available", "background",
-        "cached_tokens", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by", "deadline_s",
-        "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
+        "cached_tokens", "client", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by",
+        "deadline_s", "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
         "in_background", "is_identified", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens",
         "model", "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
         "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent", "sent_s", "sequences",
@@ -91,6 +103,7 @@ class Exchange:
         self.arrived = False  # the core knows of it
         self.started = False  # the client was sent a status
         self.answered = False  # and everything else
+        self.client: ChunkClient | None = None  # to whom pieces of an answer can be sent at once
         self.template = b""  # an event of its stream, to end it with one like it
         self.verdict: Verdict | None = None
         self.waiter: asyncio.Future[None] | None = None

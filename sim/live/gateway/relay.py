@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from io import BytesIO
-
-import aiohttp
-from aiohttp.http_exceptions import BadStatusLine
 
 from policies.api import Failed as FailedEvent
 from policies.api import Forward, Reason, Refuse
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.error_responses import ApiError, ended, refusal
-from sim.live.gateway.headers import BadAnswerError, bearer, check_answer, to_upstream
+from sim.live.gateway.headers import BadAnswerError, bearer_header, check_answer, to_upstream
 from sim.live.gateway.in_flight import Cut, Exchange
 from sim.live.gateway.replies import Outgoing, Replies, UpstreamFailedError
 from sim.live.gateway.settings import Settings
@@ -27,25 +23,24 @@ from sim.live.gateway.settling import TOO_LONG, Send, Settling
 from sim.live.gateway.sse import BrokenStreamError, usage_of
 from sim.live.gateway.stored import Owners, Stored, StoredResponses
 from sim.live.observability.observer import Ended
+from sim.live.replicas.http_client import (
+    BadHeadError,
+    ConnectError,
+    ConnectTimeoutError,
+    Response,
+    UpstreamError,
+)
 from sim.live.replicas.upstreams import Replica, Upstreams, json_object
 
 LOG = logging.getLogger("tokenpools.relay")
 
-_IN_PIECES_BYTES = 2**20
-"""A body of this size is written in pieces, so that the loop turns meanwhile."""
 _POLL_S = 1.0
+_MOST_POLLED_BYTES = 2**24
 _ASK_S = 10.0
 _RUNNING = ("queued", "in_progress")
 _BAD_ANSWER = ApiError(502, "bad_upstream_answer", "The model server's answer is no HTTP.", kind="server_error",
                        retry_after_s=1.0)
 _EXHAUSTED = ApiError(503, "overloaded", "The gateway has no descriptors left.", kind="server_error", retry_after_s=1.0)
-
-
-def _is_no_answer(error: BaseException | None) -> bool:
-    """Whether not even a status line came; aiohttp hides that in the causes of its error."""
-    while error is not None and not isinstance(error, BadStatusLine):
-        error = error.__cause__
-    return error is not None
 
 
 class Relay:
@@ -131,7 +126,7 @@ class Relay:
         # An answer in one piece begins when it is complete, so that its first byte says nothing of its replica.
         longest_s = timeouts.first_byte_s if exchange.stream else timeouts.whole_s
         exchange.wait(self._loop.time() + longest_s, Cut.UPSTREAM_SILENT)
-        response: aiohttp.ClientResponse | None = None
+        response: Response | None = None
         background: str | None = None
         try:
             response = await self._request(exchange, forward, outgoing, replica)
@@ -146,12 +141,10 @@ class Relay:
                     await self._replies.events(exchange, forward, response, outgoing, send)
                 else:
                     background = await self._replies.whole(exchange, forward, response, outgoing, send)
-        except (BadAnswerError, aiohttp.ClientResponseError) as error:
-            if _is_no_answer(error):
-                await self._lost(exchange, replica, error, send)
+        except (BadAnswerError, BadHeadError) as error:
             LOG.warning("%s: upstream %s: %s", exchange.request_id, replica.address.name, error)
             await self._broken_off(exchange, _BAD_ANSWER, send, error)
-        except (aiohttp.ClientError, OSError, ValueError, BrokenStreamError) as error:
+        except (UpstreamError, OSError, ValueError, BrokenStreamError) as error:
             await self._lost(exchange, replica, error, send)
         except asyncio.CancelledError:
             if exchange.cut_by is not Cut.UPSTREAM_SILENT:
@@ -170,7 +163,7 @@ class Relay:
 
     async def _request(
         self, exchange: Exchange, forward: Forward, outgoing: Outgoing, replica: Replica
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         headers = to_upstream(
             outgoing.headers, api_key=replica.address.api_key, request_id=exchange.request_id, own=self._own_header,
             read=True,
@@ -180,9 +173,8 @@ class Relay:
         body = outgoing.body_for(max(1, forward.max_output_tokens // outgoing.answers), exchange.priority, continuous)
         exchange.sent = True
         exchange.sent_s = self._loop.time()
-        return await self._upstreams.session.request(
-            outgoing.method, replica.url(outgoing.raw_path), headers=headers, allow_redirects=False,
-            data=BytesIO(body) if len(body) >= _IN_PIECES_BYTES else body or None,
+        return await self._upstreams.client.request(
+            outgoing.method, replica.url(outgoing.raw_path), headers=headers, body=body
         )
 
     async def _lost(self, exchange: Exchange, replica: Replica, error: Exception, send: Send) -> None:
@@ -191,9 +183,10 @@ class Relay:
         LOG.warning("%s: upstream %s broke off: %s", exchange.request_id, replica.address.name, why)
         if exhausted(error):
             raise UpstreamFailedError(_EXHAUSTED, elsewhere=False) from error
-        if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error, ConnectError):
             exchange.sent = False
-            self._upstreams.unreachable(replica.replica_id)
+            if not isinstance(error, ConnectTimeoutError):
+                self._upstreams.unreachable(replica.replica_id)
         await self._broken_off(exchange, ended(Reason.REPLICA_FAILED), send, error)
 
     async def _broken_off(
@@ -240,12 +233,10 @@ class Relay:
 
     async def _poll(self, replica: Replica, method: str, path: str) -> tuple[int, dict[str, object] | None]:
         try:
-            async with (
-                asyncio.timeout(_ASK_S),
-                self._upstreams.session.request(
-                    method, replica.url(path), headers=bearer(replica.address.api_key), allow_redirects=False
-                ) as answer,
-            ):
-                return answer.status, json_object(await answer.content.read(2**24))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            async with asyncio.timeout(_ASK_S):
+                async with await self._upstreams.client.request(
+                    method, replica.url(path), headers=bearer_header(replica.address.api_key)
+                ) as answer:
+                    return answer.status, json_object(await answer.content.read(_MOST_POLLED_BYTES))
+        except (UpstreamError, OSError, TimeoutError, ValueError):
             return 0, None

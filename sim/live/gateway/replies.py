@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-import aiohttp
-
 from policies.api import FirstToken, Forward
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError
@@ -23,6 +21,7 @@ from sim.live.gateway.sse import BrokenStreamError, Splitter, usage_of
 from sim.live.gateway.stored import Stored, StoredResponses
 from sim.live.gateway.stream_reader import StreamReader
 from sim.live.observability.observer import Ended
+from sim.live.replicas.http_client import Response
 from sim.live.replicas.upstreams import json_object
 
 _LONGEST_ERROR = 64 * 2**10
@@ -88,6 +87,54 @@ def _gone(*_: object) -> bytes:
     raise AssertionError("the body of a request is asked for after its answer began")
 
 
+class _Passage:
+    """The short way of a stream's events to a client that keeps up: no task is woken for them.
+
+    From the first token on, everything that needs no waiting goes this way; the task that serves the request sees to
+    the rest: the beginning, the end, errors, whose a response is, and a client that does not read.
+
+    Attributes
+    ----------
+    out : what was read already of the piece that `through` has left to the task; None where nothing was.
+    """
+
+    __slots__ = ("_client", "_exchange", "_idle_s", "_loop", "_reader", "_splitter", "out")
+
+    def __init__(
+        self, exchange: Exchange, splitter: Splitter, reader: StreamReader, loop: asyncio.AbstractEventLoop,
+        idle_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._client = exchange.client
+        self._splitter = splitter
+        self._reader = reader
+        self._loop = loop
+        self._idle_s = idle_s
+        self.out: bytes | None = None
+
+    def through(self, data: bytes) -> bool:
+        """Pass a piece on, if that can be done at once; see `sim.live.replicas.http_client.Body.readany`."""
+        exchange, client, reader = self._exchange, self._client, self._reader
+        if not exchange.first_seen_s or client is None or exchange.cut_by is not None or not client.takes_chunks():
+            return False
+        whole = self._splitter.feed(data)
+        if not whole:
+            return True
+        response_id = reader.response_id
+        out = reader.read(whole)
+        now_s = exchange.last_token_s = self._loop.time()
+        tokens = reader.tokens
+        if tokens > exchange.output_tokens:
+            exchange.output_tokens = tokens
+        if reader.error is not None or reader.response_id != response_id or (response_id and reader.complete):
+            self.out = out
+            return False
+        if out:
+            client.write_chunk(out)
+        exchange.wait(now_s + self._idle_s, Cut.UPSTREAM_SILENT)
+        return True
+
+
 class Replies:
     """Passes answers on."""
 
@@ -100,7 +147,7 @@ class Replies:
         self._stored = stored
         self._loop = asyncio.get_running_loop()
 
-    async def error(self, exchange: Exchange, response: aiohttp.ClientResponse, send: Send) -> None:
+    async def error(self, exchange: Exchange, response: Response, send: Send) -> None:
         """Pass on what is the client's fault; what is not may be tried elsewhere."""
         body = await self._read(exchange, response, _LONGEST_ERROR)
         found = to_client(response.raw_headers, exchange.request_id, [], length=False)
@@ -116,7 +163,7 @@ class Replies:
     # In one piece
 
     async def whole(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, outgoing: Outgoing, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, outgoing: Outgoing, send: Send
     ) -> str | None:
         """Pass on an answer in one piece; one that is longer than is kept goes through as it comes.
 
@@ -169,7 +216,7 @@ class Replies:
         return None
 
     async def _long(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, body: bytes, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, body: bytes, send: Send
     ) -> None:
         """Pass on an answer that is too long to be kept."""
         timeouts = self._settings.timeouts
@@ -182,7 +229,7 @@ class Replies:
         self._settling.finish(exchange, None, forward.max_output_tokens)
         await self._settling.last(exchange, b"", send)
 
-    async def _read(self, exchange: Exchange, response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    async def _read(self, exchange: Exchange, response: Response, most_bytes: int) -> bytes:
         """Return the body, or its beginning where it is longer than ``most_bytes``."""
         content, parts, size = response.content, [], 0
         while size <= most_bytes:
@@ -198,7 +245,7 @@ class Replies:
     # Streams
 
     async def events(
-        self, exchange: Exchange, forward: Forward, response: aiohttp.ClientResponse, outgoing: Outgoing, send: Send
+        self, exchange: Exchange, forward: Forward, response: Response, outgoing: Outgoing, send: Send
     ) -> None:
         """Pass on a stream of events, each as it becomes whole."""
         timeouts, loop = self._settings.timeouts, self._loop
@@ -208,17 +255,21 @@ class Replies:
             self._settling.pace.tokens_per_event(forward.replica_id),
         )
         content, owned = response.content, ("", reader.complete)
+        passage = _Passage(exchange, splitter, reader, loop, timeouts.idle_s)
         first_by_s = exchange.deadline_s  # what is sent before the first token does not put this off
         while True:
-            data = await content.readany()
-            whole = splitter.feed(data) if data else splitter.end()
-            if not whole:
-                if not data:
-                    break
-                continue
-            out = reader.read(whole)
-            exchange.template = exchange.template or reader.first
-            self._count(exchange, reader)
+            data = await content.readany(passage.through)
+            if passage.out is not None:
+                out, passage.out = passage.out, None
+            else:
+                whole = splitter.feed(data) if data else splitter.end()
+                if not whole:
+                    if not data:
+                        break
+                    continue
+                out = reader.read(whole)
+                exchange.template = exchange.template or reader.first
+                self._count(exchange, reader)
             if reader.error is not None:
                 await self._refused_stream(exchange, reader, out, send)
             if exchange.cut_by is not None:  # by what the core said just now
@@ -295,7 +346,7 @@ def _replica_of(forward: Forward, outgoing: Outgoing) -> int:
     return forward.replica_id if outgoing.replica_id is None else outgoing.replica_id
 
 
-def _ends_too_soon(response: aiohttp.ClientResponse, body: bytes) -> bool:
+def _ends_too_soon(response: Response, body: bytes) -> bool:
     """Return whether an answer whose end is only that of its connection is half an answer."""
     headers = response.headers
     if "content-length" in headers or headers.get("transfer-encoding", "").lower() == "chunked":
@@ -309,7 +360,7 @@ def _ends_too_soon(response: aiohttp.ClientResponse, body: bytes) -> bool:
     return False
 
 
-def _with_retry(response: aiohttp.ClientResponse, headers: Headers) -> Headers:
+def _with_retry(response: Response, headers: Headers) -> Headers:
     """Return the headers of an error with a Retry-After that clients can obey: in the future, and not for ever."""
     if response.status not in (429, 503) or _can_be_obeyed(response.headers.get("retry-after", "")):
         return headers

@@ -10,8 +10,6 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import aiohttp
-
 from policies.api import Cancelled, Failed, Finished, Reason
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError, allowance_headers, ended
@@ -21,6 +19,7 @@ from sim.live.gateway.settings import Settings
 from sim.live.gateway.sse import Usage, cut_event, event
 from sim.live.gateway.token_pace import TokenPace
 from sim.live.observability.observer import Ended
+from sim.live.replicas.http_client import Response
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -125,7 +124,7 @@ class Settling:
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def pass_head(
-        self, exchange: Exchange, response: aiohttp.ClientResponse, send: Send, *, length: bool
+        self, exchange: Exchange, response: Response, send: Send, *, length: bool
     ) -> None:
         """Begin an answer as the replica did, with what the entitlement may still ask for."""
         allowance = self._gateway.core.allowance(exchange.entitlement, self._gateway.now_s())

@@ -8,33 +8,54 @@ answered: `benchmarks/streams_at_once.py` lost most of its streams so.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import Any
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-import aiohttp
-
-_AT_ONCE = 128
+AT_ONCE = 128
 """Connections to one address that are being made at a time; the rest wait, and their time has not begun. [choice]"""
 _LATE_S = 0.2
 _TRIES = 3
 
-
-class Connector(aiohttp.TCPConnector):
-    """aiohttp's, with its time to connect counted while the loop turns."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self._turns: dict[tuple[str, int | None], asyncio.Semaphore] = {}
-
-    async def _create_connection(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
-        key = req.connection_key
-        turn = self._turns.setdefault((key.host, key.port), asyncio.Semaphore(_AT_ONCE))
-        async with turn:
-            connect = partial(super()._create_connection, req, traces, timeout)
-            return await patiently(connect, timeout.sock_connect, self._loop)
+T = TypeVar("T")
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
-async def patiently(connect: Any, limit_s: float | None, loop: asyncio.AbstractEventLoop) -> Any:
+class Connector:
+    """Makes connections to one address.
+
+    Parameters
+    ----------
+    tls : how, where it is HTTPS.
+    limit_s : the longest that one may take, counted while the loop turns; None for no limit.
+    """
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, limit_s: float | None) -> None:
+        self._host, self._port, self._tls, self._limit_s = host, port, tls, limit_s
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Semaphore(AT_ONCE)
+
+    async def connect(self, make: Callable[[], P]) -> P:
+        """Return a protocol that is connected.
+
+        Raises
+        ------
+        TimeoutError : it takes too long.
+        OSError : it cannot be made.
+        """
+
+        async def once() -> P:
+            async with asyncio.timeout(self._limit_s):
+                _, protocol = await self._loop.create_connection(make, self._host, self._port, ssl=self._tls)
+                return protocol
+
+        async with self._turn:
+            return await patiently(once, self._limit_s, self._loop)
+
+
+async def patiently(
+    connect: Callable[[], Awaitable[T]], limit_s: float | None, loop: asyncio.AbstractEventLoop
+) -> T:
     """Return what ``connect`` does, called anew where it ran out of time while the loop stood still.
 
     Raises

@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-from yarl import URL
-
 from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
 from sim.live.gateway.descriptors import exhausted
-from sim.live.gateway.headers import bearer
+from sim.live.gateway.headers import bearer_header
 from sim.live.gateway.settings import Timeouts, UpstreamAddress
-from sim.live.replicas.connector import Connector
 from sim.live.replicas.engine_metrics import read_gauges
+from sim.live.replicas.http_client import HttpClient, UpstreamError
 
 LOG = logging.getLogger("tokenpools.upstreams")
 
@@ -56,16 +53,10 @@ class Replica:
     models: dict[str, int | None] = field(default_factory=dict)
     failures: int = 0
     tells_usage: bool = False
-    urls: dict[str, URL] = field(default_factory=dict)
 
-    def url(self, raw_path: str) -> URL:
-        """Return where a path is; those that are asked often are kept."""
-        found = self.urls.get(raw_path)
-        if found is None:
-            found = URL(self.address.base_url + raw_path, encoded=True)
-            if len(self.urls) < 32:
-                self.urls[raw_path] = found
-        return found
+    def url(self, raw_path: str) -> str:
+        """Return where a path is."""
+        return self.address.base_url + raw_path
 
 
 class Upstreams:
@@ -87,7 +78,7 @@ class Upstreams:
         self._emit = emit
         self._now_s = now_s
         self._scrape_every_s = scrape_every_s
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._looks: dict[int, asyncio.Event] = {}
         self._told: tuple[tuple[int, ...], int | None] | None = None
@@ -95,19 +86,14 @@ class Upstreams:
         self.replicas = {number: Replica(number, address) for number, address in enumerate(addresses)}
 
     @property
-    def session(self) -> aiohttp.ClientSession:
-        """The client that asks them."""
-        assert self._session is not None, "Upstreams.open comes first"
-        return self._session
+    def client(self) -> HttpClient:
+        """What asks them."""
+        assert self._client is not None, "Upstreams.open comes first"
+        return self._client
 
     async def open(self) -> None:
         """Look at every replica once, and from then on in the background."""
-        self._session = aiohttp.ClientSession(
-            connector=Connector(limit=0, keepalive_timeout=_KEEP_S, ttl_dns_cache=10),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
-            auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=2**16,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
+        self._client = HttpClient(connect_s=self._timeouts.connect_s, keep_s=_KEEP_S)
         await asyncio.gather(*(self._look(replica) for replica in self.replicas.values()))
         self._tell()
         for replica in self.replicas.values():
@@ -119,8 +105,8 @@ class Upstreams:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.close()
 
     def add(self, replica_id: int, address: UpstreamAddress) -> None:
         """Take a replica in; it is ready once its health says so."""
@@ -241,23 +227,18 @@ class Upstreams:
         self, replica: Replica, path: str, timeout_s: float, body: dict[str, Any] | None = None
     ) -> bytes | None:
         """Return the body of an answer below 500 (health: below 400), None for anything else."""
-        headers = bearer(replica.address.api_key)
-        data = None if body is None else json.dumps(body).encode()
-        if data is not None:
-            headers["content-type"] = "application/json"
+        headers = bearer_header(replica.address.api_key)
+        data = b"" if body is None else json.dumps(body).encode()
+        if body is not None:
+            headers.append((b"content-type", b"application/json"))
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self.session.request(
-                    "GET" if data is None else "POST", replica.url(path), data=data, headers=headers,
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                content = await answer.content.read(_MOST_METRICS_BYTES)
-                while not answer.content.at_eof() and len(content) < _MOST_METRICS_BYTES:
-                    content += await answer.content.read(_MOST_METRICS_BYTES)
-                return content if answer.status < (500 if path == "/health" else 400) else None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            async with asyncio.timeout(timeout_s):
+                async with await self.client.request(
+                    "GET" if body is None else "POST", replica.url(path), headers=headers, body=data
+                ) as answer:
+                    content = await answer.content.read(_MOST_METRICS_BYTES)
+                    return content if answer.status < (500 if path == "/health" else 400) else None
+        except (UpstreamError, OSError, TimeoutError, ValueError) as error:
             if exhausted(error):
                 raise OutOfDescriptorsError from error
             return None

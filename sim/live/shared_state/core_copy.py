@@ -174,7 +174,7 @@ class CoreCopy:
         core = self._at().core
         if request_id in core.pool.in_flight or request_id in core.held:
             return True
-        return any(isinstance(each.event, Arrived) and each.event.request.request_id == request_id
+        return any(isinstance(each.event, Arrived | Adopted) and each.event.request.request_id == request_id
                    for each in self._outbox)
 
     def _apply(self, seq: int, entry: str) -> None:

@@ -355,8 +355,7 @@ def test_no_upstream_is_blamed_for_descriptors_that_are_gone(monkeypatch: pytest
         def broken(*_: object, **__: object) -> Any:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr(upstreams.session, "request", broken)
-        monkeypatch.setattr(upstreams.session, "_request", broken)
+        monkeypatch.setattr(upstreams.client, "request", broken)
         answer = gate.ask()
         assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "overloaded", "1")
         time.sleep(0.4)  # eight looks at its health

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import aiohttp
 import pytest
-from live.stand_in import StandIn
 from parity.virtual_loop import VirtualLoop
 
 from sim.live.replicas import connector
@@ -40,34 +38,53 @@ def test_time_that_the_loop_lost_is_given_again_and_no_other() -> None:
     assert (calls, type(error)) == (1, TimeoutError)
 
 
+class Kept(asyncio.Protocol):
+    """A connection that can be closed."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+
 def test_so_many_are_made_at_a_time_and_all_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "_AT_ONCE", 3)
-    now, most = 0, 0
-    plain = aiohttp.TCPConnector._create_connection
+    monkeypatch.setattr(connector, "AT_ONCE", 3)
+    now = most = 0
 
-    async def counted(self: Any, *given: Any) -> Any:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        try:
-            return await plain(self, *given)
-        finally:
-            now -= 1
+    async def connect() -> int:
+        server = await asyncio.get_running_loop().create_server(Kept, "127.0.0.1", 0)
+        one = Connector("127.0.0.1", server.sockets[0].getsockname()[1], None, 30.0)
+        plain = one._loop.create_connection
 
-    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", counted)
+        async def counted(*given: Any, **more: Any) -> Any:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            try:
+                return await plain(*given, **more)
+            finally:
+                now -= 1
 
-    async def ask() -> list[int]:
-        stand_in = StandIn()
-        await stand_in.start()
-        async with aiohttp.ClientSession(connector=Connector(limit=0)) as session:
+        monkeypatch.setattr(one._loop, "create_connection", counted)
+        found = await asyncio.gather(*(one.connect(Kept) for _ in range(20)))
+        for each in found:
+            each.transport.abort()
+        server.close()
+        await server.wait_closed()
+        return len({id(each) for each in found})
 
-            async def one() -> int:
-                async with session.get(f"{stand_in.base_url}/health") as answer:
-                    return answer.status
-
-            found = await asyncio.gather(*(one() for _ in range(20)))
-        await stand_in.stop()
-        return found
-
-    assert asyncio.run(ask()) == [200] * 20
+    assert asyncio.run(connect()) == 20
     assert most == 3
+
+
+def test_a_connection_that_nobody_takes_is_given_up() -> None:
+    async def connect() -> None:
+        one = Connector("127.0.0.1", 1, None, 0.01)
+        never = asyncio.get_running_loop().create_future()
+
+        async def silent(*_: Any, **__: Any) -> Any:
+            await never
+
+        one._loop.create_connection = silent  # type: ignore[method-assign]
+        await one.connect(asyncio.Protocol)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(connect())

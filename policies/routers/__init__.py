@@ -1,0 +1,1 @@
+"""Routers that look at more than turns and what is owed: text in common, reports, speeds, tiers."""

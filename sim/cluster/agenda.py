@@ -1,0 +1,116 @@
+"""What is due when: SimPy's own heap of events, on which alarms may lie as well.
+
+A process costs a generator and a resume for each wait; at a few events per request that is most of a run's time, so
+the hot paths (arrivals, iteration boundaries) set alarms: a callback and a mark, in SimPy's order but without its
+events. They also ring at exactly the time asked for, where a relative delay can miss it by an ulp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from typing import Any
+
+from simpy.core import EmptySchedule
+
+NEVER_S = float("inf")
+NORMAL = 1
+"""As `simpy.events.NORMAL`."""
+LAST = 2
+"""A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
+
+
+class Alarm:
+    """Calls its callback once, with itself, when it is due; then it can be set again."""
+
+    __slots__ = ("callback", "is_set")
+
+    def __init__(self, callback: Callable[[Alarm], None]) -> None:
+        self.callback = callback
+        self.is_set = False
+
+
+class Agenda:
+    """The heap of a SimPy environment.
+
+    Parameters
+    ----------
+    clock : the environment, whose time follows.
+    heap, numbers : its heap of (time, priority, number, event), and what numbers the entries.
+    """
+
+    __slots__ = ("_clock", "_heap", "_numbers", "now_s")
+
+    def __init__(self, clock: Any, heap: list[Any], numbers: Iterator[int]) -> None:
+        self._clock = clock
+        self._heap = heap
+        self._numbers = numbers
+        self.now_s = float(clock.now)
+
+    def set(self, alarm: Alarm, at_s: float, priority: int = NORMAL) -> None:
+        """Ring ``alarm``, which is not set, at ``at_s`` (not before now)."""
+        alarm.is_set = True
+        heappush(self._heap, (at_s, priority, next(self._numbers), alarm))
+
+    def call_at(self, at_s: float, callback: Callable[[Alarm], None]) -> None:
+        """Call ``callback`` at ``at_s``, or now where that has passed."""
+        self.set(Alarm(callback), at_s if at_s > self.now_s else self.now_s)
+
+    def step(self) -> None:
+        """Process the next event, as SimPy does, with what alarms never need (defused failures) looked at last."""
+        heap = self._heap
+        if not heap:
+            raise EmptySchedule
+        entry = heappop(heap)
+        event = entry[3]
+        self._clock._now = entry[0]
+        self.now_s = entry[0]
+        if isinstance(event, Alarm):
+            event.is_set = False
+            event.callback(event)
+            return
+        callbacks = event.callbacks
+        event.callbacks = None
+        for callback in callbacks:
+            callback(event)
+        if not event._ok and not hasattr(event, "_defused"):
+            raise event._value
+
+    def steps(self) -> None:
+        """Process event after event, until one raises or none is left."""
+        while True:
+            self.step()
+
+
+class Wake:
+    """What an engine is woken by: the last time that it asked for holds.
+
+    Attributes
+    ----------
+    call : is called with the time.
+    """
+
+    __slots__ = ("_agenda", "_alarm", "_spare", "call")
+
+    call: Callable[[float], None]
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self._alarm: Alarm | None = None
+        self._spare = Alarm(self._ring)
+
+    def arm(self, at_s: float) -> None:
+        """Wake at ``at_s`` in place of the time asked for before; infinity for not at all."""
+        if at_s == NEVER_S:
+            self._alarm = None
+            return
+        alarm = self._spare
+        if alarm.is_set:  # and being replaced
+            alarm = self._spare = Alarm(self._ring)
+        self._alarm = alarm
+        self._agenda.set(alarm, at_s, LAST)
+
+    def _ring(self, alarm: Alarm) -> None:
+        # An alarm that was replaced still rings, and is ignored.
+        if alarm is self._alarm:
+            self.call(self._agenda.now_s)
