@@ -42,6 +42,16 @@ install: $(VENV)/.core
 pythons: $(VENV)/.ready
 	$(BIN)/python benchmarks/pythons.py
 
+# The documentation as a site, with the notebooks run and their outputs in it: build/site/index.html
+.PHONY: docs lab
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
+
+# The notebooks in JupyterLab, in a browser.
+lab: $(VENV)/.ready
+	$(INSTALL) --editable ".[all,lab]"
+	$(BIN)/jupyter lab notebooks
+
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
 

@@ -39,11 +39,14 @@ HOT = tuple(
 """What is compiled: the core, token pools, the simulated gateway and the engine. Left out are classes that SimPy's or
 pydantic's ways need as they are (the clock, settings and step times), and events, which are tuples in both forms."""
 SETUP = """
-import sys
+import gc, os, sys
+gc.disable()  # what the types are made of lives until the end, and is then left where it is
 from setuptools import setup  # first: it brings distutils
 from mypyc.build import mypycify
 hot = mypycify(["--config-file", "mypy.toml", *sys.argv[1:]], opt_level="2", debug_level="0", group_name="tokenpools")
 setup(name="tokenpools", ext_modules=hot, script_args=["build_ext", "--inplace"])
+sys.stdout.flush()
+os._exit(0)
 """
 
 
@@ -93,7 +96,7 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         hot = [path for path in HOT if (copy / path).exists()]
         subprocess.run([sys.executable, "-c", SETUP, *hot], cwd=copy, check=True, stdout=sys.stderr)
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        for made in [*copy.glob(f"*{suffix}"), *(copy / "sim").rglob(f"*{suffix}")]:
+        for made in [*copy.glob(f"*{suffix}"), *(copy / path.replace(".py", suffix) for path in hot)]:
             build_data["force_include"][str(made)] = str(made.relative_to(copy))
         build_data["pure_python"], build_data["infer_tag"] = False, True
 

@@ -1,22 +1,28 @@
-"""The documentation as a site: ``sphinx-build -W docs site``. Reference and tutorials are generated at build time.
+"""The documentation as a site: ``make docs``. Reference and tutorials are generated at build time.
 
-With ``-W`` a dead link ends the build.
+With ``-W`` a dead link ends the build, and so does a notebook's cell that fails: notebooks are run, and their outputs
+are part of their pages. ``NOTEBOOKS=off`` leaves them out of a quick build.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 project = "tokenpools"
-extensions = ["myst_parser"]
+extensions = ["myst_nb"]
+nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 html_theme = "furo"
 html_title = "tokenpools"
 exclude_patterns = ["conf.py"]
 myst_heading_anchors = 3
 # Pages from elsewhere have headings of their own levels.
-suppress_warnings = ["myst.header"]
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 
 HERE = Path(__file__).parent
 GENERATED = HERE / "generated"  # ignored by git
@@ -37,9 +43,9 @@ def _generate(_: Any) -> None:
     for name, text in pages(tree()).items():
         _write(f"reference-{name}", text.lstrip())
     for path in sorted((HERE.parent / "notebooks").glob("*.md")):
-        text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        text = re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
-        _write(f"tutorial-{path.name}", text.replace("```{code-cell} ipython3", "```python"))
+        _write(f"tutorial-{path.name}", path.read_text(encoding="utf-8"))
+    for path in sorted((HERE.parent / "notebooks").glob("*.py")):  # what they import
+        _write(path.name, path.read_text(encoding="utf-8"))
 
 
 def _write(name: str, text: str) -> None:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Literal
 
 from policies.api import ReplicaLedger, RequestView
 from policies.native import mypyc_attr
+from policies.routing_params import LeastOutstandingTokens, RoundRobin
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRobin:
-    """Each ready replica in turn."""
-
-    kind: Literal["round-robin"] = "round-robin"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeastOutstandingTokens:
-    """The ready replica that owes the fewest tokens: prompt + max_output_tokens of what is in flight there."""
-
-    kind: Literal["least-outstanding-tokens"] = "least-outstanding-tokens"
+__all__ = ["LeastOutstandingTokens", "LeastOutstandingTokensRouter", "RoundRobin", "RoundRobinRouter"]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -147,6 +147,11 @@ def _slots(kind: type) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _compiled_function(value: Any) -> bool:
+    # Unlike a method's, or that of a built-in, what stands for its object says nothing: it is looked for where it says.
+    return getattr(sys.modules.get(str(value.__module__)), value.__name__, None) is value
+
+
 def _makes_itself(kind: type) -> bool:
     return any("__new__" in vars(base) and _COMPILED not in vars(base) for base in kind.__mro__ if base is not object)
 
@@ -192,7 +197,7 @@ class _Writer:
             return ["named", self._layout(kind, kind._fields), *self._several(value, kind._fields)]
         if isinstance(value, type):
             return ["class", self._class(value)]
-        if kind is FunctionType or (kind is BuiltinMethodType and value.__self__ is None):
+        if kind is FunctionType or (kind is BuiltinMethodType and _compiled_function(value)):
             return ["function", self._function(value)]
         if _is_value(kind):
             return self._instance(value)

@@ -13,7 +13,6 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -107,19 +106,11 @@ class Results(Study):
         return head + said + table
 
     def _drawers(self) -> dict[str, Any]:
-        from sim.analysis import plots_over_time, plots_summary
-        from sim.records.result_folder import read_records
+        from sim.analysis.plots import drawers_of
+        from sim.records.result_folder import read_result
 
-        tables = {name: partial(read_records, self.folder, self.manifest, name) for name in ("requests", "timeline")}
         phases = [(p["from_s"], p["until_s"], p["label"]) for p in self.scenario.get("phases", ())]
-        rows: list[Any] = self.summary.to_dict("records")
-        return {
-            "latency-over-time": lambda: plots_over_time.latency_over_time(tables["requests"](), phases=phases),
-            "queue-over-time": lambda: plots_over_time.queue_over_time(tables["timeline"](), phases=phases),
-            "capacity-share": lambda: plots_over_time.capacity_share(tables["timeline"](), phases=phases),
-            "tail-latency": lambda: plots_summary.tail_latency(rows),
-            "refusals": lambda: plots_summary.refusals(rows),
-        }
+        return dict(drawers_of(read_result(self.folder), phases=phases))
 
 
 def register(*classes: type, name: str | None = None) -> None:

@@ -29,6 +29,7 @@ EXTRA_OF = {
     "distributed": "dask",
     "dask": "dask",
     "ray": "ray",
+    "mlflow": "mlflow",
     "optuna": "plan",
     "scipy": "stats",
     "plotly": "report",

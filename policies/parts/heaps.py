@@ -12,28 +12,32 @@ class KeyedHeap:
 
     Every change costs O(log n), spread over the changes. A change leaves the old entry behind; it is passed over when
     it comes to the top, and all are swept out when they are many.
+
+    Attributes
+    ----------
+    keys : the names that are in it; to read only.
     """
 
-    __slots__ = ("_came", "_entries", "_keys")
+    __slots__ = ("_came", "_entries", "keys")
 
     def __init__(self) -> None:
-        self._keys: dict[str, tuple[Key, int]] = {}
+        self.keys: dict[str, tuple[Key, int]] = {}
         self._entries: list[tuple[Key, int, str]] = []
         self._came = 0
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._keys
+        return name in self.keys
 
     def names(self) -> list[str]:
         """Return the names, in the order they came."""
-        return list(self._keys)
+        return list(self.keys)
 
     def set(self, name: str, key: Key) -> None:
         """Put a name in, or change its key."""
-        known = self._keys.get(name)
+        known = self.keys.get(name)
         if known is None:
             self._came += 1
             place = self._came
@@ -41,22 +45,22 @@ class KeyedHeap:
             return
         else:
             place = known[1]
-        self._keys[name] = (key, place)
-        if len(self._entries) > 4 * len(self._keys) + 64:
-            self._entries = [(each, at, one) for one, (each, at) in self._keys.items()]
+        self.keys[name] = (key, place)
+        if len(self._entries) > 4 * len(self.keys) + 64:
+            self._entries = [(each, at, one) for one, (each, at) in self.keys.items()]
             heapq.heapify(self._entries)
         else:
             heapq.heappush(self._entries, (key, place, name))
 
     def remove(self, name: str) -> None:
         """Take a name out."""
-        del self._keys[name]
-        if not self._keys:
+        del self.keys[name]
+        if not self.keys:
             self._entries.clear()
 
     def least(self) -> tuple[Key, str]:
         """Return the least key and its name; there must be one."""
-        entries, keys = self._entries, self._keys
+        entries, keys = self._entries, self.keys
         while True:
             key, place, name = entries[0]
             if keys.get(name) == (key, place):

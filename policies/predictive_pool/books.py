@@ -50,7 +50,8 @@ class Books:
         self._predicts = params.reserve == "predicted"
         self._lengths = Lengths(params.quantile, params.answers)
         self._charges: dict[str, Charge] = {}
-        self._kv_of: dict[str, float] = dict.fromkeys(leaves, 0.0)
+        for leaf in leaves.values():
+            leaf.per_token = self._per_token
         self._dedicated = [
             leaf for leaf in leaves.values() if leaf.spec.service_class is ServiceClass.DEDICATED and leaf.slots
         ]
@@ -60,27 +61,20 @@ class Books:
 
     # ---------------------------------------------------------------------------------------------------- predictions
 
-    def output_tokens(self, request: RequestView, max_output_tokens: int) -> float:
-        """Return the output to expect of a request."""
-        return self._lengths.expected(request.entitlement, max_output_tokens)
-
     def prompt_tokens(self, request: RequestView) -> float:
         """Return the prompt tokens that will have to be computed."""
         return request.prompt_tokens * (1.0 - self._leaves[request.entitlement].cached_share)
 
     def need_tokens(self, request: RequestView, max_output_tokens: int) -> float:
         """Return the KV cache to reserve for a request, in tokens."""
-        output = self.output_tokens(request, max_output_tokens) if self._predicts else max_output_tokens
-        return request.prompt_tokens + output
+        if not self._predicts:
+            return request.prompt_tokens + max_output_tokens
+        return request.prompt_tokens + self._lengths.expected(request.entitlement, max_output_tokens)
 
     def paid_tokens(self, request: RequestView, output_tokens: float, cached_share: float) -> float:
         """Return the tokens that count against a promise: what is cached counts for less."""
         full = 1.0 - (1.0 - self._params.cached_weight) * cached_share
         return request.prompt_tokens * full + output_tokens
-
-    def kv_bytes(self, name: str, more_tokens: float = 0.0) -> float:
-        """Return what an entitlement has reserved of the KV cache, with so much more."""
-        return (self._kv_of[name] + more_tokens) * self._per_token
 
     def kv_tokens_of(self, request_id: str) -> float:
         """Return what is reserved for a request in flight."""
@@ -115,17 +109,19 @@ class Books:
 
     # ---------------------------------------------------------------------------------------------------------- books
 
-    def admitted(self, flight: InFlight, pool: PoolLedger, cost: float, now_s: float, *, kept: bool) -> None:
+    def admitted(
+        self, flight: InFlight, leaf: Leaf, pool: PoolLedger, cost: float, now_s: float, *, kept: bool
+    ) -> None:
         """Reserve for one that is let in; ``kept`` where it is not to be taken back."""
         request = flight.request
-        leaf = self._leaves[request.entitlement]
-        output = self.output_tokens(request, flight.max_output_tokens)
+        output = self._lengths.expected(request.entitlement, flight.max_output_tokens)
         paid = self.paid_tokens(request, output, leaf.cached_share)
-        charge = Charge(leaf, self.need_tokens(request, flight.max_output_tokens), paid, cost)
-        self._charges[request.request_id] = charge
-        self._reserve(request.entitlement, charge.kv_tokens)
+        kv_tokens = request.prompt_tokens + (output if self._predicts else flight.max_output_tokens)
+        self._charges[request.request_id] = Charge(leaf, kv_tokens, paid, cost)
+        self._reserve(leaf, kv_tokens)
         leaf.charge(paid, now_s)
-        self._count_idle(pool)
+        if self._dedicated:
+            self._count_idle(pool)
         if leaf.spec.service_class is ServiceClass.PREEMPTIBLE and not kept:
             self.preemptible[request.request_id] = flight
 
@@ -134,18 +130,22 @@ class Books:
         request = flight.request
         charge = self._charges.pop(request.request_id)
         leaf = charge.leaf
-        self._reserve(request.entitlement, -charge.kv_tokens)
+        self._reserve(leaf, -charge.kv_tokens)
         if not self._charges:
             self.kv_tokens = 0.0  # sums of parts would leave a rest
-            self._kv_of = dict.fromkeys(self._kv_of, 0.0)
+            for each in self._leaves.values():
+                each.kv_tokens = 0.0
         self.preemptible.pop(request.request_id, None)
-        self._count_idle(pool)
+        if self._dedicated:
+            self._count_idle(pool)
         done = 0.0
         if flight.prompt_credited:
             share = min(1.0, flight.cached_tokens / max(1, request.prompt_tokens))
             leaf.cached_share += _FRESH * (share - leaf.cached_share)
             self._lengths.learn(request.entitlement, flight.output_tokens)
             done = self.paid_tokens(request, flight.output_tokens, share)
+            before = leaf.paid_tokens
+            leaf.paid_tokens = done if before is None else before + _FRESH * (done - before)
         leaf.charge(done - charge.paid_tokens, now_s)
         return charge
 
@@ -162,18 +162,15 @@ class Books:
                 )
                 more = request.prompt_tokens + output - charge.kv_tokens
                 charge.kv_tokens += more
-                self._reserve(request.entitlement, more)
+                self._reserve(charge.leaf, more)
 
-    def _reserve(self, name: str, tokens: float) -> None:
+    def _reserve(self, leaf: Leaf, tokens: float) -> None:
         self.kv_tokens += tokens
-        self._kv_of[name] += tokens
+        leaf.kv_tokens += tokens
 
     def _count_idle(self, pool: PoolLedger) -> None:
-        if self._dedicated:
-            books = pool.entitlements
-            self.idle_slots = math.fsum(
-                max(0.0, leaf.slots - books[leaf.spec.name].in_flight) for leaf in self._dedicated
-            )
+        books = pool.entitlements
+        self.idle_slots = math.fsum(max(0.0, leaf.slots - books[leaf.spec.name].in_flight) for leaf in self._dedicated)
 
     def faults(self, pool: PoolLedger) -> Iterable[str]:
         """Return what does not agree with the core's books."""

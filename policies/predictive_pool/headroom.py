@@ -3,6 +3,15 @@
 A promise whose owner asks for less than it was promised is lent. Loans come back as requests end, so many a second as
 are in flight over their mean time. What of an owner's likely demand could not start within its objective that way is
 kept free [choice]. With answers of seconds and many slots that is nothing; with answers of minutes it is all of it.
+
+Where an objective leaves less time than one slot takes to come back, a mean says little: it is seen. A stock of free
+slots for each owner grows by one with each of its requests that was late for want of a slot, and shrinks with each that
+was not, so that a given share is late in the long run, however regular arrivals and ends are (stochastic approximation
+of a quantile [1]_). Neither is ever more than the owner is likely to need at once.
+
+References
+----------
+.. [1] H. Robbins, S. Monro, "A Stochastic Approximation Method", Annals of Mathematical Statistics 22 (1951).
 """
 
 from __future__ import annotations
@@ -16,53 +25,85 @@ from policies.predictive_pool.leaves import Leaf
 _FRESH = 0.1
 
 
+class _Owner:
+    """What one owner asks for, and what is kept for it."""
+
+    __slots__ = ("behind", "came", "kept", "leaf", "likely", "per_s", "stock")
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        self.came = 0
+        self.per_s = 0.0
+        self.likely = 0.0
+        self.behind = 0.0
+        self.stock = 0.0
+        self.kept = 0.0
+
+    def keep(self, in_flight: int) -> float:
+        """Keep anew; return by how much that is more."""
+        before = self.kept
+        self.kept = max(0.0, min(self.likely - in_flight, max(self.stock, self.likely - in_flight - self.behind)))
+        return self.kept - before
+
+
 class Headroom:
     """Measures what owners ask for, and says how many slots to keep for each.
 
     Parameters
     ----------
-    margin : standard deviations of a Poisson load to keep above the mean demand; below 0, nothing is kept.
+    margin : standard deviations of a Poisson load to keep above the mean demand; None: nothing is kept.
+    late : share of an owner's requests that may be late for want of a slot.
 
     Attributes
     ----------
     slots : kept in all.
     """
 
-    def __init__(self, leaves: Mapping[str, Leaf], margin: float | None) -> None:
+    def __init__(self, leaves: Mapping[str, Leaf], margin: float | None, late: float) -> None:
         self._margin = margin
-        self._owners = [leaf for leaf in leaves.values() if leaf.inside is not None and leaf.has_promise]
-        self._came = {leaf.spec.name: 0 for leaf in self._owners}
-        self._per_s = {leaf.spec.name: 0.0 for leaf in self._owners}
-        self._kept: dict[str, float] = {}
+        self._late = late
+        self._owners = {
+            name: _Owner(leaf) for name, leaf in leaves.items()
+            if margin is not None and leaf.inside is not None and leaf.has_promise
+        }  # fmt: skip
         self._at_s = 0.0
         self.slots = 0.0
 
-    def kept_for_others(self, name: str) -> float:
+    def kept_for_others(self, name: str) -> int:
         """Return the slots that one entitlement has to leave free."""
-        return self.slots - self._kept.get(name, 0.0)
+        own = self._owners.get(name)
+        return int(self.slots if own is None else self.slots - own.kept)
+
+    def moved(self, name: str, in_flight: int) -> None:
+        """Hear that an owner has more or less in flight, and needs so much less or more."""
+        own = self._owners.get(name)
+        if own is not None and own.likely:
+            self.slots += own.keep(in_flight)
+
+    def served(self, name: str, *, late: bool) -> None:
+        """Hear of a request inside a promise whether it was too late for want of a slot."""
+        own = self._owners.get(name)
+        if own is not None:
+            own.stock = max(0.0, min(own.stock + (1.0 if late else 0.0) - self._late, own.likely))
 
     def ticked(self, pool: PoolLedger, first_token_s: float, now_s: float) -> None:
         """Measure, and keep anew; ``first_token_s`` is what an objective leaves no time to wait in."""
         elapsed_s = now_s - self._at_s
-        if self._margin is None or elapsed_s <= 0:
+        pool_s = pool.mean_service_s
+        if elapsed_s <= 0 or self._margin is None:
             return
         self._at_s = now_s
         fresh = 1.0 - (1.0 - _FRESH) ** elapsed_s
-        service_s = pool.mean_service_s
-        kept: dict[str, float] = {}
-        for leaf in self._owners:
-            name = leaf.spec.name
+        for name, own in self._owners.items():
             ledger = pool.entitlements[name]
-            came = max(0, ledger.demanded_requests - self._came[name])
-            self._came[name] = ledger.demanded_requests
-            self._per_s[name] += fresh * (came / elapsed_s - self._per_s[name])
-            if service_s is None:
+            came = max(0, ledger.demanded_requests - own.came)
+            own.came = ledger.demanded_requests
+            own.per_s += fresh * (came / elapsed_s - own.per_s)
+            if not pool_s:
                 continue
-            mean = self._per_s[name] * (ledger.mean_service_s or service_s)
-            likely = min(mean + self._margin * math.sqrt(mean), leaf.slots or math.inf)
-            slack_s = max(0.0, leaf.deadline_s - first_token_s)
-            back = pool.all_in_flight * slack_s / service_s if service_s > 0 else math.inf
-            if likely - ledger.in_flight > back:
-                kept[name] = likely - ledger.in_flight - back
-        self._kept = kept
-        self.slots = math.fsum(kept.values())
+            service_s = ledger.mean_service_s or pool_s
+            mean = min(own.per_s, own.leaf.promised_per_s(service_s)) * service_s
+            own.likely = mean + self._margin * math.sqrt(mean)
+            own.behind = pool.all_in_flight * max(0.0, own.leaf.deadline_s - first_token_s) / pool_s
+            own.keep(ledger.in_flight)
+        self.slots = math.fsum(own.kept for own in self._owners.values())

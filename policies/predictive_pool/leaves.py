@@ -39,7 +39,7 @@ class Turn:
 
     def start(self, parent: Turn) -> float:
         """Return the tag by which it is chosen among its parent's nodes, the least first."""
-        return max(parent.virtual, self.finish)
+        return parent.virtual if parent.virtual > self.finish else self.finish
 
     def charge(self, parent: Turn, cost: float) -> None:
         """Count what it was given; below 0 where it was charged too much before."""
@@ -64,12 +64,15 @@ class Leaf:
     waits_for_own : whether its place may get better when one of its own ends, and not only with time.
     turn, parent : its places in fair sharing.
     cached_share : of its prompts' tokens, lately.
+    kv_tokens, per_token : what is reserved for it, and the bytes of each.
     fresh : how many of those that wait were never refused before.
+    paid_tokens : what its finished requests took of its promise, lately, in the mean.
     """
 
     __slots__ = (
-        "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "limited",
-        "line", "most", "most_kv_bytes", "most_slots", "outside", "parent", "slots", "spec", "turn", "waits_for_own",
+        "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "kv_tokens",
+        "limited", "line", "most", "most_kv_bytes", "most_slots", "outside", "paid_tokens", "parent", "per_token",
+        "slots", "spec", "turn", "waits_for_own",
     )  # fmt: skip
 
     def __init__(
@@ -93,34 +96,40 @@ class Leaf:
         self.line = Line()
         self.drain = Drain()
         self.cached_share = 0.0
+        self.kv_tokens = self.per_token = 0.0
         self.fresh = 0
+        self.paid_tokens: float | None = None
 
     @property
     def has_promise(self) -> bool:
         """Whether anything was promised."""
         return self.bucket is not None or self.slots > 0 or self.kv_bytes > 0
 
-    def tier(self, ledger: EntitlementLedger, more: int, kv_bytes: float, now_s: float) -> int:
-        """Return the tier of its next request, which would take ``more`` sequences.
+    def promised_per_s(self, service_s: float) -> float:
+        """Return the requests a second that its promise holds, each of so many seconds; infinite till that is known."""
+        if self.bucket is not None:
+            return self.bucket.rate_per_s / self.paid_tokens if self.paid_tokens else math.inf
+        return self.slots / service_s if self.slots and service_s > 0 else math.inf
 
-        Parameters
-        ----------
-        kv_bytes : what it has reserved.
-        """
+    def tier(self, ledger: EntitlementLedger, more: int, now_s: float) -> int:
+        """Return the tier of its next request, which would take ``more`` sequences."""
         inside = self.inside
         if inside is None:
             return self.outside
-        if self.bucket is not None:
-            kept = self.bucket.available(now_s) > 0
+        bucket = self.bucket
+        if bucket is not None:
+            kept = bucket.available(now_s) > 0
         elif self.slots:
             kept = ledger.in_flight + more <= self.slots
         else:
-            kept = kv_bytes < self.kv_bytes
+            kept = self.kv_tokens * self.per_token < self.kv_bytes
         return inside if kept else self.outside
 
-    def may_have(self, ledger: EntitlementLedger, more: int, kv_bytes: float, now_s: float) -> bool:
+    def may_have(self, ledger: EntitlementLedger, more: int, need_tokens: float, now_s: float) -> bool:
         """Whether its limits leave room; what is larger than a limit of tokens/s passes when that is whole."""
-        if ledger.in_flight + more > self.most_slots or kv_bytes > self.most_kv_bytes:
+        if ledger.in_flight + more > self.most_slots:
+            return False
+        if (self.kv_tokens + need_tokens) * self.per_token > self.most_kv_bytes:
             return False
         return self.most is None or self.most.available(now_s) > 0
 

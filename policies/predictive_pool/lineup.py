@@ -49,7 +49,7 @@ class Lineup:
 
     def last_tier(self) -> int:
         """Return the last tier in which somebody waits; past all where nobody does."""
-        return max((tier for tier in range(_TIERS) if len(self._tiers[tier])), default=_TIERS)
+        return max((tier for tier in range(_TIERS) if self._tiers[tier].keys), default=_TIERS)
 
     def _place(self, name: str, tier: int, key: tuple[float, ...]) -> None:
         before = self.tier_of.get(name)
@@ -70,17 +70,18 @@ class Lineup:
         ledger, sequences = pool.entitlements[name], item.request.sequences
         if leaf.limited:
             need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-            if not leaf.may_have(ledger, sequences, self._books.kv_bytes(name, need_tokens), now_s):
+            if not leaf.may_have(ledger, sequences, need_tokens, now_s):
                 return None
-        tier = leaf.tier(ledger, sequences, self._books.kv_bytes(name), now_s)
+        tier = leaf.tier(ledger, sequences, now_s)
         if tier < BURST:
             return tier, (0.0, 0.0, item.urgency)
-        return tier, (leaf.parent.start(self._roots[tier]), leaf.turn.start(leaf.parent), item.urgency)
+        parent = leaf.parent
+        return tier, (parent.start(self._roots[tier]), leaf.turn.start(parent), item.urgency)
 
     def first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
         """Return who is first in a tier: places only get worse between two looks at all, so the top is looked at."""
         heap = self._tiers[tier]
-        while len(heap):
+        while heap.keys:
             key, name = heap.least()
             standing = self._standing(name, pool, now_s)
             if standing is None:
@@ -107,23 +108,26 @@ class Lineup:
 
     def best(self, pool: PoolLedger, now_s: float) -> tuple[int, Leaf] | None:
         """Return who is first of all, and in which tier."""
-        for tier in range(_TIERS):
-            leaf = self.first(tier, pool, now_s)
-            if leaf is not None:
-                return tier, leaf
+        for tier, heap in enumerate(self._tiers):
+            if heap.keys:
+                leaf = self.first(tier, pool, now_s)
+                if leaf is not None:
+                    return tier, leaf
         return None
 
     def trickled(
-        self, above: int, pool: PoolLedger, now_s: float, may_start: Callable[[Leaf], bool]
+        self, above: int, pool: PoolLedger, now_s: float, may_start: Callable[[Leaf, PoolLedger, float], bool]
     ) -> Leaf | None:
         """Return who below a tier can be paid for by what has trickled down, the lowest first; None: nobody."""
         for tier in range(_TIERS - 1, max(above, BURST - 1), -1):
             credit, heap = self._credit[tier], self._tiers[tier]
-            if credit > 0 and len(heap) and credit >= self._cost_s(self._leaves[heap.least()[1]].line.head(), pool):
+            if credit <= 0 or not heap.keys:
+                continue
+            if credit >= self._cost_s(self._leaves[heap.least()[1]].line.head(), pool):
                 leaf = self.first(tier, pool, now_s)
                 if leaf is None or credit < self._cost_s(leaf.line.head(), pool):
                     continue
-                if may_start(leaf):  # else it would stand in the way
+                if may_start(leaf, pool, now_s):  # else it would stand in the way
                     return leaf
         return None
 
@@ -140,9 +144,9 @@ class Lineup:
         """Give lower tiers that wait their share of what was let in, more of it the longer they have waited."""
         for lower in range(max(tier + 1, BURST), _TIERS):
             heap = self._tiers[lower]
-            if len(heap):
+            if heap.keys:
                 leaf = self._leaves[heap.least()[1]]
-                aged = min(1.0, (now_s - leaf.line.head().since_s) / leaf.deadline_s)
-                self._credit[lower] += self._share * (1.0 + aged) * cost
+                aged = (now_s - leaf.line.head().since_s) / leaf.deadline_s
+                self._credit[lower] += self._share * (1.0 + (aged if aged < 1.0 else 1.0)) * cost
             else:
                 self._credit[lower] = 0.0

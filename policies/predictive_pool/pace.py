@@ -45,8 +45,10 @@ class Prefill:
 
     def is_full(self, most_s: float, ready_replicas: int) -> bool:
         """Whether as much waits at the replicas as ``most_s`` take in."""
-        most_tokens = max(_AHEAD_MOST_TOKENS, most_s / self.per_token_s) if self.per_token_s > 0 else float("inf")
-        return self.waiting_tokens >= most_tokens * ready_replicas
+        waiting = self.waiting_tokens
+        if waiting < _AHEAD_MOST_TOKENS * ready_replicas:
+            return False
+        return self.per_token_s > 0 and waiting >= most_s / self.per_token_s * ready_replicas
 
     def admitted(self, flight: InFlight, tokens: float) -> None:
         """Count a prompt that was sent to a replica."""

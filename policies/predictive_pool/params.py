@@ -47,6 +47,10 @@ class PredictivePool(Waits):
             "ge": 0, "description": "give the standard deviations of demand to keep free where loans are slow, or null"
         },
     )
+    late: float = field(
+        default=0.1,
+        metadata={"ge": 0, "lt": 1, "description": "give the share of promised requests that may be late, e.g. 0.1"},
+    )
     cached_weight: float = field(
         default=0.1,
         metadata={"ge": 0, "le": 1, "description": "give what a cached prompt token counts, e.g. 0.1; 1: like any"},

@@ -69,10 +69,12 @@ class PredictivePoolPolicy(QueueingPolicy):
             timeout_s=params.timeout_s,
         )
         self._books = Books(params, self._leaves, kv_bytes_per_token)
-        self._headroom = Headroom(self._leaves, params.headroom)
+        self._headroom = Headroom(self._leaves, params.headroom, params.late)
         self._prefill = Prefill()
         self._declared: ContinuousBucket | None = None
         self._lineup = Lineup(self._leaves, self._roots, self._books, params.trickle, self._cost_s)
+        self._is_floor = False  # whether who is next is so by what trickled down: nothing is kept free from it
+        self._starting: tuple[Waiting, int, float] | None = None  # who is let in right now after waiting: tier, cost
         self._floor_paid: str | None = None  # who is let in right now by what trickled down
 
     # ----------------------------------------------------------------------------------------------------------- room
@@ -81,30 +83,36 @@ class PredictivePoolPolicy(QueueingPolicy):
         self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, now_s: float, *, inside: bool
     ) -> bool:
         """Whether one more request fits now; an empty pool takes whatever comes."""
-        capacity = pool.capacity
+        capacity, in_flight = pool.capacity, pool.all_in_flight
         if not capacity.ready_replicas:
             return False
-        if not pool.all_in_flight and not (self._books.idle_slots and leaf.inside is None):
+        if not in_flight and not (self._books.idle_slots and leaf.inside is None):
             return True
-        kept = 0.0 if self._lent(leaf) else self._books.idle_of_others(leaf, pool)
+        kept = 0.0
+        if self._books.idle_slots and not self._lent(leaf):
+            kept = self._books.idle_of_others(leaf, pool)
         if self._headroom.slots and not inside:
             kept += self._headroom.kept_for_others(leaf.spec.name)
-        if pool.all_in_flight + sequences > self._params.occupancy * (capacity.slots - kept):
+        if in_flight + sequences > self._params.occupancy * (capacity.slots - kept):
             return False
         free = self._books.kv_free(pool)
         if leaf.spec.service_class in _SHEDDABLE and free < math.inf:
             free += self._params.overbook * (free + self._books.kv_tokens)
         return need_tokens <= free and not self._is_busy(pool, now_s)
 
-    def _starts(self, leaf: Leaf, item: Waiting, pool: PoolLedger, now_s: float, *, inside: bool) -> bool:
+    def _starts_below(self, leaf: Leaf, pool: PoolLedger, now_s: float) -> bool:
+        """Whether the first of a leaf that is paid for by what trickled down may start."""
+        item = leaf.line.head()
         need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-        return self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside)
+        return self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=True)
+
 
     def _is_full(self, pool: PoolLedger, now_s: float) -> bool:
         """Whether there is no room for anybody and nothing to take back for it: then it does not matter who is next."""
-        if not pool.all_in_flight or self._books.preemptible:
+        in_flight = pool.sequences_in_flight + pool.others_in_flight
+        if not in_flight or self._books.preemptible:
             return False
-        return pool.all_in_flight + 1 > self._params.occupancy * pool.capacity.slots or self._is_busy(pool, now_s)
+        return in_flight + 1 > self._params.occupancy * pool.capacity.slots or self._is_busy(pool, now_s)
 
     def _lent(self, leaf: Leaf) -> bool:
         """Whether it may use what dedicated entitlements have idle: only what is taken back the moment they come."""
@@ -142,19 +150,18 @@ class PredictivePoolPolicy(QueueingPolicy):
         sequences, need_tokens = request.sequences, self._books.need_tokens(request, max_output_tokens)
         if sequences > leaf.most_slots:
             return Deny(Reason.TOO_LARGE, sequences, leaf.most_slots, None)
-        need_bytes = self._books.kv_bytes(request.entitlement, need_tokens)
-        own_bytes = need_bytes - self._books.kv_bytes(request.entitlement)
+        own_bytes = (leaf.kv_tokens + need_tokens) * leaf.per_token - leaf.kv_tokens * leaf.per_token
         if own_bytes > leaf.most_kv_bytes:
             return Deny(Reason.TOO_LARGE, own_bytes, leaf.most_kv_bytes, None)
         ledger = pool.entitlements[request.entitlement]
-        may_have = leaf.may_have(ledger, sequences, need_bytes, now_s)
-        inside = leaf.tier(ledger, sequences, self._books.kv_bytes(request.entitlement), now_s) < BURST
+        may_have = leaf.may_have(ledger, sequences, need_tokens, now_s)
+        inside = leaf.tier(ledger, sequences, now_s) < BURST
         if may_have and self._fits(leaf, need_tokens, sequences, pool, now_s, inside=inside):
             # Whoever waits although there is room for this one may not use that room, or goes before it.
             return Queue(Reason.POOL_FULL) if self._waiting else self._where_free(sequences, pool)
         if not self._params.hold:
             return self._no_room(leaf, sequences, pool)
-        refusal = self.refusal(request, max_output_tokens, pool, now_s)
+        refusal = self._refusal(request, pool, now_s, inside=inside)
         return Queue(Reason.POOL_FULL if may_have else Reason.CONCURRENCY) if refusal is None else refusal
 
     def _no_room(self, leaf: Leaf, sequences: int, pool: PoolLedger) -> Deny:
@@ -164,9 +171,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             return Deny(Reason.CONCURRENCY, in_flight, leaf.most_slots, retry_s)
         return Deny(Reason.POOL_FULL, sequences, 0, retry_s)
 
-    def refusal(
-        self, request: RequestView, max_output_tokens: int, pool: PoolLedger, now_s: float  # noqa: ARG002
-    ) -> Deny | None:
+    def _refusal(self, request: RequestView, pool: PoolLedger, now_s: float, *, inside: bool) -> Deny | None:
         """Return why it may not wait: the queue is full of what goes first, or it would miss its objective."""
         leaf = self._leaves[request.entitlement]
         if len(self._waiting) >= self._most_requests and leaf.outside >= self._lineup.last_tier():
@@ -178,6 +183,8 @@ class PredictivePoolPolicy(QueueingPolicy):
             return None
         ahead = leaf.fresh if request.attempt == 1 else leaf.line.length
         line_s = leaf.drain.wait_s(ahead, now_s, self._next_slot_s(pool))
+        if not ahead and inside:
+            line_s = 0.0  # it is next: a slot may come back sooner than they do in the mean
         ttft_s = line_s + self._params.margin * self._first_token_s(request, pool)
         if ttft_s > leaf.deadline_s:
             return Deny(Reason.SLO, ttft_s, leaf.deadline_s, min(whole_s(line_s), _LONGEST_RETRY_S))
@@ -225,9 +232,8 @@ class PredictivePoolPolicy(QueueingPolicy):
         if best is None:
             return None
         tier, leaf = best
-        lower = self._lineup.trickled(
-            tier, pool, now_s, lambda low: self._starts(low, low.line.head(), pool, now_s, inside=False)
-        ) if self._params.trickle else None
+        lower = self._lineup.trickled(tier, pool, now_s, self._starts_below) if self._params.trickle else None
+        self._is_floor = lower is not None
         return (leaf if lower is None else lower).line.head()
 
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
@@ -238,7 +244,8 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         """See `policies.api.Queueing`."""
-        yield from self._refuse_late(pool, now_s)
+        if self._expiring and (self._expiring[0][2].gone or self._is_due(now_s)):
+            yield from self._refuse_late(pool, now_s)
         while len(self._waiting) > self._most_requests and (victim := self.displaced()) is not None:
             waiting = len(self._waiting)
             self._remove(victim, now_s)
@@ -250,17 +257,25 @@ class PredictivePoolPolicy(QueueingPolicy):
             leaf = self._leaves[item.flow]
             late_s = self._late_s(item, leaf, pool, now_s)
             if late_s > 0 and leaf.has_objective and pool.in_flight:
+                self._missed(item)
                 self._remove(item, now_s)
                 yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
                 continue
             verdict = self._where_free(item.request.sequences, pool)
-            if not self._starts(leaf, item, pool, now_s, inside=self._lineup.tier_of[item.flow] < BURST):
+            inside = self._is_floor or self._lineup.tier_of[item.flow] < BURST
+            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
+            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside):
                 victims = self._victims(leaf, item, pool, now_s)
                 if not victims:
                     return
                 verdict = Admit(tuple(victims))
             self._start(item, pool, now_s)
             yield item.request.request_id, verdict
+
+    def _missed(self, item: Waiting) -> None:
+        """Take note of one that was promised a slot and did not get it in time."""
+        if item.request.attempt == 1 and self._lineup.tier_of.get(item.flow, BURST) < BURST:
+            self._headroom.served(item.flow, late=True)
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
@@ -276,16 +291,21 @@ class PredictivePoolPolicy(QueueingPolicy):
         mean_s = self._mean_wait_s
         self._mean_wait_s = waited_s if mean_s is None else mean_s + 0.1 * (waited_s - mean_s)
         self._remove(item, now_s)
-        self._taken = item
+        self._starting = item, tier, cost
+
+    def _is_due(self, now_s: float) -> bool:
+        """Whether the first that waited as long as it may would be late if it were let in now."""
+        return self._expiring[0][0] <= now_s + self._prefill.base_s
 
     def _refuse_late(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         expiring = self._expiring
-        while expiring and (expiring[0][2].gone or expiring[0][0] <= now_s + self._prefill.base_s):
+        while expiring and (expiring[0][2].gone or self._is_due(now_s)):
             item = heapq.heappop(expiring)[2]
             if item.gone:
                 continue
             leaf = self._leaves[item.flow]
             waited_s = now_s - item.since_s
+            self._missed(item)
             self._remove(item, now_s)
             if leaf.has_objective:
                 ttft_s = waited_s + self._first_token_s(item.request, pool)
@@ -304,9 +324,7 @@ class PredictivePoolPolicy(QueueingPolicy):
     def _victims(self, leaf: Leaf, item: Waiting, pool: PoolLedger, now_s: float) -> list[str]:
         """Return the preemptible requests to end, the youngest first, for a promise that would be late without."""
         ledger = pool.entitlements[item.flow]
-        if not self._params.take_back or leaf.tier(
-            ledger, item.request.sequences, self._books.kv_bytes(item.flow), now_s
-        ) >= BURST:
+        if not self._params.take_back or leaf.tier(ledger, item.request.sequences, now_s) >= BURST:
             return []
         slack_s = -self._late_s(item, leaf, pool, now_s)
         own_slot = leaf.spec.service_class is ServiceClass.DEDICATED and ledger.in_flight < leaf.slots
@@ -334,21 +352,30 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Reserve for it, and charge its promise, or its part of what is left."""
-        super().on_admitted(flight, pool, now_s)
+        self.room.reserved_tokens += flight.reserved_tokens
         request = flight.request
-        leaf = self._leaves[request.entitlement]
-        tier = leaf.tier(pool.entitlements[request.entitlement], 0, self._books.kv_bytes(request.entitlement), now_s)
-        cost = 0.0
-        if tier >= BURST:
-            taken = self.taken(flight)
-            cost = 0.0 if taken is None else taken.cost
+        name = request.entitlement
+        leaf = self._leaves[name]
+        tier, cost = self._waited_with(flight, leaf, now_s)
+        if tier < BURST:
+            cost = 0.0
+            self._headroom.served(name, late=False)
+        else:
             cost = cost or self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
             leaf.parent.charge(self._roots[tier], cost)
             leaf.turn.charge(leaf.parent, cost)
-        self._books.admitted(flight, pool, cost, now_s, kept=self._floor_paid == request.request_id)
+        self._books.admitted(flight, leaf, pool, cost, now_s, kept=self._floor_paid == request.request_id)
         self._prefill.admitted(flight, self._books.prompt_tokens(request))
+        self._headroom.moved(name, flight.ledger.in_flight)
         if self._declared is not None:
-            self._declared.reserve(flight.request.prompt_tokens, now_s)
+            self._declared.reserve(request.prompt_tokens, now_s)
+
+    def _waited_with(self, flight: InFlight, leaf: Leaf, now_s: float) -> tuple[int, float]:
+        """Return the tier in which it was let in, and what it was taken to cost: 0 where it did not wait."""
+        starting, self._starting = self._starting, None
+        if starting is not None and starting[0].request.request_id == flight.request.request_id:
+            return starting[1], starting[2]
+        return leaf.tier(flight.ledger, 0, now_s), 0.0
 
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Learn how fast prompts are taken in."""
@@ -359,6 +386,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         super().on_ended(flight, pool, now_s)
         self._prefill.ended(flight)
         self._books.ended(flight, pool, now_s)
+        self._headroom.moved(flight.request.entitlement, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(flight.output_tokens, now_s)
         name = flight.request.entitlement

@@ -5,7 +5,8 @@ Latency never stands without how many requests it speaks for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -35,47 +36,58 @@ def plot_result(result: Result, folder: Path, *, phases: Sequence[Phase] = ()) -
 
 def share_figures(result: Result, *, phases: Sequence[Phase] = ()) -> dict[str, Figure]:
     """Return the figures of shares, debts and weights that the result has data for."""
-    return _of_timeline(result, style.looks_of(result.requests, result.timeline), phases, with_capacity=False)
+    fixed = style.looks_of(result.requests, result.timeline)
+    return {name: draw() for name, draw in _of_timeline(result, fixed, phases, with_capacity=False).items()}
 
 
 def figures_of(result: Result, *, phases: Sequence[Phase] = ()) -> dict[str, Figure]:
     """Return every figure that the result has data for, by name."""
+    return {name: draw() for name, draw in drawers_of(result, phases=phases).items()}
+
+
+def drawers_of(result: Result, *, phases: Sequence[Phase] = ()) -> dict[str, Callable[[], Figure]]:
+    """Return what draws each figure that the result has data for, by name."""
     fixed = style.looks_of(result.requests, result.timeline)
-    figures: dict[str, Figure] = {}
+    found: dict[str, Callable[[], Figure]] = {}
     if result.requests.num_rows:
-        figures["latency-over-time"] = latency_over_time(result.requests, looks=fixed, phases=phases)
-    sampled = set(frames.names(result.timeline, "metric"))
-    if sampled & {"running", "waiting"}:
-        figures["queue-over-time"] = queue_over_time(result.timeline, phases=phases)
-    figures |= _of_timeline(result, fixed, phases, with_capacity=True)
+        found["latency-over-time"] = lambda: latency_over_time(result.requests, looks=fixed, phases=phases)
+    if set(frames.names(result.timeline, "metric")) & {"running", "waiting"}:
+        found["queue-over-time"] = lambda: queue_over_time(result.timeline, phases=phases)
+    found |= _of_timeline(result, fixed, phases, with_capacity=True)
     if result.summary:
-        figures["tail-latency"] = tail_latency(result.summary, looks=fixed)
-        figures["refusals"] = refusals(result.summary)
+        found["tail-latency"] = lambda: tail_latency(result.summary, looks=fixed)
+        found["refusals"] = lambda: refusals(result.summary)
     if result.manifest.get("kind") == "live":  # nothing of it was simulated
-        for figure in figures.values():
-            for axis in figure.axes:
-                if axis.get_xlabel() == style.TIME_LABEL:
-                    axis.set_xlabel(style.LIVE_TIME_LABEL)
-    return figures
+        return {name: partial(_on_a_real_clock, draw) for name, draw in found.items()}
+    return found
+
+
+def _on_a_real_clock(draw: Callable[[], Figure]) -> Figure:
+    figure = draw()
+    for axis in figure.axes:
+        if axis.get_xlabel() == style.TIME_LABEL:
+            axis.set_xlabel(style.LIVE_TIME_LABEL)
+    return figure
 
 
 def _of_timeline(
     result: Result, fixed: style.Looks, phases: Sequence[Phase], *, with_capacity: bool
-) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
-    sampled = set(frames.names(result.timeline, "metric"))
+) -> dict[str, Callable[[], Figure]]:
+    found: dict[str, Callable[[], Figure]] = {}
+    timeline = result.timeline
+    sampled = set(frames.names(timeline, "metric"))
     if sampled >= {"in_flight", "capacity_slots"}:
         pool = result.manifest.get("scenario", {}).get("pool", {"entitlements": []})
-        tokens_per_s = declared_tokens_per_s(pool)
         if with_capacity:
-            figures["capacity-share"] = capacity_share(
-                result.timeline, looks=fixed, phases=phases, tokens_per_s=tokens_per_s
+            tokens_per_s = declared_tokens_per_s(pool)
+            found["capacity-share"] = lambda: capacity_share(
+                timeline, looks=fixed, phases=phases, tokens_per_s=tokens_per_s
             )
-        figures["fair-share"] = fair_share(result.timeline, pool, looks=fixed, phases=phases)
-        figures["fair-share-totals"] = fair_share_totals(result.timeline, pool, looks=fixed)
+        found["fair-share"] = lambda: fair_share(timeline, pool, looks=fixed, phases=phases)
+        found["fair-share-totals"] = lambda: fair_share_totals(timeline, pool, looks=fixed)
     for metric, (title, label) in _GAUGES.items():
         if metric in sampled:
-            figures[metric] = gauges(
-                result.timeline, metric, title=title, y_label=label, looks=fixed, phases=phases
+            found[metric] = partial(
+                gauges, timeline, metric, title=title, y_label=label, looks=fixed, phases=phases
             )
-    return figures
+    return found

@@ -74,10 +74,13 @@ def calibrate_steps(
     terms: Sequence[Term] = STEP_TERMS,
     held_out: float = 0.33,
     seed: int = 0,
+    robust_at: float = 0.05,
     place: str = "steps",
     today: date | None = None,
 ) -> StepsCalibrated:
     """Fit a step time to measured iterations, leaving out a random share to score it on.
+
+    Relative errors beyond ``robust_at`` count linearly instead of squared.
 
     How much of that score is chance is what it varies by where other shares are left out: the noise floor.
 
@@ -94,7 +97,7 @@ def calibrate_steps(
     def fitted(draw: int) -> tuple[Fit, Floats, NDArray[np.bool_], Floats]:
         """Fit what a draw leaves; returns the fit, all errors, who was used and the errors of whom it is scored on."""
         used = np.random.default_rng(draw).permutation(len(steps)) >= int(held_out * len(steps))
-        found = fit(lambda values: np.log1p(error(values)[used]), terms, place=place, robust_at=0.05)
+        found = fit(lambda values: np.log1p(error(values)[used]), terms, place=place, robust_at=robust_at)
         relative = error(found.values)
         return found, relative, used, relative[~used] if held_out else relative
 

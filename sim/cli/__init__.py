@@ -5,7 +5,7 @@ terminal. Command modules import none of each other: what they share is in `sim.
 `completion`. The order of the imports is the order of the help page.
 """
 
-from sim.cli import run, scenarios, experiments, advise, units, judging, calibration  # noqa: I001
+from sim.cli import run, scenarios, experiments, advise, units, judging, export, calibration  # noqa: I001
 from sim.cli import traces, replay, live, keys, mock_server, adapters
 from sim.cli.app import app, main, tree
 
@@ -15,6 +15,7 @@ __all__ = [
     "app",
     "calibration",
     "experiments",
+    "export",
     "judging",
     "keys",
     "live",

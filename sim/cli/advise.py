@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sim.studies.advise.demand import Tree
     from sim.studies.advise.model import Objective
 
+_SURVEY_RUNS = 150
+
 
 @command(panel=EVIDENCE)
 def advise(
@@ -65,6 +67,13 @@ def advise(
         typer.Option("--sold", metavar="VENDOR/MODEL", help="Also in units of this row of the price table."),
     ] = None,
     prices: Annotated[Path | None, typer.Option("--prices", help="A price table of your own.")] = None,
+    survey: Annotated[
+        int | None,
+        typer.Option(
+            "--survey", metavar="RUNS", min=0,
+            help="Runs to spend on trying every other policy; 150 without --policy, none with it.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -115,7 +124,8 @@ def advise(
         raise InputError(str(out / there), "is there already", "name another --out, or give --overwrite")
     with replacing(out, overwrite) as place:
         advice = search(
-            tree, asked, terms, place / "runs", policies=chosen, given=given, executor=Executor(jobs=jobs),
+            tree, asked, terms, place / "runs", policies=chosen, given=given,
+            survey_runs=(0 if policies else _SURVEY_RUNS) if survey is None else survey, executor=Executor(jobs=jobs),
             say=lambda words: typer.echo(words, err=True),
         )  # fmt: skip
         assert advice.best.setting is not None

@@ -137,6 +137,10 @@ def tournament(
     count: Annotated[
         int | None, typer.Option("--cells", min=1, help="How many of its cells, drawn by a fixed seed; without it all.")
     ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--tune", min=2, help="Tune each policy by so many trials on some scenarios; judge it on others."),
+    ] = None,
     jobs: Jobs = 1,
     progress: Progress = None,
 ) -> None:
@@ -146,12 +150,48 @@ def tournament(
     """
     gc.freeze()
     gc.enable()
-    if check is not None:
+    if trials is not None:
+        if check is not None or loads:
+            raise InputError("--tune", "given beside --verify or --load", "leave those out: it has loads of its own")
+        _tune(trials, out, policies, replications, jobs, progress)
+    elif check is not None:
         _verify_tournament(check, count, jobs, progress)
     elif count is not None:
         raise InputError("--cells", "given without --verify", "give the file to verify, or leave it out")
     else:
         _tournament(None, None, replications, out, policies, jobs, progress, loads)
+
+
+def _tune(
+    trials: int, out: Path | None, policies: list[str] | None, replications: int | None, jobs: int,
+    progress: bool | None,
+) -> None:  # fmt: skip
+    from sim.experiments.executors import Executor
+    from sim.studies import tournament_tuning as tuning
+    from sim.studies.tournament_policies import check_names
+
+    check_names(policies or ())
+    shown = sys.stderr.isatty() if progress is None else progress
+    folder = out if out is not None else Path("results/tournament")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {one.policy: one for one in tuning.read(folder / tuning.RESULT) if one.trials in (1, trials)}
+
+    def hear(what: str) -> None:
+        if shown:
+            typer.echo(what, err=True)
+
+    def keep(one: tuning.Tuned) -> None:
+        kept[one.policy] = one
+        tuning.write_settings(folder, list(kept.values()))
+
+    executor = Executor(jobs=jobs)
+    tuned = tuning.tune(
+        trials, policies=tuple(policies or ()), executor=executor, on_policy=hear, known=dict(kept), on_found=keep
+    )
+    cells = tuning.judged(tuned, replications=replications or 3, executor=executor, on_place=hear)
+    tuning.write(folder, tuned, cells)
+    tables.show_markdown(tuning.table(tuned, cells))
+    typer.echo(f"wrote {folder}: {tuning.RESULT}, {tuning.CELLS} and tournament-tuning.md", err=True)
 
 
 def _verify_tournament(file: Path, count: int | None, jobs: int, progress: bool | None) -> None:

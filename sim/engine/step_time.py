@@ -79,7 +79,7 @@ class LinearStepTime:
 
     @cached_property
     def times(self) -> LinearTimes:
-        """The same answers, from an object that mypyc may have compiled."""
+        """The same answers, from an object that mypyc may have compiled: it takes Python's integers, not numpy's."""
         return LinearTimes(
             self.base_s, self.per_prefill_token_s, self.per_decode_sequence_s, self.per_context_token_s,
             self.per_prefill_pair_s,
@@ -89,15 +89,15 @@ class LinearStepTime:
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
-        return self.times.iteration_s(prefill_tokens, prefill_pairs, decode_sequences, context_tokens)
+        return self.times.iteration_s(int(prefill_tokens), prefill_pairs, int(decode_sequences), context_tokens)
 
     def decode_run_s(self, sequences: int, context_tokens: float, iterations: int, gain: float = 1.0) -> float:
         """See `StepTime.decode_run_s`."""
-        return self.times.decode_run_s(sequences, context_tokens, iterations, gain)
+        return self.times.decode_run_s(int(sequences), context_tokens, int(iterations), gain)
 
     def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `StepTime.iterations_until`."""
-        return self.times.iterations_until(sequences, context_tokens, elapsed_s)
+        return self.times.iterations_until(int(sequences), context_tokens, elapsed_s)
 
 
 def answering(step_time: StepTime) -> StepTime:

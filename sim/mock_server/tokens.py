@@ -17,6 +17,7 @@ MESSAGE_TOKENS = 4
 """Tokens that a chat template puts around a message. [choice]"""
 
 _WORDS = ("and", "the", "sun", "sea", "one", "two", "day", "way", "new", "old", "far", "low", "red", "dry", "sky")
+_PIECES = tuple(f"{_WORDS[i * 7 % len(_WORDS)]} " for i in range(len(_WORDS)))
 
 
 def text_tokens(text: str) -> list[int]:
@@ -51,7 +52,7 @@ def _text(value: Any) -> str:
 
 def output_text(first: int, stop: int) -> str:
     """Return the text of output tokens ``first`` to before ``stop``."""
-    return "".join(f"{_WORDS[i * 7 % len(_WORDS)]} " for i in range(first, stop))
+    return "".join(_PIECES[i % len(_PIECES)] for i in range(first, stop))
 
 
 def prefix_of(tokens: Sequence[int], block_tokens: int) -> Prefix:

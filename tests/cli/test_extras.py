@@ -20,7 +20,7 @@ from sim.cli import tree
 from sim.extras import EXTRA_OF, how_to_install, missing
 
 ROOT = Path(__file__).parents[2]
-NOT_FOR_COMMANDS = {"all", "dev", "docs", "fuzz", "notebooks", "testing"}
+NOT_FOR_COMMANDS = {"all", "dev", "docs", "fuzz", "lab", "notebooks", "testing"}
 MODEL = {
     "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
     "intermediate_size": 14336, "vocab_size": 128256,
@@ -46,6 +46,7 @@ ASKED = {
     "explain r nobody": FAILS,
     "shadow r": FAILS,
     "ui .": WORKS,
+    "export mlflow r": "mlflow",
     "shadow --log t.csv s.yaml": FAILS,
     "reference --out pages": WORKS,
     "trace inspect t.csv": WORKS,

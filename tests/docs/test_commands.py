@@ -21,6 +21,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 NOT_RUN = {
     "run tournament --jobs": "minutes; tests/studies/test_tournament.py runs a small one",
     "tournament --load": "minutes; tests/studies/test_tournament.py runs a small one",
+    "tournament --tune": "minutes; tests/studies/test_tournament.py tunes two policies",
     "tournament --verify": "needs a tournament; likewise",
     "run tournament --policy": "takes no --set to make it shorter",
     "trace fetch": "needs a network; tests/traces/test_fetch.py has a server of its own",

@@ -17,7 +17,7 @@ TEXTS = sorted(FOLDER.glob("*.md"))
 EXPECTED: dict[str, tuple[list[str], int]] = {
     "1-first-steps": (["token-pool met the objective of", "of different requests", "experiment 1"], 1),
     "2-the-papers-experiments": (["spot-b", "guaranteed-a", "refused_share"], 1),
-    "3-reading-results": (["finished", "refused", "token-pool"], 0),
+    "3-reading-results": (["finished", "refused", "token-pool"], 3),
     "4-your-own-policy": ([r"\['Forward', 'Forward', 'Refuse'\]", "'Forward'", "at-most-2", "cap:Cap"], 0),
     "5-calibrating-a-profile": (["on 7 other iterations: mean [0-4]", "weights_s"], 0),
     "6-planning-capacity": (["'none': {'pool.replicas': [2-6]}", "True"], 1),

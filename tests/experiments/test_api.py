@@ -19,6 +19,7 @@ def test_four_names_are_enough(tmp_path: Path) -> None:
     assert results.cautions
     assert "<table" in results._repr_html_()
     assert "2 runs" not in repr(results)
+    assert {"fair-share", "tail-latency", "refusals"} <= set(results.figures)  # what `plot` writes
     for name in results.figures:
         assert results.figure(name).axes
     assert results.report().stat().st_size > 1_000_000

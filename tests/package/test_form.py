@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,24 @@ def test_a_wheel_is_plain_unless_it_is_asked_for_and_a_compiler_is_there(
     monkeypatch.setenv("CC", "no-such-compiler")
     assert built() == {"force_include": {}}
     assert "no C compiler" in capsys.readouterr().err
+
+
+def test_a_compiled_wheel_carries_every_hot_module(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+
+    def compiled(command: list[str], *, cwd: Path, **_: Any) -> None:
+        (cwd / f"tokenpools__mypyc{suffix}").touch()
+        for path in command[3:]:
+            (cwd / path.replace(".py", suffix)).touch()
+
+    monkeypatch.setattr(build, "compiler", lambda: True)
+    monkeypatch.setattr(build.subprocess, "run", compiled)
+    hook = build.CommitHook(str(ROOT), {}, None, None, "", "wheel")
+    data: dict[str, Any] = {"force_include": {}}
+    try:
+        hook._compile(ROOT, data)
+    finally:
+        hook.finalize("standard", data, "")
+    wanted = {path.replace(".py", suffix) for path in build.HOT} | {f"tokenpools__mypyc{suffix}"}
+    assert set(data["force_include"].values()) == wanted
+    assert not data["pure_python"]

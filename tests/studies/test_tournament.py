@@ -19,8 +19,11 @@ from sim.cli import app
 from sim.errors import InputError, ScenarioError
 from sim.scenario.load import load_scenario, parse_scenario, resolved, shipped_scenarios
 from sim.studies.tournament import CELLS, PREFIX, scenarios_of, tournament
+from sim.studies.tournament_bounds import bounds
 from sim.studies.tournament_loads import at_load
 from sim.studies.tournament_policies import HEADROOM, LEFT_OUT, RULES, names, numbers, policy_settings
+from sim.studies.tournament_spaces import SPACES
+from sim.studies.tournament_tuning import judged, read, tune, with_setting, write
 from sim.studies.tournament_verify import chosen, published, verify
 
 SHIPPED = [name for name in shipped_scenarios() if name.startswith(PREFIX)]
@@ -143,6 +146,55 @@ def test_a_published_tournament_comes_out_again_to_the_last_bit(tmp_path: Path) 
     assert difference.again == replace(cells[1], scenario=scenario)
     assert [one.replication for one in chosen(cells, 2)] == [0, 0]
     assert chosen(cells, 2) == chosen(cells, 2)
+
+
+def test_policies_are_tuned_by_one_budget_and_never_end_below_where_they_began(tmp_path: Path) -> None:
+    train, test = str(_short(tmp_path, "stale-metrics")), str(_short(tmp_path, "noisy-neighbour"))
+    kinds = ["none", "rate-limit"]
+    tuned = tune(4, policies=kinds, train=[train])
+    assert [(one.policy, one.trials) for one in tuned] == [("none", 1), ("rate-limit", 4)]
+    assert all(one.after >= one.before for one in tuned)
+    assert tune(4, policies=kinds, train=[train]) == tuned
+    better = replace(tuned[1], setting={"rates": 0.5, "burst_s": 2.0})
+    cells = judged([tuned[0], better], replications=1, loads=[1.0], test=[test])
+    assert [one.policy for one in cells] == ["none", "none+tuned", "rate-limit", "rate-limit+tuned"]
+    assert cells[0].digest == cells[1].digest
+    assert cells[2].digest != cells[3].digest
+    write(tmp_path, tuned, cells)
+    assert read(tmp_path / "tournament-tuning.json") == tuned
+    assert "rate-limit" in (tmp_path / "tournament-tuning.md").read_text()
+
+
+def test_a_rate_knob_multiplies_every_rate_and_nothing_else() -> None:
+    scenario = load_scenario(f"{PREFIX}noisy-neighbour")
+    (policy,) = policy_settings(scenario, ("rate-limit",))
+    half = with_setting(policy, {"rates": 0.5, "burst_s": 7.0}, scenario, "half")
+    assert half.name == "half"
+    assert {half.params.burst_s, *(one.burst_s for one in half.params.per_entitlement.values())} == {7.0}
+    for name, limits in policy.params.per_entitlement.items():
+        assert half.params.per_entitlement[name].tokens_per_min == pytest.approx(limits.tokens_per_min / 2)
+
+
+@pytest.mark.parametrize("name", [*SPACES])
+def test_every_space_names_fields_of_its_policy(name: str) -> None:
+    scenario = load_scenario(f"{PREFIX}noisy-neighbour")
+    (policy,) = policy_settings(scenario, (name,))
+    for path in SPACES[name]:
+        assert path == "rates" or hasattr(policy.params, path), path
+
+
+def test_no_run_has_more_goodput_than_its_ceiling_and_full_gpus_are_told_from_idle_ones(tmp_path: Path) -> None:
+    path = str(_short(tmp_path, "noisy-neighbour"))
+    kinds = ["predictive-pool", "dedicated"]
+    found = tournament(tmp_path / "t", scenarios=[path], policies=kinds, loads=[1.3], replications=1)
+    scenario = at_load(next(iter(scenarios_of([path]).values())), 1.3)
+    goodput = {(one.policy, 0): one.goodput for one in found.cells}
+    pool, dealt = bounds(tmp_path / "t" / "noisy-neighbour-short@1.3", "n", scenario, 1.3, kinds, goodput)
+    assert pool.goodput <= pool.ceiling
+    assert dealt.goodput <= dealt.ceiling
+    assert pool.wanted_s > 1
+    assert 0.9 < pool.full <= pool.running <= 1.0
+    assert dealt.full < 0.9  # what one tenant leaves idle no other may use
 
 
 def test_what_is_no_published_tournament_is_said(tmp_path: Path) -> None:

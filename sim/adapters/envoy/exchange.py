@@ -248,7 +248,8 @@ class Exchange:
             text = "Stored responses are not known here; send what was said before."
             raise ApiError(400, "invalid_value", text, param="previous_response_id")
         asked = asked_of(endpoint, parsed, self._with.counter, self._with.admissions.core, self._with.slots)
-        self._asked = parsed.without_fields()
+        parsed.drop_fields()
+        self._asked = parsed
         return asked
 
     def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:

@@ -247,14 +247,15 @@ class Application:
             exchange.most_output_tokens = context
         outgoing.show_usage, outgoing.show_continuous = parsed.wants_usage, parsed.wants_continuous
         metering = self.settings.metering
-        slim, salt = parsed.without_fields(), None
+        salt = None
+        parsed.drop_fields()
         if metering.cache_salt and endpoint.generates:
             salt = self.identity.salt(exchange.tenant)
         default = metering.write_default_limit
 
         def body_for(default_tokens: int, priority: int, continuous: bool) -> bytes:
             return upstream_body(
-                body, endpoint, slim, default_output_tokens=default_tokens if default else None, priority=priority,
+                body, endpoint, parsed, default_output_tokens=default_tokens if default else None, priority=priority,
                 continuous=continuous, cache_salt=salt,
             )
 
@@ -268,6 +269,8 @@ class Application:
 
     def _slots(self, sequences: int) -> int:
         """Return how many slots so many sequences take: a replica never runs more at a time than it has slots."""
+        if sequences == 1:
+            return 1
         return max(1, min(sequences, self.settings.capacity_of(1).slots))
 
     def _view(self, exchange: Exchange) -> RequestView:

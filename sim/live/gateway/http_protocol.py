@@ -14,6 +14,7 @@ import asyncio
 import ipaddress
 from collections import Counter as Tally
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any, ClassVar
 
 import httptools
@@ -59,11 +60,48 @@ class Client:
 
     def write_chunk(self, data: bytes) -> None:
         """Send a piece of the answer at once, without a task of its own (as ``http.response.body`` would)."""
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def abort(self) -> None:
         """Close the connection without regard to what is not written yet."""
         self._transport.abort()
+
+
+class _HeadWithBody:
+    """A transport for one answer that sends its head together with what follows: one write costs as much as two."""
+
+    __slots__ = ("_cycle", "_head", "_transport", "_wrote")
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle = cycle
+        self._transport: asyncio.Transport = cycle.transport
+        self._head = b""
+        self._wrote = False
+
+    def write(self, data: bytes) -> None:
+        """Keep the first write of an answer, which is its head, and send everything else."""
+        if not self._wrote and self._cycle.response_started:
+            self._wrote = True
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that nothing follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close, once everything is sent."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return whether nothing can be sent any more."""
+        return self._transport.is_closing()
 
 
 class _HeadTooLargeError(Exception):
@@ -223,12 +261,20 @@ class GatewayProtocol(HttpToolsProtocol):
         self._disarm()
         super().on_headers_complete()
         self._clients[-1].begin(self.cycle)
+        answer = _HeadWithBody(self.cycle)
+        self.cycle.transport = answer  # type: ignore[assignment]
+        self.cycle.on_response = partial(self._answered, answer)
         if self.scope["http_version"] == "1.0":
             self.cycle.send = _PlainAnswer(self.cycle).send  # type: ignore[assignment]
         if self.pipeline:  # uvicorn reads no more, and would not see that the client has left
             self.flow.resume_reading()
             if len(self.pipeline) > _MOST_AHEAD:
                 self.transport.abort()
+
+    def _answered(self, answer: _HeadWithBody) -> None:
+        """Send what is left of an answer, and go on."""
+        answer.flush()
+        self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Count the body."""

@@ -31,7 +31,7 @@ def read_object(text: str) -> Json:
     ValueError : it holds none, a field twice, or a number that JSON has not.
     RecursionError : it is nested too deeply.
     """
-    value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    value = _STRICT.decode(text)
     if type(value) is not dict:
         raise ValueError(f"it is {describe(value)}, an object is expected")
     return value
@@ -115,3 +115,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

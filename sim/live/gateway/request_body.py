@@ -6,7 +6,7 @@ The body is passed on as it came, but for fields that the gateway must set (`sim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sim.live.gateway.error_responses import ApiError
@@ -59,7 +59,7 @@ class Endpoint:
     sequences: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParsedBody:
     """A request, read.
 
@@ -96,9 +96,9 @@ class ParsedBody:
         """How many sequences an engine runs for it."""
         return self.prompts * self.samples
 
-    def without_fields(self) -> ParsedBody:
-        """Return the same without the parsed body, which may take many times the memory of its text."""
-        return replace(self, fields={})
+    def drop_fields(self) -> None:
+        """Forget the parsed body, which may take many times the memory of its text."""
+        self.fields = {}
 
 
 def read_json(body: bytes) -> tuple[Json, str]:
@@ -130,13 +130,15 @@ def read_body(endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: 
     """
     fields, text = read_json(body)
     parsed = parse_body(endpoint, fields, most_answers, most_prompts)
-    names = [name for name in (*endpoint.limits[:1], *_SET_BY_GATEWAY) if name in fields]
-    where = spans(text, names) if names else {}
-    options = ""
-    if isinstance(fields.get("stream_options"), dict):
-        begin, end = where["stream_options"]
-        options = text[begin:end]
-    return replace(parsed, where=where, stream_options=options)
+    names = [name for name in _SET_BY_GATEWAY if name in fields]
+    if parsed.max_output_tokens is None:  # a limit that the client named is never another's to set
+        names += [name for name in endpoint.limits[:1] if name in fields]
+    if names:
+        parsed.where = where = spans(text, names)
+        if isinstance(fields.get("stream_options"), dict):
+            begin, end = where["stream_options"]
+            parsed.stream_options = text[begin:end]
+    return parsed
 
 
 def parse_body(endpoint: Endpoint, fields: Json, most_answers: int, most_prompts: int = 2048) -> ParsedBody:

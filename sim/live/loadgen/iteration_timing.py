@@ -11,22 +11,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple, TypeVar
 
 from sim.errors import RunError
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
+from sim.live.loadgen.token_delays import Pace, longer_iteration_s, pace
 from sim.records.schema import Outcome
 
-_GAPS = 16  # decode iterations to watch
-_SPAN = 4  # of which so many are timed at once, since a token that is shown late makes one gap long and the next short
+_GAPS = 16  # decode iterations to watch at least,
+_MOST_GAPS = 96  # and at most,
+_WATCH_S = 1.2  # in between so many as take this long: longer than a machine is busy at a stretch
 _TRIES = 3
 _MOST_MISSED = 6  # measurements in a row, after which the server is not what it is taken for
-_SETTLE = 3  # tokens of the background stream before a prompt is sent beside it
+_SETTLE = 8  # tokens of the background stream before a prompt is sent beside it, and after it
+_LONE = (8, 40)  # prompt and output tokens of the stream that is watched first, alone
 
 _T = TypeVar("_T")
 
@@ -127,6 +131,8 @@ class Probe:
         self._engine = engine
         self._key = key
         self._sent = 0
+        self._lone_s = math.nan  # an iteration of one short stream
+        self._latest_s = math.nan  # of the batch that was watched last
         self._missed = 0  # in a row
 
     async def measure(self, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Seen:
@@ -137,7 +143,8 @@ class Probe:
         RunError : `_MOST_MISSED` measurements in a row came to nothing.
         """
         seen = Seen()
-        await self._tried(lambda: self._ask(self._attempt(16, 4)), progress)  # connections and caches
+        for pace_s in await self._tried(self._lone, progress):  # and connections and caches
+            self._lone_s = self._latest_s = pace_s
         for length in plan.prompts:
             progress(f"prompts of {length} tokens")
             for _ in range(plan.repeats):
@@ -166,13 +173,23 @@ class Probe:
                 return found
         return []
 
+    async def _lone(self) -> float:
+        """Return the duration of an iteration of one short stream."""
+        prompt_tokens, output_tokens = _LONE
+        lone = self._attempt(prompt_tokens, min(output_tokens, self._engine.max_model_tokens - prompt_tokens))
+        token_s = (await self._ask(lone)).token_s or []
+        found = pace(token_s, 0, len(token_s))
+        if found is None:
+            raise _MissedError(f"a stream of {len(token_s)} events shows no iterations")
+        return found.iteration_s
+
     async def _idle(self, prompt_tokens: int) -> IdleSeen:
         attempt = await self._ask(self._attempt(prompt_tokens, 1))
         return IdleSeen(prompt_tokens, attempt.first_token_s - attempt.arrival_s)
 
     async def _beside(self, prompt_tokens: int, part: float) -> PromptSeen | None:
         """Send a prompt beside a stream, after this part of one of its iterations; None where they did not meet."""
-        output = min(_SETTLE + 8, self._engine.max_model_tokens - 16)
+        output = min(2 * _SETTLE + 8, self._engine.max_model_tokens - 16)
         stream = self._attempt(8, output)
         running = asyncio.ensure_future(self._ask(stream))
         try:
@@ -182,7 +199,7 @@ class Probe:
             if len(tokens) < 2:
                 await running
                 return None
-            await asyncio.sleep((tokens[-1] - tokens[-2]) * part)
+            await asyncio.sleep(self._lone_s * part)
             beside = await self._ask(self._attempt(prompt_tokens, 1))
             await running
         finally:
@@ -190,33 +207,37 @@ class Probe:
             await asyncio.gather(running, return_exceptions=True)
         # Both tokens of an iteration are sent at once, so the nearest one tells which gap it was.
         nearest = min(range(1, len(tokens)), key=lambda i: abs(tokens[i] - beside.first_token_s))
-        duration_s = tokens[nearest] - tokens[nearest - 1]
+        duration_s = longer_iteration_s(tokens, nearest, self._lone_s, _SETTLE)
         if abs(tokens[nearest] - beside.first_token_s) < duration_s / 2:
             return PromptSeen(prompt_tokens, 8 + nearest, duration_s)
         return None
 
     async def _decode(self, sequences: int, context_tokens: int) -> DecodeSeen | None:
         """Watch a batch while all of it decodes; None where it never did, for want of memory."""
-        # Whoever comes first must still be there when the last one's prompt has been computed.
-        waits = math.ceil(sequences * context_tokens / self._engine.max_num_batched_tokens) + 2
-        output = min(_GAPS + waits, self._engine.max_model_tokens - context_tokens)
-        batch = [self._attempt(context_tokens, output) for _ in range(sequences)]
+        batch = [self._attempt(context_tokens, self._outputs(sequences, context_tokens)) for _ in range(sequences)]
         ended = await asyncio.gather(*(self._ask(one) for one in batch), return_exceptions=True)
         for one in ended:  # raised when all have ended, so that none is left on the server
             if isinstance(one, BaseException):
                 raise one
         from_s, until_s = max(a.first_token_s for a in batch), min(a.finish_s for a in batch)
-        gaps: list[float] = []
-        contexts: list[float] = []
+        paces: list[Pace] = []
         for attempt in batch:
             times = attempt.token_s or []
-            for i in range(_SPAN, len(times)):
-                if times[i - _SPAN] >= from_s and times[i] <= until_s:
-                    gaps.append((times[i] - times[i - _SPAN]) / _SPAN)
-                    contexts.append(context_tokens + i - (_SPAN - 1) / 2)
-        if len(gaps) < 3 * sequences:
+            found = pace(times, bisect_left(times, from_s), bisect_right(times, until_s))
+            paces += [] if found is None else [found]
+        if len(paces) < sequences / 2:
             return None
-        return DecodeSeen(sequences, round(sequences * sum(contexts) / len(contexts)), median(gaps))
+        contexts = context_tokens + fmean(one.token for one in paces)
+        self._latest_s = median(one.iteration_s for one in paces)
+        return DecodeSeen(sequences, round(sequences * contexts), self._latest_s)
+
+    def _outputs(self, sequences: int, context_tokens: int) -> int:
+        """Return how many tokens each sequence of a batch is to get, so that all of them decode long enough."""
+        gaps = min(max(_GAPS, math.ceil(_WATCH_S / self._latest_s)), _MOST_GAPS)
+        # Whoever comes first must still be there when the last one's prompt has been computed.
+        waits = math.ceil(sequences * context_tokens / self._engine.max_num_batched_tokens) + 2
+        fits = max(_GAPS + waits, self._engine.kv_tokens // sequences - context_tokens)
+        return min(gaps + waits, fits, self._engine.max_model_tokens - context_tokens)
 
     def _attempt(self, prompt_tokens: int, output_tokens: int) -> LiveAttempt:
         self._sent += 1

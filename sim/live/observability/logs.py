@@ -21,6 +21,7 @@ REQUESTS = logging.getLogger("tokenpools.requests")
 
 _SECRET = re.compile(r"(?i)(bearer\s+|api[-_]?key[\"'\s:=]+)[^\s\"',;]+|\b(sk|tp)-[A-Za-z0-9_-]{8,}")
 _FIELDS = tuple(field.name for field in fields(RequestLog))
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str, allow_nan=False)
 _TIMES = ("arrival_s", "forwarded_s", "first_token_s", "finish_s")
 
 
@@ -43,7 +44,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             said["error"] = blotted(self.formatException(record.exc_info))
-        return json.dumps(said, ensure_ascii=False, default=str, allow_nan=False)
+        return _ENCODER.encode(said)
 
 
 class TextFormatter(logging.Formatter):
@@ -63,7 +64,11 @@ class RequestLogger:
         if REQUESTS.isEnabledFor(level):
             words = f"{log.outcome} {log.http_status}"
             said = log.error if log.reason is None else str(log.reason)
-            REQUESTS.log(level, "%s", f"{words} {said}".rstrip(), extra={"fields": as_fields(log)})
+            # As `log` would, but for looking up who calls.
+            REQUESTS.handle(REQUESTS.makeRecord(
+                REQUESTS.name, level, __file__, 0, "%s", (f"{words} {said}".rstrip(),), None,
+                extra={"fields": as_fields(log)},
+            ))  # fmt: skip
 
 
 def as_fields(log: RequestLog) -> dict[str, Any]:

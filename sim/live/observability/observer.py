@@ -26,9 +26,9 @@ class Ended(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: thirty fields one by one through object.__setattr__ show
 class RequestLog:
-    """One attempt that has ended, with what was decided and measured.
+    """One attempt that has ended, with what was decided and measured. Nobody changes one.
 
     Times are the core's seconds, `NEVER_S` where the attempt never got there. What was turned away before it had an
     entitlement (no key, not JSON, too large) has empty ``tenant`` and ``entitlement`` and no ``service_class``.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -71,11 +72,13 @@ class Metrics:
         self._known_models = models
         self._tenants, self._models = Labels(most_labels), Labels(most_labels)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+        def counter(name: str, text: str, *labels: str) -> _Children[Counter]:
+            return _Children(Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry))
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
+            return _Children(
+                Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+            )
 
         self._requests = counter(
             "requests", "Attempts that have ended, by how.", "tenant", "class", "model", "outcome"
@@ -104,19 +107,19 @@ class Metrics:
         """See `sim.live.observability.observer.Observer`."""
         service_class = "" if log.service_class is None else str(log.service_class)
         tenant = self._tenants.of(log.tenant)
-        self._requests.labels(tenant, service_class, self._model_of(log.model), outcome(log)).inc()
+        self._requests.of(tenant, service_class, self._model_of(log.model), outcome(log)).inc()
         if log.forwarded_s == log.forwarded_s:
-            self._waited.labels(service_class).observe(max(0.0, log.forwarded_s - log.arrival_s))
-            self._duration.labels(service_class).observe(max(0.0, log.finish_s - log.arrival_s))
-            self._settled.labels(tenant, "output").inc(log.output_tokens)
+            self._waited.of(service_class).observe(max(0.0, log.forwarded_s - log.arrival_s))
+            self._duration.of(service_class).observe(max(0.0, log.finish_s - log.arrival_s))
+            self._settled.of(tenant, "output").inc(log.output_tokens)
             if log.output_tokens:
-                self._settled.labels(tenant, "prompt").inc(log.counted_prompt_tokens or log.prompt_tokens)
+                self._settled.of(tenant, "prompt").inc(log.counted_prompt_tokens or log.prompt_tokens)
         if log.first_token_s == log.first_token_s:  # an answer in one piece has none
-            self._first_token.labels(tenant, service_class).observe(max(0.0, log.first_token_s - log.arrival_s))
+            self._first_token.of(tenant, service_class).observe(max(0.0, log.first_token_s - log.arrival_s))
         if log.counted_prompt_tokens is not None:
-            self._estimate_error.observe(log.prompt_tokens - log.counted_prompt_tokens)
+            self._estimate_error.of().observe(log.prompt_tokens - log.counted_prompt_tokens)
         if log.retry_after_s is not None:
-            self._retry_after.observe(log.retry_after_s)
+            self._retry_after.of().observe(log.retry_after_s)
         self._judge(log, tenant, service_class)
 
     def _judge(self, log: RequestLog, tenant: str, service_class: str) -> None:
@@ -129,9 +132,9 @@ class Metrics:
         )
         if slo_s is None or not (has_first or turned_away):
             return
-        self._judged.labels(tenant, service_class).inc()
+        self._judged.of(tenant, service_class).inc()
         if turned_away or log.first_token_s - log.arrival_s > slo_s:
-            self._missed.labels(tenant, service_class).inc()
+            self._missed.of(tenant, service_class).inc()
 
     def _model_of(self, model: str) -> str:
         """Return the label for a model: one that is served, since everything else is what clients wrote."""
@@ -154,6 +157,24 @@ def outcome(log: RequestLog) -> str:
         return "RejectedOther" if log.reason is None else _REFUSED.get(log.reason, "RejectedOther")
     # No key, no such model, no JSON: the gateway turned it away before its core heard of it.
     return "RejectedOther" if 400 <= log.http_status < 500 else "Failed"
+
+
+M = TypeVar("M", Counter, Histogram)
+
+
+class _Children(Generic[M]):
+    """A metric whose children are kept by their labels: looking one up in the library costs more than counting."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._made: dict[tuple[str, ...], M] = {}
+
+    def of(self, *labels: str) -> M:
+        """Return the child with these labels; the metric itself where it has none."""
+        found = self._made.get(labels)
+        if found is None:
+            found = self._made[labels] = self._metric.labels(*labels) if labels else self._metric
+        return found
 
 
 class Labels:

@@ -11,21 +11,28 @@ from sim.errors import InputError
 from sim.experiments.demands import demands
 from sim.experiments.executors import Executor
 from sim.extras import require
+from sim.scenario import plugins
 from sim.scenario.load import parse_scenario
+from sim.studies.advise.baselines import reads_baselines, squeezed
 from sim.studies.advise.capacity import never_served
 from sim.studies.advise.demand import Tree
 from sim.studies.advise.model import Advice, Objective, PolicyAdvice, Terms
-from sim.studies.advise.reasons import reasons_of
+from sim.studies.advise.reasons import baseline_words, reasons_of, survey_words
 from sim.studies.advise.search import Say, advise_policy
+from sim.studies.advise.survey import Candidate, survey
 from sim.studies.advise.trial import Bench, enough_slots, parse_slots
 
 POLICIES = ("token-pool", "rate-limit", "none")
 """What is searched where nobody says: the paper's, plain limits, and nothing at all."""
+_SEARCHED = 3
+"""Policies of the survey that are searched too, at most. [choice]"""
+_CLEARLY_MORE = 1.01
 
 
 def advise(
     tree: Tree, objectives: Sequence[Objective], terms: Terms, folder: Path, *, policies: Sequence[str] = POLICIES,
-    given: Mapping[str, Any] | None = None, executor: Executor | None = None, say: Say = lambda _: None,
+    given: Mapping[str, Any] | None = None, survey_runs: int = 0, executor: Executor | None = None,
+    say: Say = lambda _: None,
 ) -> Advice:
     """Return settings that hold for a demand, for each policy and the best of them.
 
@@ -34,6 +41,7 @@ def advise(
     tree : the demand, from `sim.studies.advise.demand`.
     folder : for the runs; what an interrupted search did is not done again.
     given : parameters of policies by name that are taken as they are.
+    survey_runs : how many runs may be spent on trying all other policies; who holds there is searched too.
 
     Raises
     ------
@@ -58,13 +66,37 @@ def advise(
         fix = "give more --replicas, a longer objective or a lower --target"
         raise InputError("advise", f"nothing that was tried meets the objectives ({words})", fix)
     best = max(found, key=_rank)
+    seen = None
+    if survey_runs:
+        others = [one for one in plugins.POLICY_KINDS if one not in policies]
+        seen = survey(bench, others, best, terms, survey_runs, say)
+        closer = replace(terms, high_replicas=best.setting.replicas) if best.setting else terms
+        better = [one.policy for one in seen.candidates if _promises_more(one, best)][:_SEARCHED]
+        answers += tuple(advise_policy(bench, policy, closer, say) for policy in better)
+        best = max((one for one in answers if one.setting is not None), key=_rank)
+    computed = best
+    best = squeezed(bench, best, terms, say)
+    answers = tuple(best if one is computed else one for one in answers)
     say(f"best: {best.policy}; looking for its reasons")
     reasons = reasons_of(bench, best, answers, terms)
     assert best.setting is not None
     chosen = bench.scenario(best.policy, best.setting)
+    if seen is not None:
+        reasons += survey_words(seen, best, answers)
+    if reads_baselines(best.policy):
+        reasons.append(baseline_words(bench.baselines, best.setting))
     if not terms.rest:
         reasons.insert(0, "of the requests without an objective fewer are answered than was asked: too few replicas")
-    return Advice(best, answers, bench.baselines, tuple(reasons), chosen.model_dump(mode="json"))
+    promised = {one.name: one.spec().baseline.slots or 0.0 for one in chosen.pool.entitlements if one.ttft_slo_s}
+    return Advice(best, answers, promised, tuple(reasons), chosen.model_dump(mode="json"))
+
+
+def _promises_more(one: Candidate, best: PolicyAdvice) -> bool:
+    """Whether a policy of the survey might be better than the best: fewer replicas, or clearly more goodput."""
+    assert best.setting is not None
+    if one.setting.replicas < best.setting.replicas or not best.holds:
+        return True
+    return one.output_tokens_per_s > _CLEARLY_MORE * sum(best.output_tokens_per_s) / len(best.output_tokens_per_s)
 
 
 def _rank(one: PolicyAdvice) -> tuple[bool, bool, int, float]:

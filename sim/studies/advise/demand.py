@@ -108,8 +108,10 @@ def _with_objectives(tree: Tree, objectives: Sequence[Objective]) -> None:
         raise InputError("advise", "nobody has an objective", f"give --objective NAME=SECONDS for some of {names}")
 
 
-def at_factor(tree: Tree, factor: float) -> Tree:
+def at_factor(tree: Tree, factor: float, *, spare: Sequence[str] = ()) -> Tree:
     """Return the demand with its rate times ``factor``: recordings are compressed in time, rates multiplied.
+
+    The demand of entitlements in ``spare`` stays as it is.
 
     Raises
     ------
@@ -119,6 +121,8 @@ def at_factor(tree: Tree, factor: float) -> Tree:
         return tree
     found = copy.deepcopy(tree)
     for workload in found["workload"]:
+        if workload.get("entitlement") in spare:
+            continue
         workload["arrivals"] = _faster(workload["arrivals"], factor, workload["name"])
     return found
 

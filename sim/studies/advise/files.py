@@ -17,7 +17,7 @@ from sim.live.gateway.config_file import make_core, make_settings, parse_config
 from sim.records.result_folder import replace_file
 from sim.scenario.load import parse_scenario
 from sim.scenario.profile import load_profile, shipped_profiles
-from sim.studies.advise.model import Advice, Terms
+from sim.studies.advise.model import Advice, Terms, counted
 from sim.studies.advise.reasons import check_words
 
 FILES = ("scenario.yaml", "gateway.yaml", "keys.yaml", "advice.md", "advice.json")
@@ -138,7 +138,7 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
     )  # fmt: skip
     stated = min((check.at_least for check in best.checks if check.good), default=0.0)
     lines = [
-        f"# Advice: {best.policy}, {best.setting.replicas} replicas",
+        f"# Advice: {best.policy}, {counted(best.setting.replicas, 'replica')}",
         "",
         f"{state}: in at least {stated:.0%} of draws of this demand (with {terms.confidence:.0%} confidence) every "
         f"objective is met by {terms.target:.0%} of the requests it is for. "

@@ -12,6 +12,12 @@ STRESS = 1.2
 """The factor on the demand at which settings must hold beside 1. [choice]"""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 replica", "2 replicas", "3 policies"."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """What an entitlement is promised: its share `Terms.target` of first tokens within ``ttft_s``.
@@ -57,18 +63,21 @@ class Setting:
     service_class : of entitlements with an objective whose class is open.
     limit_share : slots that each entitlement without an objective may have, as a share of the pool's; None: no limit.
     rate_share : of the pool's tokens/s from which rates of policies that have such are made.
+    baseline_share : of the slots that were computed, what entitlements with an objective are promised.
     """
 
     replicas: int
     service_class: ServiceClass = ServiceClass.ELASTIC
     limit_share: float | None = None
     rate_share: float = 1.0
+    baseline_share: float = 1.0
 
     def __str__(self) -> str:
         """Return it in words."""
         limit = "no limit" if self.limit_share is None else f"a limit of {self.limit_share:.0%} of the slots"
         rate = "" if self.rate_share == 1 else f", rates of {self.rate_share:.0%} of the capacity"
-        return f"{self.replicas} replicas, {self.service_class}, {limit} for the rest{rate}"
+        promised = "" if self.baseline_share == 1 else f", {self.baseline_share:.0%} of the computed baselines"
+        return f"{counted(self.replicas, 'replica')}, {self.service_class}, {limit} for the rest{rate}{promised}"
 
 
 @dataclass(frozen=True, slots=True)

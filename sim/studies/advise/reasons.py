@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sim.analysis.statistics import mean_interval
 from sim.experiments.demands import demands
 from sim.scenario.load import parse_scenario
+from sim.studies.advise.baselines import NOISY
 from sim.studies.advise.capacity import Use, use_of
 from sim.studies.advise.demand import with_twin
-from sim.studies.advise.model import STRESS, Check, PolicyAdvice, Setting, Terms
+from sim.studies.advise.model import STRESS, Check, PolicyAdvice, Setting, Terms, counted
+from sim.studies.advise.survey import Survey
 from sim.studies.advise.trial import Bench
 
 _PLAIN = ("none", "cap", "rate-limit")
@@ -77,9 +79,11 @@ def _next_tenant(bench: Bench, best: PolicyAdvice, terms: Terms) -> str:
         )
         if found is not None and found.held(terms.target) == found.draws:
             gpus = more * bench.tree["pool"]["profile"].get("gpus", 1)
-            cost = "fits as it is" if not more else f"costs {more} more replicas ({gpus} GPU-hours an hour)"
+            hours = counted(gpus, "GPU-hour")
+            cost = "fits as it is" if not more else f"costs {counted(more, 'more replica')} ({hours} an hour)"
             return f"the next tenant, one like {name}, {cost}"
-    return f"the next tenant, one like {name}, does not fit with {_MOST_MORE} more replicas and these settings"
+    most = counted(_MOST_MORE, "more replica")
+    return f"the next tenant, one like {name}, does not fit with {most} and these settings"
 
 
 def _replica_lost(bench: Bench, best: PolicyAdvice, terms: Terms) -> str:
@@ -112,17 +116,50 @@ def _comparison(best: PolicyAdvice, answers: Sequence[PolicyAdvice]) -> list[str
             continue
         goodput = sum(answer.output_tokens_per_s) / len(answer.output_tokens_per_s)
         state = "holds" if answer.holds else "holds at 1.0x only" if answer.holds_now else "does not hold"
-        checks = ", ".join(map(check_words, answer.checks))
+        checks = "; ".join(map(check_words, answer.checks))
         words.append(f"{answer.policy}: {state} ({checks}); {answer.setting}; {goodput:,.0f} output tokens/s")
     plain = [one for one in answers if one.policy in _PLAIN and as_good(one, best)]
     if best.policy in _PLAIN:
         words.append(f"plain limits are enough: no policy with entitlements did better than {best.policy}")
     elif plain:
         names = " and ".join(one.policy for one in plain)
-        words.append(f"plain limits do as well here: {names} holds with as many replicas and as much goodput")
+        verb = "holds" if len(plain) == 1 else "hold"
+        words.append(f"plain limits do as well here: {names} {verb} with as few replicas and as much goodput")
     elif any(one.policy in _PLAIN for one in answers):
         words.append("plain limits do not do as well: see their lines above")
     return words
+
+
+def survey_words(seen: Survey, best: PolicyAdvice, answers: Sequence[PolicyAdvice]) -> list[str]:
+    """Return which of all other policies held in the survey, and which was searched and is better."""
+    searched = {one.policy for one in answers}
+    held = [one for one in seen.candidates if one.policy not in searched]
+    tried = len(seen.candidates) + len(seen.failed)
+    words = [
+        f"of {counted(tried, 'other policy')} tried in {counted(seen.runs, 'run')} (loosely and at the middle of what "
+        f"they may be set to), {len(seen.candidates)} held in the draws of the search"
+    ]
+    if held:
+        some = ", ".join(f"{one.policy} ({one.output_tokens_per_s:,.0f} output tokens/s)" for one in held)
+        words[0] += f"; none of these serves it better than {best.policy}: {some}"
+    if seen.failed:
+        words.append(f"did not hold there, with their default or rule-made settings: {', '.join(seen.failed)}")
+    if seen.untried:
+        words.append(f"not tried, for want of runs (--survey): {', '.join(seen.untried)}")
+    return words
+
+
+def baseline_words(computed: Mapping[str, float], setting: Setting) -> str:
+    """Return what baselines are made of, and what of them was found to be enough."""
+    slots = ", ".join(f"{name} {amount:g}" for name, amount in computed.items())
+    enough = (
+        "nothing less held" if setting.baseline_share == 1
+        else f"{setting.baseline_share:.0%} of that is enough, and is what is promised here"
+    )  # fmt: skip
+    return (
+        f"baselines: by themselves tenants need {slots} slots in their busiest moments; {enough}, tried with the rest "
+        f"asking for {NOISY:g}x as much"
+    )
 
 
 def as_good(one: PolicyAdvice, best: PolicyAdvice) -> bool:
@@ -143,6 +180,7 @@ def as_good(one: PolicyAdvice, best: PolicyAdvice) -> bool:
 def check_words(check: Check) -> str:
     """Return what fresh draws said, in words."""
     return (
-        f"at {check.factor:g}x {check.held} of {check.draws} fresh draws, at least {check.at_least:.0%} of all, "
-        f"least {check.worst_tenant} {check.worst_attained:.1%}"
+        f"at {check.factor:g}x of the demand {check.held} of {counted(check.draws, 'fresh draw')} held (at least "
+        f"{check.at_least:.0%} of all draws); {check.worst_tenant} came off worst, with {check.worst_attained:.1%} of "
+        "its requests in time on average"
     )

@@ -53,7 +53,8 @@ def main() -> None:
         found = recheck(asked.folder, Path(runs) / "runs", draws=asked.draws, seed=asked.seed, jobs=asked.jobs)
     sys.stdout.write(
         f"{found.held} of {found.draws} fresh draws hold ({found.held / found.draws:.0%}); stated: at least "
-        f"{found.stated:.0%}; least {found.worst_tenant} {found.worst_attained:.1%} on average\n"
+        f"{found.stated:.0%}; {found.worst_tenant} came off worst, with {found.worst_attained:.1%} of its "
+        "requests in time on average\n"
     )
     sys.exit(0 if found.held >= found.stated * found.draws else 1)
 

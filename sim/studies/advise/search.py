@@ -11,7 +11,7 @@ from typing import Any
 from policies.api import ServiceClass
 from sim.errors import ScenarioError
 from sim.experiments.plan import FRESH
-from sim.studies.advise.model import STRESS, Check, Measured, PolicyAdvice, Setting, Terms
+from sim.studies.advise.model import STRESS, Check, Measured, PolicyAdvice, Setting, Terms, counted
 from sim.studies.advise.trial import Bench
 
 _LIMITS = (None, 0.6, 0.4, 0.25, 0.15, 0.08, 0.04, 0.02)
@@ -90,7 +90,7 @@ def _candidates(bench: Bench, policy: str, terms: Terms, say: Say) -> Iterator[S
         if replicas not in found:
             found[replicas] = _loosest(bench, policy, terms, replicas)
             words = "nothing holds" if found[replicas] is None else str(found[replicas])
-            say(f"{policy}: {replicas} replicas: {words}")
+            say(f"{policy}: {counted(replicas, 'replica')}: {words}")
         return found[replicas]
 
     if loosest(high) is None:
@@ -154,8 +154,18 @@ def _holds(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
     """Return whether it does, and enough of the rest is answered at the demand as it is."""
     if not _meets(bench, policy, setting, terms):
         return False
+    return answered_enough(bench, policy, setting, terms)
+
+
+def answered_enough(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
+    """Return whether at the demand as it is enough of the requests without an objective is answered."""
     now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
-    return now is not None and _mean(now.rest) >= terms.rest
+    return now is not None and mean(now.rest) >= terms.rest
+
+
+def checked_answer(bench: Bench, policy: str, setting: Setting, terms: Terms, before: int) -> PolicyAdvice:
+    """Return the answer that a setting is, with its checks; ``before`` settings had fresh draws before it."""
+    return _answer(bench, policy, setting, terms, _checked(bench, policy, setting, terms, before), ())
 
 
 def _checked(bench: Bench, policy: str, setting: Setting, terms: Terms, before: int) -> tuple[Check, ...]:
@@ -182,7 +192,7 @@ def _answer(
 ) -> PolicyAdvice:
     now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
     assert now is not None
-    refused = {tenant: _mean(values) for tenant, values in now.refused.items()}
+    refused = {tenant: mean(values) for tenant, values in now.refused.items()}
     parameters = dict(bench.scenario(policy, setting).policies[0].model_dump(mode="json"))
     return PolicyAdvice(
         policy, setting, checks, tuple(stepped), "", tuple(now.output_tokens_per_s), refused, parameters
@@ -199,11 +209,13 @@ def _why_not(bench: Bench, policy: str, terms: Terms) -> str:
         return f"no setting is valid: the objectives take {promised:g} slots in their busy minutes"
     tenant, attained = found.worst()
     return (
-        f"{tenant} meets its objective for {attained:.1%} at {STRESS:g}x with {terms.high_replicas} replicas, and "
-        f"{_mean(found.rest):.0%} of the rest is answered"
+        f"{tenant} meets its objective for {attained:.1%} at {STRESS:g}x with "
+        f"{counted(terms.high_replicas, 'replica')}, and "
+        f"{mean(found.rest):.0%} of the rest is answered"
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are known; 0 where none is."""
     known = [one for one in values if not math.isnan(one)]
     return sum(known) / len(known) if known else 0.0

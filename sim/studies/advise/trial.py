@@ -40,6 +40,7 @@ class Bench:
     tree : the demand at factor 1.
     folder : of the runs; what is there already is not run again.
     baselines : slots for each entitlement with an objective.
+    runs : how many draws were run.
     """
 
     tree: Tree
@@ -48,6 +49,7 @@ class Bench:
     executor: Executor | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    runs: int = 0
     _known: dict[str, Measured] = field(default_factory=dict)
 
     @property
@@ -55,19 +57,24 @@ class Bench:
         """The seed of the search's draws."""
         return int(self.tree["seed"])
 
-    def scenario(self, policy: str, setting: Setting, *, factor: float = 1.0, tree: Tree | None = None) -> Scenario:
-        """Return the scenario of a setting.
+    def scenario(
+        self, policy: str, setting: Setting, *, factor: float = 1.0, tree: Tree | None = None, noisy: float = 1.0
+    ) -> Scenario:
+        """Return the scenario of a setting, ``noisy`` being a factor on the demand of who has no objective.
 
         Raises
         ------
         ScenarioError : it is not valid: baselines over what the pool has, for example.
         """
         asked = copy.deepcopy(at_factor(self.tree if tree is None else tree, factor))
+        if noisy != 1:
+            quiet = [one["entitlement"] for one in asked["workload"] if self._baseline(one["entitlement"]) is not None]
+            asked = copy.deepcopy(at_factor(asked, noisy, spare=quiet))
         pool = asked["pool"]
         pool["replicas"] = setting.replicas
         slots = setting.replicas * parse_slots(pool["profile"])
         for one in pool["entitlements"]:
-            baseline = self.baselines.get(one["name"].removesuffix("-next"))
+            baseline = self._baseline(one["name"])
             if baseline is None:
                 one["service_class"] = str(ServiceClass.SPOT)
                 if setting.limit_share is not None:
@@ -76,9 +83,12 @@ class Bench:
             objective = self.objectives.get(one["name"])
             chosen = objective.service_class if objective is not None else None
             one["service_class"] = str(chosen or setting.service_class)
-            one["baseline"] = {"slots": baseline}
+            one["baseline"] = {"slots": max(1.0, float(round(baseline * setting.baseline_share)))}
         asked["policies"] = [self.parameters(policy, setting, asked)]
         return parse_scenario(asked, "advise")
+
+    def _baseline(self, entitlement: str) -> float | None:
+        return self.baselines.get(entitlement.removesuffix("-next"))
 
     def parameters(self, policy: str, setting: Setting, asked: Tree) -> Mapping[str, Any]:
         """Return a policy with its parameters: the user's own, or what the tournament's rule makes of the pool."""
@@ -125,16 +135,17 @@ class Bench:
 
     def measure(
         self, policy: str, setting: Setting, *, factor: float, seed: int, draws: int, tree: Tree | None = None,
-        events: Sequence[Mapping[str, Any]] = (),
+        events: Sequence[Mapping[str, Any]] = (), noisy: float = 1.0,
     ) -> Measured | None:
         """Return what so many draws gave; None where the setting is not valid."""
         try:
-            scenario = self.scenario(policy, setting, factor=factor, tree=tree)
+            scenario = self.scenario(policy, setting, factor=factor, tree=tree, noisy=noisy)
         except ScenarioError:
             return None
         plain = resolved(scenario) | {"seed": seed, "replications": draws, "events": list(events)}
         key = json.dumps([plain, draws], sort_keys=True)
         if key not in self._known:
+            self.runs += draws
             self._known[key] = self.run(parse_scenario(plain, "advise"))
         return self._known[key]
 

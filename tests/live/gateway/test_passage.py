@@ -111,12 +111,14 @@ def test_a_client_takes_chunks_while_its_answer_in_chunks_is_under_way() -> None
 
     class Cycle:
         chunked_encoding: Any = True
+        transport: Any = None
         response_started, response_complete, disconnected, flow = True, False, False, Flow()
 
     transport = Transport()
     client = Client(transport)  # type: ignore[arg-type]
     assert not client.takes_chunks()
     cycle = Cycle()
+    cycle.transport = transport
     client.begin(cycle)
     assert client.takes_chunks()
     client.write_chunk(b"x" * 17)

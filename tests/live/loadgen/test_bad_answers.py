@@ -218,7 +218,7 @@ def stream(tokens: int, per_event: int = 1) -> bytes:
     return head(sse(*events, LAST, usage({"completion_tokens": tokens}), b"[DONE]"))
 
 
-ASKED = [4, 1, 1, 11, 1, 11, 1]  # the warm-up, two prompts alone, two beside a stream
+ASKED = [40, 1, 1, 24, 1, 24, 1]  # the stream that is watched alone, two prompts alone, two beside a stream
 
 
 @pytest.mark.parametrize("name", NONSENSE)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, InFlight, RequestView, Resources
+from policies.api import (
+    EntitlementLedger,
+    EntitlementSpec,
+    EntitlementState,
+    InFlight,
+    PoolCapacity,
+    PoolLedger,
+    RequestView,
+    Resources,
+)
 from policies.api import ServiceClass as Class
 from policies.parts.trend import Trend
+from policies.predictive_pool.headroom import Headroom
 from policies.predictive_pool.leaves import BURST, ELASTIC, PROMISED, SPOT, Leaf, Turn, grow
 from policies.predictive_pool.lengths import Lengths
 from policies.predictive_pool.pace import Drain, Prefill
@@ -126,10 +138,10 @@ def leaf_of(one: EntitlementSpec) -> tuple[Leaf, EntitlementLedger]:
 def test_a_promise_of_tokens_goes_first_until_it_is_used_up() -> None:
     leaf, ledger = leaf_of(spec("a", Class.GUARANTEED, tokens_per_s=100.0, slots=1))
     ledger.in_flight = 5  # tokens decide where they are promised
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == PROMISED
+    assert leaf.tier(ledger, 1, 0.0) == PROMISED
     leaf.charge(1000.0, 0.0)
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == BURST
-    assert leaf.tier(ledger, 1, 0.0, 1.0) == PROMISED
+    assert leaf.tier(ledger, 1, 0.0) == BURST
+    assert leaf.tier(ledger, 1, 1.0) == PROMISED
     leaf.charge(-50.0, 1.0)
     assert leaf.bucket is not None
     assert leaf.bucket.available(1.0) == pytest.approx(150.0)
@@ -138,10 +150,10 @@ def test_a_promise_of_tokens_goes_first_until_it_is_used_up() -> None:
 def test_a_promise_of_slots_counts_what_is_in_flight() -> None:
     leaf, ledger = leaf_of(spec("a", Class.ELASTIC, slots=2))
     ledger.in_flight = 1
-    assert leaf.tier(ledger, 1, 0.0, 0.0) == ELASTIC
-    assert leaf.tier(ledger, 2, 0.0, 0.0) == BURST
+    assert leaf.tier(ledger, 1, 0.0) == ELASTIC
+    assert leaf.tier(ledger, 2, 0.0) == BURST
     spot, ledger = leaf_of(spec("s", Class.SPOT))
-    assert spot.tier(ledger, 1, 0.0, 0.0) == SPOT
+    assert spot.tier(ledger, 1, 0.0) == SPOT
 
 
 def test_parents_weigh_what_their_leaves_were_promised_and_keys_of_one_tenant_share_one_part() -> None:
@@ -157,3 +169,56 @@ def test_parents_weigh_what_their_leaves_were_promised_and_keys_of_one_tenant_sh
     assert apart["k1"].parent is not apart["k2"].parent
     named, _ = grow(specs, {"k3": "many"}, by_tree=True, bucket_s=10.0, timeout_s=None)
     assert named["k3"].parent is named["k1"].parent
+
+
+def test_slots_kept_free_grow_with_each_promised_request_that_was_late_up_to_what_is_likely_to_be_needed() -> None:
+    spec = EntitlementSpec(
+        name="a", tenant="a", service_class=Class.GUARANTEED, ttft_slo_s=1.0, baseline=Resources(slots=8)
+    )
+    leaves, _ = grow([spec], {}, by_tree=True, bucket_s=10.0, timeout_s=60.0)
+    ledger = EntitlementLedger(spec, EntitlementState.BOUND, demanded_requests=400, mean_service_s=1.0)
+    pool = PoolLedger(PoolCapacity(1, 16, None, None), {"a": ledger}, [], mean_service_s=1.0, sequences_in_flight=16)
+    headroom = Headroom(leaves, margin=1.0, late=0.1)
+    headroom.ticked(pool, 0.5, 100.0)  # 4/s of a second each: 4 at once and two more; 8 slots come back within 0.5 s
+    assert headroom.slots == 0.0
+    for _ in range(3):
+        headroom.served("a", late=True)
+    headroom.moved("a", 3)
+    assert headroom.slots == pytest.approx(2.7)  # three late ones, less a tenth each
+    assert headroom.kept_for_others("b") == 2
+    assert headroom.kept_for_others("a") == 0
+    headroom.moved("a", 5)
+    assert headroom.slots == pytest.approx(1.0, abs=1e-3)  # six less five: it will not need more
+    for _ in range(27):
+        headroom.served("a", late=False)
+    headroom.moved("a", 3)
+    assert headroom.slots == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("back_per_s", [3.0, 6.0])
+def test_in_the_long_run_the_share_that_was_asked_for_is_late(back_per_s: float) -> None:
+    """Arrivals at 2/s take a free slot or, where there is none, are late; slots come back one at a time."""
+    spec = EntitlementSpec(
+        name="a", tenant="a", service_class=Class.GUARANTEED, ttft_slo_s=10.0, baseline=Resources(slots=50)
+    )
+    leaves, _ = grow([spec], {}, by_tree=True, bucket_s=10.0, timeout_s=60.0)
+    ledger = EntitlementLedger(spec, EntitlementState.BOUND, in_flight=30, mean_service_s=25.0)
+    pool = PoolLedger(PoolCapacity(1, 99, None, None), {"a": ledger}, [], mean_service_s=25.0, sequences_in_flight=75)
+    headroom = Headroom(leaves, margin=1.0, late=0.1)
+    chance, free, late, came = random.Random(7), 0, 0, 0
+    now_s, tick_s = 0.0, 0.25
+    while came < 4000:
+        now_s += chance.expovariate(2.0 + back_per_s)
+        while tick_s <= now_s:
+            headroom.ticked(pool, 0.0, tick_s)
+            tick_s += 0.25
+        if chance.random() < back_per_s / (2.0 + back_per_s):
+            headroom.moved("a", 30)
+            free += free < headroom.kept_for_others("b")  # what is not kept, others take at once
+            continue
+        came += 1
+        ledger.demanded_requests = came
+        late += free == 0
+        headroom.served("a", late=free == 0)
+        free -= free > 0
+    assert late / came == pytest.approx(0.1, abs=0.03)

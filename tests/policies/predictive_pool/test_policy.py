@@ -218,6 +218,25 @@ def test_slots_are_kept_for_a_promise_whose_loans_come_back_too_slowly() -> None
             assert forwarded(desk.ask("c", "chat", now_s + 0.1)) == ["c"]
 
 
+def test_whoever_is_next_inside_its_promise_is_not_refused_on_a_forecast() -> None:
+    """A line that stood still an hour ago says nothing of the next slot, which may come back in time."""
+    desk = Desk(slots=1)
+    for number in range(3):  # chat waits 1.85 s each time, and has its first token a tenth of a second later
+        at_s = 100.0 * number
+        desk.ask(f"running-{number}", "spot", at_s)
+        desk.core.handle(FirstToken(f"running-{number}"), at_s + 0.1)
+        assert isinstance(desk.ask(f"waits-{number}", "chat", at_s)[0], Hold)
+        assert forwarded(desk.end(f"running-{number}", at_s + 1.85)) == [f"waits-{number}"]
+        desk.core.handle(FirstToken(f"waits-{number}"), at_s + 1.95)
+        desk.end(f"waits-{number}", at_s + 2.0)
+    desk.ask("again", "spot", 1000.0)
+    desk.core.handle(FirstToken("again"), 1000.5)  # 0.16 s in the mean: 1.85 s and so much more would be too late
+    assert isinstance(desk.ask("next", "chat", 1000.5)[0], Hold)
+    (refused,) = [step for step in desk.ask("after", "chat", 1000.5) if isinstance(step, Refuse)]
+    assert refused.reason is Reason.SLO
+    assert forwarded(desk.end("again", 1000.6)) == ["next"]
+
+
 def test_a_limit_of_its_own_holds_a_leaf_back_and_nobody_else() -> None:
     capped = replace(DOCS, limit=Resources(slots=2))
     desk = Desk(slots=4, specs=(CHAT, capped))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from sim.records.result_folder import check_replaceable
 from sim.scenario.load import load_scenario, parse_scenario
 from sim.scenario.profile import load_profile
 from sim.studies.advise.advise import advise
+from sim.studies.advise.baselines import SHARES, _least, squeezed
 from sim.studies.advise.capacity import tokens_per_s, use_of
 from sim.studies.advise.demand import at_factor, from_scenario, from_traces
-from sim.studies.advise.model import Measured, Objective, Setting, Terms
-from sim.studies.advise.reasons import as_good
+from sim.studies.advise.model import Measured, Objective, PolicyAdvice, Setting, Terms, counted
+from sim.studies.advise.reasons import as_good, baseline_words, survey_words
 from sim.studies.advise.recheck import recheck
-from sim.studies.advise.search import _least_strict, ladder, lower_bound
+from sim.studies.advise.search import _least_strict, advise_policy, ladder, lower_bound
+from sim.studies.advise.survey import survey
 from sim.studies.advise.trial import Bench, enough_slots
 from workloads.requests import Demand
 
@@ -48,6 +51,9 @@ SCENARIO: dict[str, Any] = {
     "policies": ["token-pool"],
 }  # fmt: skip
 TERMS = Terms(share=0.5, confidence=0.8, search_draws=2, check_draws=6)
+
+
+ANY_REST = replace(TERMS, rest=0.0)
 
 
 def tree() -> dict[str, Any]:
@@ -203,8 +209,6 @@ def test_steps_go_from_loose_to_strict_and_every_policy_has_some() -> None:
 
 
 def test_plain_limits_are_as_good_only_if_they_are() -> None:
-    from dataclasses import replace
-
     from sim.studies.advise.model import Check, PolicyAdvice
 
     good = Check(1.0, 6, 6, 0.7, True, "chat", 1.0)
@@ -281,3 +285,62 @@ def test_the_loosest_that_meets_the_objectives_is_found_where_the_strictest_lets
         found = _least_strict(runs, lambda setting, first=first: runs.index(setting) >= first)
         assert found == runs[first]
     assert _least_strict(runs, lambda _: False) is None
+
+
+def test_counts_are_words_that_agree() -> None:
+    assert str(Setting(replicas=1)).startswith("1 replica,")
+    assert str(Setting(replicas=2)).startswith("2 replicas,")
+    assert counted(1, "policy") + counted(3, "policy") == "1 policy3 policies"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    found = Bench(tree(), {"chat": Objective("chat", 1.0)}, tmp_path_factory.mktemp("bench"))
+    found.baselines = enough_slots(tree(), ["chat"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(bench: Bench) -> PolicyAdvice:
+    return advise_policy(bench, "token-pool", ANY_REST)
+
+
+def test_a_survey_finds_who_holds_and_keeps_to_its_runs(bench: Bench, plain: PolicyAdvice) -> None:
+    before = bench.runs
+    seen = survey(bench, ["none", "slo-feasible", "predictive-pool", "vtc"], plain, ANY_REST, 40)
+    assert {"none"} <= set(seen.failed)  # batch alone fills the pool
+    assert "slo-feasible" in [one.policy for one in seen.candidates]
+    assert not seen.untried
+    assert 4 <= seen.runs <= 40 + 2 * TERMS.search_draws
+    assert bench.runs - before == seen.runs
+    hurried = survey(bench, ["drr", "las", "bands"], plain, ANY_REST, 1)
+    assert hurried.untried
+    assert len(hurried.candidates) + len(hurried.failed) + len(hurried.untried) == 3
+    words = " ".join(survey_words(replace(hurried, candidates=seen.candidates), plain, [plain]))
+    assert "slo-feasible" in words
+    assert "not tried, for want of runs" in words
+
+
+def test_baselines_are_squeezed_to_what_still_holds(bench: Bench, plain: PolicyAdvice) -> None:
+    assert plain.setting is not None
+    found = squeezed(bench, plain, ANY_REST)
+    assert found.setting is not None
+    assert found.holds
+    assert found.setting.baseline_share <= 1
+    own = bench.scenario("token-pool", found.setting).pool.entitlements[0].spec().baseline.slots
+    assert own == max(1, round(bench.baselines["chat"] * found.setting.baseline_share))
+    assert "asking for 2x as much" in baseline_words(bench.baselines, found.setting)
+
+
+def test_a_noisy_rest_is_more_of_the_rest_only(bench: Bench) -> None:
+    scenario = bench.scenario("token-pool", Setting(replicas=1), noisy=2.0)
+    rates = [one.arrivals.rate_per_s for one in scenario.workload]  # type: ignore[union-attr]
+    assert rates == [2.0, 16.0]
+    again = bench.measure("token-pool", Setting(replicas=1), factor=1.0, seed=9, draws=2, noisy=2.0)
+    usual = bench.measure("token-pool", Setting(replicas=1), factor=1.0, seed=9, draws=2)
+    assert again is not usual
+
+
+def test_the_least_good_share_is_found_by_halves() -> None:
+    for least in range(len(SHARES)):
+        assert _least(lambda share, most=SHARES[least]: share >= most) == least

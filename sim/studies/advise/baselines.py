@@ -1,0 +1,74 @@
+"""How little may be promised: the least share of the computed baselines that still holds, with a noisy rest.
+
+A baseline that is computed from a tenant's own demand holds by itself. A smaller one may do, because the pool is shared
+and rarely full; what it must withstand is others who ask for more than they did, so that is what it is tried against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sim.studies.advise.model import STRESS, PolicyAdvice, Setting, Terms
+from sim.studies.advise.search import Say, answered_enough, checked_answer, mean
+from sim.studies.advise.trial import Bench
+
+SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
+"""Of the computed baselines, from large to small. [choice]"""
+NOISY = 2.0
+"""The factor on the demand of who has no objective, beside `STRESS` on all. [choice]"""
+_ALIKE = 0.02
+_CHECKS = 3
+
+
+def reads_baselines(policy: str) -> bool:
+    """Whether a policy decides by the slots that entitlements were promised."""
+    return policy in ("token-pool", "predictive-pool", "cohort")
+
+
+def squeezed(bench: Bench, best: PolicyAdvice, terms: Terms, say: Say = lambda _: None) -> PolicyAdvice:
+    """Return the advice with the least baselines that hold in the search and on fresh draws; as it is if none do."""
+    setting = best.setting
+    if setting is None or not best.holds or not reads_baselines(best.policy) or not bench.baselines:
+        return best
+    usual = mean(best.output_tokens_per_s)
+
+    def good(share: float) -> bool:
+        tried = replace(setting, baseline_share=share)
+        return _withstands(bench, best.policy, tried, terms) and _goodput(bench, best.policy, tried, terms) >= (
+            1 - _ALIKE
+        ) * usual
+
+    least = _least(good)
+    say(f"{best.policy}: {SHARES[least]:.0%} of the computed baselines hold in the search")
+    for number, share in enumerate(SHARES[least:0:-1]):
+        if number == _CHECKS:
+            break
+        answer = checked_answer(bench, best.policy, replace(setting, baseline_share=share), terms, _CHECKS + number)
+        if answer.holds:
+            return replace(answer, stepped_back=best.stepped_back)
+    return best
+
+
+def _least(good: Callable[[float], bool]) -> int:
+    """Return the index of the smallest share that is good, by bisection; 0 is taken to be."""
+    few, enough = len(SHARES), 0
+    while few - enough > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if good(SHARES[middle]) else (middle, enough)
+    return enough
+
+
+def _withstands(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
+    for noisy in (1.0, NOISY):
+        found = bench.measure(
+            policy, setting, factor=STRESS, seed=bench.seed, draws=terms.search_draws, noisy=noisy
+        )
+        if found is None or found.held(terms.target) < found.draws:
+            return False
+    return answered_enough(bench, policy, setting, terms)
+
+
+def _goodput(bench: Bench, policy: str, setting: Setting, terms: Terms) -> float:
+    found = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
+    return 0.0 if found is None else mean(found.output_tokens_per_s)
