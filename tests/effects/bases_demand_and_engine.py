@@ -31,7 +31,7 @@ def workload_bases(folder: Path) -> dict[str, dict[str, Any]]:
         tree["workload"][2] |= {"arrivals": law, "client": {"kind": "drop"}}
         found[f"arrivals {name}"] = tree
     clients: dict[str, dict[str, Any]] = {
-        "impatient": {"kind": "impatient", "patience_s": 8, "waits_for": "last-token", "max_attempts": 2},
+        "impatient": {"kind": "impatient", "patience_s": 3, "waits_for": "last-token", "max_attempts": 2},
         "adversarial": {"kind": "adversarial", "max_attempts": 3, "keys": ["low"], "inflate": 2},
         "retries on its own clock": {"kind": "retry", "max_attempts": 4, "honour_retry_after": False, "delay_s": 0.7,
                                      "retry_interrupted": True},

@@ -42,6 +42,8 @@ def main() -> int:
             other = search.witness(key)
             if isinstance(other, Witness):
                 found[key] = other
+                if asked.write:  # as it goes, so that what was found is kept where it is stopped
+                    keep({name: each for name, each in (known | found).items() if name in fields})
                 print(f"{key}: {other.base}, {other.path}={other.value!r}", flush=True)
             else:
                 left[key] = other

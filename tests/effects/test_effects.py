@@ -15,7 +15,7 @@ from scenario.examples import INLINE_PROFILE, mapping
 from effects.bases import bases
 from effects.fields import _classes, all_fields, annotations, key_of, others, places, with_value
 from effects.observe import attempt
-from effects.reasons import REFUSES, SAYS, SERVED
+from effects.reasons import NOT_LOOKED_FOR, REFUSES, SAYS, SERVED
 from effects.search import Search, Witness, kept
 from effects.serve import Told, configurations, read_names, told
 from policies.class_slots import ClassSlots
@@ -32,7 +32,7 @@ EVERY = 12
 
 def test_every_field_of_a_scenario_has_a_change_that_shows_or_a_reason() -> None:
     fields = all_fields(Scenario)
-    shown = set(kept()) | set(SAYS) | set(REFUSES)
+    shown = set(kept()) | set(SAYS) | set(REFUSES) | NOT_LOOKED_FOR
     bare = []
     for key, owner in fields.items():
         parts = _classes(annotations(owner)[key.rpartition(".")[2]])
