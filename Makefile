@@ -215,8 +215,13 @@ sbom: $(TOOLS)/.ready
 audit: $(TOOLS)/.ready
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
+# The errors on every measured run of real engines in TOKENPOOLS_DATA, printed with their noise floors: some minutes.
+.PHONY: errors
+errors: $(VENV)/.ready
+	TOKENPOOLS_EVERY_RUN=1 $(BIN)/pytest -q tests/calibration/test_error_table.py
+
 # Our replica beside vLLM's own scheduler over 10,000 random loads and 1,000 with pipeline stages, in two versions: about
-# half an hour of two cores. Writes docs/known-divergences.md from all that results/conformance keeps; stopped, it goes on
+# ten minutes. Writes docs/known-divergences.md from all that results/conformance keeps; stopped, it goes on
 # with the same command. LOADS=500 is quicker; one version alone: VLLM_VERSIONS=0.32.0; after a change: rm -r results/conformance
 conformance: $(VENV)/.ready $(VLLM_VERSIONS:%=$(CONFORMANCE)/%/.ready)
 	$(BIN)/python benchmarks/conformance/run.py $(VLLM_VERSIONS:%=--python $(CONFORMANCE)/%/bin/python) \

@@ -30,7 +30,8 @@ HOT = tuple(
         ("policies/token_pool", ("allocation", "leases", "limits", "metering", "policy", "priority", "threshold")),
         ("sim/cluster", (
             "agenda", "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request",
-            "flow_prefill", "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "waiting",
+            "flow_prefill", "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "uneven_contexts",
+            "waiting",
         )),
         ("sim/engine", ("decode_curve", "interpolation", "linear_times")),
     )

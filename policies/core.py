@@ -7,7 +7,7 @@ the same events at the same times do the same things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from policies.api import (
@@ -43,6 +43,8 @@ from policies.api import (
     Reason,
     Reclaiming,
     Refuse,
+    ReplicaKind,
+    ReplicaLedger,
     ReplicaReport,
     RequestView,
     Router,
@@ -83,6 +85,7 @@ class GatewayCore(PoolState):
     scaler : says how many replicas the pool should have; None where nobody does.
     retry_failed : whether a request that failed at one replica is sent once more to each of the others that is ready.
     hierarchy : limits and budgets above the entitlements, which are asked before the policy; None where there are none.
+    kinds : of each replica, what it can do, where they differ; a request goes only to one that it fits in.
     service_smoothing : share of the old value that a new service time leaves in the moving averages, in [0, 1).
 
     Attributes
@@ -99,11 +102,12 @@ class GatewayCore(PoolState):
         policy: AdmissionPolicy, router: Router, default_max_output_tokens: int = 256,
         max_context_tokens: int | None = None, service_smoothing: float = 0.9, scaler: Scaler | None = None,
         retry_failed: bool = False, hierarchy: Hierarchy | None = None,
+        kinds: Mapping[int, ReplicaKind] | None = None,
     ) -> None:
         if not 0 <= service_smoothing < 1:
             raise ValueError(f"service_smoothing is {service_smoothing}; give a share in [0, 1), e.g. 0.9")
         super().__init__(
-            entitlements, capacity, replica_ids, policy, router, default_max_output_tokens, hierarchy
+            entitlements, capacity, replica_ids, policy, router, default_max_output_tokens, hierarchy, kinds
         )
         self._decide: Decide = policy.decide
         self._reclaim = policy.reclaim if isinstance(policy, Reclaiming) else None
@@ -338,6 +342,8 @@ class GatewayCore(PoolState):
         books = self._replicas
         if only_at is not None:
             books = [book for book in books if book.replica_id in only_at]
+        if self._mixed:
+            books = self._fitting(request, max_output_tokens, books)
         if self._at_time is not None:
             self._at_time(now_s)
         replica_id = self._route(request, books)
@@ -352,6 +358,18 @@ class GatewayCore(PoolState):
         flight.counted_demand = request.attempt == 1
         self._book(flight, now_s)
         return _new(Forward, (request_id, replica_id, max_output_tokens))
+
+    @staticmethod
+    def _fitting(
+        request: RequestView, max_output_tokens: int, books: list[ReplicaLedger]
+    ) -> list[ReplicaLedger]:
+        """Return the replicas whose context is long enough; the very list where all are."""
+        need_tokens = request.context_tokens
+        if need_tokens is None:
+            need_tokens = request.prompt_tokens + max_output_tokens
+        if all(book.context_tokens is None or book.context_tokens >= need_tokens for book in books):
+            return books
+        return [book for book in books if book.context_tokens is None or book.context_tokens >= need_tokens]
 
     def _take_back(self, now_s: float) -> list[Instruction]:
         """Evict what the policy wants back."""
@@ -409,6 +427,8 @@ class GatewayCore(PoolState):
             return self._ended_elsewhere(event.request_id, now_s)
         flight.cached_tokens = event.cached_tokens
         service_s = max(0.0, now_s - flight.forwarded_s)
+        if self._completed is not None:
+            self._completed(flight, event.output_tokens, service_s)
         ledger, pool = flight.ledger, self.pool
         mean_s = ledger.mean_service_s
         ledger.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
@@ -440,6 +460,8 @@ class GatewayCore(PoolState):
         others = [book for book in self._replicas if book.ready and book.replica_id not in flight.failed_at]
         if flight.only_at is not None:
             others = [book for book in others if book.replica_id in flight.only_at]
+        if self._mixed:
+            others = self._fitting(flight.request, flight.max_output_tokens, others)
         replica_id = self._route(flight.request, others) if others else None
         if replica_id is None:
             return None

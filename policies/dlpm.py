@@ -94,7 +94,9 @@ class DlpmPolicy(QueueingPolicy):
     def _best(self, request: RequestView, pool: PoolLedger) -> tuple[float, int | None]:
         """Return how much of a prompt is cached, as a share, at which replica with a free slot: the least loaded."""
         each = pool.capacity.slots / max(1, pool.capacity.ready_replicas)
-        free = {book.replica_id: book for book in pool.replicas if book.ready and book.in_flight < each}
+        free = {
+            book.replica_id: book for book in pool.replicas if book.ready and book.in_flight < (book.slots or each)
+        }  # fmt: skip
         for share, having in self.caches.shares(request, pool.replicas):
             there = [free[one] for one in members(having) if one in free]
             if there:

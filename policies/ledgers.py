@@ -74,7 +74,9 @@ class EntitlementLedger:
 class ReplicaLedger:
     """What the gateway knows of one replica: its own bookkeeping, and the last report with its age.
 
-    ``in_flight`` counts sequences.
+    ``in_flight`` counts sequences. In a pool of several kinds of replicas ``slots`` and ``context_tokens`` are what
+    this one runs at once and the longest prompt + output it serves, None where all are alike; ``speed`` is how fast its
+    profile says it is, over the mean of the pool.
     """
 
     replica_id: int
@@ -82,6 +84,9 @@ class ReplicaLedger:
     in_flight: int = 0
     outstanding_tokens: int = 0
     report: ReplicaReport | None = None
+    slots: int | None = None
+    context_tokens: int | None = None
+    speed: float = 1.0
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -115,6 +115,14 @@ class PoolCapacity(NamedTuple):
         return self._replace(slots=slots, tokens_per_s=None if rate is None else rate * slots / self.slots)
 
 
+class ReplicaKind(NamedTuple):
+    """What one replica can do, where they differ: fields as in `policies.ledgers.ReplicaLedger`."""
+
+    slots: int
+    context_tokens: int | None
+    speed: float
+
+
 class RequestView(NamedTuple):
     """What a gateway can know about one attempt of a request: never its true output length.
 

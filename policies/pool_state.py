@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from policies.api import (
     AdmissionPolicy,
+    CompletionFollowing,
     EntitlementLedger,
     EntitlementSpec,
     EntitlementState,
@@ -25,6 +26,7 @@ from policies.api import (
     Queueing,
     Reason,
     Refuse,
+    ReplicaKind,
     ReplicaLedger,
     ReportFollowing,
     RequestView,
@@ -45,6 +47,7 @@ class PoolState:
     def __init__(
         self, entitlements: Sequence[EntitlementSpec], capacity: PoolCapacity, replica_ids: Sequence[int],
         policy: AdmissionPolicy, router: Router, default_max_output_tokens: int, hierarchy: Hierarchy | None = None,
+        kinds: Mapping[int, ReplicaKind] | None = None,
     ) -> None:
         specs = sorted(entitlements, key=lambda spec: spec.name)
         ledgers = {spec.name: EntitlementLedger(spec, EntitlementState.PENDING) for spec in specs}
@@ -54,6 +57,10 @@ class PoolState:
             raise ValueError(f"two replicas share an id in {list(replica_ids)}; give each its own")
         self._replicas = [ReplicaLedger(replica_id) for replica_id in sorted(replica_ids)]
         self._replica = {replica.replica_id: replica for replica in self._replicas}
+        self._mixed = kinds is not None
+        for replica_id, kind in (kinds or {}).items():
+            book = self._replica[replica_id]
+            book.slots, book.context_tokens, book.speed = kind
         self._ready = len(self._replicas)
         self._ledgers = ledgers
         self._flights: dict[str, InFlight] = {}
@@ -66,6 +73,7 @@ class PoolState:
             router.follow(self._replicas)
         self._reported = router.reported if isinstance(router, ReportFollowing) else None
         self._at_time = router.at_time if isinstance(router, Timekeeping) else None
+        self._completed = router.completed if isinstance(router, CompletionFollowing) else None
         self._router = router
         self._policy = policy
         self._hierarchy = hierarchy

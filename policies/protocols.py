@@ -256,6 +256,15 @@ class ReportFollowing(Protocol):
 
 
 @runtime_checkable
+class CompletionFollowing(Protocol):
+    """A router that learns how fast replicas are from what they have answered."""
+
+    def completed(self, flight: InFlight, output_tokens: int, service_s: float) -> None:
+        """Hear that ``flight.replica_id`` answered in full, ``service_s`` after it was sent there."""
+        ...
+
+
+@runtime_checkable
 class Timekeeping(Protocol):
     """A router that must know what time it is."""
 

@@ -34,6 +34,8 @@ from policies.prio_reserve import PrioReserve, PrioReservePolicy
 from policies.ptu import Ptu, PtuPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.reserve import Reserve, ReservePolicy
+from policies.routers.adapter_aware import AdapterAware, AdapterAwareRouter
+from policies.routers.expected_time import LeastExpectedTime, LeastExpectedTimeRouter
 from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
 from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
 from policies.routers.slo_tier import SloTier, SloTierRouter
@@ -203,9 +205,11 @@ PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({
 ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
     "round-robin": Entry(RoundRobin, _round_robin),
     "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
+    "least-expected-time": Entry(LeastExpectedTime, LeastExpectedTimeRouter),
     "random": Entry(Random, RandomRouter),
     "scored": Entry(Scored, ScoredRouter),
     "prefix-aware": Entry(PrefixAware, PrefixAwareRouter),
+    "adapter-aware": Entry(AdapterAware, AdapterAwareRouter),
     "slo-tier": Entry(SloTier, SloTierRouter),
 })
 """Which replica takes a request."""

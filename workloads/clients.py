@@ -194,6 +194,51 @@ class Impatient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedCooldown:
+    """Tries again as `Retry` does, and its whole session keeps still as long as one of its calls was told to.
+
+    A session is a conversation or an agent's task. Until the longest Retry-After that any of its calls was given is
+    over (without one, ``delay_s``), none of them comes again, and no next step begins; what runs goes on. Requests
+    that stand alone wait for themselves. A load test against a live gateway lets each call wait for itself.
+    """
+
+    kind: Literal["shared-cooldown"] = "shared-cooldown"
+    max_attempts: int = field(
+        default=3, metadata={"ge": 1, "le": 1000, "description": "give the attempts in all, the first included, e.g. 3"}
+    )
+    delay_s: float = field(
+        default=1.0,
+        metadata={"ge": 0, "description": "give the seconds to wait without Retry-After, e.g. 1.0, or 0 for at once"},
+    )
+    max_retry_after_s: float = field(
+        default=60.0,
+        metadata={"ge": 0, "description": "give the longest Retry-After worth waiting for in seconds, e.g. 60"},
+    )
+
+    def next_attempt_s(
+        self,
+        outcome: str,
+        http_status: int,
+        retry_after_s: float | None,
+        attempt: int,
+        now_s: float,
+        chance: Chance | None = None,
+    ) -> float | None:
+        """See `Client`."""
+        retry = Retry(
+            max_attempts=self.max_attempts, delay_s=self.delay_s, max_retry_after_s=self.max_retry_after_s
+        )
+        return retry.next_attempt_s(outcome, http_status, retry_after_s, attempt, now_s)
+
+    def cooldown_s(self, outcome: str, retry_after_s: float | None) -> float:
+        """Return how long the session keeps still after the end of one of its calls."""
+        if outcome not in ("refused", "evicted", "failed"):
+            return 0.0
+        wait_s = self.delay_s if retry_after_s is None else retry_after_s
+        return min(wait_s, self.max_retry_after_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adversarial:
     """Takes what it can: comes back at once whatever it is told, asks for more than it needs, uses several keys.
 

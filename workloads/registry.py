@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from workloads.aimd import Aimd
 from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
-from workloads.clients import Adversarial, Drop, Impatient, OpenAiSdk, Retry
+from workloads.clients import Adversarial, Drop, Impatient, OpenAiSdk, Retry, SharedCooldown
 from workloads.interactive import Agents, ClosedLoop, Sessions
 from workloads.lengths import Constant, Empirical, Lognormal, Pareto, Reasoning, Uniform
 from workloads.rates import Diurnal, Mmpp, Ramp, Spike
@@ -29,5 +29,5 @@ ARRIVALS = _by_kind(
 LENGTHS = _by_kind(Constant, Uniform, Lognormal, Empirical, Pareto, Reasoning)
 """How many tokens they have: each is a `workloads.lengths.LengthLaw`."""
 
-CLIENTS = _by_kind(Drop, Retry, OpenAiSdk, Impatient, Adversarial)
+CLIENTS = _by_kind(Drop, Retry, OpenAiSdk, Impatient, SharedCooldown, Adversarial)
 """What clients do when turned away: each is a `workloads.clients.Client`."""

@@ -19,13 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -42,15 +44,32 @@ CHUNK = 250
 SAMPLE_BYTES = 170_000
 
 
-def traces(python: str, start: int, count: int) -> list[dict[str, Any]]:
-    """Return what vLLM's scheduler in an environment does with the loads of a range of seeds; its version first."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "traces.jsonl"
-        command = [python, str(HERE / "vllm_trace.py"), str(start), str(count), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"error: {python}: vLLM's scheduler does not run: {done.stderr.strip()[-400:]}")
-        return [json.loads(line) for line in out.read_text().splitlines()]
+def traces(python: str, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """Yield what vLLM's scheduler in an environment does with the loads of ranges of seeds, (first, count) each.
+
+    One process traces them all, because importing vLLM takes longer than a thousand loads. What is yielded is vLLM's
+    version, the range's first seed and its traces, as they come; a caller that stops early ends the process.
+    """
+    read, write = os.pipe()
+    asked = [f"{first}:{count}" for first, count in ranges]
+    command = [python, str(HERE / "vllm_trace.py"), f"/dev/fd/{write}", *asked]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, pass_fds=[write], stdout=said, stderr=said)
+        os.close(write)
+        try:
+            with os.fdopen(read) as lines:
+                version = json.loads(lines.readline() or "{}").get("vllm", "")
+                for first, count in ranges:
+                    found = [json.loads(line) for line in islice(lines, count)]
+                    if len(found) < count:
+                        process.wait()
+                        said.seek(0)
+                        word = said.read().decode(errors="replace").strip()[-400:]
+                        raise SystemExit(f"error: {python}: vLLM's scheduler does not run: {word}")
+                    yield version, first, found
+        finally:
+            process.kill()
+            process.wait()
 
 
 def row_of(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -71,18 +90,22 @@ def row_of(theirs: dict[str, Any]) -> dict[str, Any]:
 def compare(python: str, starts: Sequence[int], last: int, jobs: int, out: Path, until_s: float) -> None:
     """Compare the loads of some chunks, and keep what each shows in a file of its own."""
 
-    def run(start: int) -> list[dict[str, Any]]:
-        return [] if time.monotonic() > until_s else traces(python, start, min(CHUNK, last - start))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for start, found in zip(starts, pool.map(run, starts), strict=True):
-            if not found:
-                continue
-            chunk = {"vllm": found[0]["vllm"], "first": start, "loads": [row_of(theirs) for theirs in found[1:]]}
-            file = out / f"{chunk['vllm']}-{start:07}.json"
+    def run(share: Sequence[int]) -> None:
+        ranges = [(start, min(CHUNK, last - start)) for start in share]
+        if not ranges or time.monotonic() > until_s:
+            return
+        for version, first, found in traces(python, ranges):
+            chunk = {"vllm": version, "first": first, "loads": [row_of(theirs) for theirs in found]}
+            file = out / f"{version}-{first:07}.json"
             file.with_suffix(".part").write_text(json.dumps(chunk) + "\n")
             file.with_suffix(".part").rename(file)
-            print(f"vLLM {chunk['vllm']}: loads from {start} on, {len(chunk['loads'])}", flush=True)
+            print(f"vLLM {version}: loads from {first} on, {len(found)}", flush=True)
+            if time.monotonic() > until_s:
+                return
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(run, starts[job::jobs]) for job in range(jobs)]:
+            done.result()
 
 
 def version_of(python: str) -> str:
@@ -166,11 +189,10 @@ def sizes(case: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
 
 def record(python: str, first: int, loads: int, file: Path) -> None:
     """Write a sample of vLLM's traces, as many loads as ``SAMPLE_BYTES`` hold, those of few iterations first."""
-    found = traces(python, first, loads)
-    version = found[0]["vllm"]
+    ((version, _, found),) = traces(python, [(first, loads)])
     kept = [
         {"seed": t["seed"], "steps": [[round(s[0], 6), *s[1:]] for s in t["steps"]]}
-        for t in found[1:]
+        for t in found
         if "error" not in t and not any(reason_for(name, version) for name in load(t["seed"])["features"])
     ]
     lines: list[str] = []

@@ -1,6 +1,6 @@
 """vLLM's own scheduler and KV-cache manager on a CPU, with a fake model runner and a modelled clock: one trace a load.
 
-    python vllm_trace.py FIRST_SEED LOADS OUT.jsonl
+    python vllm_trace.py OUT.jsonl FIRST_SEED:LOADS ...
 
 The loop is that of vLLM's ``EngineCore`` (``v1/engine/core.py``: ``step``, and ``step_with_batch_queue`` for async
 scheduling): messages are read between steps, aborts are carried out before a step's output is taken in. Runs in an
@@ -323,16 +323,15 @@ def trace(case: dict[str, Any], base: VllmConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Trace the loads of a range of seeds."""
-    first, count, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    features = sys.argv[4].split(",") if len(sys.argv) > 4 else None
+    """Trace the loads of some ranges of seeds, ``first:count`` each, a line for each load as it is done."""
+    out, ranges = Path(sys.argv[1]), [tuple(map(int, word.split(":"))) for word in sys.argv[2:]]
     init_none_hash(cheap_hash)
     with tempfile.TemporaryDirectory() as folder, out.open("w") as lines:
         base = base_config(folder)
         lines.write(json.dumps({"vllm": vllm.version.__version__}) + "\n")
-        for seed in range(first, first + count):
+        for seed in (seed for first, count in ranges for seed in range(first, first + count)):
             try:
-                found = trace(load(seed, features and [f for f in features if f]), base)
+                found = trace(load(seed), base)
             except Exception as error:  # a load that vLLM cannot run is a finding, and named
                 found = {"seed": seed, "error": repr(error)}
             lines.write(json.dumps(found) + "\n")

@@ -78,6 +78,9 @@ class Room:
         self._largest_tokens = max(self._largest_tokens, self._measured(pool))
 
     def _measured(self, pool: PoolLedger) -> float:
+        largest = max((book.context_tokens or 0 for book in pool.replicas if book.ready), default=0)
+        if largest:  # replicas of several kinds: what fits into the largest
+            return largest
         ready, kv_bytes = pool.capacity.ready_replicas, pool.capacity.kv_bytes
         if kv_bytes is None or not self._per_token:
             return math.inf

@@ -24,8 +24,9 @@ class PrefixAware:
     """The replica that has most of the prompt, of those that owe at most ``slack_tokens`` more than the least loaded.
 
     What a replica owes are prompt + max_output_tokens of what is in flight there, by the gateway's own books, which are
-    never old. Of those that have as much, the one that owes least; then the lowest number. A slack of 0 is least
-    loaded with cached prefixes to break ties; a very large one is affinity alone, which overloads whoever was first.
+    never old; of a replica that is twice as fast they count half. Of those that have as much, the one that owes least;
+    then the lowest number. A slack of 0 is least loaded with cached prefixes to break ties; a very large one is
+    affinity alone, which overloads whoever was first.
     """
 
     kind: Literal["prefix-aware"] = "prefix-aware"
@@ -48,7 +49,7 @@ class PrefixAwareRouter(SeesCaches):
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaLedger]) -> int | None:
         """See `policies.api.Router`."""
-        owed = {replica.replica_id: replica.outstanding_tokens for replica in replicas if replica.ready}
+        owed = {book.replica_id: book.outstanding_tokens / book.speed for book in replicas if book.ready}
         if not owed:
             return None
         most = min(owed.values()) + self._slack_tokens

@@ -71,7 +71,12 @@ def promised_shares(pool: Mapping[str, Any], resource: str) -> dict[str, float]:
 
 
 def declared_tokens_per_s(pool: Mapping[str, Any]) -> float | None:
-    """Return the declared capacity of a pool in tokens per second, if its profile declares one."""
-    profile = pool.get("profile")
-    each = profile.get("tokens_per_s") if isinstance(profile, Mapping) else None
-    return float(each) * int(pool["replicas"]) if each else None
+    """Return the declared capacity of a pool in tokens per second, if its profiles declare one."""
+    total = 0.0
+    for kind in (pool, *(pool.get("also") or ())):
+        profile = kind.get("profile")
+        each = profile.get("tokens_per_s") if isinstance(profile, Mapping) else None
+        if not each:
+            return None
+        total += float(each) * int(kind["replicas"])
+    return total

@@ -262,7 +262,9 @@ def _row(run: Run, tenant: str, found: Attempts, rows: NDArray[np.bool_], span_s
 def _prefix_hit_rate(run: Run, found: Attempts, finished: NDArray[np.bool_]) -> float:
     """Return the share of prompt tokens that were found in a cache; NaN where the replicas keep none."""
     prompt_tokens = float(found.prompt_tokens[finished].sum())
-    if not prompt_tokens or not run.scenario["pool"]["profile"].get("prefix_caching"):
+    pool = run.scenario["pool"]
+    kinds = [pool["profile"], *(one["profile"] for one in pool.get("also") or ())]
+    if not prompt_tokens or not any(kind.get("prefix_caching") for kind in kinds):
         return math.nan
     return float(found.cached_tokens[finished].sum()) / prompt_tokens
 
@@ -311,11 +313,13 @@ def _windowed_jain(service: Service, weight: Floats) -> float:
 
 def _vtc_bound(found: Attempts, scenario: Mapping[str, Any]) -> float:
     """Return 2 max(w_p L, w_q M): L the longest prompt, M the tokens that the pool's KV cache holds."""
-    profile = scenario["pool"].get("profile") or {}
-    blocks = profile.get("kv_blocks")
-    if not blocks or not len(found.prompt_tokens):
+    pool = scenario["pool"]
+    if not (pool.get("profile") or {}).get("kv_blocks") or not len(found.prompt_tokens):
         return math.nan
-    held = int(blocks) * int(profile["block_tokens"]) * int(scenario["pool"].get("replicas") or 1)
+    held = sum(
+        int(kind["profile"]["kv_blocks"]) * int(kind["profile"]["block_tokens"]) * int(kind.get("replicas") or 1)
+        for kind in (pool, *(pool.get("also") or ()))
+    )
     return 2 * max(PROMPT_WEIGHT * float(found.prompt_tokens.max()), OUTPUT_WEIGHT * held)
 
 

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 
 _FIRST_STEPS = (0.5, -0.3, 0.1, -0.03)  # relative, of the searches one after the other
 _STARTS = 10  # places for each term, within a factor of three of its usual size, of which the best is the first
+_SEARCHES = 3  # that begin in different places; the best goes on
 _FOLDS = 5
 _T_OF_FOLDS = 2.78  # Student's t for 95 % and four degrees of freedom
 _LEAST_SPREAD = 1e-3  # no latency is measured better than this, relative
@@ -91,8 +92,11 @@ def fit(
     scatter = np.exp(np.random.default_rng(0).uniform(-np.log(3), np.log(3), (_STARTS * len(terms), len(terms))))
     spots = [start, *(np.clip(spot, *bounds) for spot in scatter)]
     search = _Search(scaled, bounds, robust_at)
-    x = min(spots, key=lambda spot: search.cost(spot, everything))
-    for size in _FIRST_STEPS:
+    # The usual values and the best places beside them: where one search is caught by a jump, another goes around it.
+    begin = [start, *sorted(spots[1:], key=lambda spot: search.cost(spot, everything))[: _SEARCHES - 1]]
+    found = [search.better(spot, _FIRST_STEPS[0], everything) for spot in begin]
+    x = min(found, key=lambda spot: search.cost(spot, everything))
+    for size in _FIRST_STEPS[1:]:
         x = search.better(x, size, everything)
     half = _curvature(scaled, x, bounds)
     open_ = [term for i, term in enumerate(terms) if half[i] > 10 * max(abs(x[i]), 1.0)]

@@ -9,7 +9,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sim.calibration.kernel_tables import KernelTables, grid_errors, read_kernel_tables, read_meta, step_from_tables
+from sim.calibration.kernel_tables import (
+    KernelTables,
+    grid_errors,
+    read_kernel_tables,
+    read_meta,
+    step_from_tables,
+    unsplit_batch,
+)
 from sim.calibration.link_tables import LinkTable, gpu_named, read_link_table, shipped_links
 from sim.engine.links import Links
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
@@ -94,7 +101,9 @@ def calibrate_kernels(
         found = _links(choice, meta, ranks, expert_parallel, int(count), hidden)
     elif choice != LinkChoice() and not choice.none:
         raise InputError("--link-*", "given for one GPU, which has none to talk to", "leave it out, or give --gpus")
-    step_time = step_from_tables(tables, ranks, found[0] if found else None)
+    gpu, kv_heads = GPUS.get(gpu_named(str(meta.get("gpu", ""))) or ""), int(shape.get("num_key_value_heads", 0))
+    unsplit = unsplit_batch(gpu.multiprocessors, max(1, kv_heads // ranks)) if gpu and kv_heads else 0
+    step_time = step_from_tables(tables, ranks, found[0] if found else None, unsplit)
     error, measurements = _against_itself(step_time, tables, kv_blocks, max_num_batched_tokens)
     measured = " ".join(str(meta[key]) for key in ("gpu", "model") if key in meta) or folder.name
     engine = f"vLLM {meta['vllm_version']}, CUDA {meta['cuda_version']}" if "vllm_version" in meta else ""

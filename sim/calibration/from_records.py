@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.calibration.fitting import Fit, Term, fit
-from sim.calibration.measured import MeasuredRun, errors, per_request
+from sim.calibration.measured import MeasuredRun, errors, per_request, sampling
 from sim.calibration.noise import averaged, perturbed
 from sim.calibration.single_replica import Floats, Latencies, replay
 from sim.engine.step_fitted import FittedStepTime
@@ -56,6 +56,8 @@ _MORE = {
         Term("per_prefill_iteration_s", 2e-3, "requests sent to an engine that only decodes"),
         Term("lone_prefill_s", 1e-2, _IDLE),
         Term("base_s", 1e-3, _IDLE),
+        Term("skew", 0.03, "batches of very different contexts", most=1.0),
+        Term("saturating_sequences", 8.0, "batches of very different contexts", most=64.0),
     )
 }
 """Terms that are fitted where they are asked for."""
@@ -94,6 +96,7 @@ def calibrate_records(
     InputError : too few requests, or a term that the run does not identify.
     """
     terms = terms_for(start) if terms is None else terms
+    start = beginning(start)
     replayed = replaying or (lambda profile: replay(profile, run.requests))
     if not terms:
         raise InputError("terms", "nothing to fit", f"name coefficients of a {start.step_time.kind} step time")
@@ -117,6 +120,7 @@ def calibrate_records(
     held_out = averaged(
         [errors(run.requests, run.latencies, replayed(each), part) for each in perturbed(fitted)]
     )
+    held_out["sampling"] = sampling(run.requests, run.latencies, part)
     floors = dict(zip(zip(held_out.metric, held_out.statistic, strict=True), held_out.floor, strict=True))
     profile = fitted.model_copy(
         update={
@@ -136,6 +140,20 @@ def calibrate_records(
         }
     )
     return Calibrated(profile, simulated, found, held_out)
+
+
+def beginning(start: Profile) -> Profile:
+    """Return the profile to fit from: of kernel tables, with what attention of uneven contexts loses by the tables.
+
+    ``skew`` is the profiler's mean over many kinds of batches, and hides how long the one longest context is. What a
+    batch waits for is in the tables (`TableStepTime.lone_paces`), too slow by as much as the kernels are, which is what
+    a run tells.
+    """
+    step_time = start.step_time
+    if not isinstance(step_time, TableStepTime) or step_time.saturating_sequences:
+        return start
+    uneven = replace(step_time, skew=0.0, saturating_sequences=round(step_time.lone_paces(), 2))
+    return start.model_copy(update={"step_time": uneven})
 
 
 def error_by_metric(table: pd.DataFrame) -> dict[tuple[str, str], float]:
@@ -174,8 +192,6 @@ def terms_for(start: Profile, *, extra: Sequence[str] = (), without: Sequence[st
     """
     step_time = start.step_time
     terms = {term.name: term for term in RECORD_TERMS.get(type(step_time), ())}
-    if getattr(step_time, "skew", 0.0):  # the tables' is a mean over many kinds of batches
-        terms["skew"] = Term("skew", 0.03, "batches of very different contexts", most=1.0)
     if start.gpus > 1 and getattr(step_time, "links", None) is not None:
         terms["links.scale"] = Term("links.scale", 1.0, _BATCHES, least=0.05, most=20.0)
     known = {**terms, **{name: term for name, term in _MORE.items() if _has(start, name)}}

@@ -7,6 +7,7 @@ mixtures of experts, ``moe.csv`` (tokens, activated_experts).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,24 @@ def _skew(meta: dict[str, Any], gpus: int) -> float:
     return float(found.get("alpha_default", 0.0)) if fit.get("enabled") else 0.0
 
 
-def step_from_tables(tables: KernelTables, gpus: int = 1, links: Links | None = None) -> TableStepTime:
+def unsplit_batch(multiprocessors: int, kv_heads: int) -> int:
+    """Return the least batch in whose decodes FlashAttention 2 reads each context in one piece.
+
+    It splits contexts while sequences times KV heads (of one GPU) are fewer than 0.8 of the blocks that run at a time,
+    two a multiprocessor. Batches are those of vLLM's captured graphs: 1, 2, 4, and multiples of 8.
+    """
+    fewer = math.ceil(0.8 * 2 * multiprocessors / kv_heads) - 1
+    return max([size for size in (0, 1, 2, 4, fewer // 8 * 8) if size <= fewer]) + 1
+
+
+def step_from_tables(
+    tables: KernelTables, gpus: int = 1, links: Links | None = None, unsplit: int = 0
+) -> TableStepTime:
     """Return the step time that the tables make: few enough numbers for a file, close enough to the tables.
 
-    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number, and ``links`` what
-    they tell each other, which no such table holds.
+    ``gpus`` is how many share the model, for what the tables' ``meta.yaml`` says of each number, ``links`` what they
+    tell each other, which no such table holds, and ``unsplit`` the least batch whose contexts attention reads in one
+    piece.
     """
     times = tables.attention.set_index(["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]).s
     alone = _grid(times.xs((0, 0), level=("prefill_chunk", "kv_prefill")))
@@ -159,7 +173,7 @@ def step_from_tables(tables: KernelTables, gpus: int = 1, links: Links | None = 
         decode_batch=_knots(alone.index), decode_context=_knots(alone.columns), decode_s=_rows(alone),
         prefill_tokens=_knots(prompts.index), prefill_context=_knots(prompts.columns), prefill_s=_rows(prompts),
         beside_batch=_knots(beside.index), beside_context=_knots(beside.columns), beside_s=_rows(beside),
-        skew=_skew(tables.meta, gpus), links=links, experts=tables.experts,
+        skew=_skew(tables.meta, gpus), unsplit_batch=unsplit, links=links, experts=tables.experts,
         mixed_tokens=tuple(map(float, axes[0])), mixed_before=tuple(map(float, axes[1])),
         mixed_batch=tuple(map(float, axes[2])), mixed_context=tuple(map(float, axes[3])),
         mixed_ratio=_tuples(ratio),

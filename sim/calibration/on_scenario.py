@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.calibration.measured import MeasuredRun, errors
+from sim.calibration.measured import MeasuredRun, errors, sampling
 from sim.calibration.noise import RUNS, averaged, perturbed
 from sim.calibration.single_replica import Latencies
 from sim.errors import InputError
@@ -64,6 +64,7 @@ def validate_scenario(
         problem = f"refuses {count} of {len(run.requests)} requests that the measured run served"
         raise InputError("SCENARIO", problem, "give it the policy none, or the limits that were there")
     table = averaged([errors(run.requests, run.latencies, each) for each in made])
+    table["sampling"] = sampling(run.requests, run.latencies)
     table["published"] = np.nan
     return table, made[0]
 

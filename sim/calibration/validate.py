@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.calibration.measured import METRICS, MeasuredRun, errors, per_request
+from sim.calibration.measured import METRICS, MeasuredRun, errors, per_request, sampling
 from sim.calibration.noise import averaged, perturbed, verdict
 from sim.calibration.single_replica import Latencies, replay
 from sim.errors import InputError
@@ -37,11 +37,13 @@ _TITLES = {"ttft": "time to first token", "tpot": "time per further token", "e2e
 def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, Latencies]:
     """Simulate a measured run; returns the errors, beside published ones where there are any, and the latencies.
 
-    The errors are means over copies of the profile that differ by next to nothing; ``floor`` is what one varies by.
+    The errors are means over copies of the profile that differ by next to nothing; ``floor`` is what one varies by,
+    and ``sampling`` what the measured statistic would over other requests.
     """
     made = [replay(each, run.requests) for each in perturbed(profile)]
     simulated = made[0]
     table = averaged([errors(run.requests, run.latencies, each) for each in made])
+    table["sampling"] = sampling(run.requests, run.latencies)
     published = PUBLISHED.get(run.name, {})
     keys = zip(table.metric.tolist(), table.statistic.tolist(), strict=True)
     table["published"] = [published.get(key, np.nan) for key in keys]
@@ -50,12 +52,13 @@ def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, 
 
 def error_table(table: pd.DataFrame) -> str:
     """Return the errors as text: a line for each metric and statistic, times in ms."""
-    heads = "metric  statistic   measured ms  simulated ms   error %  chance %  publisher's simulator %"
+    heads = "metric  statistic   measured ms  simulated ms   error %  chance %  sampling %  publisher's simulator %"
     lines = [heads, "-" * len(heads)]
     for row in table.to_dict("records"):
         published = "" if pd.isna(row["published"]) else f"{100 * row['published']:+.1f}"
         times = f"{1e3 * row['measured_s']:>11.1f}  {1e3 * row['simulated_s']:>12.1f}"
-        errors_ = f"{100 * row['error']:>+8.2f}  {100 * row['floor']:>8.2f}  {published:>23}"
+        floors = f"{100 * row['floor']:>8.2f}  {100 * row.get('sampling', np.nan):>10.1f}"
+        errors_ = f"{100 * row['error']:>+8.2f}  {floors}  {published:>23}"
         lines.append(f"{row['metric']:<6}  {row['statistic']:<9}  {times}  {errors_}".rstrip())
     return "\n".join(lines)
 

@@ -57,6 +57,7 @@ class Attempt(EngineRequest):
         self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
         self.prefix = None
+        self.adapter = ""
         self.aborted = self.transferred = False
         # An answer shorter than the limit that was asked for, or without one, ends by a stop token.
         self.stops = asked_tokens > output_tokens or not asked_tokens

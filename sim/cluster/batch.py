@@ -10,7 +10,6 @@ The clock counts the tokens of a sequence that decoded all along: one an iterati
 
 from __future__ import annotations
 
-import math
 from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
@@ -22,11 +21,7 @@ from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING,
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import KvCache, blocks_of
 from sim.cluster.prefix_cache import PrefixCache
-
-LONG_DEVIATIONS = 2.0
-"""How many standard deviations the longest contexts of a batch lie above its mean: the longest sixteenth of a normal
-law does so by 1.97. A sixteenth is the least share of long contexts for which the profiler of LLMServingSim measures
-what they cost."""
+from sim.cluster.uneven_contexts import uneven_contexts
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -61,10 +56,9 @@ class Batch(EngineInbox[R]):
         "_places",
         "_run",
         "_running",
-        "_skew",
         "_speculation",
-        "_squares",
         "_ticket",
+        "_uneven",
         "_unknown",
         "clock",
         "kv",
@@ -89,10 +83,10 @@ class Batch(EngineInbox[R]):
         self.preemptions = 0
         self._ticket = count()
         self._places = count()
-        self._skew: float = getattr(settings.step_time, "skew", 0.0)
-        # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
-        self._even = not self._skew and settings.speculation is None
+        self._uneven = uneven_contexts(settings.step_time)
         self._clear()
+        # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
+        self._even = self._uneven is None and settings.speculation is None
 
     def _clear(self) -> None:
         """Start with nobody inside."""
@@ -100,7 +94,8 @@ class Batch(EngineInbox[R]):
         self._running: dict[R, None] = {}
         self._partial: R | None = None
         self._ends: list[tuple[int, int, R]] = []
-        self._squares = 0  # of how far the clock is ahead of each that decodes, where uneven contexts matter
+        if self._uneven is not None:
+            self._uneven.clear()
         self._decoding = 0
         self._context_tokens = 0
         # The iteration, or run of iterations, now under way.
@@ -164,8 +159,8 @@ class Batch(EngineInbox[R]):
         self._decoding -= 1
         self._context_tokens -= computed_tokens
         self.kv.growing[phase % self._block_tokens] -= 1
-        if self._skew:
-            self._squares -= phase * phase
+        if self._uneven is not None:
+            self._uneven.remove(phase)
         if self._deferred:
             self._free(request, computed_tokens)
         else:
@@ -212,11 +207,8 @@ class Batch(EngineInbox[R]):
         if self._speculation is not None:
             # With the part of a token that each has beyond its whole ones, so that contexts grow evenly.
             context_tokens += decoding * self._speculation.pending(self._iteration)
-        if self._skew and decoding:
-            # A batch of uneven contexts takes longer than an even one: as if all were somewhat nearer to the longest.
-            ahead = decoding * self.clock - self._context_tokens
-            spread = math.sqrt(max(0, decoding * self._squares - ahead * ahead))  # sequences times the deviation
-            context_tokens += self._skew * LONG_DEVIATIONS * spread
+        if self._uneven is not None and decoding:
+            context_tokens += self._uneven.more_tokens(self.clock, self._context_tokens)
         return context_tokens
 
     def _decode_from_here(self, request: R) -> None:
@@ -229,8 +221,8 @@ class Batch(EngineInbox[R]):
         self._decoding += 1
         self._context_tokens += target_tokens
         self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
-        if self._skew:
-            self._squares += (clock - target_tokens) ** 2
+        if self._uneven is not None:
+            self._uneven.add(clock - target_tokens)
         heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:

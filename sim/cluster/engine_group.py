@@ -53,6 +53,15 @@ def shares(total: int, parts: int) -> list[int]:
     return [each + (i < rest) for i in range(parts)]
 
 
+def shares_by(total: int, weights: Sequence[int]) -> list[int]:
+    """Split a total in proportion to weights; the remainder goes to the first parts."""
+    whole = max(1, sum(weights))
+    parts = [total * weight // whole for weight in weights]
+    for i in range(total - sum(parts)):
+        parts[i] += 1
+    return parts
+
+
 class EngineGroup(ABC, Generic[R]):
     """Speaks as `sim.cluster.replica.Replica` does, for all of its engines.
 

@@ -30,11 +30,13 @@ class EngineRequest:
     cached_tokens : tokens of its prompt that were found in the KV cache when it was first admitted; -1 before.
     due_s : when the first output token is due, for schedulers that go by deadlines; infinity for never.
     stops : it ends by a stop token, which an engine does not foresee as it does the limit of a request's length.
+    adapter : the model that it asks for, where a replica has adapters; empty for the base model.
     transferred : its prompt was computed elsewhere and its KV cache came over; see `sim.cluster.disaggregated`.
     """
 
     __slots__ = (
         "aborted",
+        "adapter",
         "base_clock",
         "cached_tokens",
         "computed_tokens",
@@ -67,6 +69,7 @@ class EngineRequest:
         self.ticket = self.cached_tokens = -1
         self.due_s = NEVER_S
         self.prefix: Prefix | None = None
+        self.adapter = ""
         self.aborted = self.transferred = self.stops = False
 
     def begin_again(self) -> None:

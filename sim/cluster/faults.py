@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from policies.api import PoolCapacity
-from sim.cluster.engine_group import shares
+from sim.cluster.engine_group import shares_by
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.node import Node
@@ -39,17 +39,17 @@ class PoolEvent:
 class Pool:
     """What each replica is set to provide, and the sum over those that are up."""
 
-    def __init__(self, profile: Profile, nodes: Sequence[Node]) -> None:
-        self._profile = profile
+    def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
-        self._slots = [profile.slots] * len(nodes)
-        self._kv_blocks = [profile.held_blocks] * len(nodes)
+        self._slots = [node.profile.slots for node in nodes]
+        self._kv_blocks = [node.profile.held_blocks for node in nodes]
 
     def set(self, slots: int | None, kv_blocks: int | None, now_s: float) -> None:
         """Spread new totals over the replicas; None restores what was provisioned."""
-        profile, count = self._profile, len(self._nodes)
-        self._slots = shares(profile.slots * count if slots is None else slots, count)
-        self._kv_blocks = shares(profile.held_blocks * count if kv_blocks is None else kv_blocks, count)
+        own_slots = [node.profile.slots for node in self._nodes]
+        own_blocks = [node.profile.held_blocks for node in self._nodes]
+        self._slots = shares_by(sum(own_slots) if slots is None else slots, own_slots)
+        self._kv_blocks = shares_by(sum(own_blocks) if kv_blocks is None else kv_blocks, own_blocks)
         for node, node_slots, node_blocks in zip(self._nodes, self._slots, self._kv_blocks, strict=True):
             node.replica.set_slots(node_slots, now_s)
             node.replica.set_kv_blocks(node_blocks, now_s)
@@ -57,9 +57,7 @@ class Pool:
     def capacity(self) -> PoolCapacity:
         """Return the capacity of the replicas that are up."""
         up = [node.replica_id for node in self._nodes if node.up]
-        return _capacity(
-            self._profile, len(up), sum(self._slots[i] for i in up), sum(self._kv_blocks[i] for i in up)
-        )
+        return _capacity([(self._nodes[i].profile, self._slots[i], self._kv_blocks[i]) for i in up])
 
     def ready(self) -> tuple[int, ...]:
         """Return which replicas take requests: those that are up, and have slots and KV blocks unless none has both.
@@ -70,21 +68,35 @@ class Pool:
         return tuple([i for i in up if self._slots[i] and self._kv_blocks[i]] or up)
 
 
-def provisioned(profile: Profile, replicas: int) -> PoolCapacity:
+def provisioned(profiles: Sequence[Profile]) -> PoolCapacity:
     """Return the capacity of a pool in full health."""
-    return _capacity(profile, replicas, replicas * profile.slots, replicas * profile.held_blocks)
+    return _capacity([(profile, profile.slots, profile.held_blocks) for profile in profiles])
 
 
-def _capacity(profile: Profile, replicas: int, slots: int, kv_blocks: int) -> PoolCapacity:
-    """Token throughput is declared for a full replica and shrinks with the slots."""
-    tokens_per_s = profile.tokens_per_s
-    kv_bytes_per_token = profile.kv_bytes_per_token
+def _capacity(replicas: Sequence[tuple[Profile, int, int]]) -> PoolCapacity:
+    """Return what replicas with their slots and blocks provide: summed by kind, then over kinds.
+
+    Token throughput is declared for a full replica and shrinks with the slots; where one kind declares none, the pool's
+    is not known.
+    """
+    by_kind: dict[int, tuple[Profile, int, int]] = {}
+    for profile, slots, kv_blocks in replicas:
+        _, slots_before, blocks_before = by_kind.get(id(profile), (profile, 0, 0))
+        by_kind[id(profile)] = profile, slots_before + slots, blocks_before + kv_blocks
+    tokens_per_s: list[float | None] = []
+    kv_bytes: list[float | None] = []
+    for profile, slots, kv_blocks in by_kind.values():
+        declared, per_token = profile.tokens_per_s, profile.kv_bytes_per_token
+        tokens_per_s.append(None if declared is None else declared * slots / profile.slots)
+        kv_bytes.append(None if per_token is None else float(kv_blocks * profile.block_tokens * per_token))
     return PoolCapacity(
-        ready_replicas=replicas,
-        slots=slots,
-        tokens_per_s=None if tokens_per_s is None else tokens_per_s * slots / profile.slots,
-        kv_bytes=None if kv_bytes_per_token is None else float(kv_blocks * profile.block_tokens * kv_bytes_per_token),
+        len(replicas), sum(slots for _, slots, _ in by_kind.values()), _sum(tokens_per_s), _sum(kv_bytes)
     )
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return None if len(known) < len(parts) else sum(known, start=0.0)
 
 
 def apply_events(

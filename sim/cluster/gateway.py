@@ -39,7 +39,7 @@ from sim.cluster.clock import Clock
 from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.records.schema import Outcome
-from workloads.clients import Chance, Client, Impatient, deadline_s
+from workloads.clients import Chance, Client, Impatient, SharedCooldown, deadline_s
 from workloads.generate import WorkloadSpec
 from workloads.requests import Following, FollowUp
 
@@ -62,6 +62,7 @@ class SimulatedGateway:
     notice_s : how late the core hears of changes of capacity and of the replicas' metrics.
     ttft_slos_s : of each workload, its objective, for engines that go by deadlines; infinity where it has none.
     with_prefixes, with_sessions : whether requests bring along what is known of their text, and their conversation.
+    with_adapters : whether replicas hear which model a request asks for.
     log : hears every event with the core's answer, for the records of decisions and for parity tests.
     """
 
@@ -78,6 +79,7 @@ class SimulatedGateway:
         ttft_slos_s: Sequence[float] | None = None,
         with_prefixes: bool = False,
         with_sessions: bool = False,
+        with_adapters: bool = False,
         log: Log | None = None,
     ) -> None:
         self._agenda = env.agenda
@@ -91,6 +93,8 @@ class SimulatedGateway:
         self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
         self._impatient = [isinstance(w.client, Impatient) for w in workloads]
         self._some_impatient = any(self._impatient)
+        self._cooling: dict[tuple[int, str], float] = {}  # sessions that keep still, and until when
+        self._share_cooldown = [isinstance(w.client, SharedCooldown) for w in workloads]
         self._following = following or [None] * len(workloads)
         self._some_follow = any(one is not None for one in self._following)
         self._to_follow = 0
@@ -101,7 +105,7 @@ class SimulatedGateway:
         self._coming_again: dict[str, Attempt] = {}
         self._notice_s = notice_s
         self._ttft_slos_s = ttft_slos_s
-        self._with_prefixes, self._with_sessions = with_prefixes, with_sessions
+        self._with_prefixes, self._with_sessions, self._with_adapters = with_prefixes, with_sessions, with_adapters
         self._on_drained: Callable[[], None] | None = None
         self._on_scale: Callable[[int], None] | None = None
         self.attempts: list[Attempt] = []
@@ -191,6 +195,8 @@ class SimulatedGateway:
         again_s = client.next_attempt_s(
             outcome.name.lower(), attempt.http_status, retry_after_s, attempt.number, now_s, self._chances[workload]
         )
+        if self._share_cooldown[workload]:
+            self._cool(attempt, outcome, retry_after_s, now_s)
         if again_s is not None and again_s < deadline_s(client, attempt.first_arrival_s):
             attempt.final = False
             self._coming_again[attempt.request_id] = attempt
@@ -200,6 +206,27 @@ class SimulatedGateway:
             self._follow(attempt, False, now_s)
         if not self._open:
             self._drained()
+
+    def _chain(self, attempt: Attempt) -> str:
+        """Return the number of the chain that a request is of: chat-7 begins chain 7, chat-7.3 is the third of it."""
+        return attempt.request_id[len(self._names[attempt.workload]) + 1 :].partition(".")[0]
+
+    def _cool(self, attempt: Attempt, outcome: Outcome, retry_after_s: float | None, now_s: float) -> None:
+        """Let the session of a request that was turned away keep still for as long as it was told."""
+        client = self._clients[attempt.workload]
+        if isinstance(client, SharedCooldown):
+            session = attempt.workload, self._chain(attempt)
+            until_s = now_s + client.cooldown_s(outcome.name.lower(), retry_after_s)
+            self._cooling[session] = max(until_s, self._cooling.get(session, 0.0))
+
+    def _still_until_s(self, workload: int, chain: str, now_s: float) -> float:
+        """Return until when a session keeps still; now or earlier where it does not."""
+        if not self._share_cooldown[workload]:
+            return now_s
+        until_s = self._cooling.get((workload, chain), now_s)
+        if until_s <= now_s:
+            self._cooling.pop((workload, chain), None)
+        return until_s
 
     def _drained(self) -> None:
         if self._on_drained is not None and not self._coming_again and not self._to_follow:
@@ -236,8 +263,12 @@ class SimulatedGateway:
             self._agenda.call_at(now_s + follow_up.delay_s, call)
 
     def _come(self, workload: int, priority: int, chain: str, follow_up: FollowUp, _: Alarm) -> None:
-        self._to_follow -= 1
         now_s = self._agenda.now_s
+        still_until_s = self._still_until_s(workload, chain, now_s)
+        if still_until_s > now_s:
+            self._agenda.call_at(still_until_s, partial(self._come, workload, priority, chain, follow_up))
+            return
+        self._to_follow -= 1
         step, _delay_s, prompt_tokens, output_tokens, asked_tokens, prefix = follow_up
         name = f"{self._names[workload]}-{chain}.{step}"
         attempt = Attempt(name, 1, workload, priority, now_s, now_s, prompt_tokens, output_tokens, asked_tokens)
@@ -245,8 +276,12 @@ class SimulatedGateway:
         self.arrive(attempt, now_s)
 
     def _retry(self, last: Attempt, _: Alarm) -> None:
-        del self._coming_again[last.request_id]
         now_s = self._agenda.now_s
+        still_until_s = self._still_until_s(last.workload, self._chain(last), now_s)
+        if still_until_s > now_s:
+            self._agenda.call_at(still_until_s, partial(self._retry, last))
+            return
+        del self._coming_again[last.request_id]
         again = Attempt(
             last.request_id,
             last.number + 1,
@@ -343,6 +378,8 @@ class SimulatedGateway:
                 if attempt.replica < 0:  # who is sent to another replica keeps the first time, as with the first token
                     attempt.forwarded_s = now_s
                 attempt.replica = replica_id
+                if self._with_adapters:
+                    attempt.adapter = self._above[attempt.workload][1]
                 if self._ttft_slos_s is not None:
                     attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
                 if attempt.output_tokens > max_output_tokens:

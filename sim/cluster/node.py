@@ -15,6 +15,7 @@ from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.fair_batching import FairBatcher
 from sim.cluster.flow_prefill import FlowReplica
+from sim.cluster.lora import LoraReplica
 from sim.cluster.pipeline import PipelinedReplica
 from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Listener, Replica
@@ -25,7 +26,7 @@ from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
 
 R = TypeVar("R", bound=EngineRequest)
-Unit = Replica[R] | PipelinedReplica[R] | DisaggregatedReplica[R] | RankedReplica[R]
+Unit = Replica[R] | PipelinedReplica[R] | DisaggregatedReplica[R] | RankedReplica[R] | LoraReplica[R]
 """What a profile may call one replica."""
 
 
@@ -64,6 +65,11 @@ def unit_of(
     if profile.pipeline_parallel > 1:
         return _staged(profile, listener, arm)
     layout = profile.disaggregated
+    if profile.lora is not None:
+        return LoraReplica(
+            profile.lora, make=lambda listener, arm: replica_of(profile, profile.step_time, listener, arm),
+            listener=listener, arm=arm,
+        )  # fmt: skip
     if layout is None:
         return replica_of(profile, profile.step_time, listener, arm)
     # A cache of prompts is of no use to an engine that computes none.
@@ -126,6 +132,7 @@ class Node:
     def __init__(self, clock: Clock, replica_id: int, profile: Profile, listener: Listener[Attempt]) -> None:
         wake = Wake(clock.agenda)
         self.replica_id = replica_id
+        self.profile = profile
         self.up = self.reachable = True
         self.replica = unit_of(profile, listener, wake.arm)
         wake.call = self.replica.boundary

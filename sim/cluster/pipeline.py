@@ -14,20 +14,19 @@ there is one stage.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Generic, TypeVar
 
-from sim.cluster.batch import LONG_DEVIATIONS
 from sim.cluster.discipline import DISCIPLINES
 from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT, EngineInbox
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
 from sim.cluster.replica import TIE_S, Listener
+from sim.cluster.uneven_contexts import uneven_contexts
 from sim.engine.pipeline import Stages
 
 R = TypeVar("R", bound=EngineRequest)
@@ -72,7 +71,6 @@ class PipelinedReplica(EngineInbox[R]):
         self.iterations = 0
         self.preemptions = 0
         self.wake_s = NEVER_S
-        self._skew: float = getattr(settings.step_time, "skew", 0.0)
         self._order = count()
         self._clear()
 
@@ -333,18 +331,18 @@ class PipelinedReplica(EngineInbox[R]):
 
     def _iteration_s(self, taken: dict[R, int]) -> float:
         """Return how long the batch takes on all layers."""
-        prefill_tokens = decoding = squares = 0
-        context_tokens = pairs = 0.0
+        prefill_tokens = decoding = context_tokens = 0
+        pairs = 0.0
+        uneven = uneven_contexts(self._settings.step_time)
         for request, tokens in taken.items():
             computed_tokens = request.computed_tokens
             if request.state == DECODE:
                 decoding += 1
                 context_tokens += computed_tokens
-                squares += computed_tokens * computed_tokens
+                if uneven is not None:
+                    uneven.add(-computed_tokens)
             else:
                 prefill_tokens += tokens
                 pairs += tokens * (computed_tokens - tokens + (tokens + 1) / 2)
-        if self._skew and decoding:  # see `Batch._reads`
-            spread = math.sqrt(max(0.0, decoding * squares - context_tokens * context_tokens))
-            context_tokens += self._skew * LONG_DEVIATIONS * spread
-        return self._settings.step_time.iteration_s(prefill_tokens, pairs, decoding, context_tokens)
+        reads = float(context_tokens) if uneven is None else context_tokens + uneven.more_tokens(0, context_tokens)
+        return self._settings.step_time.iteration_s(prefill_tokens, pairs, decoding, reads)

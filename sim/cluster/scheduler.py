@@ -71,7 +71,10 @@ class Scheduler(Batch[R]):
         self.slowdown = 1.0
         self.wake_s = NEVER_S
         super().__init__(settings)
-        self._overtakes = self._discipline.overtakes
+        # Whether who comes may change what happens to a queue whose head is stuck: it may be put before the head, or,
+        # where all share the budget and the head needs blocks for its next chunk alone, make that chunk fit.
+        smaller = self._long_prefill_tokens > 0 and self._shares_budget and not self._reserves_prompts
+        self._overtakes = self._discipline.overtakes or smaller
         # Whether the last admitted is preempted, and nothing but decodes and the prompt under way takes blocks.
         self._gives_way_in_turn = (
             settings.scheduling in ("fcfs", "shortest-first")

@@ -33,6 +33,7 @@ from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
 from sim.cluster.gateways import Gateways
+from sim.cluster.kinds import context_tokens, kinds_of
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
 from sim.engine.replica_life import Life
@@ -64,6 +65,7 @@ class World:
     shadows : policy and router of each policy that watches without acting (`policies.shadow`); of one gateway only.
     others, share_s : policy and router of each further gateway, and the seconds between two exchanges of their books.
     hierarchy : limits and budgets above the entitlements; None where there are none.
+    also : profiles of further replicas, of other kinds; they come after the others, and nobody scales them.
     leases : whether gateways hold parts of the limits, see `policies.limit_leases`.
     """
 
@@ -90,6 +92,7 @@ class World:
     leases: bool = False
     hierarchy: HierarchySpec | None = None
     shadows: Mapping[str, tuple[AdmissionPolicy, Router]] = field(default_factory=dict)
+    also: Sequence[Profile] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,6 +167,7 @@ def simulate(
         notice_s=world.notice_s,
         ttft_slos_s=_ttft_slos_s(world),
         with_prefixes=with_prefixes,
+        with_adapters=any(one.lora is not None for one in (world.profile, *world.also)),
         with_sessions=any(getattr(one, "wants_sessions", False) for one in deciding),
         log=(lambda *entry: decisions.append(entry)) if record_decisions else None,
     )
@@ -172,8 +176,9 @@ def simulate(
             one.tell_lengths(gateway.output_tokens_of)
         if isinstance(one, CacheSeeing) and one.needs_caches:
             one.tell_caches(gateway.cached_tokens_at)
-    nodes = [Node(env, i, world.profile, gateway) for i in range(max(world.replicas, world.most_replicas or 0))]
-    pool = Pool(world.profile, nodes)
+    first = [world.profile] * max(world.replicas, world.most_replicas or 0)
+    nodes = [Node(env, i, profile, gateway) for i, profile in enumerate([*first, *world.also])]
+    pool = Pool(nodes)
     fleet = None
     if world.scaler is not None:
         fleet = Fleet(
@@ -190,9 +195,9 @@ def simulate(
     )  # fmt: skip
     arrivals = Arrivals(
         env, world.workloads, world.demands, gateway,
-        with_prefixes=world.profile.prefix_caching or with_prefixes,
+        with_prefixes=any(one.prefix_caching for one in (world.profile, *world.also)) or with_prefixes,
         # With async scheduling an engine may count against one that has ended, until its next plan.
-        every_chunk=None if world.profile.async_scheduling else log.look,
+        every_chunk=None if any(one.async_scheduling for one in (world.profile, *world.also)) else log.look,
     )  # fmt: skip
     interval_s = world.timeline_interval_s
     report = (lambda now_s: on_progress(now_s, gateway.ended)) if on_progress else None
@@ -230,22 +235,23 @@ def _routers(world: World) -> list[Router]:
 
 def _ttft_slos_s(world: World) -> list[float] | None:
     """Return each workload's objective, where the engines go by them."""
-    if not world.profile.goes_by_deadlines:
+    if not any(one.goes_by_deadlines for one in (world.profile, *world.also)):
         return None
     slos_s = {e.name: NEVER_S if e.ttft_slo_s is None else e.ttft_slo_s for e in world.entitlements}
     return [slos_s[w.entitlement] for w in world.workloads]
 
 
 def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler | None) -> GatewayCore:
+    profiles = [*[world.profile] * world.replicas, *world.also]
     return GatewayCore(
         entitlements=world.entitlements,
-        capacity=provisioned(world.profile, world.replicas),
-        replica_ids=range(world.replicas),
+        capacity=provisioned(profiles),
+        replica_ids=range(len(profiles)),
+        kinds=kinds_of(profiles) if world.also else None,
         policy=policy,
         router=router,
         default_max_output_tokens=world.default_max_output_tokens,
-        # What exceeds the whole KV cache could never run, and would block the queue for ever.
-        max_context_tokens=world.profile.max_model_tokens or world.profile.kv_blocks * world.profile.block_tokens,
+        max_context_tokens=max(context_tokens(profile) for profile in profiles),
         scaler=scaler,
         retry_failed=world.retry_failed,
         hierarchy=None if world.hierarchy is None else Hierarchy(

@@ -79,6 +79,8 @@ class SpeculativeStepTime:
         self._speculation = speculation
         self._gain = float(speculation.gain)
         self.skew: float = getattr(plain, "skew", 0.0)
+        self.saturating_sequences: float = getattr(plain, "saturating_sequences", 0.0)
+        self.unsplit_batch: int = getattr(plain, "unsplit_batch", 0)
 
     def iteration_s(
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float

@@ -88,6 +88,18 @@ class TableStepTime:
             "description": "give how far attention of uneven contexts goes from the mean to the longest, e.g. 0.05",
         },
     )
+    saturating_sequences: float = field(
+        default=0.0,
+        metadata={
+            "ge": 0,
+            "description": "give how many sequences keep the memory busy, where attention reads each at its own pace, "
+            "e.g. 7",
+        },
+    )
+    unsplit_batch: int = field(
+        default=0,
+        metadata={"ge": 0, "description": "give the batch from which on attention does so, e.g. 25"},
+    )
     scale: float = field(default=1.0, metadata={"gt": 0, "description": "give a factor on all kernel times, e.g. 1.0"})
     experts: Experts | None = field(
         default=None, metadata={"description": "give the times of experts, where they are not in dense_s"}
@@ -140,6 +152,17 @@ class TableStepTime:
     def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `StepTime.iterations_until`."""
         return self._curve(sequences).until(context_tokens, elapsed_s)
+
+    def lone_paces(self) -> float:
+        """Return how many sequences keep the memory busy where attention reads each at its own pace, by these tables.
+
+        That pace is of the kernel that serves prompts beside decodes, which does not split contexts: one sequence of
+        the longest context. What the memory gives is what the largest batch takes for each of its contexts.
+        """
+        longest = min(self.decode_context[-1], self.beside_context[-1])
+        pace_s = on_line(self.beside_s[0], place(self.beside_context, longest))
+        share_s = on_line(self.decode_s[-1], place(self.decode_context, longest)) / self.decode_batch[-1]
+        return max(1.0, pace_s / share_s)
 
     # ---------------------------------------------------------------------------------------------------------- parts
 

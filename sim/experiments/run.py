@@ -203,6 +203,7 @@ def world_of(cell: Cell) -> World:
         others=[(built(f"policy/chance/{i}"), router.build(pool.router)) for i in range(1, pool.gateways)],
         share_s=pool.share_every_s,
         leases=pool.share == "leases",
+        also=pool.profiles[pool.replicas :],
         hierarchy=pool.hierarchy(),
         shadows={
             one.name: (built(f"policy/chance/shadow/{one.name}", one.params), router.build(pool.router))

@@ -315,15 +315,16 @@ class Scenario(Strict):
             )
         for name in ("fail", "restore", "slow"):
             replica_id = getattr(event, name)
-            if replica_id is not None and replica_id >= self.pool.replicas:
+            if replica_id is not None and replica_id >= self.pool.all_replicas:
                 raise MisfitError(
                     f"{path}.{name}",
-                    f"unknown replica {replica_id}, the pool has {self.pool.replicas}",
-                    f"they are numbered from 0, the last is {self.pool.replicas - 1}",
+                    f"unknown replica {replica_id}, the pool has {self.pool.all_replicas}",
+                    f"they are numbered from 0, the last is {self.pool.all_replicas - 1}",
                 )
-        profile = self.pool.profile
-        for name, each in (("slots", profile.slots), ("kv_blocks", profile.held_blocks)):
-            left, provisioned = getattr(event.capacity, name, None), self.pool.replicas * each
+        profiles = self.pool.profiles
+        totals = {"slots": sum(one.slots for one in profiles), "kv_blocks": sum(one.held_blocks for one in profiles)}
+        for name, provisioned in totals.items():
+            left = getattr(event.capacity, name, None)
             if left is not None and left > provisioned:
                 raise MisfitError(
                     f"{path}.capacity.{name}",

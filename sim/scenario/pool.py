@@ -102,6 +102,15 @@ class Entitlement(Strict):
         )
 
 
+class OtherReplicas(Strict):
+    """Replicas of another kind in the same pool."""
+
+    profile: Profile = Field(
+        description="give the name of a profile, a path or a mapping; see tokenpools list profiles"
+    )
+    replicas: int = Field(default=1, gt=0, le=100_000, description="give how many there are of them, e.g. 2")
+
+
 class Pool(Strict):
     """Replicas of one model, and who is entitled to how much of them."""
 
@@ -109,6 +118,10 @@ class Pool(Strict):
         description="give the name of a profile, a path or a mapping; see tokenpools list profiles"
     )
     replicas: int = Field(default=1, gt=0, le=100_000, description="give the number of replicas, e.g. 1")
+    also: tuple[OtherReplicas, ...] = Field(
+        default=(), exclude_if=is_empty,
+        description="give replicas of other kinds, e.g. [{profile: l40s-llama-3.1-8b, replicas: 2}]",
+    )
     router: Annotated[Any, OneOf(plugins.ROUTER_KINDS, short=named(plugins.ROUTER_KINDS))] = Field(
         default_factory=plugins.ROUTER_KINDS["least-outstanding-tokens"].params,
         description="give a router, e.g. round-robin",
@@ -185,6 +198,7 @@ class Pool(Strict):
                 "gateways", f"{self.gateways}, each with books of its own, beside groups, keys or budgets", "give 1"
             )
         check_scaler("autoscaler", self.autoscaler, self.replicas)
+        self._check_kinds()
         if self.share_every_s is not None and self.gateways == 1:
             raise MisfitError("share_every_s", "given although there is one gateway", "give gateways, or leave it out")
         if self.share == "leases" and self.share_every_s is None:
@@ -199,6 +213,29 @@ class Pool(Strict):
             if available is not None:
                 self._check_baselines(dimension, available)
         return self
+
+    def _check_kinds(self) -> None:
+        """Refuse kinds of replicas that cannot be in one pool."""
+        if self.also and self.autoscaler.kind != "none":
+            raise MisfitError("also", "given beside an autoscaler, which adds replicas of one kind", "leave one out")
+        per_token = self.profile.kv_bytes_per_token
+        for index, one in enumerate(self.also):
+            if one.profile.kv_bytes_per_token != per_token:
+                raise MisfitError(
+                    f"also[{index}].profile.kv_bytes_per_token",
+                    f"{one.profile.kv_bytes_per_token} differs from the first kind's {per_token}: one pool, one model",
+                    f"give {per_token}",
+                )
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The profile of each replica, by its number."""
+        return (self.profile,) * self.replicas + tuple(p for one in self.also for p in (one.profile,) * one.replicas)
+
+    @property
+    def all_replicas(self) -> int:
+        """How many replicas there are, of all kinds."""
+        return self.replicas + sum(one.replicas for one in self.also)
 
     def _check_baselines(self, dimension: str, available: float) -> None:
         """Refuse baselines that sum to more than there is at some time; a sum only grows where one begins."""
@@ -238,15 +275,34 @@ class Pool(Strict):
         return Life(start_up_s=self.start_up_s, drain_s=self.drain_s, gpus=self.gpus_per_replica)
 
     def capacity(self, replicas: int | None = None) -> PoolCapacity:
-        """Return what so many replicas provide when all are ready and whole; left out, the pool's own."""
+        """Return what so many replicas of the first kind provide when all are ready and whole; left out, the pool."""
         count = self.replicas if replicas is None else replicas
-        tokens_per_s, kv_bytes = self.profile.tokens_per_s, self.profile.kv_bytes
-        return PoolCapacity(
-            ready_replicas=count,
-            slots=count * self.profile.slots,
-            tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
-            kv_bytes=None if kv_bytes is None else count * kv_bytes,
-        )
+        own = _capacity(self.profile, count)
+        if replicas is not None:
+            return own
+        for one in self.also:
+            own = _together(own, _capacity(one.profile, one.replicas))
+        return own
+
+
+def _capacity(profile: Profile, count: int) -> PoolCapacity:
+    tokens_per_s, kv_bytes = profile.tokens_per_s, profile.kv_bytes
+    return PoolCapacity(
+        ready_replicas=count,
+        slots=count * profile.slots,
+        tokens_per_s=None if tokens_per_s is None else count * tokens_per_s,
+        kv_bytes=None if kv_bytes is None else count * kv_bytes,
+    )
+
+
+def _together(one: PoolCapacity, other: PoolCapacity) -> PoolCapacity:
+    """Return what two kinds of replicas provide; a dimension that one does not know is not known of both."""
+    return PoolCapacity(
+        one.ready_replicas + other.ready_replicas,
+        one.slots + other.slots,
+        None if one.tokens_per_s is None or other.tokens_per_s is None else one.tokens_per_s + other.tokens_per_s,
+        None if one.kv_bytes is None or other.kv_bytes is None else one.kv_bytes + other.kv_bytes,
+    )
 
 
 def check_window(from_s: float, until_s: float | None) -> None:

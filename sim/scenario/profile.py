@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sim.engine.disaggregation import Disaggregated
+from sim.engine.lora import Lora
 from sim.engine.ranks import Score
 from sim.engine.speculation import Speculation
 from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_iteration_s
@@ -21,6 +22,7 @@ from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
+from sim.scenario.pool_amounts import is_none
 from sim.scenario.registered_types import MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
@@ -133,6 +135,10 @@ class Profile(Strict):
         default=None,
         description="give how tokens are drafted, e.g. {tokens: 3, acceptance: 0.7, per_draft_token_s: 2.0e-5}",
     )
+    lora: Lora | None = Field(
+        default=None, exclude_if=is_none,
+        description="give adapters that are served beside the base model, e.g. {adapters: {acme: 16}, max_loras: 4}",
+    )
     request_overhead_s: float = Field(
         default=0.0, ge=0, description="give the seconds a request spends outside the engine, e.g. 0.002"
     )
@@ -235,6 +241,9 @@ class Profile(Strict):
             raise MisfitError(option, "set beside flow-prefill, which has none", "leave it out, or choose fcfs")
         self._check_admission()
         check_parallelism(self)
+        several = self.data_parallel > 1 or self.pipeline_parallel > 1 or self.disaggregated is not None
+        if self.lora is not None and several:
+            raise MisfitError("lora", "given beside a replica of several engines", "give one engine, or leave it out")
         if self.disaggregated is not None:
             if kind == "fair-batching":
                 raise MisfitError(

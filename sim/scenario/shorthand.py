@@ -55,6 +55,12 @@ def _pool(raw: dict[str, Any], file: str) -> dict[str, Any]:
     pool = _with_manifests(raw, file)
     if "profile" in pool:
         pool["profile"] = _profile(pool["profile"], file, "pool.profile")
+    if isinstance(pool.get("also"), list):
+        pool["also"] = [
+            {**one, "profile": _profile(one["profile"], file, f"pool.also[{i}].profile")}
+            if isinstance(one, dict) and "profile" in one else one
+            for i, one in enumerate(pool["also"])
+        ]
     _bare_name(pool, "router")
     _bare_name(pool, "autoscaler")
     _find("routers", pool, "router", file, "pool.router")

@@ -37,6 +37,7 @@ from sim.scenario.profile import Profile
 FOLDER = "kvwarden-vllm-0.19"
 SWEEPS, ARMS, TENANTS = "sweeps.csv.gz", "arms.yaml", "tenant_arms.csv.gz"
 _WARM_UP_S = 10.0  # cold engines wait seconds for kernels to compile
+_BLOCK_S = 10.0
 _CONNECTIONS = 100  # of the load generator in the sweeps, of the gateway in the arms
 _GATEWAY_S = 0.003
 _WEIGHTS = {"tpot": 3.0, "ttft mean": 0.1}  # by how well a run repeats: 0.2 % in the first, up to 21 % in the last
@@ -89,6 +90,26 @@ class Arm:
             "ttft p50": (float(exact.measured_ttft_s.median()), float(here.ttft_s.median())),
             "ttft p99": (float(exact.measured_ttft_s.quantile(0.99)), float(here.ttft_s.quantile(0.99))),
         }
+
+    def sampling(self, resamples: int = 200) -> dict[str, float]:
+        """Return what each measured statistic of `latencies` would differ by in another run, relative.
+
+        Half the width of a 95 % interval by bootstrap over blocks of 10 s, because neighbours wait in one queue.
+        """
+        warm = self.requests[(self.requests.start_s >= _WARM_UP_S) & (self.requests.measured_status == "ok")]
+        blocks = (warm.start_s // _BLOCK_S).astype(int).to_numpy()
+        of_block = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
+        e2e_s, ttft_s = warm.measured_e2e_s.to_numpy(float), warm.measured_ttft_s.where(warm.exact).to_numpy(float)
+        rng = np.random.default_rng(0)
+        drawn: dict[str, list[float]] = {name: [] for name in ("e2e mean", "e2e p50", "ttft p50", "ttft p99")}
+        for _ in range(resamples):
+            rows = np.concatenate([of_block[i] for i in rng.integers(0, len(of_block), len(of_block))])
+            drawn["e2e mean"].append(float(np.mean(e2e_s[rows])))
+            drawn["e2e p50"].append(float(np.median(e2e_s[rows])))
+            drawn["ttft p50"].append(float(np.nanmedian(ttft_s[rows])))
+            drawn["ttft p99"].append(float(np.nanquantile(ttft_s[rows], 0.99)))
+        half = {name: (np.quantile(of, 0.975) - np.quantile(of, 0.025)) / 2 for name, of in drawn.items()}
+        return {name: float(half[name] / there) for name, (there, _) in self.latencies().items()}
 
     def misses(self) -> list[str]:
         """Return which of the goals are missed: e2e 3 %, TTFT P50 10 % or 3 ms, P99 15 %, refusals 1 or 0.1 %."""

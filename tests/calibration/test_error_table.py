@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,19 +13,21 @@ from sim.calibration.from_records import calibrate_records
 from sim.calibration.measured import read_run
 from sim.calibration.validate import validate_profile
 from sim.scenario.profile import load_profile
+from sim.studies.hardware_check import FOLDER as ARENA
+from sim.studies.hardware_check import check
+from sim.studies.hardware_check_tenants import FOLDER, check_tenants
 
-RUNS = Path(os.environ.get("TOKENPOOLS_DATA", "/nowhere")) / "vllm-0.19-sharegpt"
+DATA = Path(os.environ.get("TOKENPOOLS_DATA", "/nowhere"))
+RUNS = DATA / "vllm-0.19-sharegpt"
+EVERY = "TOKENPOOLS_EVERY_RUN"
 PROFILES = {
     "RTX4090_Llama-3.1-8B": "rtx-4090-llama-3.1-8b",
     "RTXPRO6000_Llama-3.1-8B": "rtx-pro-6000-llama-3.1-8b",
 }
 BARS = {"mean": 0.015, "p99": 0.04}
 """What a profile fitted to the first half of a run is to reach on the second."""
-MISSES = {
-    ("RTX4090_Llama-3.1-8B", "ttft", "mean"), ("RTX4090_Llama-3.1-8B", "tpot", "p99"),
-    ("RTXPRO6000_Llama-3.1-8B", "ttft", "mean"),
-}  # fmt: skip
-"""What is known to miss them (docs/fidelity.md); one that hits now, or another that misses, is news."""
+MISSES = {("RTX4090_Llama-3.1-8B", "tpot", "p99")}
+"""What is known to miss them (docs/fidelity.md); another that misses is news."""
 
 
 def lines(name: str, way: str, table: pd.DataFrame) -> list[str]:
@@ -32,6 +35,7 @@ def lines(name: str, way: str, table: pd.DataFrame) -> list[str]:
     run = f"{name:<26} {way:<14}"
     return [
         f"{run} {row.metric:<5} {row.statistic:<5} {100 * row.error:>+7.2f} %  chance +-{100 * row.floor:.2f} %"
+        f"  sampling +-{100 * row.sampling:.1f} %"
         for row in chosen.itertuples()
     ]
 
@@ -55,3 +59,35 @@ def test_the_errors_of_every_measured_run(capsys: pytest.CaptureFixture[str]) ->
     with capsys.disabled():
         print("\n" + "\n".join(printed))  # noqa: T201 - the table is what the test is for
     assert missed <= MISSES
+
+
+@pytest.mark.skipif(not (DATA / FOLDER).is_dir() or EVERY not in os.environ, reason=f"make errors: needs data, {EVERY}")
+def test_the_errors_of_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    arms = check_tenants(DATA)
+    assert len(arms) == 15
+    printed = []
+    for arm in arms:
+        sampling = arm.sampling()
+        for name, (there, here) in arm.latencies().items():
+            assert np.isfinite([there, here, sampling[name]]).all()
+            error = here / there - 1
+            printed.append(f"{arm.name:<28} {name:<9} {100 * error:>+7.2f} %  sampling +-{100 * sampling[name]:.1f} %")
+    with capsys.disabled():
+        print("\n" + "\n".join(printed))  # noqa: T201
+
+
+@pytest.mark.skipif(not (DATA / ARENA).is_dir() or EVERY not in os.environ, reason=f"make errors: needs data, {EVERY}")
+def test_the_errors_of_every_policy_of_the_arena(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = check(DATA).checks
+    assert len(checks) >= 4
+    printed = []
+    for found in checks:
+        both = found.requests.dropna()
+        for metric in ("ttft", "e2e"):
+            there, here = both[f"measured_{metric}_s"].to_numpy(float), both[f"{metric}_s"].to_numpy(float)
+            spread = 1.96 * there.std() / np.sqrt(len(there)) / there.mean()
+            error = here.mean() / there.mean() - 1
+            name = f"arena {found.policy:<22} {metric} mean"
+            printed.append(f"{name} {100 * error:>+7.2f} %  sampling +-{100 * spread:.1f} %")
+    with capsys.disabled():
+        print("\n" + "\n".join(printed))  # noqa: T201

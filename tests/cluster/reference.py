@@ -334,10 +334,22 @@ class ReferenceReplica:
         if self.decoding:
             deviation = statistics.pstdev(job.tokens for job in self.decoding)
             context += len(self.decoding) * getattr(self.step, "skew", 0.0) * 2 * deviation
+            context += self._behind_the_longest()
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
         self.arm(self.wake_s)
+
+    def _behind_the_longest(self) -> float:
+        """What the longest contexts lack to the longest of all, as many of them as keep the memory busy."""
+        if len(self.decoding) < getattr(self.step, "unsplit_batch", 0):
+            return 0.0
+        contexts = sorted((job.tokens for job in self.decoding), reverse=True)
+        left, more = getattr(self.step, "saturating_sequences", 0.0), 0.0
+        for tokens in contexts:
+            more += min(1.0, left) * (contexts[0] - tokens)
+            left = max(0.0, left - 1.0)
+        return more
 
     def _gained(self) -> int:
         """Tokens that each decoding job gets in this iteration: it has the whole part of the mean so far."""

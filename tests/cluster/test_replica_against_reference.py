@@ -96,6 +96,13 @@ class Uneven(LinearStepTime):
     skew = 0.3
 
 
+class WaitsForTheLongest(LinearStepTime):
+    """Takes as long as if some were as long as the longest, in batches of three and more."""
+
+    saturating_sequences = 2.6
+    unsplit_batch = 3
+
+
 @st.composite
 def scripts(
     draw: Any, *, drafting: bool = False, limits: bool = False
@@ -106,7 +113,7 @@ def scripts(
     longest = 90
     kv = draw(st.integers(math.ceil(longest / block) + 1, 4 * math.ceil(longest / block)))
     setting = {
-        "step_time": draw(st.sampled_from([LinearStepTime, LinearStepTime, Uneven]))(
+        "step_time": draw(st.sampled_from([LinearStepTime, LinearStepTime, Uneven, WaitsForTheLongest]))(
             base_s=draw(st.sampled_from([0.0, 0.013, 0.1])),
             per_decode_sequence_s=draw(st.sampled_from([0.001, 0.02])),
             per_prefill_token_s=draw(st.sampled_from([0.0, 0.0007])),
@@ -203,6 +210,29 @@ def test_an_aborted_request_left_in_the_queue_keeps_no_arrival_waiting() -> None
     script += [(0.0, "abort", 4), (0.03125, "submit", {"id": 5, "prompt": 1, "output": 1, "priority": 0})]
     fast, _ = check_same(setting, script)
     assert fast.first[5] < fast.finish[2]
+
+
+def test_an_arrival_makes_the_chunk_of_a_stuck_head_smaller() -> None:
+    """Found beside vLLM (seed 9590 of the conformance): all share the budget, so one more makes each one's part fit."""
+    setting = {
+        "step_time": LinearStepTime(
+            base_s=0.01, per_prefill_token_s=0.001, per_decode_sequence_s=0.0013, per_context_token_s=1e-6,
+            per_prefill_pair_s=1e-8,
+        ),
+        "max_num_seqs": 8, "max_num_batched_tokens": 40, "kv_blocks": 15, "block_tokens": 4, "scheduling": "fcfs",
+        "prefix_caching": False, "long_prefill_token_threshold": 3, "long_prefill_token_threshold_adaptive": True,
+        "scheduler_reserve_full_isl": False, "watermark": 0.1,
+    }  # fmt: skip
+    asked = [
+        (0.118159, 21, 2, True), (0.138311, 21, 18, False), (0.139175, 4, 5, True), (0.189818, 14, 8, False),
+        (0.191403, 24, 21, False), (0.265767, 3, 6, False), (0.2835, 6, 11, True),
+    ]  # fmt: skip
+    script: list[tuple[float, str, Any]] = [
+        (at_s, "submit", {"id": i, "prompt": prompt, "output": output, "priority": 0, "stops": stops})
+        for i, (at_s, prompt, output, stops) in enumerate(asked)
+    ]
+    fast, _ = check_same(setting, script)
+    assert fast.requests[4].preemptions == 4
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])

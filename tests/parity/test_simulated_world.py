@@ -47,7 +47,7 @@ def fresh_core(scenario: Mapped) -> GatewayCore:
     world: World = world_of(cell_of(scenario))
     return GatewayCore(
         entitlements=world.entitlements,
-        capacity=provisioned(world.profile, world.replicas),
+        capacity=provisioned([world.profile] * world.replicas),
         replica_ids=range(world.replicas),
         policy=world.policy,
         router=world.router,

@@ -452,6 +452,10 @@ def core_of(pool: Pool, chosen: Policy, seed: int, leaving: Sequence[Entitlement
     ------
     ScenarioError : the policy does not fit the pool.
     """
+    if pool.also:
+        raise ScenarioError(
+            "", "pool.also", "replicas of several kinds, which only the simulator tells apart", "give one profile"
+        )
     specs = [*(one.spec() for one in pool.entitlements), *leaving]
     profile = pool.profile
     scaling = pool.autoscaler if chosen.autoscaler is None else chosen.autoscaler
