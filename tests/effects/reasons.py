@@ -26,7 +26,7 @@ SAYS: dict[str, str] = {
 """What is for readers."""
 
 REFUSES: dict[str, str] = {
-    "Bands.occupancy": "refused: saturation decides how much is let in",
+    "Bands.occupancy": "said by validate and run: saturation decides how much is let in",
     "Bands.queue_tokens": "refused: each band has a queue of queue_requests",
     "ClassSlots.queue_requests": "refused: each class has its own",
     "ClassSlots.queue_tokens": "refused: each class has its own",
