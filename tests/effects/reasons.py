@@ -58,29 +58,3 @@ SERVED: dict[str, str] = {
     "ApiKey.name": "logs, metrics and limits name the key by it",
 }
 """Fields of a gateway's configuration of which settings and core show nothing."""
-
-NOT_LOOKED_FOR: frozenset[str] = frozenset((
-    "Concur.hits_below", "Concur.idle_s", "Concur.keep", "Concur.occupancy", "DataRobot.version",
-    "Dlpm.block_tokens", "Dlpm.blocks_per_replica", "Dlpm.flow", "Dlpm.index", "Dlpm.input_weight", "Dlpm.looks_at",
-    "Dlpm.memory_s", "Dlpm.occupancy", "Dlpm.quantum", "Dlpm.queue_requests", "Dlpm.queue_tokens", "Dlpm.tick_s",
-    "Dlpm.timeout_s", "Dlpm.timeout_status", "FairServe.app_per_min", "FairServe.app_per_min_by",
-    "FairServe.input_weight", "FairServe.occupancy", "FairServe.output_weight", "FairServe.overloaded_kv_tokens",
-    "FairServe.overloaded_running", "FairServe.queue_requests", "FairServe.queue_tokens", "FairServe.system_tokens",
-    "FairServe.system_weight", "FairServe.tick_s", "FairServe.timeout_s", "FairServe.timeout_status",
-    "FairServe.user_per_min", "FairServe.user_per_min_by", "FairServe.usual_output_tokens",
-    "FairServe.usual_output_tokens_by", "FairServe.usual_prompt_tokens", "FairServe.usual_prompt_tokens_by",
-    "FairServe.weights", "LlmDFlowControl.ceilings", "LlmDFlowControl.detector", "LlmDFlowControl.evict",
-    "LlmDFlowControl.fairness", "LlmDFlowControl.min_ceiling", "LlmDFlowControl.ordering",
-    "LlmDFlowControl.prefill_replicas", "LlmDFlowControl.priorities", "LlmDFlowControl.stale_s",
-    "LlmDFlowControl.staleness", "LlmDFlowControl.tick_s", "LlmDFlowControl.version", "PolyServe.base_s",
-    "PolyServe.default_tpot_slo_s", "PolyServe.expected_output_tokens", "PolyServe.occupancy",
-    "PolyServe.per_context_token_s", "PolyServe.per_prompt_token_s", "PolyServe.per_sequence_s",
-    "PolyServe.queue_requests", "PolyServe.queue_tokens", "PolyServe.refuse_late", "PolyServe.tick_s",
-    "PolyServe.timeout_s", "PolyServe.timeout_status", "PolyServe.tpot_slo_s", "PredictivePool.late",
-    "PrefixAware.block_tokens", "PrefixAware.blocks_per_replica", "PrefixAware.index", "PrefixAware.memory_s",
-    "PrefixAware.slack_tokens", "QuotaRule.limit", "QuotaRule.rule", "QuotaRule.window", "Random.seed",
-    "Scored.block_tokens", "Scored.blocks_per_replica", "Scored.index", "Scored.kv_weight", "Scored.memory_s",
-    "Scored.prefix_weight", "Scored.queue_weight", "Scored.seed", "SloTier.tiers", "Tier.entitlements",
-    "Tier.most_in_flight", "Tier.replicas",
-))  # fmt: skip
-"""Fields that came with another change while this was written: `make effects` looks for them, nobody vouches yet."""
