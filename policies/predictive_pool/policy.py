@@ -417,10 +417,12 @@ class PredictivePoolPolicy(QueueingPolicy):
         yield from self._books.faults(pool)
 
     def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:
-        """Return how much waits, what is reserved, how fast prompts are taken in, and each promise that is left."""
+        """Return how much waits, what is reserved and kept free, the pace of prompts, and what is promised."""
         yield from super().gauges(pool, now_s)
         yield Gauge("pool", "pool", "reserved_kv_tokens", self._books.kv_tokens)
         yield Gauge("pool", "pool", "prefill_s_per_1000_tokens", 1000 * self._prefill.per_token_s)
+        yield Gauge("pool", "pool", "first_token_s", self._prefill.base_s)
+        yield Gauge("pool", "pool", "kept_free_slots", self._headroom.slots)
         for name, leaf in self._leaves.items():
             yield Gauge("entitlement", name, "waiting", leaf.line.length)
             if leaf.bucket is not None:
