@@ -1,6 +1,6 @@
 """Some thousands of requests through each door, recorded, and told to a fresh core: what differs, and what leaks.
 
-    python benchmarks/door_parity.py [--requests 3000] [--only own,library,LiteLLM,Envoy] [--out docs/door-parity.csv]
+    python benchmarks/door_parity.py [--requests 2500] [--only own,library,LiteLLM,Envoy] [--out docs/door-parity.csv]
 
 The doors are those of `doors.py`, each in its real server, with eight slots and twenty-four clients at once: many are
 refused, some leave in the middle of their answer, some streams are read to their end. Afterwards the recording is told
@@ -35,7 +35,7 @@ HEADS = ("door", "requests", "verdicts", "let in", "refused", "ended", "left ope
 def main() -> int:
     """Send, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--requests", type=int, default=2500)
     parser.add_argument("--only", default="own,library,LiteLLM,Envoy")
     parser.add_argument("--out", type=Path, help="A file for the table, as CSV.")
     args = parser.parse_args()

@@ -31,7 +31,7 @@ from sim.studies.live_proof import FIRST, SECOND, begun_at, joined_tables, measu
 
 ROOT = Path(__file__).resolve().parents[1]
 PROXY, REPLICA, PAGES = 18_400, 18_401, 18_402
-BEGIN_AT_S = 15.0  # on the callback's clock: a tick of the policy, and late enough for a slow machine
+BEGIN_AT_S = 45.0  # on the callback's clock: a tick of the policy, and late enough for LiteLLM on a slow machine
 SCENARIOS = {"exp1": FIRST, "exp2": SECOND}
 RUNS = ["exp1/none/0", "exp1/token-pool/0", "exp1/token-pool/1", "exp2/token-pool/0"]
 STARTS_S = 240.0

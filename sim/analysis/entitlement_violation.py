@@ -83,28 +83,54 @@ def _owed_and_served(
     columns: RequestColumns, rows: NDArray[np.int64], edges_s: Floats, end_s: float
 ) -> tuple[Floats, Floats]:
     """Return the tokens asked for and those that came back in each window."""
+    # One after the other, and only of the rows that count: a million requests make arrays of eight megabytes.
+    served = _served(columns, rows[~np.isnan(_of(columns, "first_token_s", rows))], edges_s, end_s)
+    finished = rows[_of(columns, "outcome", rows) == Outcome.FINISHED]
+    fresh = rows[_of(columns, "attempt", rows) == 1]
+    return _owed(columns, fresh, edges_s, _unhindered(columns, finished, end_s)), served
 
-    def of(name: str) -> Floats:
-        return np.asarray(np.asarray(getattr(columns, name))[rows], dtype=np.float64)
 
-    arrival_s, first_s, finish_s = of("arrival_s"), of("first_token_s"), of("finish_s")
-    prompt, output, asked = of("prompt_tokens"), of("output_tokens"), of("max_output_tokens")
-    stop_s = np.where(np.isnan(finish_s), end_s, finish_s)
-    reached = ~np.isnan(first_s)
-    served = _per_window(edges_s, first_s[reached], stop_s[reached], prompt[reached], output[reached])
-    finished = of("outcome") == Outcome.FINISHED
-    if not finished.any():
-        ttft_s = tpot_s = 0.0
-        used = 1.0
-    else:
-        ttft_s = float(np.quantile((first_s - arrival_s)[finished], _FAST))
-        decode_s, steps = (stop_s - first_s)[finished], output[finished] - 1
-        tpot_s = float(np.quantile(decode_s[steps > 0] / steps[steps > 0], _FAST)) if (steps > 0).any() else 0.0
-        known = finished & (asked > 0)
-        used = float(output[known].sum() / asked[known].sum()) if known.any() else 1.0
-    typical = float(output[finished].mean()) if finished.any() else 0.0
-    wanted = np.where(asked > 0, asked * used, typical)
-    fresh = of("attempt") == 1
-    begin_s = (arrival_s + ttft_s)[fresh]
-    owed = _per_window(edges_s, begin_s, begin_s + wanted[fresh] * tpot_s, prompt[fresh], wanted[fresh])
-    return owed, served
+def _of(columns: RequestColumns, name: str, rows: NDArray[np.int64]) -> Floats:
+    return np.asarray(np.asarray(getattr(columns, name))[rows], dtype=np.float64)
+
+
+def _stop_s(columns: RequestColumns, rows: NDArray[np.int64], end_s: float) -> Floats:
+    finish_s = _of(columns, "finish_s", rows)
+    finish_s[np.isnan(finish_s)] = end_s
+    return finish_s
+
+
+def _served(columns: RequestColumns, rows: NDArray[np.int64], edges_s: Floats, end_s: float) -> Floats:
+    """Return what came back in each window, of requests that got a first token."""
+    return _per_window(
+        edges_s, _of(columns, "first_token_s", rows), _stop_s(columns, rows, end_s),
+        _of(columns, "prompt_tokens", rows), _of(columns, "output_tokens", rows),
+    )  # fmt: skip
+
+
+def _unhindered(
+    columns: RequestColumns, rows: NDArray[np.int64], end_s: float
+) -> tuple[float, float, float, float]:
+    """Return what is typical of finished requests: fast TTFT and TPOT, share of the output asked for, output."""
+    if not len(rows):
+        return 0.0, 0.0, 1.0, 0.0
+    first_s, output = _of(columns, "first_token_s", rows), _of(columns, "output_tokens", rows)
+    ttft_s = float(np.quantile(first_s - _of(columns, "arrival_s", rows), _FAST))
+    decode_s, steps = _stop_s(columns, rows, end_s) - first_s, output - 1
+    several = steps > 0
+    tpot_s = float(np.quantile(decode_s[several] / steps[several], _FAST)) if several.any() else 0.0
+    asked = _of(columns, "max_output_tokens", rows)
+    known = asked > 0
+    used = float(output[known].sum() / asked[known].sum()) if known.any() else 1.0
+    return ttft_s, tpot_s, used, float(output.mean())
+
+
+def _owed(
+    columns: RequestColumns, rows: NDArray[np.int64], edges_s: Floats, typical: tuple[float, float, float, float]
+) -> Floats:
+    """Return what first attempts asked for in each window, spread over the time that it would take unhindered."""
+    ttft_s, tpot_s, used, output = typical
+    asked = _of(columns, "max_output_tokens", rows)
+    wanted = np.where(asked > 0, asked * used, output)
+    begin_s = _of(columns, "arrival_s", rows) + ttft_s
+    return _per_window(edges_s, begin_s, begin_s + wanted * tpot_s, _of(columns, "prompt_tokens", rows), wanted)

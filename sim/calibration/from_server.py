@@ -111,7 +111,7 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
     best = linear
     with contextlib.suppress(UnidentifiedError):
         bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
-        if _error(bent) < _CLEARLY_BETTER * _error(linear):
+        if _error(bent) < min(_CLEARLY_BETTER * _error(linear), _error(linear) - _chance(linear)):
             best = bent
     overhead_s = _overhead_s(best.profile, seen)
     return best.profile.model_copy(update={"request_overhead_s": overhead_s})
@@ -150,6 +150,13 @@ def _error(found: StepsCalibrated) -> float:
     calibration = found.profile.calibration
     assert calibration is not None
     return calibration.held_out_error["mean_abs"]
+
+
+def _chance(found: StepsCalibrated) -> float:
+    """Return how much of the error is which iterations happened to be left out."""
+    calibration = found.profile.calibration
+    assert calibration is not None
+    return calibration.noise_floor.get("mean_abs", 0.0)
 
 
 def _overhead_s(profile: Profile, seen: Seen) -> float:

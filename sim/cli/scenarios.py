@@ -32,7 +32,7 @@ def validate(
     cells = expand(loaded)
     for words in unread_traces(cells):
         typer.echo(f"warning: {words}", err=True)
-    typer.echo(f"{scenario}: good; {len(cells)} runs, hash {scenario_hash(loaded)}")
+    typer.echo(f"{scenario}: good; {len(cells)} {'run' if len(cells) == 1 else 'runs'}, hash {scenario_hash(loaded)}")
     default_bounds = [
         words for cell in cells for words in idle_slots(cell.scenario.pool, (*cell.scenario.policies, *loaded.shadow))
     ]
@@ -71,6 +71,11 @@ def schema(
     typer.echo(json.dumps(json_schema(), indent=1))
 
 
+def on_a_terminal() -> bool:
+    """Return whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 @command(panel=SCENARIOS)
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write.")] = Path("scenario.yaml"),
@@ -102,7 +107,7 @@ def init(
 
     if file.exists() and not overwrite:
         raise InputError(str(file), "is there already", "name another file, or give --overwrite")
-    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    asks = on_a_terminal()
 
     def answer(question: str, default: str) -> str:
         return str(typer.prompt(question, default=default)) if asks else default

@@ -349,8 +349,22 @@ def test_a_refusal_says_why_in_its_header_and_body(proxy: Proxy) -> None:
     assert caught.value.response.headers["x-tokenpools-reason"] == "unknown_tenant"
     error = caught.value.response.json()["error"]
     assert error["message"] == "Tenant 'org:everybody' has no entitlement here."
+    assert error["provider_specific_fields"]["error"]["code"] == "unknown_tenant"
     with pytest.raises(openai.BadRequestError):
         proxy.client("acme").chat.completions.create(**ASK, extra_body={"n": "5"})
+    other = proxy.client("other")
+    with other.chat.completions.create(**behaves(gap_s=0.5), stream=True) as stream:
+        next(iter(stream))
+        for ask in (
+            lambda: other.completions.create(model="tiny", prompt="a", max_tokens=5),
+            lambda: other.embeddings.create(model="tiny", input="a"),
+            lambda: other.responses.create(model="tiny", input="a"),
+            lambda: other.chat.completions.create(**ASK, stream=True),
+        ):
+            with pytest.raises(openai.RateLimitError) as refused:
+                ask()
+            headers = refused.value.response.headers
+            assert (headers["x-tokenpools-reason"], int(headers["retry-after"]) >= 1) == ("concurrency", True)
 
 
 def test_who_is_evicted_is_told_in_its_stream(proxy: Proxy, stand_in: StandIn) -> None:

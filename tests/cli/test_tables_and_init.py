@@ -117,6 +117,31 @@ def test_a_first_scenario_is_good_and_is_not_overwritten(folder: Path) -> None:
     assert CliRunner().invoke(app, ["validate", "mine.yaml"]).exit_code == 0
 
 
+def test_on_a_terminal_what_no_option_says_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.cli.scenarios.on_a_terminal", lambda: True)
+    answers = "dgx-spark-qwen3-8b-nvfp4\n\n chat:guaranteed:6, batch:spot:4 \n0.25\ntoken-pool, none\n"
+    done = CliRunner().invoke(app, ["init", "mine.yaml", "--replicas", "2"], input=answers.replace("\n\n", "\n"))
+    assert done.exit_code == 0, done.output
+    asked = ["Profile of a replica [", "Tenants, as NAME:CLASS:SLOTS [", "Requests per second", "Policies to compare ["]
+    assert all(question in done.output for question in asked)
+    assert "Replicas [" not in done.output  # an option said it
+    found = load_scenario("mine.yaml")
+    assert found.pool.replicas == 2
+    assert [(one.name, str(one.service_class)) for one in found.pool.entitlements] == [
+        ("chat", "guaranteed"), ("batch", "spot"),
+    ]  # fmt: skip
+    assert [one.arrivals.rate_per_s for one in found.workload] == [0.25, 0.25]  # type: ignore[union-attr]
+    assert [one.name for one in found.policies] == ["token-pool", "none"]
+    plain = CliRunner().invoke(app, ["init", "defaults.yaml"], input="\n" * 5)
+    assert plain.exit_code == 0, plain.output
+    silent = CliRunner().invoke(app, ["init", "nobody.yaml"], input="")  # the terminal is closed: nothing is written
+    assert silent.exit_code != 0
+    assert not Path("nobody.yaml").exists()
+    wrong = CliRunner().invoke(app, ["init", "wrong.yaml"], input="h1000\n\n\n\n\n")
+    assert "no such profile" in str(wrong.exception)
+    assert not Path("wrong.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from sim.adapters.admission.config import gate_config
 from tokenpools import Gate
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/adapters.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENT = (DOCS / "adapters.md").read_text()
 CONFIG = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)[0])
 ASK = {"prompt": "a prompt of some words", "max_tokens": 4}
 
@@ -30,6 +32,14 @@ def example(module: str) -> dict[str, Any]:
 
 def empty(gate: Gate) -> bool:
     return not len(gate) and not any(book.reserved_tokens for book in gate.core.pool.entitlements.values())
+
+
+@pytest.mark.parametrize("name", ["doors", "door-parity"])
+def test_the_tables_are_those_that_make_doors_wrote(name: str) -> None:
+    with (DOCS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        rows = [f"| {' | '.join(row)} |" for row in csv.reader(file)]
+    assert len(rows) == 5
+    assert "\n".join([rows[0], "|" + "---|" * (rows[0].count("|") - 1), *rows[1:]]) in DOCUMENT
 
 
 def test_the_configuration_is_one() -> None:

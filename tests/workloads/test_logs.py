@@ -20,7 +20,7 @@ from sim.live.loadgen.completions_client import PromptKind
 from sim.live.observability.logs import JsonFormatter, as_fields
 from sim.live.observability.observer import NEVER_S, Ended, RequestLog
 from sim.scenario.load import parse_scenario
-from workloads.formats.layouts import LAYOUTS
+from workloads.formats.layouts import LAYOUTS, recognised
 from workloads.formats.read import layout_of, load, read_trace
 from workloads.formats.rows import Rows, TraceError, join_rows
 from workloads.formats.write import write_trace
@@ -353,3 +353,40 @@ def test_the_limit_of_a_log_is_what_policies_see_and_replay_sends(
     attempt = LiveAttempt("r", 1, 0, 0, 0.0, 0.0, 100, 5, int(demand.max_output_tokens[0]))
     sent = json.loads(PromptKind(model="m").body(attempt))
     assert (sent["max_tokens"], sent["min_tokens"]) == (640, 4)
+
+
+# ----------------------------------------------------------------------------------------------------------- Envoy
+
+
+def envoy(at: str, code: int, **more: Any) -> str:
+    return json.dumps({"start_time": f"2026-11-28T20:00:{at}Z", "response_code": code, **more})
+
+
+def test_envoys_access_log_is_read_by_its_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    path.write_text("\n".join([
+        envoy("01.000", 200, tenant="red", model="m", input_tokens=10, output_tokens=20, max_tokens=40),
+        "[2026-11-28 20:00:01.500][12][warning] something of Envoy's own",
+        envoy("03.000", 429, tenant="red", model="m", input_tokens="-", output_tokens="-"),
+        envoy("02.500", 200, tenant="blue", genai_tokens_input="7", genai_tokens_output=3, genai_model_name="n"),
+        envoy("04.000", 200, path="/v1/models"),
+        envoy("05.000", 401, tenant="red"),
+        envoy("06.000", 0, tenant="blue", input_tokens=9),
+        '{"torn": ',
+    ]))  # fmt: skip
+    with path.open() as lines:
+        layout = recognised(lines.readline())
+    assert layout is not None
+    assert layout.name == "envoy-access-log"
+    rows = rows_of(path, "envoy-access-log")
+    assert tenants(rows) == ["red", "blue", "red", "blue"]
+    assert rows.prompt_tokens.tolist() == [10, 7, 10, 9]  # the refused one's as others of red
+    assert rows.output_tokens.tolist() == [20, 3, 20, 3]
+    assert (rows.unanswered, rows.dropped) == (2, 2)
+
+
+def test_a_bad_count_in_envoys_log_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    path.write_text(envoy("01", 200, input_tokens=-1, output_tokens=2))
+    with pytest.raises(TraceError, match="input_tokens is '-1'"):
+        rows_of(path, "envoy-access-log")

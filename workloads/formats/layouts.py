@@ -280,6 +280,19 @@ _ALL = (
         service="model",
     ),
     Layout(
+        name="envoy-access-log",
+        about="Envoy's access log as JSON with token counts; 429, 5xx and what broke off are demand without an answer",
+        container="log",
+        time="start_time",
+        unit="datetime",
+        prompt="input_tokens",
+        output="output_tokens",
+        limit="max_tokens",
+        tenant="tenant",
+        service="model",
+        session="session_id",
+    ),
+    Layout(
         name="litellm-spend-log",
         about="LiteLLM_SpendLogs, CSV or JSON: tenant = team, user or key; failures are demand without an answer",
         container="log",
@@ -333,6 +346,7 @@ SUFFIXES = {
 }  # fmt: skip
 
 _SPEND_LOG = frozenset(("request_id", "startTime", "prompt_tokens", "completion_tokens"))
+_ENVOY_LOG = frozenset(("start_time", "response_code"))
 _GATEWAY_LOG = frozenset(("time", "level", "logger", "message"))
 _VLLM_LINE = re.compile(r"\b(?:DEBUG|INFO|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d \[", re.ASCII)
 
@@ -351,6 +365,8 @@ def recognised(first_line: str) -> Layout | None:
             return LAYOUTS["plain-jsonl"]
         if keys.keys() >= _GATEWAY_LOG:
             return LAYOUTS["gateway-log"]
+        if keys.keys() >= _ENVOY_LOG:
+            return LAYOUTS["envoy-access-log"]
         if keys.keys() >= _SPEND_LOG:
             return LAYOUTS["litellm-spend-log"]
         fitting = [

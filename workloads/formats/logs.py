@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workloads.formats import gateway_log, litellm_log, vllm_log
+from workloads.formats import envoy_log, gateway_log, litellm_log, vllm_log
 from workloads.formats.layouts import Layout
 from workloads.formats.log_lines import Logged
 from workloads.formats.rows import Labels, Rows, TraceError
@@ -24,6 +24,7 @@ _SEED = 20_240_611
 _UNKNOWN = -1
 
 READERS: Mapping[str, Callable[[Path], Iterator[Logged | None]]] = {
+    "envoy-access-log": envoy_log.read,
     "gateway-log": gateway_log.read,
     "litellm-spend-log": litellm_log.read,
     "vllm-log": vllm_log.read,

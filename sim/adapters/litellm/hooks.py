@@ -39,11 +39,18 @@ _TOO_MANY, _TIMEOUT = 429, 408
 Answer = Callable[[AdmissionError], Exception]
 
 
-def http_exception(error: AdmissionError) -> Exception:
-    """Return what LiteLLM answers with a status and headers."""
-    from fastapi import HTTPException
+def proxy_exception(error: AdmissionError) -> Exception:
+    """Return what LiteLLM answers with a status and headers.
 
-    made: Exception = HTTPException(status_code=error.status, detail=error.body, headers=dict(error.headers))
+    Its own exception, since some of its paths (completions, embeddings) drop the headers of FastAPI's.
+    """
+    from litellm.proxy._types import ProxyException  # type: ignore[import-not-found]
+
+    said = error.body["error"]
+    made: Exception = ProxyException(
+        message=said["message"], type=said["type"], param=said["param"], code=error.status, headers=dict(error.headers),
+        provider_specific_fields={"error": said},
+    )
     return made
 
 
@@ -70,7 +77,7 @@ class Hooks:
     """
 
     def __init__(
-        self, config: GateConfig | Mapping[str, Any] | str | Path | None = None, *, answer: Answer = http_exception
+        self, config: GateConfig | Mapping[str, Any] | str | Path | None = None, *, answer: Answer = proxy_exception
     ) -> None:
         self._given = config
         self._answer = answer

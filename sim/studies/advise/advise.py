@@ -27,6 +27,7 @@ POLICIES = ("token-pool", "rate-limit", "none")
 _SEARCHED = 3
 """Policies of the survey that are searched too, at most. [choice]"""
 _CLEARLY_MORE = 1.01
+_FIRST = "predictive-pool"
 
 
 def advise(
@@ -68,7 +69,8 @@ def advise(
     best = max(found, key=_rank)
     seen = None
     if survey_runs:
-        others = [one for one in plugins.POLICY_KINDS if one not in policies]
+        # The runs may not be enough for all, so what most often does best comes first.
+        others = sorted((one for one in plugins.POLICY_KINDS if one not in policies), key=_FIRST.__ne__)
         seen = survey(bench, others, best, terms, survey_runs, say)
         closer = replace(terms, high_replicas=best.setting.replicas) if best.setting else terms
         better = [one.policy for one in seen.candidates if _promises_more(one, best)][:_SEARCHED]

@@ -142,7 +142,7 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
         "",
         f"{state}: in at least {stated:.0%} of draws of this demand (with {terms.confidence:.0%} confidence) every "
         f"objective is met by {terms.target:.0%} of the requests it is for. "
-        + "; ".join(map(check_words, best.checks)) + ".",
+        + "; ".join(map(check_words, best.checks)).replace("at", "At", 1) + ".",
         "",
         "| entitlement | class | objective | baseline | limit | refused at 1.0x |",
         "| --- | --- | --- | --- | --- | --- |",
