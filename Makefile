@@ -95,6 +95,10 @@ hashes: compiled
 # Small faults planted one at a time: how many the tests of their area find (docs/testing.md); an hour at most.
 mutants: $(VENV)/.ready
 	$(BIN)/python benchmarks/mutants.py --per-area 20 --budget-s 3600
+# Every field of scenarios and profiles: a change of it that shows, or why there is none; some minutes (docs/testing.md).
+.PHONY: effects
+effects: $(VENV)/.ready
+	PYTHONPATH=tests $(BIN)/python -m effects.run
 # A million random small pools and ten thousand lives of the gateway with faults, the checker on: hours; stopped, it goes
 # on with the same command. One seed again: python tests/faults/run.py live SEED.
 faults: $(VENV)/.ready
@@ -130,17 +134,18 @@ $(LITELLM)/.ready: benchmarks/gateway.py | $(VENV)/bin/python
 	touch $@
 
 # Strangers' clients through the gateway: SDKs for Node, Java's HttpClient, curl, vllm bench serve (of make live, where that
-# was made), guideLLM and aiperf. What cannot be installed is said so. guideLLM brings torch: 5 GB, less with PIP_LIVE.
+# was made), guideLLM and aiperf, pinned and resolved beforehand. What cannot be installed is said so. guideLLM needs the CPU
+# build of torch, as make live does (PIP_LIVE).
 CLIENTS := build/clients
 clients: $(VENV)/.ready $(CLIENTS)/.ready
 	$(BIN)/python benchmarks/clients/run.py
 
-$(CLIENTS)/.ready: benchmarks/clients/package.json
+$(CLIENTS)/.ready: $(wildcard benchmarks/clients/*.txt) benchmarks/clients/package.json
 	mkdir -p $(CLIENTS)
-	cp $< $(CLIENTS)/
+	cp benchmarks/clients/package.json $(CLIENTS)/
 	-cd $(CLIENTS) && npm install --no-audit --no-fund --ignore-scripts --silent
-	-$(PYTHON_LIVE) -m venv $(CLIENTS)/guidellm && $(CLIENTS)/guidellm/bin/python -m pip install --quiet $(PIP_LIVE) guidellm==0.8.1
-	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet aiperf==0.13.0
+	-$(PYTHON_LIVE) -m venv $(CLIENTS)/guidellm && $(CLIENTS)/guidellm/bin/python -m pip install --quiet --no-deps --no-compile $(PIP_LIVE) --requirement benchmarks/clients/guidellm.txt
+	-$(PYTHON_LIVE) -m venv $(CLIENTS)/aiperf && $(CLIENTS)/aiperf/bin/python -m pip install --quiet --no-deps --no-compile --requirement benchmarks/clients/aiperf.txt
 	touch $@
 
 # The real Envoy with the external processor in it, in an environment of its own; some minutes (docs/adapters.md).
@@ -196,7 +201,7 @@ locked:
 	$(PYTHON) -m venv build/locked
 	build/locked/bin/pip install --quiet --require-hashes --requirement deploy/build.lock
 	build/locked/bin/pip install --quiet --require-hashes --requirement requirements.lock
-	build/locked/bin/pip install --quiet --no-deps --no-index --no-build-isolation --editable .
+	build/locked/bin/pip install --quiet --no-deps --no-index --no-build-isolation .
 
 $(TOOLS)/.ready: constraints.txt
 	$(PYTHON) -m venv $(TOOLS)

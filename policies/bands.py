@@ -84,7 +84,6 @@ class Bands(Waits):
 
     def __post_init__(self) -> None:
         refuse_idle(self, "queue_tokens", "each band has a queue of queue_requests", "give queue_requests")
-        refuse_idle(self, "occupancy", "saturation decides how much is let in", "give max_ceiling")
 
 
 class _Band:

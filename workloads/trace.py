@@ -192,6 +192,8 @@ class Trace:
             raise ValueError("group_by and skew divide groups; give groups and group too, or leave them out")
         if self.columns is None:
             return
+        if self.unanswered_prompt_tokens is not None or self.unanswered_output_tokens is not None:
+            raise ValueError("unanswered_..._tokens is given beside columns, which tell all lengths; leave it out")
         session = "session" if self.group_by == "session" else None
         for role, by, fix in (
             ("tenant", self.tenant, "give its tenant too"), ("turn", None, "a replay has no use for it"),

@@ -69,6 +69,15 @@ class Saturation(Bounds):
         default=3.0, metadata=says("give the spare queue below which one more is wanted, e.g. 3", ge=0)
     )
 
+    def __post_init__(self) -> None:
+        Bounds.__post_init__(self)
+        for most, spare in (("kv_most", "kv_spare"), ("queue_most", "queue_spare")):
+            if getattr(self, spare) > getattr(self, most):
+                raise ValueError(
+                    f"{spare} is {getattr(self, spare):g}, more than {most} ({getattr(self, most):g}), so that there "
+                    f"never is enough to spare; give at most {getattr(self, most):g}"
+                )
+
 
 class SaturationRule:
     """See `Saturation`."""

@@ -143,6 +143,10 @@ def convert(
         float | None, typer.Option("--until-s", help="End this many seconds after the first row.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    same_ids: Annotated[
+        bool,
+        typer.Option("--same-ids", help="Blocks and sessions of one id are the same in all SOURCES."),
+    ] = False,
     fitting: Annotated[
         bool, typer.Option("--fit", help="Write the workload that matches instead, and how well it does.")
     ] = False,
@@ -170,7 +174,8 @@ def convert(
         raise InputError("--out", "missing", "name the file to write")
     layout = layout_for(out, to)
     done = convert_sources(
-        opened, out, layout, from_s=from_s, until_s=until_s, spread=spread, seed=seed, overwrite=overwrite
+        opened, out, layout, from_s=from_s, until_s=until_s, spread=spread, seed=seed, overwrite=overwrite,
+        same_ids=same_ids,
     )
     if done.lost:
         typer.echo(f"left out, {layout.name} has no place for it: {', '.join(done.lost)}", err=True)

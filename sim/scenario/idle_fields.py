@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from policies.bands import Bands
 from sim.scenario.model import Scenario
 from sim.scenario.pool import Pool
 from sim.scenario.profile import Profile
@@ -60,6 +61,10 @@ def _demotes(run: Scenario) -> bool:
     )
 
 
+def _fills_bands(params: Any) -> bool:
+    return isinstance(params, Bands) and params.occupancy != 1.0
+
+
 def _scales(run: Scenario) -> bool:
     return any(run.autoscaler_of(one).kind != "none" for one in run.policies)
 
@@ -88,6 +93,10 @@ _RULES = (
     _Rule(
         "over: demote, or infeasible: relegate,", _demotes, _scheduled("priority"),
         "the engines do not go by priorities (pool.profile.scheduling: priority)",
+    ),
+    _Rule(
+        "occupancy of bands", lambda run: any(_fills_bands(one) for one in _policies(run)), lambda _: False,
+        "saturation decides how much is let in (max_ceiling)",
     ),
     _Rule(
         "pool.start_up_s", _other(Pool, "start_up_s", _pool), _scales, "nothing scales the pool (pool.autoscaler)",

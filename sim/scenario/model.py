@@ -258,6 +258,8 @@ class Scenario(Strict):
             check_unique(field, [one.name for one in getattr(self, field)])
             for index, policy in enumerate(getattr(self, field)):
                 self._check_policy(f"{field}[{index}]", policy, entitlements)
+        if self.pool.count_use:
+            raise MisfitError("pool.count_use", "true, and no record of a simulation holds it", "leave it out")
         for index, tenant in enumerate(self.scored):
             check_known(f"scored[{index}]", "tenant", tenant, dict.fromkeys(e.tenant for e in self.pool.entitlements))
         if self.shadow and self.pool.gateways > 1:

@@ -50,6 +50,7 @@ def convert(
     spread: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    same_ids: bool = False,
 ) -> Converted:
     """Write traces, merged on one clock if they are several, to one file.
 
@@ -57,6 +58,7 @@ def convert(
     ----------
     from_s, until_s : the part to keep, in seconds since the first row.
     spread : spread times that a publisher rounded over their bins.
+    same_ids : blocks and sessions have one numbering in all of them, see `sim.traces.sources.merged`.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def convert(
     """
     if out.exists() and not overwrite:
         raise InputError(str(out), "is there already", "name another file, or give --overwrite")
-    parts = rows_of(sources, spread=spread, seed=seed)
+    parts = rows_of(sources, spread=spread, seed=seed, same_ids=same_ids)
     parts = cut(parts, from_s, until_s)
     gone: dict[str, None] = {}
     dropped = clipped = unanswered = 0
@@ -99,7 +101,9 @@ def convert(
     return Converted(count, tuple(gone), tuple(files), dropped, clipped, unanswered)
 
 
-def rows_of(sources: Sequence[Source], *, spread: bool, seed: int = 0) -> Iterator[Rows]:
+def rows_of(
+    sources: Sequence[Source], *, spread: bool, seed: int = 0, same_ids: bool = False
+) -> Iterator[Rows]:
     """Yield the rows of one trace, or of several on one clock."""
 
     def one(source: Source) -> Iterable[Rows]:
@@ -109,7 +113,7 @@ def rows_of(sources: Sequence[Source], *, spread: bool, seed: int = 0) -> Iterat
     if len(sources) == 1:
         yield from one(sources[0])
     else:
-        yield from merged([(source.name, one(source)) for source in sources])
+        yield from merged([(source.name, one(source)) for source in sources], same_ids=same_ids)
 
 
 def layout_for(out: Path, name: str | None) -> Layout:

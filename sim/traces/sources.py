@@ -139,10 +139,16 @@ def _spread(rows: Rows, zero_ns: int, bin_s: float, rng: np.random.Generator) ->
     return replace(rows, time_ns=zero_ns + np.rint(since_s * 1e9).astype(np.int64))
 
 
-def merged(sources: Sequence[tuple[str, Iterable[Rows]]]) -> Iterator[Rows]:
+def merged(sources: Sequence[tuple[str, Iterable[Rows]]], *, same_ids: bool = False) -> Iterator[Rows]:
     """Yield several traces on one clock, each as a service of its name where it says no service of its own.
 
-    No more than a part of each is in memory. Ties go to the trace that is named first.
+    No more than a part of each is in memory. Ties go to the trace that is named first. Publishers number blocks and
+    sessions anew in each file, so they get names of their own here: block ``b`` of the k-th of n traces becomes
+    ``b * m + k``, m the least odd number from n on, modulo 2^64.
+
+    Parameters
+    ----------
+    same_ids : leave blocks and sessions as they are: what has one id has one text, whichever trace it is in.
 
     Raises
     ------
@@ -158,7 +164,7 @@ def merged(sources: Sequence[tuple[str, Iterable[Rows]]]) -> Iterator[Rows]:
         if part is None:
             over[i] = True
             return
-        named, held = _named(part, sources[i][0]), waiting[i]
+        named, held = _named(part if same_ids else _apart(part, i, len(sources)), sources[i][0]), waiting[i]
         if part.blocks is not None and len(part.blocks.ids):
             sizes.setdefault(part.blocks.block_tokens, sources[i][0])
             if len(sizes) > 1:
@@ -194,6 +200,19 @@ def merged(sources: Sequence[tuple[str, Iterable[Rows]]]) -> Iterator[Rows]:
         for i, end_ns in ends_ns.items():
             if end_ns == safe_ns:
                 pull(i)
+
+
+def _apart(rows: Rows, index: int, count: int) -> Rows:
+    """Return the rows of one of several traces with blocks and sessions that no other has."""
+    session, blocks = rows.session, rows.blocks
+    if session is not None:
+        names = tuple(f"{index + 1}/{name}" if name else "" for name in session.names)
+        session = replace(session, names=names)
+    if blocks is not None:
+        # An odd factor has an inverse modulo 2^64, so that ids which differ stay different.
+        ids = blocks.ids.view(np.uint64) * np.uint64(count | 1) + np.uint64(index)
+        blocks = replace(blocks, ids=ids.view(np.int64), unsigned=bool((ids >> np.uint64(63)).any()))
+    return replace(rows, session=session, blocks=blocks)
 
 
 def _named(rows: Rows, name: str) -> Rows:
