@@ -21,7 +21,7 @@ from workloads.lengths import MAX_TOKENS
 from workloads.prefixes import BlockPrefixes, name_space
 from workloads.requests import Replayed, Streams
 
-__all__ = ["TRACES", "Columns", "Cut", "Replayed", "Trace", "TraceError", "locate"]
+__all__ = ["TRACES", "Columns", "Replayed", "Trace", "TraceError", "TraceWindow", "locate"]
 
 _FACTOR = {"gt": 0, "le": 1000}
 
@@ -54,7 +54,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cut:
+class TraceWindow:
     """A part of a file: the time that counts as 0, and the seconds to spread rounded times over."""
 
     rows: Rows
@@ -227,7 +227,7 @@ class Trace:
             raise TraceError(str(path), None, problem, "leave it out")
         return replace(found, unanswered_prompt_tokens=prompt, unanswered_output_tokens=output)
 
-    def read(self, folder: Path | None, duration_s: float = math.inf) -> Cut:
+    def read(self, folder: Path | None, duration_s: float = math.inf) -> TraceWindow:
         """Return the part of the file that a workload of this duration needs.
 
         Raises
@@ -252,11 +252,12 @@ class Trace:
             rows, zero_ns = load(path, layout, zero_ns=zero_ns, from_s=early_s, until_s=wanted_s)
         # Of a format that rounds, a file may still have been spread already.
         rounded = layout.bin_s > 0 and transforms.is_rounded(rows.since_s(zero_ns), layout.bin_s)
-        return Cut(rows, zero_ns, self.spread_s if self.spread_s is not None else layout.bin_s if rounded else 0.0)
+        spread_s = self.spread_s if self.spread_s is not None else layout.bin_s if rounded else 0.0
+        return TraceWindow(rows, zero_ns, spread_s)
 
     def replay(
         self,
-        cut: Cut,
+        cut: TraceWindow,
         rng: np.random.Generator,
         from_s: float,
         until_s: float,
@@ -283,7 +284,7 @@ class Trace:
         until_trace_s = math.inf if self.until_trace_s is None else self.until_trace_s
         of_spread, of_groups = shared.spawn(2)
         if cut.spread_s:
-            time_s = transforms.spread(time_s, cut.spread_s, of_spread)
+            time_s = transforms.jitter_within_bins(time_s, cut.spread_s, of_spread)
         first, last = (int(i) for i in np.searchsorted(time_s, (self.from_trace_s, until_trace_s)))
         if first == last:
             problem = f"no row from {self.from_trace_s:g} s to {until_trace_s:g} s of trace time"

@@ -15,7 +15,7 @@ Flags = NDArray[np.bool_]
 _NEARLY = 0.005  # of a bin
 
 
-def spread(time_s: Floats, bin_s: float, rng: np.random.Generator) -> Floats:
+def jitter_within_bins(time_s: Floats, bin_s: float, rng: np.random.Generator) -> Floats:
     """Return times that were rounded down to a bin, each somewhere in its bin, in order.
 
     The count of every bin stays; inside it arrivals are as those of a Poisson process with that count. Rows of one bin

@@ -19,7 +19,7 @@ MAX_POINTS = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cut:
+class ShownCases:
     """The cases of a table, a case being a policy with one setting of what was varied.
 
     A case's frame holds its first replication. ``note`` says in words what is left out, if anything.
@@ -29,7 +29,7 @@ class Cut:
     note: str
 
 
-def cut(table: pa.Table, columns: Sequence[str]) -> Cut:
+def cut(table: pa.Table, columns: Sequence[str]) -> ShownCases:
     """Return the first `MAX_CASES` cases of a table with the given columns, in the table's order."""
     varied = variant_columns(table)
     frame = table.select(["policy", *varied, "replication", *columns]).to_pandas()
@@ -48,7 +48,7 @@ def cut(table: pa.Table, columns: Sequence[str]) -> Cut:
         left_out.append(f"the first {MAX_CASES} of {len(cases)} variants")
     if replications > 1:
         left_out.append(f"the first of {replications} replications")
-    return Cut(cases[:MAX_CASES], f"Shown: {' and '.join(left_out)}." if left_out else "")
+    return ShownCases(cases[:MAX_CASES], f"Shown: {' and '.join(left_out)}." if left_out else "")
 
 
 def case_label(labels: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ from sim.cli.app import (
 
 if TYPE_CHECKING:
     from sim.experiments.executors import Executor
-    from sim.experiments.plan import Answer, Cost, Goal
+    from sim.experiments.plan import Cost, Goal, PlanResult
     from sim.experiments.sweep import Estimate, SweepResult
 
 
@@ -287,7 +287,7 @@ def plan(
         sys.exit(FAILED)
 
 
-def _draw(answers: Sequence[Answer], goal: Goal, cost: Cost, folder: Path) -> None:
+def _draw(answers: Sequence[PlanResult], goal: Goal, cost: Cost, folder: Path) -> None:
     from sim.analysis import style
     from sim.analysis.plots_plan import frontier
 
@@ -309,7 +309,7 @@ def _draw(answers: Sequence[Answer], goal: Goal, cost: Cost, folder: Path) -> No
     style.save(figure, folder, "frontier")
 
 
-def _answered(answer: Answer) -> str:
+def _answered(answer: PlanResult) -> str:
     if answer.best is None or answer.checked is None:
         top = max(answer.trials, key=lambda trial: trial.at_least)
         return f"no setting meets the goal; the best tried is {top}"

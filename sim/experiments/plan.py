@@ -23,7 +23,7 @@ from sim.analysis.student_t import quantile as student_t
 from sim.analysis.study import Case, Study
 from sim.errors import InputError, ScenarioError
 from sim.experiments.executors import Executor
-from sim.experiments.plan_model import Answer, Cost, Goal, Knob, Setting, Trial, default_cost, parse_knob
+from sim.experiments.plan_model import Cost, Goal, Knob, PlanResult, Setting, Trial, default_cost, parse_knob
 from sim.experiments.sweep import sweep
 from sim.extras import require
 from sim.records.result_folder import replace_file
@@ -31,7 +31,7 @@ from sim.scenario.load import Scenario, parse_scenario, resolved
 from sim.scenario.validation_errors import suggestion
 from sim.scenario.vary import varied_paths
 
-__all__ = ["Answer", "Cost", "Goal", "Knob", "Setting", "Trial", "default_cost", "parse_knob", "plan"]
+__all__ = ["Cost", "Goal", "Knob", "PlanResult", "Setting", "Trial", "default_cost", "parse_knob", "plan"]
 
 _LOOKS = 8
 """Values between the ends to try where the dearest fails."""
@@ -53,7 +53,7 @@ def plan(
     budget: int = 40,
     executor: Executor | None = None,
     on_trial: Callable[[Trial], None] | None = None,
-) -> list[Answer]:
+) -> list[PlanResult]:
     """Search the knobs for each policy, check the answers on fresh seeds, and write ``plan.json`` and ``plan.csv``.
 
     One knob of whole numbers is bisected, which takes attainment to rise with cost; then the neighbours are tried. More
@@ -119,16 +119,16 @@ def plan(
 _Attempt = Callable[[str, Setting], Trial | None]
 
 
-def _answered(policy: str, trials: Sequence[Trial], goal: Goal, check: Callable[[Trial], Trial]) -> Answer:
+def _answered(policy: str, trials: Sequence[Trial], goal: Goal, check: Callable[[Trial], Trial]) -> PlanResult:
     """Return the cheapest trial that meets the goal in the search and, when checked, again."""
     good = sorted((trial for trial in trials if trial.meets(goal)), key=lambda one: (one.cost, -one.at_least))
     fell: list[Trial] = []
     for trial in good[:_CHECKS]:
         checked = check(trial)
         if checked.meets(goal):
-            return Answer(policy, trial, checked, True, tuple(trials), tuple(fell))
+            return PlanResult(policy, trial, checked, True, tuple(trials), tuple(fell))
         fell.append(checked)
-    return Answer(policy, good[0] if good else None, fell[0] if fell else None, False, tuple(trials), tuple(fell))
+    return PlanResult(policy, good[0] if good else None, fell[0] if fell else None, False, tuple(trials), tuple(fell))
 
 
 def _bisected(
@@ -266,7 +266,7 @@ def _tenants(scenario: Scenario, goal: Goal) -> list[str]:
 
 
 def _written(
-    scenario: Scenario, folder: Path, goal: Goal, cost: Cost, answers: Sequence[Answer], executor: Executor | None
+    scenario: Scenario, folder: Path, goal: Goal, cost: Cost, answers: Sequence[PlanResult], executor: Executor | None
 ) -> None:
     # One sweep over all that was tried leaves the folder a result; every cell of it is there already.
     settings: list[Setting] = []

@@ -83,7 +83,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanResult:
     """The cheapest setting of a policy that meets the goal and holds on fresh seeds; None: there is none.
 
     Attributes

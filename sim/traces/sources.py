@@ -18,7 +18,7 @@ from workloads.formats.read import layout_of, read_trace
 from workloads.formats.rows import Labels, Rows, TraceError, join_rows
 from workloads.servegen import ServeGen, clients_in
 from workloads.trace import Columns, container_of
-from workloads.transforms import is_rounded, spread
+from workloads.transforms import is_rounded, jitter_within_bins
 
 SERVEGEN = "servegen"
 
@@ -135,7 +135,7 @@ def spread_out(parts: Iterable[Rows], bin_s: float, seed: int) -> Iterator[Rows]
 
 
 def _spread(rows: Rows, zero_ns: int, bin_s: float, rng: np.random.Generator) -> Rows:
-    since_s = spread(rows.since_s(zero_ns), bin_s, rng)
+    since_s = jitter_within_bins(rows.since_s(zero_ns), bin_s, rng)
     return replace(rows, time_ns=zero_ns + np.rint(since_s * 1e9).astype(np.int64))
 
 

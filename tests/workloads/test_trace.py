@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workloads.formats.rows import Rows
 from workloads.formats.times import parse_time_ns
-from workloads.trace import TRACES, Cut, Trace, TraceError, locate
+from workloads.trace import TRACES, Trace, TraceError, TraceWindow, locate
 
 NOON_NS = 1_700_136_000_000_000_000  # 2023-11-16 12:00:00
 real = pytest.mark.skipif("TOKENPOOLS_DATA" not in os.environ, reason="TOKENPOOLS_DATA names no folder of real traces")
@@ -26,7 +26,7 @@ def rows(*time_s):
 def replay(trace, of, from_s=0.0, until_s=math.inf, limit=None, seed=0):
     zero_ns = parse_time_ns(trace.origin) if trace.origin else int(of.time_ns[0])
     rng, shared = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    return trace.replay(Cut(of, zero_ns, trace.spread_s or 0.0), rng, from_s, until_s, limit, shared)
+    return trace.replay(TraceWindow(of, zero_ns, trace.spread_s or 0.0), rng, from_s, until_s, limit, shared)
 
 
 MINUTE = rows(0.0, 10.0, 20.0, 30.0, 30.0, 45.0)

@@ -18,7 +18,7 @@ from workloads import transforms
 from workloads.formats.rows import Blocks, Labels, Rows, TraceError
 from workloads.generate import WorkloadSpec, generate
 from workloads.lengths import Constant
-from workloads.trace import Columns, Cut, Trace
+from workloads.trace import Columns, Trace, TraceWindow
 
 DATA = os.environ.get("TOKENPOOLS_DATA")
 real = pytest.mark.skipif(DATA is None, reason="TOKENPOOLS_DATA names no folder of real traces")
@@ -31,14 +31,14 @@ def random_rows(n=4000, seed=0, **columns):
 
 
 def replay(trace, rows, until_s=math.inf, seed=1, shared=2):
-    cut = Cut(rows, int(rows.time_ns[0]), trace.spread_s or 0.0)
+    cut = TraceWindow(rows, int(rows.time_ns[0]), trace.spread_s or 0.0)
     return trace.replay(cut, np.random.default_rng(seed), 0.0, until_s, None, np.random.default_rng(shared))
 
 
 @given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=40), bin_s=st.sampled_from([1.0, 3.0]))
 def test_spreading_keeps_every_bin_s_count_and_the_order(counts, bin_s):
     time_s = np.repeat(np.arange(len(counts)) * bin_s, counts)
-    got = transforms.spread(time_s, bin_s, np.random.default_rng(0))
+    got = transforms.jitter_within_bins(time_s, bin_s, np.random.default_rng(0))
     assert np.all(np.diff(got) >= 0)
     assert np.bincount((got / bin_s).astype(int), minlength=len(counts)).tolist() == counts
 

@@ -25,7 +25,7 @@ from sim.live.gateway.cors import Cors
 from sim.live.gateway.endpoints import Endpoints, stored_id
 from sim.live.gateway.error_responses import ApiError, allowance_headers, budget_headers
 from sim.live.gateway.headers import Headers, client_id, single_headers
-from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
+from sim.live.gateway.in_flight import AbortReason, Exchange, InFlightTable
 from sim.live.gateway.intake import Intake, Receive
 from sim.live.gateway.openapi import description
 from sim.live.gateway.prompt_tokens import PromptCounter
@@ -288,7 +288,7 @@ class Application:
         exchange.started = True
         exchange.http_status, exchange.retry_after_s = problem.status, problem.retry_after_s
         exchange.error = exchange.error or problem.code
-        exchange.wait(self._loop.time() + self.settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
+        exchange.wait(self._loop.time() + self.settings.timeouts.client_stall_s, AbortReason.CLIENT_STALLED)
         body = problem.body(anthropic=exchange.endpoint.startswith("/v1/messages"))
         headers = problem.headers()
         headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", exchange.request_id.encode())]
@@ -311,17 +311,17 @@ def _attempt(headers: dict[bytes, bytes]) -> int:
 
 
 def _watch(exchange: Exchange, scope: Scope, receive: Receive) -> None:
-    """Cut the request when its client leaves."""
+    """AbortReason the request when its client leaves."""
     client = scope.get("extensions", {}).get("tokenpools")
     if client is not None:
-        client.left = partial(exchange.cut, Cut.CLIENT_LEFT)
+        client.left = partial(exchange.cut, AbortReason.CLIENT_LEFT)
         exchange.client = client
         return
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        exchange.cut(Cut.CLIENT_LEFT)
+        exchange.cut(AbortReason.CLIENT_LEFT)
 
     scope["tokenpools.watcher"] = asyncio.get_running_loop().create_task(listen())  # kept as long as the request
 

@@ -35,7 +35,7 @@ _SWEEP_S = 0.1
 Verdict = Forward | Refuse | Failed
 
 
-class Cut(StrEnum):
+class AbortReason(StrEnum):
     """Why a request was stopped from outside."""
 
     CLIENT_LEFT = "client_left"
@@ -108,11 +108,11 @@ class Exchange:
         self.verdict: Verdict | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.task: asyncio.Task[Any] | None = None
-        self.cut_by: Cut | None = None
+        self.cut_by: AbortReason | None = None
         self.deadline_s = last_s
-        self.on_deadline = Cut.TOTAL
+        self.on_deadline = AbortReason.TOTAL
 
-    def wait(self, until_s: float, otherwise: Cut) -> None:
+    def wait(self, until_s: float, otherwise: AbortReason) -> None:
         """Say until when, on the loop's clock, what comes next may be waited for."""
         self.deadline_s = until_s
         self.on_deadline = otherwise
@@ -131,13 +131,13 @@ class Exchange:
         verdict, self.verdict = self.verdict, None
         return verdict
 
-    def cut(self, why: Cut) -> None:
+    def cut(self, why: AbortReason) -> None:
         """Stop the task that serves this, wherever it waits; the first cut counts.
 
         That may be the very task that runs: it lost its replica, and the core evicts for want of room. It hears of it
         where it waits next.
         """
-        if self.in_background and why is Cut.CLIENT_LEFT:  # as it was meant to
+        if self.in_background and why is AbortReason.CLIENT_LEFT:  # as it was meant to
             return
         if self.cut_by is None and not self.answered:
             self.cut_by = why
@@ -263,7 +263,7 @@ class InFlightTable:
             return
         if isinstance(end, Evict):
             exchange.reason = end.reason
-            exchange.cut(Cut.EVICTED)
+            exchange.cut(AbortReason.EVICTED)
         else:
             exchange.tell(end)
 
@@ -283,5 +283,5 @@ class InFlightTable:
         now_s = self._loop.time()
         late = [one for one in self._exchanges.values() if one.deadline_s < now_s or one.last_s < now_s]
         for exchange in late:
-            exchange.cut(exchange.on_deadline if exchange.deadline_s < now_s else Cut.TOTAL)
+            exchange.cut(exchange.on_deadline if exchange.deadline_s < now_s else AbortReason.TOTAL)
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)

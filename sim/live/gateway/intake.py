@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from sim.live.gateway.body_process import BodyProcess
 from sim.live.gateway.error_responses import ApiError
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.media import sound_tokens
 from sim.live.gateway.prompt_tokens import PromptCount, PromptCounter, never_too_long
 from sim.live.gateway.request_body import Endpoint, ParsedBody, read_body
@@ -117,7 +117,7 @@ class Intake:
         CancelledError : the client has left.
         """
         limit = self._limits.body_bytes
-        exchange.wait(self._loop.time() + self._body_s, Cut.BODY_SLOW)
+        exchange.wait(self._loop.time() + self._body_s, AbortReason.BODY_SLOW)
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > limit:
             await self._too_large(exchange, headers, receive, limit)
@@ -188,7 +188,7 @@ class Intake:
     ) -> NoReturn:
         """Answer 413. What still comes is read and thrown away for a while: most clients read no answer before."""
         if b"expect" not in headers:
-            exchange.wait(self._loop.time() + _LINGER_S + 1, Cut.BODY_SLOW)
+            exchange.wait(self._loop.time() + _LINGER_S + 1, AbortReason.BODY_SLOW)
             read = 0
             try:
                 async with asyncio.timeout(_LINGER_S):
@@ -205,5 +205,5 @@ class Intake:
 
 
 def _left(exchange: Exchange) -> NoReturn:
-    exchange.cut_by = Cut.CLIENT_LEFT
+    exchange.cut_by = AbortReason.CLIENT_LEFT
     raise asyncio.CancelledError

@@ -16,7 +16,7 @@ from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.error_responses import ApiError, ended, refusal
 from sim.live.gateway.headers import BadAnswerError, bearer_header, check_answer, to_upstream
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.replies import Outgoing, Replies, UpstreamFailedError
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import TOO_LONG, Send, Settling
@@ -75,7 +75,7 @@ class Relay:
         failure: UpstreamFailedError | None = None
         exchange.answers = max(1, outgoing.answers)
         while True:
-            exchange.wait(self._loop.time() + self._settings.timeouts.held_s, Cut.HELD_LONG)
+            exchange.wait(self._loop.time() + self._settings.timeouts.held_s, AbortReason.HELD_LONG)
             verdict = await exchange.decided()
             if isinstance(verdict, Refuse):
                 exchange.outcome, exchange.reason = Ended.REFUSED, verdict.reason
@@ -125,7 +125,7 @@ class Relay:
         timeouts = self._settings.timeouts
         # An answer in one piece begins when it is complete, so that its first byte says nothing of its replica.
         longest_s = timeouts.first_byte_s if exchange.stream else timeouts.whole_s
-        exchange.wait(self._loop.time() + longest_s, Cut.UPSTREAM_SILENT)
+        exchange.wait(self._loop.time() + longest_s, AbortReason.UPSTREAM_SILENT)
         response: Response | None = None
         background: str | None = None
         try:
@@ -147,13 +147,13 @@ class Relay:
         except (UpstreamError, OSError, ValueError, BrokenStreamError) as error:
             await self._lost(exchange, replica, error, send)
         except asyncio.CancelledError:
-            if exchange.cut_by is not Cut.UPSTREAM_SILENT:
+            if exchange.cut_by is not AbortReason.UPSTREAM_SILENT:
                 raise
             exchange.uncut()
             LOG.warning("%s: upstream %s says nothing", exchange.request_id, replica.address.name)
             # What it still computes would be computed twice elsewhere.
             await self._broken_off(
-                exchange, TOO_LONG[Cut.UPSTREAM_SILENT], send, None, elsewhere=exchange.stream
+                exchange, TOO_LONG[AbortReason.UPSTREAM_SILENT], send, None, elsewhere=exchange.stream
             )
         finally:
             if response is not None:
@@ -209,7 +209,7 @@ class Relay:
         CancelledError : it was evicted, or took too long; the replica is told to stop.
         """
         exchange.in_background, exchange.answered = True, False
-        exchange.wait(exchange.last_s, Cut.TOTAL)
+        exchange.wait(exchange.last_s, AbortReason.TOTAL)
         url = f"/v1/responses/{response_id}"
         try:
             while True:

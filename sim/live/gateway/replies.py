@@ -13,7 +13,7 @@ from policies.api import FirstToken, Forward
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError
 from sim.live.gateway.headers import Headers, to_client
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.request_body import Endpoint
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import Send, Settling, error_events
@@ -131,7 +131,7 @@ class _Passage:
             return False
         if out:
             client.write_chunk(out)
-        exchange.wait(now_s + self._idle_s, Cut.UPSTREAM_SILENT)
+        exchange.wait(now_s + self._idle_s, AbortReason.UPSTREAM_SILENT)
         return True
 
 
@@ -222,9 +222,9 @@ class Replies:
         timeouts = self._settings.timeouts
         await self._settling.pass_head(exchange, response, send, length=True)
         while body:
-            exchange.wait(self._loop.time() + timeouts.client_stall_s, Cut.CLIENT_STALLED)
+            exchange.wait(self._loop.time() + timeouts.client_stall_s, AbortReason.CLIENT_STALLED)
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            exchange.wait(self._loop.time() + timeouts.idle_s, Cut.UPSTREAM_SILENT)
+            exchange.wait(self._loop.time() + timeouts.idle_s, AbortReason.UPSTREAM_SILENT)
             body = await response.content.readany()
         self._settling.finish(exchange, None, forward.max_output_tokens)
         await self._settling.last(exchange, b"", send)
@@ -238,7 +238,7 @@ class Replies:
                 break
             parts.append(data)
             size += len(data)
-            exchange.wait(self._loop.time() + self._settings.timeouts.idle_s, Cut.UPSTREAM_SILENT)
+            exchange.wait(self._loop.time() + self._settings.timeouts.idle_s, AbortReason.UPSTREAM_SILENT)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -280,9 +280,9 @@ class Replies:
             if out:
                 if not exchange.started:
                     await self._settling.pass_head(exchange, response, send, length=False)
-                exchange.wait(loop.time() + timeouts.client_stall_s, Cut.CLIENT_STALLED)
+                exchange.wait(loop.time() + timeouts.client_stall_s, AbortReason.CLIENT_STALLED)
                 await send({"type": "http.response.body", "body": out, "more_body": True})
-            exchange.wait(loop.time() + timeouts.idle_s if reader.events else first_by_s, Cut.UPSTREAM_SILENT)
+            exchange.wait(loop.time() + timeouts.idle_s if reader.events else first_by_s, AbortReason.UPSTREAM_SILENT)
         if splitter.rest or not reader.first or not reader.complete:
             raise BrokenStreamError("the connection ended within an answer")
         self._end_stream(exchange, forward, reader)

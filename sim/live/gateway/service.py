@@ -21,7 +21,7 @@ from sim.live.gateway.app import Application
 from sim.live.gateway.core_driver import AsyncGateway, EventLog, LocalLog
 from sim.live.gateway.descriptors import fitted
 from sim.live.gateway.http_protocol import HttpServer, protocol
-from sim.live.gateway.in_flight import Cut, InFlightTable
+from sim.live.gateway.in_flight import AbortReason, InFlightTable
 from sim.live.gateway.prompt_tokens import counter
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Settings
@@ -137,7 +137,7 @@ class Service:
 
     def _cut_all(self) -> None:
         for exchange in tuple(self.in_flight):
-            exchange.cut(Cut.DRAINED)
+            exchange.cut(AbortReason.DRAINED)
 
     async def run(self, sockets: Any = None, on_started: Callable[[HttpServer], None] | None = None) -> None:
         """Serve until told to stop, and let what is in flight finish."""

@@ -14,7 +14,7 @@ from policies.api import Cancelled, Failed, Finished, Reason
 from sim.live.gateway.core_driver import AsyncGateway
 from sim.live.gateway.error_responses import ApiError, allowance_headers, ended
 from sim.live.gateway.headers import Headers, to_client
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.sse import Usage, cut_event, event
 from sim.live.gateway.token_pace import TokenPace
@@ -26,16 +26,18 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _DONE = b"data: [DONE]\n\n"
 
 TOO_LONG = {
-    Cut.BODY_SLOW: ApiError(408, "request_timeout", "The body took too long to come.", may_retry=True, close=True),
-    Cut.HELD_LONG: ApiError(
+    AbortReason.BODY_SLOW: ApiError(
+        408, "request_timeout", "The body took too long to come.", may_retry=True, close=True
+    ),
+    AbortReason.HELD_LONG: ApiError(
         429, "queue_timeout", "No place came free in time.", kind="server_error", retry_after_s=1.0
     ),
-    Cut.UPSTREAM_SILENT: ApiError(504, "upstream_timeout", "The model server did not answer in time.",
+    AbortReason.UPSTREAM_SILENT: ApiError(504, "upstream_timeout", "The model server did not answer in time.",
                                   kind="server_error", retry_after_s=1.0),
-    Cut.DRAINED: ApiError(
+    AbortReason.DRAINED: ApiError(
         503, "shutting_down", "The gateway stops.", kind="server_error", retry_after_s=1.0, close=True
     ),
-    Cut.TOTAL: ApiError(504, "timeout", "The answer took too long.", kind="server_error"),
+    AbortReason.TOTAL: ApiError(504, "timeout", "The answer took too long.", kind="server_error"),
 }  # fmt: skip
 
 
@@ -133,7 +135,7 @@ class Settling:
 
     async def last(self, exchange: Exchange, body: bytes, send: Send) -> None:
         """Send the last of an answer."""
-        exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, Cut.CLIENT_STALLED)
+        exchange.wait(self._loop.time() + self._settings.timeouts.client_stall_s, AbortReason.CLIENT_STALLED)
         await send({"type": "http.response.body", "body": body})
         exchange.answered = True
 
@@ -151,14 +153,14 @@ class Settling:
         """
         why = exchange.cut_by
         exchange.uncut()
-        if why is Cut.EVICTED:  # the core has taken it out of its books
+        if why is AbortReason.EVICTED:  # the core has taken it out of its books
             exchange.arrived = False
             exchange.outcome = Ended.EVICTED
             answer = ended(exchange.reason or Reason.PREEMPTED)
         else:
             self.cancel(exchange)
             exchange.error = str(why)
-            if why in (Cut.CLIENT_LEFT, Cut.CLIENT_STALLED, None):
+            if why in (AbortReason.CLIENT_LEFT, AbortReason.CLIENT_STALLED, None):
                 exchange.http_status = exchange.http_status or 499
                 return False
             answer = TOO_LONG[why]
@@ -168,7 +170,7 @@ class Settling:
             raise answer
         if not exchange.stream:
             return False
-        await self.end_stream(exchange, answer, "preempted" if why is Cut.EVICTED else "error", send)
+        await self.end_stream(exchange, answer, "preempted" if why is AbortReason.EVICTED else "error", send)
         return True
 
 

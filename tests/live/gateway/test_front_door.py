@@ -244,9 +244,9 @@ def test_a_response_in_the_background_counts_until_it_ends(gate: Gate, stand_in:
     time.sleep(1.2)  # the stand-in answers the poll without a status that is known to run: it goes on
     assert gate.call(lambda: core.pool.entitlements["chat"].in_flight) == 1
     (exchange,) = gate.call(lambda: list(gate.service.in_flight))
-    from sim.live.gateway.in_flight import Cut
+    from sim.live.gateway.in_flight import AbortReason
 
-    gate.call(lambda: exchange.cut(Cut.TOTAL))
+    gate.call(lambda: exchange.cut(AbortReason.TOTAL))
     gate.balanced()
     assert any(one.path == "/v1/responses/resp_b/cancel" for one in stand_in.seen)
     assert gate.ask({**ask, "stream": True}, path="/v1/responses").status == 400

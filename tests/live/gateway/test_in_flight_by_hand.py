@@ -9,7 +9,7 @@ from typing import Any
 from parity.virtual_loop import VirtualLoop
 
 from policies.api import Evict, Failed, Forward, Progress, Reason, Refuse, RequestView
-from sim.live.gateway.in_flight import Cut, Exchange, InFlightTable
+from sim.live.gateway.in_flight import AbortReason, Exchange, InFlightTable
 from sim.live.observability.observer import RequestLog
 
 
@@ -66,7 +66,7 @@ def test_requests_are_numbered_and_known_until_they_are_closed() -> None:
     one, two = opened(loop, made), opened(loop, made)
     assert (one.request_id, two.request_id) == ("g-1", "g-2")
     assert (len(made), list(made)) == (2, [one, two])
-    assert (one.arrival_s, one.last_s, one.deadline_s, one.on_deadline) == (-3.0, 10.0, 10.0, Cut.TOTAL)
+    assert (one.arrival_s, one.last_s, one.deadline_s, one.on_deadline) == (-3.0, 10.0, 10.0, AbortReason.TOTAL)
     looker, broken = Looker(), Looker(fails=True)
     made.observers += [broken, looker]
     made.close(one)
@@ -93,20 +93,20 @@ def test_a_deadline_cuts_at_the_next_look_and_says_why() -> None:
     loop, made = table()
     one, two, three = (opened(loop, made) for _ in range(3))
     made.begin()
-    one.wait(0.25, Cut.BODY_SLOW)
-    two.wait(0.85, Cut.UPSTREAM_SILENT)
+    one.wait(0.25, AbortReason.BODY_SLOW)
+    two.wait(0.85, AbortReason.UPSTREAM_SILENT)
     loop.run(0.21)
     assert one.cut_by is None
     loop.run(0.31)
-    assert (one.cut_by, two.cut_by) == (Cut.BODY_SLOW, None)
-    two.wait(50.0, Cut.UPSTREAM_SILENT)  # it was heard of in time
+    assert (one.cut_by, two.cut_by) == (AbortReason.BODY_SLOW, None)
+    two.wait(50.0, AbortReason.UPSTREAM_SILENT)  # it was heard of in time
     loop.run(9.95)
     assert two.cut_by is None
     loop.run(10.2)
-    assert (two.cut_by, three.cut_by) == (Cut.TOTAL, Cut.TOTAL)  # ten seconds are the longest for all
+    assert (two.cut_by, three.cut_by) == (AbortReason.TOTAL, AbortReason.TOTAL)  # ten seconds are the longest for all
     made.end()
     four = opened(loop, made)
-    four.wait(10.3, Cut.BODY_SLOW)
+    four.wait(10.3, AbortReason.BODY_SLOW)
     loop.run(30.0)
     assert four.cut_by is None
 
@@ -115,20 +115,20 @@ def test_the_first_cut_counts_and_stops_the_task_once() -> None:
     loop, made = table()
     one = opened(loop, made)
     task: Any = one.task
-    on(loop, one.cut, Cut.EVICTED)
-    on(loop, one.cut, Cut.TOTAL)
-    assert (one.cut_by, task.cancelled) == (Cut.EVICTED, 1)
+    on(loop, one.cut, AbortReason.EVICTED)
+    on(loop, one.cut, AbortReason.TOTAL)
+    assert (one.cut_by, task.cancelled) == (AbortReason.EVICTED, 1)
     one.uncut()
     assert (one.cut_by, task.uncancelled) == (None, 1)
-    on(loop, one.cut, Cut.TOTAL)
-    assert (one.cut_by, task.cancelled) == (Cut.TOTAL, 2)
+    on(loop, one.cut, AbortReason.TOTAL)
+    assert (one.cut_by, task.cancelled) == (AbortReason.TOTAL, 2)
 
 
 def test_what_is_answered_is_cut_no_more() -> None:
     loop, made = table()
     one = opened(loop, made)
     one.answered = True
-    on(loop, one.cut, Cut.TOTAL)
+    on(loop, one.cut, AbortReason.TOTAL)
     task: Any = one.task
     assert (one.cut_by, task.cancelled) == (None, 0)
 
@@ -164,7 +164,7 @@ def test_evictions_cut_and_failures_are_verdicts() -> None:
     loop, made = table()
     one, two = opened(loop, made), opened(loop, made)
     on(loop, made.answer, Evict("g-1", Reason.PREEMPTED))
-    assert (one.cut_by, one.reason, one.verdict) == (Cut.EVICTED, Reason.PREEMPTED, None)
+    assert (one.cut_by, one.reason, one.verdict) == (AbortReason.EVICTED, Reason.PREEMPTED, None)
     made.answer(Failed("g-2"))
     assert (two.cut_by, two.verdict) == (None, Failed("g-2"))
     made.answer(Failed("g-9"))  # nobody's
@@ -184,10 +184,10 @@ def test_progress_is_said_once() -> None:
 
 
 def test_cancelling_a_task_is_what_a_cut_does() -> None:
-    async def story() -> Cut | None:
+    async def story() -> AbortReason | None:
         made = InFlightTable(asyncio.get_running_loop(), prefix="", total_s=1.0, now_s=lambda: 0.0)
         one = made.open("/")
-        asyncio.get_running_loop().call_soon(one.cut, Cut.DRAINED)
+        asyncio.get_running_loop().call_soon(one.cut, AbortReason.DRAINED)
         try:
             await asyncio.sleep(5)
         except asyncio.CancelledError:
@@ -197,7 +197,7 @@ def test_cancelling_a_task_is_what_a_cut_does() -> None:
             return why
         return None
 
-    assert asyncio.run(story()) is Cut.DRAINED
+    assert asyncio.run(story()) is AbortReason.DRAINED
 
 
 def test_of_a_request_of_which_nothing_is_known_yet_the_log_says_nothing() -> None:
@@ -208,7 +208,7 @@ def test_of_a_request_of_which_nothing_is_known_yet_the_log_says_nothing() -> No
     assert (log.attempt, log.stream, log.replica, log.reason, log.error) == (1, False, None, None, "")
     assert (fresh.sequences, fresh.answers, fresh.priority, fresh.asked_priority, fresh.kept_bytes) == (1, 1, 0, 0, 0)
     assert not any((fresh.sent, fresh.arrived, fresh.started, fresh.answered, fresh.background, fresh.in_background))
-    assert (fresh.deadline_s, fresh.on_deadline, fresh.cut_by) == (9.0, Cut.TOTAL, None)
+    assert (fresh.deadline_s, fresh.on_deadline, fresh.cut_by) == (9.0, AbortReason.TOTAL, None)
     assert (fresh.context_tokens, fresh.reported_tokens, fresh.sent_s, fresh.first_seen_s) == (0, 0, 0.0, 0.0)
 
 

@@ -11,7 +11,7 @@ from live.stand_in import running
 from parity.virtual_loop import VirtualLoop
 
 from sim.live.gateway.http_protocol import Client
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.replies import _Passage
 from sim.live.gateway.sse import BrokenStreamError, Splitter
 from sim.live.gateway.stream_reader import StreamReader
@@ -51,7 +51,8 @@ def test_what_needs_no_waiting_goes_at_once_and_is_counted() -> None:
     assert one.through(WORD[20:] + DONE)
     assert client.sent == WORD * 3 + DONE
     assert (exchange.output_tokens, reader.events, reader.done, one.out) == (4, 4, True, None)
-    assert (exchange.last_token_s, exchange.deadline_s, exchange.on_deadline) == (7.0, 37.0, Cut.UPSTREAM_SILENT)
+    assert (exchange.last_token_s, exchange.deadline_s) == (7.0, 37.0)
+    assert exchange.on_deadline is AbortReason.UPSTREAM_SILENT
 
 
 def test_usage_that_nobody_asked_for_stays_here() -> None:
@@ -69,7 +70,7 @@ def test_what_must_be_waited_for_is_left_as_it_came(why: str) -> None:
     elif why == "unread":
         client.takes = False
     elif why == "cut":
-        exchange.cut_by = Cut.EVICTED
+        exchange.cut_by = AbortReason.EVICTED
     else:
         one._client = None
     assert not one.through(WORD)

@@ -13,7 +13,7 @@ from parity.virtual_loop import VirtualLoop
 
 from policies.api import Failed, Forward, Reason, Refuse
 from sim.live.gateway.error_responses import ApiError
-from sim.live.gateway.in_flight import Cut, Exchange
+from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.replies import RawResponse, UpstreamFailedError
 from sim.live.gateway.sse import Usage
@@ -188,7 +188,7 @@ def test_a_refusal_says_what_was_needed_and_is_no_longer_the_cores() -> None:
     assert (one.outcome, one.reason, one.needed, one.available, one.arrived) == (
         Ended.REFUSED, Reason.TOKENS, 12.0, 5.0, False,
     )  # fmt: skip
-    assert (one.tries, one.on_deadline, one.deadline_s) == (0, Cut.HELD_LONG, 80.0)
+    assert (one.tries, one.on_deadline, one.deadline_s) == (0, AbortReason.HELD_LONG, 80.0)
     assert not world.asked
 
 
@@ -208,7 +208,7 @@ def test_a_request_goes_to_the_replica_that_the_core_chose(stream: bool, longest
     assert world.did == [("dropped",), ("events" if stream else "whole",)]
     one = world.exchange
     assert (one.tries, one.replica_id, one.sent, one.sent_s, one.answers) == (1, 1, True, 50.0, 3)
-    assert (one.deadline_s, one.on_deadline) == (50.0 + longest_s, Cut.UPSTREAM_SILENT)
+    assert (one.deadline_s, one.on_deadline) == (50.0 + longest_s, AbortReason.UPSTREAM_SILENT)
 
 
 @pytest.mark.parametrize(("usage", "tells", "continuous"), [
@@ -292,7 +292,7 @@ def test_a_replica_that_says_nothing_is_left_and_only_a_stream_goes_elsewhere(st
     world = World()
     world.exchange.stream = stream
     world.request = lambda *_, **__: Silent(Answer)  # type: ignore[method-assign]
-    world.loop.call_at(52.0, lambda: world.exchange.cut(Cut.UPSTREAM_SILENT))
+    world.loop.call_at(52.0, lambda: world.exchange.cut(AbortReason.UPSTREAM_SILENT))
     error = world.serve(Forward("g-1", 0, 4), until_s=3.0)
     assert world.exchange.cut_by is None
     if stream:  # it waits for the next verdict
@@ -352,7 +352,7 @@ def test_a_response_in_the_background_is_looked_at_each_second_until_it_is_made(
     stored = asyncio.run(world.relay.stored.of("resp_1", "acme"))
     assert (stored.replica_id, stored.tokens) == (1, 7 + 11)
     one = world.exchange
-    assert (one.in_background, one.answered, one.deadline_s, one.on_deadline) == (True, False, 650.0, Cut.TOTAL)
+    assert (one.in_background, one.answered, one.deadline_s, one.on_deadline) == (True, False, 650.0, AbortReason.TOTAL)
 
 
 def test_one_that_ends_without_a_usage_is_finished_and_not_stored() -> None:
@@ -368,8 +368,8 @@ def test_one_that_is_gone_or_failed_is_a_failure(answer: Answer) -> None:
     assert in_background(answer).did[-1] == ("fail", True)
 
 
-@pytest.mark.parametrize("cut", [Cut.EVICTED, None])
-def test_one_that_is_evicted_is_told_to_stop(cut: Cut | None) -> None:
+@pytest.mark.parametrize("cut", [AbortReason.EVICTED, None])
+def test_one_that_is_evicted_is_told_to_stop(cut: AbortReason | None) -> None:
     world = World(Answer(), *(Answer(body={"status": "queued"}) for _ in range(9)))
     world.background = "resp_1"
 
