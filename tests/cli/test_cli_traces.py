@@ -102,9 +102,12 @@ def test_traces_with_blocks_of_several_sizes_are_not_merged(tmp_path):
     said = refusal("convert", "a.jsonl", "b.jsonl", "--out", "ab.jsonl")
     assert "a.jsonl, b.jsonl: blocks have 16 tokens (a.jsonl) and 32 tokens (b.jsonl); merge traces with" in said
     assert not (tmp_path / "ab.jsonl").exists()
-    assert command("convert", "a.jsonl", "c.jsonl", "--out", "ac.jsonl").exit_code == 0
+    assert command("convert", "a.jsonl", "c.jsonl", "--same-ids", "--out", "ac.jsonl").exit_code == 0
     (rows,) = read_trace(tmp_path / "ac.jsonl", LAYOUTS["plain-jsonl"])
     assert rows.blocks.lists() == [[7, 8]] * 100
+    assert command("convert", "a.jsonl", "c.jsonl", "--out", "apart.jsonl").exit_code == 0
+    (rows,) = read_trace(tmp_path / "apart.jsonl", LAYOUTS["plain-jsonl"])
+    assert rows.blocks.lists() == [[21, 24]] * 50 + [[22, 25]] * 50  # three apart, though a text may be in both
     assert command("convert", "b.jsonl", "--out", "b.csv").exit_code == 0  # the fix that is named
     assert command("convert", "a.jsonl", "b.csv", "--out", "fixed.jsonl").exit_code == 0
     (rows,) = read_trace(tmp_path / "fixed.jsonl", LAYOUTS["plain-jsonl"])
