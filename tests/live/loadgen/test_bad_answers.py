@@ -149,8 +149,8 @@ def test_a_replay_goes_on_after_every_kind_of_nonsense(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(scenario))
 
     def answer(n: int) -> bytes:
-        if n < 3:  # /v1/models, /metrics, /admin/state
-            return head(models) if not n else head(b"", status=404)
+        if n < 3:  # /admin/state, /v1/models, /metrics
+            return head(models) if n == 1 else head(b"", status=404)
         return bodies[n - 3] if n - 3 < len(bodies) else head(GOOD)
 
     async def use(url: str) -> Any:
