@@ -31,9 +31,10 @@ def scenario(policy: Any) -> Scenario:
 
 
 def test_a_bare_name_stands_for_a_part() -> None:
-    params = scenario({"kind": "fair-queue", "order": "drf", "estimate": "tenant-mean"}).policies[0].params
+    predicted = {"charge": "predicted", "estimate": "tenant-mean"}
+    params = scenario({"kind": "fair-queue", "order": "drf", **predicted}).policies[0].params
     assert (params.order, params.estimate) == (DominantResource(), TenantMean())
-    params = scenario({"kind": "vtc", "estimate": {"kind": "quantile", "q": 0.5}}).policies[0].params
+    params = scenario({"kind": "vtc", **predicted, "estimate": {"kind": "quantile", "q": 0.5}}).policies[0].params
     assert params.estimate == Quantile(q=0.5)
 
 
