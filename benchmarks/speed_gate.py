@@ -12,6 +12,7 @@ is handed more to do. Counts differ between versions of Python, so each has its 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -108,6 +109,10 @@ def cost(description: dict[str, Any], before: Callable[[], None] | None = None) 
             counted += C_CALL
 
     tools = sys.gettrace(), sys.getprofile()
+    # Whatever ran before may have left generators, whose ends are code of ours too: they end now, and none meanwhile.
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
     sys.settrace(enter)
     sys.setprofile(called)
     try:
@@ -115,6 +120,8 @@ def cost(description: dict[str, Any], before: Callable[[], None] | None = None) 
     finally:
         sys.settrace(tools[0])
         sys.setprofile(tools[1])
+        if collects:
+            gc.enable()
     return counted
 
 
