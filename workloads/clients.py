@@ -12,6 +12,10 @@ import numpy as np
 
 from workloads.requests import Ints
 
+_ATTEMPTS = {"ge": 1, "le": 1000, "description": "give the attempts in all, the first included, e.g. 3"}
+_DELAY = {"ge": 0, "description": "give the seconds to wait without Retry-After, e.g. 1.0, or 0 for at once"}
+_LONGEST = {"ge": 0, "description": "give the longest Retry-After worth waiting for in seconds, e.g. 60"}
+
 
 class Chance(Protocol):
     """A seeded source of uniform numbers in [0, 1); `random.Random` and numpy's Generator both are one."""
@@ -76,20 +80,12 @@ class Retry:
     """
 
     kind: Literal["retry"] = "retry"
-    max_attempts: int = field(
-        default=3, metadata={"ge": 1, "le": 1000, "description": "give the attempts in all, the first included, e.g. 3"}
-    )
+    max_attempts: int = field(default=3, metadata=_ATTEMPTS)
     honour_retry_after: bool = field(
         default=True, metadata={"description": "true: wait as long as Retry-After says; false: wait delay_s"}
     )
-    delay_s: float = field(
-        default=1.0,
-        metadata={"ge": 0, "description": "give the seconds to wait without Retry-After, e.g. 1.0, or 0 for at once"},
-    )
-    max_retry_after_s: float = field(
-        default=60.0,
-        metadata={"ge": 0, "description": "give the longest Retry-After worth waiting for in seconds, e.g. 60"},
-    )
+    delay_s: float = field(default=1.0, metadata=_DELAY)
+    max_retry_after_s: float = field(default=60.0, metadata=_LONGEST)
     retry_interrupted: bool = field(
         default=True, metadata={"description": "true: also retry what was evicted or failed; false: only refusals"}
     )
@@ -175,9 +171,7 @@ class Impatient:
     waits_for: Literal["first-token", "last-token"] = field(
         default="first-token", metadata={"description": "give what for, e.g. first-token, or last-token for all of it"}
     )
-    max_attempts: int = field(
-        default=1, metadata={"ge": 1, "le": 1000, "description": "give the attempts in all, the first included, e.g. 3"}
-    )
+    max_attempts: int = field(default=1, metadata=_ATTEMPTS)
 
     def next_attempt_s(
         self,
@@ -203,17 +197,9 @@ class SharedCooldown:
     """
 
     kind: Literal["shared-cooldown"] = "shared-cooldown"
-    max_attempts: int = field(
-        default=3, metadata={"ge": 1, "le": 1000, "description": "give the attempts in all, the first included, e.g. 3"}
-    )
-    delay_s: float = field(
-        default=1.0,
-        metadata={"ge": 0, "description": "give the seconds to wait without Retry-After, e.g. 1.0, or 0 for at once"},
-    )
-    max_retry_after_s: float = field(
-        default=60.0,
-        metadata={"ge": 0, "description": "give the longest Retry-After worth waiting for in seconds, e.g. 60"},
-    )
+    max_attempts: int = field(default=3, metadata=_ATTEMPTS)
+    delay_s: float = field(default=1.0, metadata=_DELAY)
+    max_retry_after_s: float = field(default=60.0, metadata=_LONGEST)
 
     def next_attempt_s(
         self,
