@@ -186,11 +186,15 @@ class BandsPolicy(QueueingPolicy):
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether its band's gate is open, and a cycle is left."""
-        return self._cycles.wait_s(1, now_s) == 0 and self._open(request, pool, now_s)
+        return self._has_cycle(now_s) and self._open(request, pool, now_s)
+
+    def _has_cycle(self, now_s: float) -> bool:
+        """Whether one more request may go now."""
+        return self._cycles.wait_s(1, now_s) == 0
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
-        """Return the next of the highest band that waits, unless its gate or that of a higher band is shut."""
-        if self._cycles.wait_s(1, now_s) != 0:
+        """Return the next of the highest band that waits, if there is a cycle and no gate on the way is shut."""
+        if not self._has_cycle(now_s):
             return None
         saturation = self._signal.value(pool, now_s)
         for band, ceiling in zip(self._bands, self._ceilings(saturation), strict=True):

@@ -175,18 +175,9 @@ class LlmDFlowControlPolicy(BandsPolicy):
         super().on_tick(pool, now_s)
         self._cycle = True
 
-    def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
-        """Return the first of the highest band that waits, if there is a cycle left and no gate on the way is shut."""
-        if not self._cycle:
-            return None
-        saturation = self._signal.value(pool, now_s)
-        for band, ceiling in zip(self._bands, self._ceilings(saturation), strict=True):
-            if saturation >= ceiling:
-                return None
-            if band.waiting:
-                head = self._lines[band.order.pick(self._lines, now_s)].head()
-                return head if self._with_others(head.request, saturation, pool) < ceiling else None
-        return None
+    def _has_cycle(self, now_s: float) -> bool:  # noqa: ARG002
+        """Whether there is a cycle left."""
+        return self._cycle
 
     def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         """See `policies.api.Queueing`: what is not used of a cycle is lost."""
