@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sim.studies.advise.model import STRESS, PolicyAdvice, Setting, Terms
-from sim.studies.advise.search import Say, answered_enough, checked_answer, mean
+from sim.studies.advise.model import PolicyAdvice, Setting, Terms
+from sim.studies.advise.search import Say, answered_enough, checked_answer, goodput, mean, meets
 from sim.studies.advise.trial import Bench
 
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
@@ -35,7 +35,7 @@ def squeezed(bench: Bench, best: PolicyAdvice, terms: Terms, say: Say = lambda _
 
     def good(share: float) -> bool:
         tried = replace(setting, baseline_share=share)
-        return _withstands(bench, best.policy, tried, terms) and _goodput(bench, best.policy, tried, terms) >= (
+        return _withstands(bench, best.policy, tried, terms) and goodput(bench, best.policy, tried, terms) >= (
             1 - _ALIKE
         ) * usual
 
@@ -60,15 +60,5 @@ def _least(good: Callable[[float], bool]) -> int:
 
 
 def _withstands(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
-    for noisy in (1.0, NOISY):
-        found = bench.measure(
-            policy, setting, factor=STRESS, seed=bench.seed, draws=terms.search_draws, noisy=noisy
-        )
-        if found is None or found.held(terms.target) < found.draws:
-            return False
-    return answered_enough(bench, policy, setting, terms)
-
-
-def _goodput(bench: Bench, policy: str, setting: Setting, terms: Terms) -> float:
-    found = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
-    return 0.0 if found is None else mean(found.output_tokens_per_s)
+    quiet_and_noisy = all(meets(bench, policy, setting, terms, noisy=noisy) for noisy in (1.0, NOISY))
+    return quiet_and_noisy and answered_enough(bench, policy, setting, terms)

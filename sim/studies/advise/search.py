@@ -105,7 +105,7 @@ def _candidates(bench: Bench, policy: str, terms: Terms, say: Say) -> Iterator[S
             continue
         steps = ladder(bench, policy, replicas)
         for setting in steps[steps.index(first) :]:
-            if setting == first or _holds(bench, policy, setting, terms):
+            if setting == first or holds(bench, policy, setting, terms):
                 yield setting
 
 
@@ -117,8 +117,8 @@ def _loosest(bench: Bench, policy: str, terms: Terms, replicas: int) -> Setting 
     """
     steps = ladder(bench, policy, replicas)
     for run in _runs(steps):
-        found = _least_strict(run, lambda setting: _meets(bench, policy, setting, terms))
-        if found is not None and _holds(bench, policy, found, terms):
+        found = _least_strict(run, lambda setting: meets(bench, policy, setting, terms))
+        if found is not None and holds(bench, policy, found, terms):
             return found
     return None
 
@@ -144,23 +144,35 @@ def _runs(steps: Sequence[Setting]) -> list[list[Setting]]:
     return list(runs.values())
 
 
-def _meets(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
-    """Return whether every draw of the search meets every objective at `STRESS`."""
-    found = bench.measure(policy, setting, factor=STRESS, seed=bench.seed, draws=terms.search_draws)
+def meets(
+    bench: Bench, policy: str, setting: Setting, terms: Terms, *, draws: int | None = None, noisy: float = 1.0
+) -> bool:
+    """Return whether every draw, of the search if not said, meets every objective at `STRESS`.
+
+    Parameters
+    ----------
+    noisy : see `Bench.scenario`.
+    """
+    draws = terms.search_draws if draws is None else draws
+    found = bench.measure(policy, setting, factor=STRESS, seed=bench.seed, draws=draws, noisy=noisy)
     return found is not None and found.held(terms.target) == found.draws
 
 
-def _holds(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
+def holds(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
     """Return whether it does, and enough of the rest is answered at the demand as it is."""
-    if not _meets(bench, policy, setting, terms):
-        return False
-    return answered_enough(bench, policy, setting, terms)
+    return meets(bench, policy, setting, terms) and answered_enough(bench, policy, setting, terms)
 
 
 def answered_enough(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
     """Return whether at the demand as it is enough of the requests without an objective is answered."""
     now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
     return now is not None and mean(now.rest) >= terms.rest
+
+
+def goodput(bench: Bench, policy: str, setting: Setting, terms: Terms) -> float:
+    """Return the goodput in output tokens/s at the demand as it is; 0 where the setting is not valid."""
+    now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
+    return 0.0 if now is None else mean(now.output_tokens_per_s)
 
 
 def checked_answer(bench: Bench, policy: str, setting: Setting, terms: Terms, before: int) -> PolicyAdvice:

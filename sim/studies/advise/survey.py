@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sim.studies.advise.model import STRESS, PolicyAdvice, Setting, Terms
-from sim.studies.advise.search import Say, answered_enough, ladder, mean
+from sim.studies.advise.model import PolicyAdvice, Setting, Terms
+from sim.studies.advise.search import Say, goodput, holds, ladder, meets
 from sim.studies.advise.trial import Bench
 
 
@@ -58,13 +58,13 @@ def survey(
             if bench.runs - begin >= budget_runs:
                 untried[policy] = None
                 continue
-            passed += [(policy, setting) for setting in _loosely(bench, policy, replicas) if _meets_once(
-                bench, policy, setting, terms)][:1]  # fmt: skip
+            passed += [(policy, setting) for setting in _loosely(bench, policy, replicas) if meets(
+                bench, policy, setting, terms, draws=1)][:1]  # fmt: skip
         for policy, setting in passed:
             if bench.runs - begin >= budget_runs:
                 untried[policy] = None
-            elif _holds(bench, policy, setting, terms):
-                found[policy] = Candidate(policy, setting, _goodput(bench, policy, setting, terms))
+            elif holds(bench, policy, setting, terms):
+                found[policy] = Candidate(policy, setting, goodput(bench, policy, setting, terms))
                 say(f"survey: {policy}: {setting}: holds in the search's draws")
     ordered = sorted(found.values(), key=lambda one: (one.setting.replicas, -one.output_tokens_per_s, one.policy))
     failed = tuple(one for one in policies if one not in found and one not in untried)
@@ -78,20 +78,3 @@ def _loosely(bench: Bench, policy: str, replicas: int) -> Iterator[Setting]:
     yield from steps[:1]
     if len(steps) > 2:
         yield steps[len(steps) // 2]
-
-
-def _meets_once(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
-    once = bench.measure(policy, setting, factor=STRESS, seed=bench.seed, draws=1)
-    return once is not None and once.held(terms.target) == once.draws
-
-
-def _holds(bench: Bench, policy: str, setting: Setting, terms: Terms) -> bool:
-    stressed = bench.measure(policy, setting, factor=STRESS, seed=bench.seed, draws=terms.search_draws)
-    if stressed is None or stressed.held(terms.target) < stressed.draws:
-        return False
-    return answered_enough(bench, policy, setting, terms)
-
-
-def _goodput(bench: Bench, policy: str, setting: Setting, terms: Terms) -> float:
-    now = bench.measure(policy, setting, factor=1.0, seed=bench.seed, draws=terms.search_draws)
-    return 0.0 if now is None else mean(now.output_tokens_per_s)
