@@ -144,8 +144,7 @@ class SimulatedGateway:
         """Return the name of the chain of requests that this one is of; none where its workload has no chains."""
         if self._following[attempt.workload] is None:
             return ""
-        name = self._names[attempt.workload]  # which may have dots of its own
-        return name + attempt.request_id[len(name) :].partition(".")[0]
+        return f"{self._names[attempt.workload]}-{self._in_chain(attempt)[0]}"
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call back whenever nothing is open and nobody will come again."""
@@ -207,15 +206,19 @@ class SimulatedGateway:
         if not self._open:
             self._drained()
 
-    def _chain(self, attempt: Attempt) -> str:
-        """Return the number of the chain that a request is of: chat-7 begins chain 7, chat-7.3 is the third of it."""
-        return attempt.request_id[len(self._names[attempt.workload]) + 1 :].partition(".")[0]
+    def _in_chain(self, attempt: Attempt) -> tuple[str, str]:
+        """Return the chain that a request is of, and its step: chat-7 begins chain 7, chat-7.3 is the third of it.
+
+        A workload's name may have dots of its own.
+        """
+        chain, _, step = attempt.request_id[len(self._names[attempt.workload]) + 1 :].partition(".")
+        return chain, step
 
     def _cool(self, attempt: Attempt, outcome: Outcome, retry_after_s: float | None, now_s: float) -> None:
         """Let the session of a request that was turned away keep still for as long as it was told."""
         client = self._clients[attempt.workload]
         if isinstance(client, SharedCooldown):
-            session = attempt.workload, self._chain(attempt)
+            session = attempt.workload, self._in_chain(attempt)[0]
             until_s = now_s + client.cooldown_s(outcome.name.lower(), retry_after_s)
             self._cooling[session] = max(until_s, self._cooling.get(session, 0.0))
 
@@ -254,9 +257,7 @@ class SimulatedGateway:
         following = self._following[attempt.workload]
         if following is None:
             return
-        # Request chat-7 begins chain 7 of workload chat, and chat-7.3 is the third of it.
-        number = attempt.request_id[len(self._names[attempt.workload]) + 1 :]
-        chain, _, step = number.partition(".")
+        chain, step = self._in_chain(attempt)
         for follow_up in following.ended(int(chain), int(step or 1), succeeded, now_s):
             self._to_follow += 1
             call = partial(self._come, attempt.workload, attempt.priority, chain, follow_up)
@@ -277,7 +278,7 @@ class SimulatedGateway:
 
     def _retry(self, last: Attempt, _: Alarm) -> None:
         now_s = self._agenda.now_s
-        still_until_s = self._still_until_s(last.workload, self._chain(last), now_s)
+        still_until_s = self._still_until_s(last.workload, self._in_chain(last)[0], now_s)
         if still_until_s > now_s:
             self._agenda.call_at(still_until_s, partial(self._retry, last))
             return
