@@ -106,7 +106,8 @@ class Bench:
         for one in rated["pool"]["entitlements"]:
             one["limit"] = {}
             if one["name"] in self.baselines:
-                one["baseline"] = {"tokens_per_s": promised[one["name"]] * min(1.0, 0.95 * room / total)}
+                part = setting.baseline_share * min(1.0, 0.95 * room / total)
+                one["baseline"] = {"tokens_per_s": part * promised[one["name"]]}
         rated |= {"policies": ["none"]}
         (made,) = policy_settings(parse_scenario(rated, "advise"), (policy,))
         params = made.model_dump(mode="json")

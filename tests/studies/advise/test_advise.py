@@ -19,11 +19,11 @@ from sim.records.result_folder import check_replaceable
 from sim.scenario.load import load_scenario, parse_scenario
 from sim.scenario.profile import load_profile
 from sim.studies.advise.advise import advise
-from sim.studies.advise.baselines import SHARES, _least, squeezed
+from sim.studies.advise.baselines import SHARES, Promise, _least, promise_of, squeezed
 from sim.studies.advise.capacity import tokens_per_s, use_of
 from sim.studies.advise.demand import at_factor, from_scenario, from_traces
 from sim.studies.advise.model import Measured, Objective, PolicyAdvice, Setting, Terms, counted
-from sim.studies.advise.reasons import as_good, baseline_words, survey_words
+from sim.studies.advise.reasons import as_good, promise_words, survey_words
 from sim.studies.advise.recheck import recheck
 from sim.studies.advise.search import _least_strict, advise_policy, ladder, lower_bound
 from sim.studies.advise.survey import survey
@@ -329,7 +329,42 @@ def test_baselines_are_squeezed_to_what_still_holds(bench: Bench, plain: PolicyA
     assert found.setting.baseline_share <= 1
     own = bench.scenario("token-pool", found.setting).pool.entitlements[0].spec().baseline.slots
     assert own == max(1, round(bench.baselines["chat"] * found.setting.baseline_share))
-    assert "asking for 2x as much" in baseline_words(bench.baselines, found.setting)
+    words = promise_words(bench, found, promise_of(bench, "token-pool", found.setting))
+    assert words.startswith("baselines: by themselves tenants need chat ")
+    assert "asking for 2x as much" in words
+
+
+@pytest.mark.parametrize(
+    ("policy", "promise"),
+    [
+        ("token-pool", Promise.BASELINES), ("k8s-apf", Promise.BASELINES), ("rate-limit", Promise.PARAMETERS),
+        ("class-slots", Promise.PARAMETERS), ("vtc", Promise.PARAMETERS), ("none", None), ("cap", None),
+    ],
+)  # fmt: skip
+def test_what_a_policy_promises_by_is_its_own_claim_or_what_its_parameters_are_made_of(
+    bench: Bench, policy: str, promise: Promise | None
+) -> None:
+    setting = Setting(replicas=1)
+    found = promise_of(bench, policy, setting)
+    assert found is promise
+    words = promise_words(bench, PolicyAdvice(policy, setting), found)
+    assert words.startswith({
+        Promise.BASELINES: "baselines: ", Promise.PARAMETERS: f"promises: the parameters of {policy} ",
+        None: f"nothing to squeeze: {policy} promises no entitlement anything",
+    }[promise])  # fmt: skip
+
+
+def test_parameters_that_are_made_of_promises_are_squeezed_too(bench: Bench) -> None:
+    answer = advise_policy(bench, "class-slots", ANY_REST)
+    assert answer.setting is not None
+    found = squeezed(bench, replace(answer, checks=()), ANY_REST)
+    assert found.checks == ()  # what does not hold is left as it is
+    found = squeezed(bench, answer, ANY_REST)
+    assert found.setting is not None
+    assert found.setting.baseline_share < 1 or found is answer
+    half = replace(answer.setting, baseline_share=0.4)
+    shares = [bench.scenario("class-slots", one).policies[0].params.shares for one in (answer.setting, half)]  # type: ignore[attr-defined]
+    assert sum(shares[1]) == pytest.approx(0.4 * sum(shares[0]), rel=1e-3)
 
 
 def test_a_noisy_rest_is_more_of_the_rest_only(bench: Bench) -> None:
