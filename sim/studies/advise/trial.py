@@ -157,7 +157,8 @@ class Bench:
             raise InputError("advise", result.errors[0], "")
         study = Study(self.folder)
         (case,) = study.cases
-        tenants = {one.spec().tenant: one.ttft_slo_s for one in scenario.pool.entitlements}
+        asking = {one.entitlement for one in scenario.workload}
+        tenants = {one.spec().tenant: one.ttft_slo_s for one in scenario.pool.entitlements if one.name in asking}
 
         def by_draw(tenant: str, metric: str) -> list[float]:
             values = study.values(case, tenant, metric).tolist()

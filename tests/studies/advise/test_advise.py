@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from policies.api import ServiceClass
 from sim.cli import app
 from sim.errors import InputError
+from sim.live.gateway.config_file import load_config
 from sim.records.result_folder import check_replaceable
 from sim.scenario.load import load_scenario, parse_scenario
 from sim.scenario.profile import load_profile
@@ -90,6 +91,13 @@ def test_the_gateway_accepts_what_is_written(folder: Path) -> None:
     done = CliRunner().invoke(app, ["serve", str(folder / "gateway.yaml"), "--check"], catch_exceptions=False)
     assert (done.exit_code, "good; 1 upstreams, 2 keys" in done.output) == (0, True), done.output
     assert (folder / "keys.yaml").stat().st_mode & 0o077 == 0
+    text = (folder / "gateway.yaml").read_text()
+    assert text.count("\npolicy: token-pool\n") == 1  # defaults are not spelled out
+    assert "null" not in text
+    watching = text.replace("\npolicy: token-pool\n", "\n").replace("#   ", "")
+    (folder / "watch.yaml").write_text(watching)
+    config = load_config(folder / "watch.yaml")
+    assert (config.policy.name, [one.name for one in config.shadow]) == ("none", ["token-pool"])
     keys = yaml.safe_load((folder / "keys.yaml").read_text())
     assert set(keys) == {"chat", "batch"}
     assert all(key not in (folder / "gateway.yaml").read_text() for key in keys.values())
@@ -238,6 +246,29 @@ def test_a_log_becomes_a_demand_with_its_tenants_and_limits(tmp_path: Path) -> N
             [str(path)], [Objective("green", 1.0)], load_profile("h100-llama-3.1-8b"), window_s=40.0, format_=None,
             from_s=None, seed=3,
         )  # fmt: skip
+
+
+def test_who_asks_outside_the_window_only_is_known_to_the_gateway_too(tmp_path: Path) -> None:
+    """The busiest window has two of three tenants; the third must have a key, and be in nobody's way."""
+    path = tmp_path / "mine.jsonl"
+    busy = [{"time_ns": i * 10**9, "tenant": ("blue", "red")[i % 2]} for i in range(100)]
+    late = [{"time_ns": (300 + 10 * i) * 10**9, "tenant": "green"} for i in range(3)]
+    rows = [json.dumps(one | {"prompt_tokens": 50, "output_tokens": 20}) for one in busy + late]
+    path.write_text("\n".join(rows))
+    done = CliRunner().invoke(app, [
+        "advise", str(path), "--objective", "red=2", "--window-s", "60", "--replicas", "1", "--policy", "token-pool",
+        "--draws", "2", "--check-draws", "6", "--share", "0.5", "--confidence", "0.8", "--out", str(tmp_path / "a"),
+    ], catch_exceptions=False)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert set(yaml.safe_load((tmp_path / "a" / "keys.yaml").read_text())) == {"blue", "green", "red"}
+    scenario = load_scenario(tmp_path / "a" / "scenario.yaml")
+    assert [one.name for one in scenario.pool.entitlements] == ["blue", "green", "red"]
+    assert [one.entitlement for one in scenario.workload] == ["blue", "red"]
+    with pytest.raises(InputError, match="--objective green: asks for nothing in the window"):
+        CliRunner().invoke(app, [
+            "advise", str(path), "--objective", "green=2", "--window-s", "60", "--replicas", "1",
+            "--out", str(tmp_path / "b"),
+        ], catch_exceptions=False)  # fmt: skip
 
 
 def test_advice_that_is_there_is_kept_unless_it_may_be_replaced(
