@@ -122,7 +122,7 @@ LITELLM := build/litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
 
-# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: ten minutes, in real time.
+# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: a quarter of an hour, in real time.
 .PHONY: litellm-paper
 litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
 	rm -rf results/litellm
