@@ -119,11 +119,11 @@ class World:
 
     def fail(self, exchange: Exchange, *, final: bool) -> None:
         self.did.append(("fail", final))
-
-    def cancel(self, exchange: Exchange) -> None:  # noqa: ARG002
-        self.did.append(("cancel",))
         if final:
             exchange.arrived = False
+
+    def cancel(self, exchange: Exchange) -> None:
+        self.did.append(("cancel",))
 
     def finish(self, exchange: Exchange, usage: Usage | None, seen_tokens: int) -> None:
         exchange.output_tokens = seen_tokens
