@@ -99,6 +99,7 @@ async def _serve(
                 None if shadowing is None else shadowing.change_over,
             )
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
+            LOG.info("kill -HUP %d reads the configuration again", os.getpid())
         async with contextlib.AsyncExitStack() as stack:
             observability = await stack.enter_async_context(Observability(service))
             if log is not None:
