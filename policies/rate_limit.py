@@ -158,7 +158,7 @@ class RateLimitPolicy:
                     if isinstance(meter, ContinuousBucket) and isinstance(before, ContinuousBucket):
                         meter.inherit(before, now_s)
 
-    def rated(self) -> Mapping[str, float]:
+    def rated(self, pool: PoolLedger) -> Mapping[str, float]:  # noqa: ARG002
         """See `policies.limit_leases.Parted`; of two buckets that of tokens tells how much of the rate is asked for."""
         return {
             name: whole.rate_per_s for name in self._requests
