@@ -17,8 +17,9 @@ from policies.handover import part_of
 from policies.invariants import Checker
 from policies.limit_leases import POOL
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import make_core, parse_config
+from sim.live.gateway.config_file import parse_config
 from sim.live.gateway.core_driver import AsyncGateway
+from sim.live.gateway.core_from_config import make_core
 from sim.live.gateway.settings import SharedState, StateSecrets
 from sim.live.shared_state.leased import LeasedLog
 
