@@ -16,7 +16,9 @@ from simpy.core import EmptySchedule
 NEVER_S: Final = float("inf")
 NORMAL: Final = 1
 """As `simpy.events.NORMAL`."""
-LAST: Final = 2
+SCRAPE: Final = 2
+"""A scrape comes after what else a gateway hears at its instant, whoever asked for which first."""
+LAST: Final = 3
 """A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
 
 

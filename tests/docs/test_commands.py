@@ -32,6 +32,7 @@ NOT_RUN = {
     "trace inspect gateway.jsonl": "needs a log; tests/docs/test_from_logs_document.py",
     "advise gateway.jsonl": "likewise",
     "units advice": "likewise",
+    "shadow http": "likewise",
     "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
     "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
