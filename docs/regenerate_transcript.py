@@ -20,7 +20,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -67,13 +67,15 @@ class Walk:
     steps: list[Step] = field(default_factory=list)
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
     servers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    load: tuple[float, float] = field(default_factory=lambda: (os.getloadavg()[0], 0.0))
 
     def run(self, words: str, command: str, *, lines: int = 12, fails: Sequence[int] = (0,)) -> str:
         """Run a command as a person would type it, and keep what it printed."""
         began_s = time.monotonic()
         done = subprocess.run(
-            ["bash", "-c", command], cwd=self.folder, env=self._environment(), capture_output=True, text=True
-        )
+            ["bash", "-o", "pipefail", "-c", command], cwd=self.folder, env=self._environment(), capture_output=True,
+            text=True,
+        )  # fmt: skip
         took_s = time.monotonic() - began_s
         printed = done.stdout + done.stderr
         _say(f"[{took_s:6.1f} s] {command}")
@@ -247,6 +249,21 @@ def walk_trace(walk: Walk, one: Trace) -> None:
         claim = f"{tenant} meets its objective" + (" with a replica lost" if one.loses_a_replica else "")
         least = 0.9 if one.loses_a_replica else said["terms"]["target"]
         walk.check(f"{claim}, for {least:.0%} at least", met >= least, f"{met:.1%}")
+    lost = " --set 'events=[{at_s: 0.001, fail: 1}]'" if one.loses_a_replica else ""
+    walk.run(
+        "Would a simulation have said so? The same requests, simulated.",
+        f"tokenpools run advice/scenario.yaml --replications 1 --set horizon_s={REPLAY_S}{lost} --out results/simulated"
+        " 2> run.log | tail -n 1",
+    )
+    enforced, simulated = (_summary(walk.folder / "results" / name, "all") for name in ("enforced", "simulated"))
+    for metric, unit in (("refused", "requests"), ("ttft_p99_s", "s")):
+        live, model = float(enforced[metric]), float(simulated[metric])
+        near = abs(live - model) <= (0.05 * float(enforced["offered"]) if metric == "refused" else 0.25 * live)
+        claim = {
+            "refused": "the gateway refuses what a simulation refuses, within 5 % of the requests",
+            "ttft_p99_s": "and the P99 of first tokens is a simulation's, within 25 %",
+        }[metric]
+        walk.check(claim, near, f"{live:.3g} {unit}, simulated {model:.3g}")
     for name in ("watched", "enforced"):
         manifest = json.loads((walk.folder / "results" / name / "manifest.json").read_text())
         late_s = manifest["cells"][0]["send_lag"]["p99_s"]
@@ -293,26 +310,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "transcript", help="emptied first")
     parser.add_argument("--python", type=Path, help="an environment's bin folder, instead of a fresh one")
-    parser.add_argument("--only", choices=[one.name for one in TRACES])
+    parser.add_argument("--only", choices=[one.name for one in TRACES], help="walk this one again, and keep the others")
     asked = parser.parse_args()
     if "TOKENPOOLS_DATA" not in os.environ:
         sys.exit("error: TOKENPOOLS_DATA: is not set; name the folder that holds the traces")
     for url in ("8000/health", "8001/health", "8080/healthz", "9090/healthz"):
         if _answers(f"http://127.0.0.1:{url}"):
             sys.exit(f"error: somebody serves on port {url.partition('/')[0]}; stop them first")
-    shutil.rmtree(asked.folder, ignore_errors=True)
-    asked.folder.mkdir(parents=True)
+    if asked.only is None:
+        shutil.rmtree(asked.folder, ignore_errors=True)
+    asked.folder.mkdir(parents=True, exist_ok=True)
     begun = Walk(asked.folder, os.environ["PATH"])
-    bin_ = asked.python
-    if bin_ is None:
+    bin_ = asked.python or asked.folder / "clone" / ".venv" / "bin"
+    if asked.python is None and asked.only is None:
         install(begun, HERE.parent)
-        bin_ = asked.folder / "clone" / ".venv" / "bin"
-    walks = []
-    load = os.getloadavg()[0]
+        _keep(begun, asked.folder / "installation.json")
     for one in TRACES:
         if asked.only not in (None, one.name):
             continue
         place = asked.folder / one.name
+        shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         walk = Walk(place, f"{bin_}{os.pathsep}{os.environ['PATH']}")
         try:
@@ -320,29 +337,52 @@ def main() -> None:
         finally:
             for log in list(walk.servers):
                 walk.stop(log)
-        walks.append((one, walk))
-    PAGE.write_text(_page(begun, walks, (load, os.getloadavg()[0])))
-    if not all(held for _, walk in walks for _, held, _ in walk.checks):
+        _keep(walk, asked.folder / f"{one.name}.json")
+    kept = {one: _kept(asked.folder / f"{one.name}.json") for one in TRACES}
+    walked = [(one, walk) for one, walk in kept.items() if walk is not None]
+    PAGE.write_text(_page(_kept(asked.folder / "installation.json"), walked))
+    if not all(held for _, walk in walked for _, held, _ in walk.checks):
         sys.exit(1)
+
+
+def _keep(walk: Walk, place: Path) -> None:
+    """Keep what a walk saw, so that another may be walked again without it."""
+    walk.load = (walk.load[0], os.getloadavg()[0])
+    place.write_text(json.dumps([[asdict(step) for step in walk.steps], walk.checks, walk.load]))
+
+
+def _kept(place: Path) -> Walk | None:
+    if not place.exists():
+        return None
+    steps, checks, load = json.loads(place.read_text())
+    walk = Walk(place.parent, "", [Step(**step) for step in steps], [tuple(check) for check in checks])
+    walk.load = (load[0], load[1])
+    return walk
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def _page(begun: Walk, walks: Sequence[tuple[Trace, Walk]], load: tuple[float, float]) -> str:
+def _page(begun: Walk | None, walks: Sequence[tuple[Trace, Walk]]) -> str:
     parts = [_HEAD]
-    rows = [("Installation, once", begun), *((one.title, walk) for one, walk in walks)]
-    parts.append("| | commands | a person | of that reading | the machine |\n| --- | --- | --- | --- | --- |")
+    rows = [("Installation, once", begun)] if begun is not None else []
+    rows += [(one.title, walk) for one, walk in walks]
+    parts.append(
+        "| | commands | a person | of that reading | the machine | its load, before and after |\n"
+        "| --- | --- | --- | --- | --- | --- |"
+    )
     for title, walk in rows:
         if walk.steps:
             person_s = sum(step.person_s for step in walk.steps)
             reads_s = sum(_reads_s(step.output) for step in walk.steps)
             machine_s = sum(step.machine_s for step in walk.steps)
-            cells = (title, str(len(walk.steps)), _minutes(person_s), _minutes(reads_s), _minutes(machine_s))
+            cells = (title, str(len(walk.steps)), _minutes(person_s), _minutes(reads_s), _minutes(machine_s),
+                     f"{walk.load[0]:.0f}, {walk.load[1]:.0f}")  # fmt: skip
             parts[-1] += f"\n| {' | '.join(cells)} |"
     parts.append(
-        f"Walked on {time.strftime('%-d %B %Y')} with Python {platform.python_version()} on {os.cpu_count()} cores; "
-        f"the load was {load[0]:.0f} at the beginning and {load[1]:.0f} at the end (1 and less is quiet)."
+        f"Walked on {time.strftime('%-d %B %Y')} with Python {platform.python_version()} on {os.cpu_count()} cores. A "
+        "load above the number of cores says that others worked on them too: searches take longer then, and requests "
+        "are sent late."
     )
     parts.append("## What is checked\n\n| walk | claim | seen | |\n| --- | --- | --- | --- |\n" + "\n".join(
         f"| {one.name} | {claim} | {seen} | {'holds' if held else '**does not hold**'} |"

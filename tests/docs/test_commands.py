@@ -117,6 +117,14 @@ def test_every_command_in_a_sentence_is_one(path: Path) -> None:
                 raise
 
 
+def test_what_was_typed_in_the_transcript_can_still_be_typed() -> None:
+    text = (ROOT / "docs" / "transcript.md").read_text()
+    typed = re.findall(r"^\$ tokenpools (.*)$", text, re.MULTILINE)
+    assert len(typed) >= 20
+    for line in typed:
+        parse(shlex.split(re.split(r" (?:\d?>|\|)", line)[0]))
+
+
 def test_commands_are_found_where_they_are() -> None:
     assert len(lines_of(ROOT / "docs/experiments.md")) >= 12
     assert lines_of(ROOT / "docs/traffic.md")[0][:2] == ["trace", "fetch"]

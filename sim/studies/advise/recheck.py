@@ -73,7 +73,7 @@ def table(found: Sequence[tuple[str, Path, Sequence[Rechecked]]]) -> str:
         setting = Setting(**said["setting"])
         row = [name, f"`{said['policy']}`, {counted(setting.replicas, 'replica')}"]
         for one in checks:
-            row.append(f"{one.stated:.0%}")
+            row.append(f"{one.stated:.0%}" if one.stated else "does not hold")
             row.append(f"{one.held} of {one.draws}{'' if one.good else ' **fewer**'}; {one.worst_attained:.1%}")
         rows.append(row)
     heads = ["demand", "advised"]

@@ -268,6 +268,10 @@ def test_who_asks_outside_the_window_only_is_known_to_the_gateway_too(tmp_path: 
     ], catch_exceptions=False)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert set(yaml.safe_load((tmp_path / "a" / "keys.yaml").read_text())) == {"blue", "green", "red"}
+    said = (tmp_path / "a" / "advice.md").read_text()
+    assert said.startswith("# Advice: token-pool, 1 replica of h100-llama-3.1-8b\n")
+    assert f"For {path} from " in said
+    assert " s. Nothing was asked there by green.\n" in said
     scenario = load_scenario(tmp_path / "a" / "scenario.yaml")
     assert [one.name for one in scenario.pool.entitlements] == ["blue", "green", "red"]
     assert [one.entitlement for one in scenario.workload] == ["blue", "red"]
