@@ -98,15 +98,18 @@ def of_gateway(policy: str, rows: Sequence[Mapping[str, Any]]) -> str:
     for shadow in dict.fromkeys(str(row["shadow"]) for row in rows):
         mine = [row for row in rows if row["shadow"] == shadow]
         attempts, away = (sum(int(row[name]) for row in mine) for name in ("attempts", "would_refuse"))
-        lines.append(f"{policy} acts, {shadow} watches: {attempts:,} attempts, {away:,} would be turned away")
-        for row in mine:
+        now = f"{shadow} watched before it acted" if shadow == policy else f"{policy} acts, {shadow} watches"
+        lines.append(f"{now}: {attempts:,} attempts, {away:,} would be turned away")
+        others = [row for row in mine if not row["would_refuse"] and not row["would_let_in"]]
+        for row in mine if len(others) < 2 else [row for row in mine if row not in others]:
             reasons = Counter(row["reasons"]).most_common()
             why = " (" + ", ".join(f"{reason} {number:,}" for reason, number in reasons) + ")" if reasons else ""
             lines.append(
                 f"  {row['tenant']}: {int(row['would_refuse']):,} of {int(row['attempts']):,}{why}, "
-                f"{int(row['of_these_served']):,} of them served by {policy}; would let in "
-                f"{int(row['would_let_in']):,} that {policy} refused"
+                f"{int(row['of_these_served']):,} of them served; would let in {int(row['would_let_in']):,} refused"
             )
+        if len(others) > 1:
+            lines.append(f"  {len(others)} others: none of {sum(int(row['attempts']) for row in others):,}")
     return "\n".join(lines)
 
 

@@ -147,9 +147,11 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
         if best.holds_now else "These settings held in the search and **not** on fresh draws"
     )  # fmt: skip
     stated = min((check.at_least for check in best.checks if check.good), default=0.0)
+    replicas = f"{counted(best.setting.replicas, 'replica')} of {advice.tree['pool']['profile']['name']}"
     lines = [
-        f"# Advice: {best.policy}, {counted(best.setting.replicas, 'replica')}",
+        f"# Advice: {best.policy}, {replicas}",
         "",
+        *_demand_words(advice.tree),
         f"{state}: in at least {stated:.0%} of draws of this demand (with {terms.confidence:.0%} confidence) every "
         f"objective is met by {terms.target:.0%} of the requests it is for. "
         + "; ".join(map(check_words, best.checks)).replace("at", "At", 1) + ".",
@@ -172,6 +174,21 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
     if money:
         lines += ["", "## In money and units that are sold", "", *(f"- {line}" for line in money)]
     return "\n".join(lines) + "\n"
+
+
+def _demand_words(tree: Mapping[str, Any]) -> list[str]:
+    """Return which parts of which recordings this is for; nothing where the demand is none of recordings."""
+    parts: dict[str, None] = {}
+    for one in (workload["arrivals"] for workload in tree["workload"]):
+        if one["kind"] == "trace" and one.get("from_trace_s") is not None:
+            place = f"{one['file']} from {one['from_trace_s']:,.0f} to {one['until_trace_s']:,.0f} s"
+            parts[place] = None
+    if not parts:
+        return []
+    asking = {one["entitlement"] for one in tree["workload"]}
+    quiet = [one["name"] for one in tree["pool"]["entitlements"] if one["name"] not in asking]
+    others = f" Nothing was asked there by {', '.join(quiet)}." if quiet else ""
+    return [f"For {' beside '.join(parts)}.{others}", ""]
 
 
 def _amount(amounts: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from policies.api import Arrived, RequestView
 from policies.shadow import ShadowedCore
+from sim.analysis.shadows import of_gateway
 from sim.cli import app
 from sim.errors import InputError, ScenarioError
 from sim.live.gateway.config_file import parse_config
@@ -166,8 +167,11 @@ def test_the_command_says_what_those_that_watch_a_running_gateway_would_have_tur
         table = CliRunner().invoke(app, ["shadow", pages, "--csv"], catch_exceptions=False)
     assert done.output.splitlines() == [
         "none acts, tight watches: 3 attempts, 2 would be turned away",
-        "  acme: 2 of 3 (requests 2), 2 of them served by none; would let in 0 that none refused",
+        "  acme: 2 of 3 (requests 2), 2 of them served; would let in 0 refused",
     ]
+    quiet = [{**tally.rows()[0], "tenant": name, "would_refuse": 0, "reasons": {}} for name in ("a", "b")]
+    assert of_gateway("none", [*tally.rows(), *quiet]).splitlines()[2:] == ["  2 others: none of 6"]
+    assert of_gateway("tight", tally.rows()).startswith("tight watched before it acted: 3 attempts, ")
     assert table.output.splitlines()[1] == "tight,acme,3,2,2,0,requests"
 
 

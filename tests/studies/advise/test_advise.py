@@ -25,7 +25,7 @@ from sim.studies.advise.capacity import tokens_per_s, use_of
 from sim.studies.advise.demand import at_factor, from_scenario, from_traces
 from sim.studies.advise.model import Measured, Objective, PolicyAdvice, Setting, Terms, counted
 from sim.studies.advise.reasons import as_good, promise_words, survey_words
-from sim.studies.advise.recheck import recheck
+from sim.studies.advise.recheck import recheck, recheck_both, table
 from sim.studies.advise.search import _least_strict, advise_policy, ladder, lower_bound
 from sim.studies.advise.survey import survey
 from sim.studies.advise.trial import Bench, enough_slots
@@ -113,10 +113,17 @@ def test_the_scenario_says_the_same_as_the_gateway(folder: Path) -> None:
         assert mine.limit.slots == theirs.get("limit", {}).get("slots")
 
 
-def test_fresh_draws_hold_as_often_as_was_stated(folder: Path, tmp_path: Path) -> None:
-    found = recheck(folder, tmp_path / "runs", draws=12, seed=99)
-    assert found.held / found.draws >= found.stated
-    assert found.draws == 12
+def test_fresh_draws_hold_as_often_as_was_stated(folder: Path) -> None:
+    now, stressed = recheck_both(folder, draws=12, seed=99)
+    assert now.held / now.draws >= now.stated > 0
+    assert (now.draws, now.factor, stressed.factor) == (12, 1.0, 1.2)
+    assert stressed.worst_attained < now.worst_attained
+    assert now.good
+    assert not replace(now, held=1).good
+    lines = table([("small", folder, [now, replace(stressed, held=0, stated=0.5)])]).splitlines()
+    assert f"{now.held} of 12;" in lines[2]
+    assert "0 of 12 **fewer**;" in lines[2]
+    assert "`token-pool`, 1 replica" in lines[2]
 
 
 def test_a_worse_setting_is_found_out(folder: Path, tmp_path: Path) -> None:
@@ -261,6 +268,10 @@ def test_who_asks_outside_the_window_only_is_known_to_the_gateway_too(tmp_path: 
     ], catch_exceptions=False)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert set(yaml.safe_load((tmp_path / "a" / "keys.yaml").read_text())) == {"blue", "green", "red"}
+    said = (tmp_path / "a" / "advice.md").read_text()
+    assert said.startswith("# Advice: token-pool, 1 replica of h100-llama-3.1-8b\n")
+    assert f"For {path} from " in said
+    assert " s. Nothing was asked there by green.\n" in said
     scenario = load_scenario(tmp_path / "a" / "scenario.yaml")
     assert [one.name for one in scenario.pool.entitlements] == ["blue", "green", "red"]
     assert [one.entitlement for one in scenario.workload] == ["blue", "red"]
