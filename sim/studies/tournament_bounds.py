@@ -72,7 +72,7 @@ class _Pool:
 
 def bounds(
     folder: Path, name: str, scenario: Scenario, load: float, policies: Sequence[str],
-    goodput: Mapping[tuple[str, int], float],
+    goodput: Mapping[tuple[str, int], float], replications: int | None = None,
 ) -> list[Bounds]:
     """Return the bounds of one place of a tournament that was run, for some policies.
 
@@ -81,6 +81,7 @@ def bounds(
     folder : of the place's sweep.
     scenario : at this load.
     goodput : by policy and replication.
+    replications : the first so many; None: all.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def bounds(
     found = []
     for cell in study.cells.to_dict("records"):
         policy, replication = str(cell["policy"]), int(cell["replication"])
-        if policy not in policies:
+        if policy not in policies or (replications is not None and replication >= replications):
             continue
         requests, timeline = study.run(dict(cell)), study.run_timeline(dict(cell))  # type: ignore[arg-type]
         ready = _ready(timeline)
