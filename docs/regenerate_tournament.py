@@ -9,6 +9,7 @@ moved.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -93,7 +94,7 @@ _BEGAN_S = time.monotonic()
 
 
 def _say(what: str) -> None:
-    print(f"{(time.monotonic() - _BEGAN_S) / 60:5.1f} min  {what}", flush=True)
+    sys.stderr.write(f"{(time.monotonic() - _BEGAN_S) / 60:5.1f} min  {what}\n")
 
 
 def main(folder: Path, replications: int, trials: int, judged: int, jobs: int) -> None:
