@@ -558,14 +558,14 @@ class GatewayCore(PoolState):
         return (*instructions, *self._next_call())
 
     def _doze(self, until_s: float, tick_s: float, now_s: float) -> None:
-        """Leave out the ticks before ``until_s``."""
-        self._next_tick_s = NEVER_S if until_s == NEVER_S else self._tick_from(until_s, tick_s)
-        self._dozes = self._next_tick_s > self._tick_from(now_s, tick_s)
+        """Leave out the ticks up to ``until_s``."""
+        self._next_tick_s = NEVER_S if until_s == NEVER_S else self._tick_after(until_s, tick_s)
+        self._dozes = self._next_tick_s > self._tick_after(now_s, tick_s)
 
-    def _tick_from(self, from_s: float, tick_s: float) -> float:
-        """Return the first tick at or after a time, of those that were not there yet."""
-        number = max(self._ticks, int((from_s - self._start_s) / tick_s))
-        while self._start_s + number * tick_s < from_s:
+    def _tick_after(self, after_s: float, tick_s: float) -> float:
+        """Return the first tick after a time, of those that were not there yet."""
+        number = max(self._ticks, int((after_s - self._start_s) / tick_s))
+        while self._start_s + number * tick_s <= after_s:
             number += 1
         return self._start_s + number * tick_s
 
@@ -576,7 +576,7 @@ class GatewayCore(PoolState):
         if not (self._dozes and self._held) or tick_s is None:
             return said
         self._dozes = False
-        self._next_tick_s = self._tick_from(now_s, tick_s)
+        self._next_tick_s = self._tick_after(now_s, tick_s)
         return (*said, *self._next_call())
 
     def _scale(self, scaler: Scaler, now_s: float) -> list[Instruction]:

@@ -200,8 +200,8 @@ class Checker:
                     touched.add(self._end(request_id))
                 else:
                     self._broken("one-end", request_id, "evicted", "a request in flight")
-            elif said is CallMeAt and step.at_s < now_s:  # type: ignore[union-attr]
-                self._broken("clock", "a tick", step.at_s, f"at {now_s} or later")  # type: ignore[union-attr]
+            elif said is CallMeAt and step.at_s <= now_s:  # type: ignore[union-attr]
+                self._broken("clock", "a tick", step.at_s, f"after {now_s}")  # type: ignore[union-attr]
         if arriving is not None:
             self._broken("one-answer", arriving.request_id, "not answered", "forwarded, held or refused")
         return touched

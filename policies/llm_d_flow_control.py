@@ -160,7 +160,7 @@ class LlmDFlowControlPolicy(BandsPolicy):
         super().__init__(
             params.bands(), entitlements=entitlements, kv_bytes_per_token=kv_bytes_per_token, chance=chance
         )
-        self._signal = _Stages(params)
+        self._signal = self._stages = _Stages(params)
         self.wants_reports = self._signal.wants_reports
         self.wants_progress = self._signal.wants_progress
         self._grace_s = _GRACE_S[params.detector]
@@ -211,7 +211,7 @@ class LlmDFlowControlPolicy(BandsPolicy):
         if goes:
             return now_s
         late_s = self._expiring[0][0] if self._expiring else math.inf
-        return min(late_s, self._signal.steady_until_s(pool, now_s) - self._tick_s)  # a cycle for what is rounded
+        return min(late_s, self._stages.steady_until_s(pool, now_s) - self._tick_s)  # a cycle for what is rounded
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Count it, and the cycle as used."""

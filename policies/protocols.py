@@ -193,10 +193,11 @@ class Dozing(Protocol):
     """A policy with many ticks of which most change nothing: the core leaves those out that it says do not."""
 
     def quiet_until_s(self, pool: PoolLedger, now_s: float) -> float:
-        """Return the time before which no tick would change anything if nothing else happened.
+        """Return the time up to which no tick would change anything if nothing else happened.
 
         Asked after a tick and what it let in. Infinity: for as long as nothing happens; ``now_s``: the next may do
-        something. Whatever happens ends it where somebody is held then; while nobody is, ticks have to change nothing.
+        something. Whatever happens ends it where somebody is held then, with the first tick after that instant; while
+        nobody is held, ticks have to change nothing.
         """
         ...
 

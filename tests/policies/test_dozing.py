@@ -78,6 +78,6 @@ def test_it_is_called_when_something_waits_and_not_before() -> None:
     assert (type(hold), call) == (Hold, CallMeAt(0.031))
     (call,) = core.handle(Tick(), 0.031)
     assert call == CallMeAt(pytest.approx(0.199))  # 0.2 s after the report, less one cycle
-    assert core.handle(ReplicaReport(0, 0.1, 0, 0, 0.0), 0.1)[-1] == CallMeAt(0.1)
-    (forward,) = core.handle(Tick(), 0.1)
+    assert core.handle(ReplicaReport(0, 0.1, 0, 0, 0.0), 0.1)[-1] == CallMeAt(pytest.approx(0.101))
+    forward, _ = core.handle(Tick(), 0.1011)
     assert isinstance(forward, Forward)

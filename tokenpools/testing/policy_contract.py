@@ -212,8 +212,8 @@ class Auditor:
             elif isinstance(each, Evict):
                 del self.flying[each.request_id]
             elif isinstance(each, CallMeAt):
-                dozes = isinstance(self.core.policy, Dozing)  # it may be woken in the instant of a tick
-                assert each.at_s > self.now_s or (dozes and each.at_s == self.now_s)
+                dozes = isinstance(self.core.policy, Dozing)  # it may be woken before the call that is open
+                assert each.at_s > self.now_s
                 assert self.call_at_s == float("inf") or (dozes and each.at_s < self.call_at_s), "one call at a time"
                 self.call_at_s = each.at_s
 
