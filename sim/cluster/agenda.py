@@ -16,7 +16,9 @@ from simpy.core import EmptySchedule
 NEVER_S = float("inf")
 NORMAL = 1
 """As `simpy.events.NORMAL`."""
-LAST = 2
+SCRAPE = 2
+"""A scrape comes after what else a gateway hears at its instant, whoever asked for which first."""
+LAST = 3
 """A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
 
 

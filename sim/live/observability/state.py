@@ -25,6 +25,7 @@ class State:
     core : returns the core that is in force: a new configuration or shared state may bring another.
     about : further facts, read at each look: name of the policy, whether the gateway drains.
     replica_names : by id.
+    reaches : whether this gateway itself reaches a replica: the books of a shared state that is away do not know.
 
     Attributes
     ----------
@@ -34,11 +35,13 @@ class State:
     def __init__(
         self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *,
         about: Callable[[], Mapping[str, Any]] = dict, replica_names: Callable[[], Mapping[int, str]] = dict,
+        reaches: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._core = core
         self._now_s = now_s
         self._about = about
         self._replica_names = replica_names
+        self._reaches = reaches
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
         self._own_limit: Counter[str] = Counter()
         self.shadows: Callable[[], list[dict[str, Any]]] = list
@@ -74,7 +77,7 @@ class State:
             "replicas": [
                 {
                     "name": names.get(book.replica_id, str(book.replica_id)),
-                    "ready": book.ready,
+                    "ready": book.ready and self._reaches(book.replica_id),
                     "in_flight": book.in_flight,
                     "running": None if book.report is None else book.report.running,
                     "waiting": None if book.report is None else book.report.waiting,
