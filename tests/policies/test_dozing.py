@@ -41,7 +41,8 @@ def world(own: Mapping[str, Any]) -> World:
     tree["pool"]["scrape_interval_s"] = own.pop("scrape_interval_s", 0.05)
     if "gateways" in own:
         tree["pool"]["gateways"] = own.pop("gateways")
-    tree["events"] = [{"at_s": 10, "fail": 1}, {"at_s": 15, "restore": 1}]
+    # Between two ticks: what happens in the instant of one that was left out counts as after it.
+    tree["events"] = [{"at_s": 10.0005, "fail": 1}, {"at_s": 15.0005, "restore": 1}]
     tree["policies"] = [{"kind": "llm-d-flow-control", "name": "llm-d", **own}]
     return world_of(expand(parse_scenario(tree, "x"))[0])
 
