@@ -21,8 +21,9 @@ from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLed
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
 from policies.parts.orders_by_use import Vtc
-from policies.parts.queueing import QueueingPolicy, Waits, weights_of
+from policies.parts.queueing import QueueingPolicy, weights_of
 from policies.parts.rates import whole_s
+from policies.parts.waits import Waits
 
 _WINDOW_S = 60.0
 _SESSION_S = 600.0

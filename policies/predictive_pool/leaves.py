@@ -44,7 +44,8 @@ class Turn:
     def charge(self, parent: Turn, cost: float) -> None:
         """Count what it was given; below 0 where it was charged too much before."""
         if cost > 0:
-            parent.virtual = start = self.start(parent)
+            start = parent.virtual if parent.virtual > self.finish else self.finish
+            parent.virtual = start
             self.finish = start + cost / self.weight
         else:
             self.finish = max(0.0, self.finish + cost / self.weight)
@@ -135,8 +136,9 @@ class Leaf:
 
     def charge(self, tokens: float, now_s: float) -> None:
         """Take tokens from its promise and its limit; below 0 to give back."""
-        if self.bucket is not None:
-            self.bucket.settle(0.0, tokens, now_s)
+        bucket = self.bucket
+        if bucket is not None:
+            bucket.settle(0.0, tokens, now_s)
         if self.most is not None:
             self.most.settle(0.0, tokens, now_s)
 
