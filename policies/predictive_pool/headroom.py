@@ -20,11 +20,13 @@ import math
 from collections.abc import Mapping
 
 from policies.api import PoolLedger
+from policies.native import mypyc_attr
 from policies.predictive_pool.leaves import Leaf
 
 _FRESH = 0.1
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class _Owner:
     """What one owner asks for, and what is kept for it."""
 
@@ -52,6 +54,7 @@ class _Owner:
         return kept - before
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Headroom:
     """Measures what owners ask for, and says how many slots to keep for each.
 

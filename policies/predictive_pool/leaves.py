@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from policies.api import EntitlementLedger, EntitlementSpec, Resources, ServiceClass
 from policies.meters import ContinuousBucket
+from policies.native import mypyc_attr
 from policies.parts.lines import Line
 from policies.predictive_pool.pace import Drain
 
@@ -27,6 +28,7 @@ _INSIDE = {
 }  # fmt: skip
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Turn:
     """One node's place in start-time fair queueing, and the virtual time of the nodes below it."""
 
@@ -51,6 +53,7 @@ class Turn:
             self.finish = max(0.0, self.finish + cost / self.weight)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Leaf:
     """One entitlement.
 

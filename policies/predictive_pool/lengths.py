@@ -10,12 +10,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
+from policies.native import mypyc_attr
+
 ENOUGH = 5
 """Answers until an entitlement is judged by its own: by everybody's till then, by max_tokens before. [choice]"""
 _OUTLIVED = 1.25
 """What has run longer than all answers seen is taken to become this many times as long. [choice]"""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class _Seen:
     """The last answers, in the order they came and by length."""
 
@@ -26,6 +29,7 @@ class _Seen:
         self.lengths: list[int] = []
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lengths:
     """Predicts output tokens by entitlement.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from policies.api import PoolLedger
+from policies.native import mypyc_attr
 from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Waiting
 from policies.predictive_pool.books import Books
@@ -13,6 +14,7 @@ from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, Turn
 _TIERS = PREEMPTIBLE + 1
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lineup:
     """The leaves that wait, in their tiers.
 
