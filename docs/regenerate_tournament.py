@@ -35,8 +35,6 @@ BASELINE = "token-pool"
 REPLICATIONS = 10
 TRIALS = 8
 JUDGED = 2
-BOUNDED = 3
-"""Seeds of which the room is worked out: a linear program each. [choice]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class _Place:
 
 
 def _bounds(place: _Place) -> list[Bounds]:
-    return bounds(place.folder, place.name, place.scenario, place.load, (SHOWN,), place.goodput, BOUNDED)
+    return bounds(place.folder, place.name, place.scenario, place.load, (SHOWN,), place.goodput)
 
 
 def room_of(found: Tournament, executor: Executor) -> list[Bounds]:

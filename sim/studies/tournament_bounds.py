@@ -72,7 +72,7 @@ class _Pool:
 
 def bounds(
     folder: Path, name: str, scenario: Scenario, load: float, policies: Sequence[str],
-    goodput: Mapping[tuple[str, int], float], replications: int | None = None,
+    goodput: Mapping[tuple[str, int], float],
 ) -> list[Bounds]:
     """Return the bounds of one place of a tournament that was run, for some policies.
 
@@ -81,7 +81,6 @@ def bounds(
     folder : of the place's sweep.
     scenario : at this load.
     goodput : by policy and replication.
-    replications : the first so many; None: all.
 
     Raises
     ------
@@ -93,7 +92,7 @@ def bounds(
     found = []
     for cell in study.cells.to_dict("records"):
         policy, replication = str(cell["policy"]), int(cell["replication"])
-        if policy not in policies or (replications is not None and replication >= replications):
+        if policy not in policies:
             continue
         requests, timeline = study.run(dict(cell)), study.run_timeline(dict(cell))  # type: ignore[arg-type]
         ready = _ready(timeline)
