@@ -47,6 +47,15 @@ pythons: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
 
+# An operator's whole path on two traces of TOKENPOOLS_DATA, in a fresh clone: docs/transcript.md; about 20 minutes.
+# advice: what `advise` finds for them and others, put to 50 fresh draws: the table of docs/from-logs-to-limits.md.
+.PHONY: transcript advice
+transcript:
+	$(PYTHON) docs/regenerate_transcript.py
+
+advice: $(VENV)/.ready
+	$(BIN)/python docs/regenerate_advice.py
+
 # The notebooks in JupyterLab, in a browser.
 lab: $(VENV)/.ready
 	$(INSTALL) --editable ".[all,lab]"
