@@ -18,7 +18,11 @@ demo: $(VENV)/.core
 	$(BIN)/tokenpools reproduce --out results/demo --jobs 2
 	@echo "figures and table: results/demo"
 
-test: lint
+# Both forms: while lint runs on one core the hot modules are compiled on another; what both do is compared before the
+# tests. Where they cannot be compiled, that is said, and the tests run in the form that is there.
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory -j2 lint $(if $(COMPILES),compiled)
+	$(if $(COMPILES),$(MAKE) --no-print-directory both-forms,@echo "no C compiler with Python's headers: only the plain form is tested")
 	$(BIN)/pytest -n auto --dist loadgroup
 
 # Every property with examples that no run drew before, TIMES as many as in make test (10: about half an hour). What it
@@ -61,8 +65,9 @@ lab: $(VENV)/.ready
 	$(INSTALL) --editable ".[all,lab]"
 	$(BIN)/jupyter lab notebooks
 
+# In both forms, after make compiled: make bench BOTH=1; some cases: make bench CASES=start,day
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/throughput.py $(if $(BOTH),--compiled $(COMPILED)/venv/bin/python) $(if $(PEERS),--peers $(PEERS)) $(if $(CASES),--cases $(CASES))
 
 # What a run executes, counted: slower code fails here and in make test, whatever else the machine does.
 .PHONY: gate peers compiled test-compiled
@@ -82,8 +87,16 @@ build/dynamo/bin/python:
 COMPILED := build/compiled
 INTO_COMPILED = $(if $(UV),$(UV) pip install --python $(COMPILED)/venv/bin/python,$(BIN)/python -m pip --python $(COMPILED)/venv/bin/python install)
 SCENARIOS ?=
+# Whether this machine can; asked where it matters, since the answer takes Python.
+COMPILES = $(shell $(BIN)/python -c "import hatch_build; print('yes' if hatch_build.compiler() else '')" 2>/dev/null)
+# What make test compares: an engine of each kind, retries, faults, several gateways, prefixes; half a minute.
+QUICK := agents-thrashing burst-sessions convergence engine-disaggregated engine-fair-batching engine-flow-prefill five-classes multi-lora several-gateways
+QUICK_TESTS := tests/package/test_form.py tests/parity/test_parity.py tests/policies/test_meters.py \
+	$(wildcard tests/cluster/*_by_hand.py tests/policies/*_by_hand.py tests/policies/token_pool/*_by_hand.py) \
+	$(addprefix tests/cluster/test_,uneven_contexts.py engine_scenarios.py lora.py fleet.py gateways.py)
+IN_COMPILED := PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python
 compiled: $(COMPILED)/.ready
-$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildcard policies/*.py policies/*/*.py) | $(VENV)/.ready
+$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard $(foreach room,policies workloads sim scenarios tokenpools,$(room)/*.py $(room)/*/*.py $(room)/*/*/*.py) scenarios/*.yaml) | $(VENV)/.ready
 	rm -rf $(COMPILED)
 	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
 	$(BIN)/python -m venv --without-pip $(COMPILED)/venv
@@ -94,7 +107,7 @@ $(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildc
 
 # PYTHONSAFEPATH: the checkout, where this runs, is not looked into for modules.
 test-compiled: compiled
-	PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
+	$(IN_COMPILED) -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
 # What docs/tournament.md reports, from nothing: in the compiled form where there is a C compiler (half the time). Killed,
@@ -104,7 +117,10 @@ TOURNAMENT_PYTHON = $(if $(shell command -v cc),$(COMPILED)/venv/bin/python,$(BI
 tournament: $(VENV)/.ready $(if $(shell command -v cc),compiled)
 	PYTHONSAFEPATH=1 PYTHONPATH=docs $(TOURNAMENT_PYTHON) docs/regenerate_tournament.py results/tournament
 
-.PHONY: hashes
+.PHONY: hashes both-forms
+both-forms: compiled
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(QUICK)
+	$(IN_COMPILED) -m pytest -n auto --dist loadgroup -q $(QUICK_TESTS)
 hashes: compiled
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 

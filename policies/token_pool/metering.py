@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
 from policies.meters import ContinuousBucket
@@ -13,10 +14,10 @@ from policies.token_pool import priority
 from policies.token_pool.allocation import ZERO, Vector
 from policies.token_pool.params import Rules
 
-_PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
-_NO_LIMIT = float("inf")
-_LIFT_KEPT = 0.98
-_MOST_LIFT = math.log(20.0)
+_PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
+_NO_LIMIT: Final = float("inf")
+_LIFT_KEPT: Final = 0.98
+_MOST_LIFT: Final = math.log(20.0)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -42,6 +43,7 @@ class Account:
     granted : what was allocated of the demand.
     idle_slots, idle_tokens : reserved for a dedicated entitlement and not used; tokens of KV cache.
     part : how much of its rate is metered here, see `policies.limit_leases`.
+    allocated_rate : what was allocated of the pool's rate, of which ``part`` is metered here; infinite before that.
     bound : whether it was Bound when last looked at.
     metered_at_s, metered_work_tokens, metered_demand_tokens, metered_requests : where the last measurement ended.
     completed_tokens, released_tokens : work of requests that have ended, and what had been reserved for them.
@@ -68,6 +70,7 @@ class Account:
     idle_slots: float = 0.0
     idle_tokens: float = 0.0
     part: float = 1.0
+    allocated_rate: float = math.inf
     bound: bool = False
     metered_at_s: float = 0.0
     metered_work_tokens: int = 0

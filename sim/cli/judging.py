@@ -131,8 +131,8 @@ def shadow(
         table = found.result.shadows
         assert table is not None
         if not as_csv:
-            for tenant, number in found.left_out.items():
-                typer.echo(f"left out: {number:,} requests of {tenant}, who has no entitlement", err=True)
+            for note in found.notes():
+                typer.echo(note, err=True)
     elif form is not None or name:
         raise InputError("--format, --name", "given without --log", "give the log, or leave them out")
     else:
