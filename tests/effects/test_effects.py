@@ -95,7 +95,6 @@ def scenario(**changed: Any) -> dict[str, Any]:
     ({"policies": [{"kind": "window", "tokens_per_min": 9, "over": "demote"}]}, "over: demote"),
     ({"policies": [{"kind": "bands", "occupancy": 0.5}]}, "occupancy of bands"),
     ({"pool": {"start_up_s": 3}}, "pool.start_up_s"), ({"pool": {"drain_s": 3}}, "pool.drain_s"),
-    ({"pool": {"gpus_per_replica": 3}}, "pool.gpus_per_replica"),
     ({"pool": {"on_failure": "retry"}}, "pool.on_failure"),
 ])  # fmt: skip
 def test_what_no_run_of_a_scenario_reads_is_said(changed: dict[str, Any], said: str) -> None:
