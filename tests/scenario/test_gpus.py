@@ -49,7 +49,7 @@ def test_each_kind_of_replica_counts_its_own_gpus(tmp_path: Path) -> None:
 
 def test_another_number_than_the_profiles_is_refused() -> None:
     assert parse_scenario(scenario(gpus_per_replica=2), "x.yaml").pool.gpus_per_replica == 2
-    with pytest.raises(ScenarioError, match=r"pool.gpus_per_replica: 4, and the profile is of 2 \(profile.gpus\); leave"):
+    with pytest.raises(ScenarioError, match=r"pool.gpus_per_replica: 4, and the profile is of 2 \(profile.gpus\)"):
         parse_scenario(scenario(gpus_per_replica=4), "x.yaml")
 
 
