@@ -37,7 +37,7 @@ def gpu_s(tmp_path: Path, **pool: Any) -> float:
     return float(next(row["gpu_s"] for row in judge(tmp_path / "r").rows if row.get("gpu_s") is not None))
 
 
-@pytest.mark.parametrize("scaler", [{}, {"autoscaler": {"kind": "capacity", "min_replicas": 1, "max_replicas": 1}}])
+@pytest.mark.parametrize("scaler", [{}, {"autoscaler": {"kind": "utilisation", "min_replicas": 1, "max_replicas": 1}}])
 def test_gpu_time_is_of_the_gpus_that_the_profile_has(tmp_path: Path, scaler: dict[str, Any]) -> None:
     assert gpu_s(tmp_path, **scaler) == pytest.approx(2 * 20, rel=0.1)
 
