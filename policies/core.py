@@ -8,7 +8,7 @@ the same events at the same times do the same things.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from policies.api import (
     ADMIT,
@@ -60,14 +60,14 @@ from policies.hierarchy import Hierarchy
 from policies.native import mypyc_attr
 from policies.pool_state import BOUND, NEVER_S, PoolState
 
-NO_CAPACITY_RETRY_S = 5.0
+NO_CAPACITY_RETRY_S: Final = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""
 
 Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 """As `policies.api.AdmissionPolicy.decide`."""
 
 # A NamedTuple's own constructor is a Python function that calls this; once per request the detour shows.
-_new = tuple.__new__
+_new: Final = tuple.__new__
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -246,6 +246,10 @@ class Hierarchy:
         """Return the sequences in flight below a node."""
         return self._places[node_id].in_flight
 
+    def limit_slots(self, node_id: str) -> float | None:
+        """Return how many sequences a node may have in flight; None for any number."""
+        return self._places[node_id].limit.slots
+
     def parent_of(self, node_id: str) -> str | None:
         """Return the node above one; None above a root."""
         parent = self._places[node_id].parent

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Final
 
 from policies.native import mypyc_attr
 
-_SLACK = 1e-9
+_SLACK: Final = 1e-9
 """Share of the need that rounding may hide: at 20 per minute, a client that asks every 3 s is inside its rate."""
 
 

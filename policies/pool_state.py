@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 from policies.api import (
     AdmissionPolicy,
@@ -36,8 +37,8 @@ from policies.api import (
 from policies.hierarchy import Hierarchy
 from policies.native import mypyc_attr
 
-NEVER_S = float("inf")
-BOUND = EntitlementState.BOUND
+NEVER_S: Final = float("inf")
+BOUND: Final = EntitlementState.BOUND
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -60,11 +60,13 @@ class Traits:
     work_conserving : nobody is held or refused while the replicas have a free slot and KV cache for it.
     keeps_floors : a flood of others does not keep an entitlement from the slots of its baseline.
     refuses_oversize : what it could never let in is refused without a Retry-After.
+    reads_baselines : what it decides depends on the slots that entitlements were promised (`EntitlementSpec.baseline`).
     """
 
     work_conserving: bool = False
     keeps_floors: bool = False
     refuses_oversize: bool = True
+    reads_baselines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "prio-reserve": Entry(PrioReserve, PrioReservePolicy, Traits(refuses_oversize=False)),
     "bands": Entry(Bands, BandsPolicy),
     "class-slots": Entry(ClassSlots, ClassSlotsPolicy),
-    "cohort": Entry(Cohort, CohortPolicy),
+    "cohort": Entry(Cohort, CohortPolicy, Traits(reads_baselines=True)),
     "slo-feasible": Entry(SloFeasible, SloFeasiblePolicy),
     "adaptive": Entry(Adaptive, AdaptivePolicy),
     "dagor": Entry(Dagor, DagorPolicy),
@@ -179,8 +181,8 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "concur": Entry(Concur, ConcurPolicy),
     "fairserve": Entry(FairServe, FairServePolicy),
     "polyserve": Entry(PolyServe, PolyServePolicy),
-    "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True)),
-    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy),
+    "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True, reads_baselines=True)),
+    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy, Traits(reads_baselines=True)),
     "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
     "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
     "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),
@@ -193,7 +195,7 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
     "bedrock": Entry(Bedrock, _preset),
     "dynamo": Entry(Dynamo, _preset, _CONSERVES),
     "kthena": Entry(Kthena, _preset, _CONSERVES),
-    "k8s-apf": Entry(K8sApf, _preset),
+    "k8s-apf": Entry(K8sApf, _preset, Traits(reads_baselines=True)),
 })
 """Who is let in."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Final
 
 from policies.api import ReplicaLedger, RequestView
 from policies.native import mypyc_attr
@@ -33,7 +34,7 @@ class RoundRobinRouter:
         return None
 
 
-_SCANNED = 32
+_SCANNED: Final = 32
 """Up to how many replicas a look at each costs less than keeping them in order."""
 
 

@@ -8,8 +8,6 @@ takes as long as it takes under the acting policy, reports of replicas show the 
 what the acting policy refuses. What a shadow holds is gone from its books when the real request ends.
 
 The acting core hears exactly what it would hear without shadows, so that its instructions stay the same, bit for bit.
-One exception is known: in a simulation, where its tick falls on the very instant of a scrape, and shadows have ticks of
-their own, it may hear the scrape first (`concur` with ``tick_s`` and ``scrape_interval_s`` of 1 s).
 """
 
 from __future__ import annotations

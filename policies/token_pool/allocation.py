@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from policies.api import PoolCapacity, Resources, ServiceClass
 
@@ -39,9 +39,9 @@ Vector = tuple[float, float, float]
 UNITS = ("tokens_per_s", "kv_bytes", "slots")
 ZERO: Vector = (0.0, 0.0, 0.0)
 UNLIMITED: Vector = (math.inf, math.inf, math.inf)
-_DIMENSIONS = range(3)
-_ROUNDING = 1e-9
-_BURSTING = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+_DIMENSIONS: Final = range(3)
+_ROUNDING: Final = 1e-9
+_BURSTING: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 
 
 def vector(resources: Resources, missing: float) -> Vector:

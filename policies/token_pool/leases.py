@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from policies.api import EntitlementSpec, EntitlementState, PoolCapacity, ServiceClass
 from policies.native import mypyc_attr
 from policies.token_pool.allocation import ZERO, Vector, capacity_vector, vector
 
-_LEASED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
-_SLACK = 1e-9
+_LEASED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+_SLACK: Final = 1e-9
 
 
 def lease_of(spec: EntitlementSpec, overcommit: float = 1.0) -> Vector:

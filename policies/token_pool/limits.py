@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from policies.api import PoolCapacity, ServiceClass
 from policies.meters import ContinuousBucket
@@ -12,9 +13,10 @@ from policies.token_pool.metering import Account
 from policies.token_pool.params import Rules
 from policies.token_pool.priority import CLASS_RANK
 
-_BASELINED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
-_PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
-_LEAST_WEIGHT = _ROUNDING = 1e-9
+_BASELINED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+_PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
+_LEAST_WEIGHT: Final = 1e-9
+_ROUNDING: Final = 1e-9
 
 
 def share_out(accounts: Iterable[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
 from policies.meters import ContinuousBucket
@@ -13,10 +14,10 @@ from policies.token_pool import priority
 from policies.token_pool.allocation import ZERO, Vector
 from policies.token_pool.params import Rules
 
-_PROTECTED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
-_NO_LIMIT = float("inf")
-_LIFT_KEPT = 0.98
-_MOST_LIFT = math.log(20.0)
+_PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
+_NO_LIMIT: Final = float("inf")
+_LIFT_KEPT: Final = 0.98
+_MOST_LIFT: Final = math.log(20.0)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

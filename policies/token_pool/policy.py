@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from policies.api import (
     ADMIT,
@@ -40,12 +41,14 @@ from policies.token_pool.leases import LeaseBook
 from policies.token_pool.limits import share_out
 from policies.token_pool.metering import Account, bind, equalise, meter, open_account, weigh
 from policies.token_pool.params import TokenPool
-from policies.token_pool.threshold import Floor, FrozenFloor, LiveFloor
+from policies.token_pool.threshold import FrozenFloor, LiveFloor
 
-_MIN_RETRY_S = 1.0
-_MAX_RETRY_S = 30.0
-_FIRST_SERVICE_S = 1.0
+_MIN_RETRY_S: Final = 1.0
+_MAX_RETRY_S: Final = 30.0
+_FIRST_SERVICE_S: Final = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
+# As in `policies.core`: samples of a thousand entitlements are made of gauges.
+_new: Final = tuple.__new__
 
 
 
@@ -74,7 +77,7 @@ class TokenPoolPolicy:
         self._accounts = {spec.name: open_account(spec, listed[spec.name], rules) for spec in specs}
         self._kv_bytes_per_token = kv_bytes_per_token
         self._chance = chance
-        self._floor: Floor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
+        self._floor: LiveFloor | FrozenFloor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
         self._strict = rules.threshold == "strict"
         self._admit_when_full = rules.full_pool == "admit"
         self._kv_check = rules.kv_check and kv_bytes_per_token is not None
@@ -436,17 +439,17 @@ class TokenPoolPolicy:
                     yield Gauge("pool", "pool", f"promised_{unit}", promise)
                     yield Gauge("pool", "pool", f"provisioned_{unit}", has)
         for name, account in self._accounts.items():
-            yield Gauge("entitlement", name, "bound", float(account.bound))
-            yield Gauge("entitlement", name, "debt", account.debt)
-            yield Gauge("entitlement", name, "burst", account.burst)
-            yield Gauge("entitlement", name, "weight", account.weight)
-            yield Gauge("entitlement", name, "metered_tokens_per_s", account.tokens_per_s)
+            yield _new(Gauge, ("entitlement", name, "bound", float(account.bound)))
+            yield _new(Gauge, ("entitlement", name, "debt", account.debt))
+            yield _new(Gauge, ("entitlement", name, "burst", account.burst))
+            yield _new(Gauge, ("entitlement", name, "weight", account.weight))
+            yield _new(Gauge, ("entitlement", name, "metered_tokens_per_s", account.tokens_per_s))
             if math.isfinite(account.limit_slots):
-                yield Gauge("entitlement", name, "limit_slots", account.limit_slots)
+                yield _new(Gauge, ("entitlement", name, "limit_slots", account.limit_slots))
             if self._kv_check and math.isfinite(account.limit_kv_bytes):
-                yield Gauge("entitlement", name, "limit_kv_bytes", account.limit_kv_bytes)
+                yield _new(Gauge, ("entitlement", name, "limit_kv_bytes", account.limit_kv_bytes))
             if account.bucket is not None:
-                yield Gauge("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s)
+                yield _new(Gauge, ("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s))
 
 
 def _service_s(mean_s: float | None) -> float:

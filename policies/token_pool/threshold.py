@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from policies.api import EntitlementLedger, InFlight, PoolLedger
-from policies.native import mypyc_attr
 from policies.token_pool.metering import Account
 
 
@@ -38,7 +37,6 @@ class _Standing(NamedTuple):
     ledger: EntitlementLedger
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class LiveFloor:
     """Requests weigh what their entitlement weighs now."""
 
@@ -75,7 +73,6 @@ class LiveFloor:
         return None
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class FrozenFloor:
     """Requests weigh what their entitlement weighed when they were let in."""
 

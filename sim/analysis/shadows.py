@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -84,6 +85,32 @@ def in_words(pairs: Sequence[Row], tenants: Sequence[Row]) -> str:
         ]  # fmt: skip
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def of_gateway(policy: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what policies that watch a running gateway would have turned away, by tenant and reason.
+
+    Parameters
+    ----------
+    rows : as the gateway's state has them (`sim.live.observability.shadows`).
+    """
+    lines = []
+    for shadow in dict.fromkeys(str(row["shadow"]) for row in rows):
+        mine = [row for row in rows if row["shadow"] == shadow]
+        attempts, away = (sum(int(row[name]) for row in mine) for name in ("attempts", "would_refuse"))
+        now = f"{shadow} watched before it acted" if shadow == policy else f"{policy} acts, {shadow} watches"
+        lines.append(f"{now}: {attempts:,} attempts, {away:,} would be turned away")
+        others = [row for row in mine if not row["would_refuse"] and not row["would_let_in"]]
+        for row in mine if len(others) < 2 else [row for row in mine if row not in others]:
+            reasons = Counter(row["reasons"]).most_common()
+            why = " (" + ", ".join(f"{reason} {number:,}" for reason, number in reasons) + ")" if reasons else ""
+            lines.append(
+                f"  {row['tenant']}: {int(row['would_refuse']):,} of {int(row['attempts']):,}{why}, "
+                f"{int(row['of_these_served']):,} of them served; would let in {int(row['would_let_in']):,} refused"
+            )
+        if len(others) > 1:
+            lines.append(f"  {len(others)} others: none of {sum(int(row['attempts']) for row in others):,}")
+    return "\n".join(lines)
 
 
 def _counts(table: pa.Table, columns: Sequence[str]) -> Counter[tuple[str, ...]]:

@@ -22,6 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDTH_IN = 9.0
@@ -34,6 +35,10 @@ _WIDTH: ContextVar[Width] = ContextVar("width", default="screen")
 PNG_DPI = 150
 LOG_FROM = 30.0
 MAX_COLUMNS = 3
+MOST_LEGEND = 0.4
+"""The share of a figure that a legend may take from its panels."""
+MOST_LABEL = 60
+"""Characters of a name in a legend; who generated longer ones finds them in the tables."""
 TIME_LABEL = "simulated time (s)"
 LIVE_TIME_LABEL = "time (s)"
 
@@ -164,26 +169,49 @@ def panels(titles: Sequence[str], *, height_in: float, title: str, y_label: str)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", more: Sequence[Artist] = ()) -> None:
-    """Put one legend for all panels, and a note under it, beneath the figure; ``more`` are further handles."""
+    """Put one legend for all panels, and a note under it, beneath the figure; ``more`` are further handles.
+
+    A figure gets taller by a legend that would leave the panels less than half of it.
+    """
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     found |= {str(handle.get_label()): handle for handle in more}
-    below = note_below(figure, note)
     if not found:
+        note_below(figure, note)
         return
-    # Constrained layout makes room for one legend or for one label, not for a legend above a label: measure it.
+    height_in = float(figure.get_figheight())
+    legend = _widest_legend(figure, found, 0.0)
+    legend_in = legend.get_window_extent().height / float(figure.get_dpi())
+    if legend_in > MOST_LEGEND * height_in:
+        figure.set_figheight(height_in + legend_in)
+    legend.remove()
+    below = note_below(figure, note)
+    legend = _widest_legend(figure, found, below)
+    extent = legend.get_window_extent().transformed(figure.transFigure.inverted())
+    _keep_above(figure, below + extent.height + 0.06 / float(figure.get_figheight()))
+
+
+def _widest_legend(figure: Figure, found: Mapping[str, Any], below: float) -> Legend:
+    """Return a legend with as many columns as the figure has room for.
+
+    Constrained layout makes room for one legend or for one label, not for a legend above a label: it is measured.
+    """
+    labels = [_cut(label) for label in found]
     for columns in range(min(len(found), 6), 0, -1):
         legend = figure.legend(
-            list(found.values()), list(found), loc="lower center", ncols=columns, handlelength=3.2,
+            list(found.values()), labels, loc="lower center", ncols=columns, handlelength=3.2,
             bbox_to_anchor=(0.5, below), borderaxespad=0.3,
         )  # fmt: skip
-        extent = legend.get_window_extent().transformed(figure.transFigure.inverted())
-        if extent.width <= 0.98 or columns == 1:
+        if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.get_window_extent().width:
             break
         legend.remove()
-    _keep_above(figure, below + extent.height + 0.06 / float(figure.get_figheight()))
+    return legend
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_LABEL else f"{text[: MOST_LABEL - 1]}\u2026"
 
 
 def note_below(figure: Figure, note: str) -> float:

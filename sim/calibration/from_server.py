@@ -21,6 +21,8 @@ from sim.calibration.from_steps import (
 )
 from sim.calibration.from_sweep import SWEEP_TERMS, SweepPoint, calibrate_sweep
 from sim.calibration.measured import MeasuredRun
+from sim.calibration.noise import T_OF_RUNS
+from sim.calibration.single_replica import Floats
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_time import LinearStepTime, StepTime
 from sim.errors import InputError
@@ -107,20 +109,23 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
     if not steps:
         raise InputError(start.name, "no iteration was seen", "measure at more lengths and concurrencies")
     usual_s = min(step.duration_s for step in steps)
-    linear = _fitted(start, LinearStepTime(base_s=usual_s), _from(usual_s, LINEAR_TERMS), steps, today)
+    linear = _fitted(start, LinearStepTime(base_s=usual_s), _from(usual_s, LINEAR_TERMS), steps, today, alike=True)
     best = linear
     with contextlib.suppress(UnidentifiedError):
         bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
-        if _error(bent) < min(_CLEARLY_BETTER * _error(linear), _error(linear) - _chance(linear)):
+        if _clearly_better(bent, linear):
             best = bent
     overhead_s = _overhead_s(best.profile, seen)
     return best.profile.model_copy(update={"request_overhead_s": overhead_s})
 
 
 def _fitted(
-    start: Profile, step_time: StepTime, terms: Sequence[Term], steps: Sequence[MeasuredStep], today: date | None
+    start: Profile, step_time: StepTime, terms: Sequence[Term], steps: Sequence[MeasuredStep], today: date | None,
+    *, alike: bool = False,
 ) -> StepsCalibrated:
     """Fit, leaving out the terms that these iterations do not identify; they stay 0.
+
+    With ``alike``, of terms that cannot be told apart the last goes too.
 
     Fitted a second time, errors far beyond the usual one count little: a machine that was busy for a while makes some
     measurements ten times as wrong as the others.
@@ -136,9 +141,10 @@ def _fitted(
                 begin, steps, terms=left, robust_at=robust_at, place=start.name, today=today
             )
         except UnidentifiedError as error:
-            if len(error.terms) > 1 or len(left) == 1:
+            if len(left) == 1 or (len(error.terms) > 1 and not alike):
                 raise
-            left = [term for term in left if term.name not in error.terms]
+            gone = error.terms[-1] if len(error.terms) > 1 else error.terms[0]
+            left = [term for term in left if term.name != gone]
 
 
 def _from(usual_s: float, terms: Sequence[Term]) -> list[Term]:
@@ -146,17 +152,24 @@ def _from(usual_s: float, terms: Sequence[Term]) -> list[Term]:
     return [replace(terms[0], start=usual_s), *terms[1:]]
 
 
-def _error(found: StepsCalibrated) -> float:
-    calibration = found.profile.calibration
-    assert calibration is not None
-    return calibration.held_out_error["mean_abs"]
+def _clearly_better(one: StepsCalibrated, other: StepsCalibrated) -> bool:
+    """Whether one fit predicts the iterations that neither was fitted to better than the other, and not by chance.
+
+    Chance is which iterations are left out. An error that a fit does not count in full counts no more here: what a busy
+    machine made twice as long is as wrong under either, and would drown what tells them apart.
+    """
+    both = [
+        (_bounded(mine), _bounded(theirs)) for mine, theirs in zip(one.scored, other.scored, strict=True)
+        if mine is not None and theirs is not None
+    ]  # fmt: skip
+    gains = [theirs - mine for mine, theirs in both]
+    chance = T_OF_RUNS * float(np.std(gains, ddof=1)) if len(gains) > 1 else 0.0
+    mine, theirs = both[0]
+    return mine < _CLEARLY_BETTER * theirs and float(np.mean(gains)) > chance
 
 
-def _chance(found: StepsCalibrated) -> float:
-    """Return how much of the error is which iterations happened to be left out."""
-    calibration = found.profile.calibration
-    assert calibration is not None
-    return calibration.noise_floor.get("mean_abs", 0.0)
+def _bounded(errors: Floats) -> float:
+    return float(np.minimum(np.abs(errors), _ROBUST_AT).mean())
 
 
 def _overhead_s(profile: Profile, seen: Seen) -> float:

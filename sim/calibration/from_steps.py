@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, NamedTuple
@@ -48,12 +48,17 @@ class MeasuredStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepsCalibrated:
-    """A profile found from iterations, and the relative error of each; ``used`` says which were fitted."""
+    """A profile found from iterations, and the relative error of each; ``used`` says which were fitted.
+
+    ``scored`` has the relative errors on what was left out, by draw of what that is: the first is that of the profile.
+    None where what a draw leaves does not identify a term.
+    """
 
     profile: Profile
     fit: Fit
     error: Floats
     used: NDArray[np.bool_]
+    scored: tuple[Floats | None, ...] = ()
 
 
 def prompts(batch: int, prompt_tokens: int, duration_s: float) -> MeasuredStep:
@@ -103,7 +108,8 @@ def calibrate_steps(
 
     found, relative, used, scored = fitted(seed)
     mean, worst = float(np.abs(scored).mean()), float(np.abs(scored).max())
-    floor = _chance(fitted, seed, mean) if held_out else None
+    by_draw = (scored, *_other_draws(fitted, seed)) if held_out else (scored,)
+    floor = _chance(by_draw)
     words = f"on {len(scored)} other iterations: mean {100 * mean:.1f} %, worst {100 * worst:.0f} %"
     words += "" if floor is None else f"; chance +-{100 * floor:.1f} %"
     profile = start.model_copy(
@@ -126,17 +132,23 @@ def calibrate_steps(
             ),
         }
     )
-    return StepsCalibrated(profile, found, relative, used)
+    return StepsCalibrated(profile, found, relative, used, by_draw)
 
 
-def _chance(fitted: Callable[[int], tuple[Any, Any, Any, Floats]], seed: int, mean: float) -> float | None:
-    """Return half a 95 % interval of the mean error over other draws; None where too few of them can be fitted."""
-    means = [mean]
+def _other_draws(
+    fitted: Callable[[int], tuple[Any, Any, Any, Floats]], seed: int
+) -> Iterator[Floats | None]:
+    """Yield the errors on what other draws leave out, of fits to the rest; None where that does not identify a term."""
     for draw in range(seed + 1, seed + RUNS):
         try:
-            means.append(float(np.abs(fitted(draw)[3]).mean()))
-        except InputError:  # what this draw leaves does not identify a term
-            continue
+            yield fitted(draw)[3]
+        except InputError:
+            yield None
+
+
+def _chance(by_draw: Sequence[Floats | None]) -> float | None:
+    """Return half a 95 % interval of the mean error over draws; None where too few of them can be fitted."""
+    means = [float(np.abs(one).mean()) for one in by_draw if one is not None]
     return float(T_OF_RUNS * np.std(means, ddof=1)) if len(means) > RUNS // 2 else None
 
 

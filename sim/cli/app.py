@@ -66,6 +66,9 @@ def _about(
     """Decide who gets how much of the GPUs in multi-tenant LLM inference, and who is turned away."""
 
 
+_WARNED: set[str] = set()
+
+
 def _warn(
     message: Warning | str,
     category: type[Warning],
@@ -74,9 +77,14 @@ def _warn(
     file: TextIO | None = None,  # noqa: ARG001
     line: str | None = None,
 ) -> None:
-    """Show what is for the user as this command shows errors, and the rest as Python does."""
+    """Show what is for the user as this command shows errors, once, and the rest as Python does."""
     if issubclass(category, UserWarning):
-        typer.echo(f"warning: {message}", err=True)
+        text = str(message)
+        if text.startswith("Glyph ") and "missing from font" in text:  # one for each character and drawing
+            text = "names have characters that the figures' font (DejaVu Sans) does not have; boxes stand for them"
+        if text not in _WARNED:
+            _WARNED.add(text)
+            typer.echo(f"warning: {text}", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 

@@ -89,7 +89,10 @@ def explain(
 @command(panel=JUDGING)
 def shadow(
     result: Annotated[
-        Path, typer.Argument(metavar="RESULT|CONFIG", help="A result; with --log a scenario or a gateway's CONFIG.")
+        str, typer.Argument(
+            metavar="RESULT|URL|CONFIG",
+            help="A result, or a running gateway's admin pages; with --log a scenario or a gateway's CONFIG.",
+        ),
     ],
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="Put the requests of a log, or a trace, to CONFIG's.")
@@ -101,31 +104,42 @@ def shadow(
         list[str] | None,
         typer.Option("--name", metavar="TENANT=ENTITLEMENT", help="Whose a tenant of the log is; may repeat."),
     ] = None,
+    admin_token: Annotated[
+        str | None, typer.Option("--admin-token", envvar="TOKENPOOLS_ADMIN_TOKEN", help="Token for a gateway's pages.")
+    ] = None,
     as_csv: AsCsv = False,
 ) -> None:
     """Say how the policies that watched RESULT would have decided: agreement, and would-be refusals by tenant.
 
-    With --log: what CONFIG's policies would have turned away of a log's requests (LiteLLM, vLLM, this gateway, tables).
+    With a URL: what those that watch a running gateway would have turned away since it began. With --log: what
+    CONFIG's policies would have turned away of a log's requests (LiteLLM, vLLM, this gateway, tables).
     """
-    from sim.analysis.shadows import agreement, by_reason, by_tenant, in_words
+    from sim.analysis.shadows import agreement, by_reason, by_tenant, in_words, of_gateway
     from sim.records.result_folder import read_manifest, read_records, rows_csv
 
+    if log is None and result.startswith(("http://", "https://")):
+        from sim.live.loadgen.discover import watching
+
+        policy, rows = watching(result, token=admin_token)
+        plain = [{**row, "reasons": " ".join(row["reasons"])} for row in rows]
+        typer.echo(rows_csv(plain) if as_csv else of_gateway(policy, rows), nl=not as_csv)
+        return
     if log is not None:
         from sim.experiments.shadow_log import shadow_log
 
-        found = shadow_log(result, log, form=form, names=_names(name or ()))
+        found = shadow_log(Path(result), log, form=form, names=_names(name or ()))
         table = found.result.shadows
         assert table is not None
         if not as_csv:
-            for tenant, number in found.left_out.items():
-                typer.echo(f"left out: {number:,} requests of {tenant}, who has no entitlement", err=True)
+            for note in found.notes():
+                typer.echo(note, err=True)
     elif form is not None or name:
         raise InputError("--format, --name", "given without --log", "give the log, or leave them out")
     else:
-        manifest = read_manifest(result)
+        manifest = read_manifest(Path(result))
         if not manifest["scenario"].get("shadow"):
-            raise InputError(str(result), "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
-        table = read_records(result, manifest, "shadows")
+            raise InputError(result, "was watched by no policy", "run it again with shadow: [POLICY, ...] in it")
+        table = read_records(Path(result), manifest, "shadows")
     if as_csv:
         typer.echo(rows_csv(by_tenant(table)), nl=False)
         return

@@ -41,8 +41,8 @@ def replay(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", metavar="NAME", help="The policy in front of the server, if the scenario has several.",
-            autocompletion=completion.policies,
+            "--policy", metavar="NAME", autocompletion=completion.policies,
+            help="The policy in front of the server; without it, what the gateway says.",
         ),
     ] = None,
     replication: Annotated[int, typer.Option("--replication", min=0, help="Which draws.")] = 0,
@@ -102,18 +102,22 @@ def replay(
     from sim.live.loadgen.api_keys import load_keys
     from sim.live.loadgen.completions_client import PromptKind, id_range
     from sim.live.loadgen.discover import discover
-    from sim.live.loadgen.replay import MOST_LAG_S, Target, check_replayable, replay_live, write_live
+    from sim.live.loadgen.replay import MOST_LAG_S, Target, check_replayable, in_front, replay_live, write_live
     from sim.records.result_folder import check_output_folder, check_replaceable, replacing
 
     if replications is not None:
         raise typer.BadParameter("a live run has one replication; choose its draws with --replication.")
     loaded = with_policies(load(scenario, overrides, seed, 1), [policy] if policy else [])
-    folder = out or default_folder(scenario, loaded).with_name(f"{default_folder(scenario, loaded).name}-live")
-    check_replaceable(folder) if overwrite else check_output_folder(folder)
     first, last = id_range(token_ids)
     api_keys = load_keys(keys, [e.name for e in loaded.pool.entitlements])
     hooks = _hooks(slots_file, on_event)
+    if out is not None:
+        check_replaceable(out) if overwrite else check_output_folder(out)
     found = discover(base_url, key=next(iter(api_keys.values()), None), admin_url=admin_url, token=admin_token)
+    named = [one.name for one in loaded.policies]
+    loaded = loaded if policy else in_front(loaded, found.policy)
+    folder = out or default_folder(scenario, loaded).with_name(f"{default_folder(scenario, loaded).name}-live")
+    check_replaceable(folder) if overwrite else check_output_folder(folder)
     target = Target(
         base_url=base_url,
         prompts=PromptKind(model=model or found.model, first_id=first, last_id=last, seed=loaded.seed + replication),
@@ -122,6 +126,10 @@ def replay(
     )  # fmt: skip
     check_replayable(loaded, target)
     typer.echo(f"{found.words}; {_lasts(loaded.horizon_s)}", err=True)
+    if found.policy is not None and named != [found.policy]:
+        of_scenario = f"{'--policy' if policy else 'the scenario'} names {', '.join(named)}"
+        said = loaded.policies[0].name
+        typer.echo(f"the gateway acts by {found.policy}, {of_scenario}; the records say {said}", err=True)
     run = replay_live(loaded, target, replication=replication)
     with replacing(folder, overwrite) as place:
         summary = write_live(loaded, [run], place)

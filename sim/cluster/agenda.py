@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 from simpy.core import EmptySchedule
 
-NEVER_S = float("inf")
-NORMAL = 1
+NEVER_S: Final = float("inf")
+NORMAL: Final = 1
 """As `simpy.events.NORMAL`."""
-LAST = 2
+SCRAPE: Final = 2
+"""A scrape comes after what else a gateway hears at its instant, whoever asked for which first."""
+LAST: Final = 3
 """A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Final
 
 import numpy as np
 
@@ -14,7 +16,9 @@ from workloads.generate import WorkloadSpec
 from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
-_CHUNK = 10_000  # arrivals turned into Python numbers at a time, to bound memory
+_CHUNK: Final = 10_000  # arrivals turned into Python numbers at a time, to bound memory
+_Row = tuple[float, int, int, int, int, int]
+"""Arrival, workload, number, prompt, output and asked tokens."""
 
 
 class Arrivals:
@@ -30,7 +34,8 @@ class Arrivals:
         self._priorities = [w.priority for w in workloads]
         # Only a replica that keeps prefixes asks for them.
         self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
-        self._rows = self._in_order(demands, every_chunk)
+        # A chain of zips, and no generator of rows: of all that, C makes each row.
+        self._rows: Iterator[_Row] = chain.from_iterable(self._in_order(demands, every_chunk))
         self._alarm = Alarm(self._ring)
         self.left = sum(len(d) for d in demands)
         if self.left:
@@ -44,7 +49,7 @@ class Arrivals:
             self._next = row = next(self._rows)
             self._agenda.set(self._alarm, row[0])
         else:
-            self._rows.close()  # lets the columns go
+            self._rows = iter(())  # lets the columns go
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
         attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
@@ -56,8 +61,8 @@ class Arrivals:
     @staticmethod
     def _in_order(
         demands: Sequence[Demand], every_chunk: Callable[[], None] | None
-    ) -> Generator[tuple[float, int, int, int, int, int], None, None]:
-        """Yield (arrival, workload, number, prompt, output, asked) by time; ties in the order of the workloads."""
+    ) -> Iterator[Iterable[_Row]]:
+        """Yield, a chunk at a time, all rows by time; ties in the order of the workloads."""
         arrival_s = np.concatenate([d.arrival_s for d in demands])
         order = np.argsort(arrival_s, kind="stable")
         columns = (
@@ -72,4 +77,4 @@ class Arrivals:
             if start and every_chunk is not None:
                 every_chunk()
             part = order[start : start + _CHUNK]
-            yield from zip(*(column[part].tolist() for column in columns), strict=True)
+            yield zip(*(column[part].tolist() for column in columns), strict=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from policies.native import mypyc_attr
 from sim.cluster.engine_request import NEVER_S, WAITING, EngineRequest
 from sim.records.schema import Outcome
 
-NAN = float("nan")
+NAN: Final = float("nan")
+_OPEN: Final = Outcome.WAITING
 
 
 @mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
@@ -70,7 +73,7 @@ class Attempt(EngineRequest):
         self.delivered_tokens = 0
         self.forwarded_s = self.first_token_s = self.finish_s = self.retry_after_s = NAN
         self.replica = -1
-        self.outcome = Outcome.WAITING
+        self.outcome = _OPEN
         self.reason = ""
         self.http_status = 0
         self.final = True

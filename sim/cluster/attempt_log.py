@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import compress
 from typing import Any
 
@@ -16,12 +16,7 @@ from sim.records.attempt_table import attempt_columns
 from sim.records.schema import RequestColumns
 
 Rows = NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class _Part:
-    rows: Rows
-    columns: RequestColumns
+_COLUMNS = [field.name for field in fields(RequestColumns) if field.name != "entitlements"]
 
 
 class AttemptLog:
@@ -47,7 +42,7 @@ class AttemptLog:
         self._entitlements = entitlements
         self._rows: Rows = np.empty(0, np.int64)  # of those that were there at the last look
         self._count = 0
-        self._parts: list[_Part] = []
+        self._columns: dict[str, NDArray[Any]] = {}
 
     def look(self) -> None:
         """Set down what has ended of the attempts that were there at the last look.
@@ -58,26 +53,17 @@ class AttemptLog:
         rows = self._all_rows()
         done = np.zeros(len(rows), dtype=np.bool_)
         done[:before] = [not self._may_change(attempt) for attempt in self._attempts[:before]]
-        self._parts.append(_Part(rows[done], self._columns(list(compress(self._attempts, done)))))
+        self._set_down(rows[done], list(compress(self._attempts, done)))
         self._attempts[:] = compress(self._attempts, ~done)
         self._rows = rows[~done]
 
     def columns(self) -> RequestColumns:
         """Return all attempts as columns, in the order in which they came, and keep none."""
-        last = _Part(self._all_rows(), self._columns(self._attempts))
+        self._set_down(self._all_rows(), self._attempts)
         self._attempts.clear()
-        if not self._parts:
-            return last.columns
-        order = np.argsort(np.concatenate([*(part.rows for part in self._parts), last.rows]))
-        parts = [{field.name: getattr(part.columns, field.name) for field in fields(RequestColumns)}
-                 for part in (*self._parts, last)]  # fmt: skip
-        self._parts = []
-        del last  # so that what is joined is let go, column by column
-        joined: dict[str, Any] = {}
-        for name in list(parts[0]):
-            values = [part.pop(name) for part in parts]
-            joined[name] = self._entitlements if name == "entitlements" else np.concatenate(values)[order]
-        return RequestColumns(**joined)
+        columns, self._columns = self._columns, {}
+        values: dict[str, Any] = {name: column[: self._count] for name, column in columns.items()}
+        return RequestColumns(entitlements=self._entitlements, **values)
 
     def _all_rows(self) -> Rows:
         """Return the row of every attempt that is still here, those that came since the last look included."""
@@ -85,5 +71,16 @@ class AttemptLog:
         self._count += new
         return np.concatenate([self._rows, np.arange(self._count - new, self._count)])
 
-    def _columns(self, attempts: Sequence[Attempt]) -> RequestColumns:
-        return attempt_columns(attempts, self._workload_entitlements, self._entitlements)
+    def _set_down(self, rows: Rows, attempts: Sequence[Attempt]) -> None:
+        """Put attempts into their rows of the columns, which grow by doubling: what is not yet used takes no memory."""
+        found = attempt_columns(attempts, self._workload_entitlements, self._entitlements)
+        parts = {name: np.asarray(getattr(found, name)) for name in _COLUMNS}
+        room = len(self._columns["request_id"]) if self._columns else 0
+        if room < self._count:
+            for name, part in parts.items():
+                column = np.empty(max(self._count, 2 * room), part.dtype)
+                if room:
+                    column[:room] = self._columns[name]
+                self._columns[name] = column
+        for name, part in parts.items():
+            self._columns[name][rows] = part

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from policies.native import mypyc_attr
 from sim.cluster.discipline import WaitingQueue
 from sim.cluster.engine_request import DECODE, ENDED, PREFILL, EngineRequest
+from sim.cluster.waiting import FcfsQueue
 
-SUBMIT, ABORT, SLOTS, KV_BLOCKS, SLOWDOWN = range(5)
+SUBMIT: Final = 0
+ABORT: Final = 1
+SLOTS: Final = 2
+KV_BLOCKS: Final = 3
+SLOWDOWN: Final = 4
 """Kinds of messages in an engine's inbox."""
 
 R = TypeVar("R", bound=EngineRequest)
@@ -24,7 +29,7 @@ class EngineInbox(Generic[R]):
 
     _arm: Callable[[float], None]
     _inbox: deque[tuple[float, int, Any]]
-    _waiting: WaitingQueue
+    _waiting: FcfsQueue[Any] | WaitingQueue  # compiled, the class named first is called without a look-up
     wake_s: float
 
     def runs(self, request: R) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from policies.native import mypyc_attr
 from workloads.requests import Prefix
 
-WAITING, PREFILL, DECODE, ENDED = range(4)
-NEVER_S = float("inf")
+WAITING: Final = 0
+PREFILL: Final = 1
+DECODE: Final = 2
+ENDED: Final = 3
+NEVER_S: Final = float("inf")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)

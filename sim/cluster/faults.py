@@ -43,12 +43,14 @@ class Pool:
         self._nodes = nodes
         self._slots = [node.profile.slots for node in nodes]
         self._kv_blocks = [node.profile.held_blocks for node in nodes]
+        self._known: tuple[list[int], PoolCapacity] | None = None  # who was up at the last look, and what they provide
 
     def set(self, slots: int | None, kv_blocks: int | None, now_s: float) -> None:
         """Spread new totals over the replicas; None restores what was provisioned."""
         own_slots = [node.profile.slots for node in self._nodes]
         own_blocks = [node.profile.held_blocks for node in self._nodes]
         self._slots = shares_by(sum(own_slots) if slots is None else slots, own_slots)
+        self._known = None
         self._kv_blocks = shares_by(sum(own_blocks) if kv_blocks is None else kv_blocks, own_blocks)
         for node, node_slots, node_blocks in zip(self._nodes, self._slots, self._kv_blocks, strict=True):
             node.replica.set_slots(node_slots, now_s)
@@ -57,7 +59,10 @@ class Pool:
     def capacity(self) -> PoolCapacity:
         """Return the capacity of the replicas that are up."""
         up = [node.replica_id for node in self._nodes if node.up]
-        return _capacity([(self._nodes[i].profile, self._slots[i], self._kv_blocks[i]) for i in up])
+        if self._known is None or self._known[0] != up:
+            parts = [(self._nodes[i].profile, self._slots[i], self._kv_blocks[i]) for i in up]
+            self._known = up, _capacity(parts)
+        return self._known[1]
 
     def ready(self) -> tuple[int, ...]:
         """Return which replicas take requests: those that are up, and have slots and KV blocks unless none has both.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from policies.api import (
     Arrived,
@@ -48,7 +49,10 @@ Log = Callable[[float, Event, Sequence[Instruction]], None]
 
 
 # A NamedTuple's own constructor is a Python function that calls this; per request the detour shows.
-_new = tuple.__new__
+_new: Final = tuple.__new__
+# An enum's attribute is looked up by a Python function of its class.
+_WAITING: Final = Outcome.WAITING
+_FINISHED: Final = Outcome.FINISHED
 
 
 class SimulatedGateway:
@@ -130,7 +134,7 @@ class SimulatedGateway:
 
     def may_change(self, attempt: Attempt) -> bool:
         """Return whether an attempt is open, or the last before one that is to come: not all of it is known yet."""
-        return attempt.outcome is Outcome.WAITING or self._coming_again.get(attempt.request_id) is attempt
+        return attempt.outcome is _WAITING or self._coming_again.get(attempt.request_id) is attempt
 
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
@@ -311,7 +315,7 @@ class SimulatedGateway:
         request_id = request.request_id
         request.finish_s = now_s
         request.delivered_tokens = outputs = request.outputs
-        request.outcome = Outcome.FINISHED
+        request.outcome = _FINISHED
         del self._open[request_id]
         self.ended += 1
         cached_tokens = request.cached_tokens

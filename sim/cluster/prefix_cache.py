@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from typing import Final
 
 from sim.cluster.engine_request import EngineRequest
 
-_ENDLESS = 1 << 62
+_ENDLESS: Final = 1 << 62
 
 Path = list[tuple[Hashable, int, int]]
 """Lines by name, each with the first block and the stop of the part that a text runs through."""

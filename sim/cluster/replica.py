@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from policies.native import mypyc_attr
 from sim.cluster.engine_inbox import ABORT, KV_BLOCKS, SLOTS, SUBMIT
@@ -25,7 +25,7 @@ from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.scheduler import Scheduler
 
-TIE_S = 1e-9
+TIE_S: Final = 1e-9
 
 R = TypeVar("R", bound=EngineRequest)
 R_contra = TypeVar("R_contra", bound=EngineRequest, contravariant=True)

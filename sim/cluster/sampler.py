@@ -6,6 +6,7 @@ in-flight counts follow exactly from the attempts, so they are computed once at 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
@@ -36,10 +37,11 @@ class Sampler:
         self._nodes = nodes
         self._interval_s = interval_s
         self._on_sample = on_sample
-        self._t_s: list[float] = []
-        self._capacity: list[tuple[float, float]] = []
-        self._replicas: list[list[tuple[float, float, float]]] = [[] for _ in nodes]
-        self._gauges: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
+        # Arrays of numbers, not lists of objects: long runs of many entitlements take millions of samples.
+        self._t_s = _column()
+        self._capacity = _column()
+        self._replicas = [_column() for _ in nodes]
+        self._gauges: dict[tuple[str, str, str], tuple[array[float], array[float]]] = {}
 
     def run(self) -> Generator[simpy.Event, None, None]:
         """Sample until the run ends."""
@@ -53,16 +55,16 @@ class Sampler:
         now_s = self._env.now
         self._t_s.append(now_s)
         capacity = self._pool.capacity()
-        self._capacity.append((capacity.slots, capacity.ready_replicas))
+        self._capacity.extend((capacity.slots, capacity.ready_replicas))
         for node, rows in zip(self._nodes, self._replicas, strict=True):
             replica = node.replica
             used = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
-            rows.append((replica.running_count, replica.waiting_count, used))
+            rows.extend((replica.running_count, replica.waiting_count, used))
         gauges = self._gauges
         for scope, name, metric, value in self._read_gauges(now_s):
             series = gauges.get((scope, name, metric))
             if series is None:
-                series = gauges[scope, name, metric] = ([], [])
+                series = gauges[scope, name, metric] = (_column(), _column())
             series[0].append(now_s)
             series[1].append(value)
         if self._on_sample is not None:
@@ -71,8 +73,8 @@ class Sampler:
     def blocks(self, columns: RequestColumns, end_s: float) -> list[TimelineBlock]:
         """Return the whole timeline of the run."""
         t_s = np.asarray(self._t_s)
-        capacity = np.asarray(self._capacity, dtype=np.float64)
-        replicas = np.asarray(self._replicas, dtype=np.float64)  # (replica, sample, metric)
+        capacity = np.asarray(self._capacity).reshape(-1, 2)
+        replicas = np.asarray([np.asarray(rows).reshape(-1, 3) for rows in self._replicas])  # (replica, sample, metric)
         counts = AttemptSeries(columns, t_s, self._interval_s, end_s)
         pool = {
             "capacity_slots": capacity[:, 0],
@@ -92,3 +94,7 @@ class Sampler:
         for (scope, name, metric), (times, values) in self._gauges.items():
             blocks.append(TimelineBlock(scope, name, np.asarray(times), {metric: np.asarray(values)}))
         return blocks
+
+
+def _column() -> array[float]:
+    return array("d")

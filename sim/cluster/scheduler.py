@@ -35,7 +35,8 @@ from sim.cluster.engine_inbox import SUBMIT
 from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
-from sim.engine.step_time import answering
+from sim.engine.linear_times import LinearTimes
+from sim.engine.step_time import StepTime, answering
 
 R = TypeVar("R", bound=EngineRequest)
 
@@ -58,6 +59,9 @@ class Scheduler(Batch[R]):
         "_watermark",
         "slowdown",
     )
+
+    # Compiled, the class that is named first is called without a look-up.
+    _step: LinearTimes | StepTime
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
         self._step = answering(settings.step_time)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from typing import Final
 
 from sim.engine.step_time import StepTime
 
-LONG_DEVIATIONS = 2.0
+LONG_DEVIATIONS: Final = 2.0
 """How many standard deviations the longest contexts of a batch lie above its mean: the longest sixteenth of a normal
 law does so by 1.97. A sixteenth is the least share of long contexts for which the profiler of LLMServingSim measures
 what they cost."""

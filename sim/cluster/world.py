@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from policies.core import GatewayCore
 from policies.hierarchy import Hierarchy, HierarchySpec
 from policies.invariants import CheckedCore, Checker
 from policies.shadow import Opinion, ShadowedCore
+from sim.cluster.agenda import SCRAPE, Agenda, Alarm
 from sim.cluster.arrivals import Arrivals
 from sim.cluster.attempt_log import AttemptLog
 from sim.cluster.clock import Clock
@@ -207,7 +209,7 @@ def simulate(
         sampler = Sampler(env, gauges, pool, nodes, interval_s, report)
         env.process(sampler.run())
     if gateways.wants_reports:
-        env.process(_scrapes(env, gateway, world.scrape_interval_s))
+        _begin_scrapes(env.agenda, gateway, world.scrape_interval_s)
     if world.horizon_s is None:
         _run_until_drained(env, arrivals, gateway, nodes, max((e.at_s for e in world.events), default=0.0))
     else:
@@ -268,13 +270,15 @@ def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -
     return gauges
 
 
-def _scrapes(env: Clock, gateway: SimulatedGateway, every_s: float) -> Generator[simpy.Event, None, None]:
+def _begin_scrapes(agenda: Agenda, gateway: SimulatedGateway, every_s: float) -> None:
     """Report the replicas every ``every_s``, at 0 first."""
-    scrapes = 0
-    while True:
+    count = itertools.count(1)
+
+    def scrape(alarm: Alarm) -> None:
         gateway.scrape()
-        scrapes += 1
-        yield env.timeout(max(0.0, scrapes * every_s - env.now))
+        agenda.set(alarm, max(agenda.now_s, next(count) * every_s), SCRAPE)
+
+    agenda.set(Alarm(scrape), agenda.now_s, SCRAPE)
 
 
 def _run_until_drained(

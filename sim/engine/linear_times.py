@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-from policies.native import mypyc_attr
 
-
-@mypyc_attr(allow_interpreted_subclasses=True)
 class LinearTimes:
     """See `sim.engine.step_time.StepTime`; seconds per iteration, prompt token, sequence, KV entry and pair."""
 

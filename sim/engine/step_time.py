@@ -100,7 +100,7 @@ class LinearStepTime:
         return self.times.iterations_until(int(sequences), context_tokens, elapsed_s)
 
 
-def answering(step_time: StepTime) -> StepTime:
+def answering(step_time: StepTime) -> LinearTimes | StepTime:
     """Return what an engine asks, many times: the arithmetic itself, where a step time has that apart."""
     return step_time.times if isinstance(step_time, LinearStepTime) else step_time
 

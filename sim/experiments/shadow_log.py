@@ -7,7 +7,7 @@ The log's requests go to simulated replicas of the pool's profile under no contr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,40 @@ from sim.scenario.load import Scenario, parse_scenario
 from sim.scenario.yaml_file import one_line, plain, read_mapping
 from workloads.formats.read import layout_of, load
 from workloads.formats.rows import TraceError
+from workloads.formats.times import told
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowedLog:
-    """What came of it: the run, the requests of each tenant, and those of tenants that have no entitlement."""
+    """What came of it.
+
+    Attributes
+    ----------
+    requests : of each tenant of the log.
+    left_out : of tenants that have no entitlement.
+    hopeless : how many entries tell of what no policy decides on: no key, not JSON, too large, another's cache.
+    unanswered : how many requests have no answer in the log, so that a length was drawn for them.
+    unread, first_unread : how many lines are no whole entry, and the number of the first.
+    """
 
     result: ScenarioResult
     requests: Mapping[str, int]
     left_out: Mapping[str, int]
+    hopeless: int = 0
+    unanswered: int = 0
+    unread: int = 0
+    first_unread: int = 0
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for everything that was not put to the policies as it stands in the log."""
+        for tenant, number in self.left_out.items():
+            yield f"left out: {number:,} requests of {told(tenant) or 'nobody named'}, who has no entitlement"
+        if self.hopeless:
+            yield f"left out: {self.hopeless:,} entries of what reaches no engine (refused for good, cached, no tokens)"
+        if self.unread:
+            yield f"not read: {self.unread:,} lines that are no whole entry, the first is line {self.first_unread:,}"
+        if self.unanswered:
+            yield f"drawn: lengths of {self.unanswered:,} requests that have no answer in the log"
 
 
 def shadow_log(
@@ -62,11 +87,14 @@ def shadow_log(
     if not of_tenant:
         known = ", ".join(name for name, _ in entitlements)
         raise InputError(
-            str(log), f"none of its tenants ({', '.join(sorted(found))[:200]}) has an entitlement of {file}",
+            str(log), f"none of its tenants ({', '.join(map(told, sorted(found)))[:200]}) has an entitlement of {file}",
             f"give --name TENANT=ENTITLEMENT, with one of {known}",
         )  # fmt: skip
     scenario = _scenario(raw, file, log.resolve(), form, of_tenant, tenants=rows.tenant is not None)
-    return ShadowedLog(run_scenario(scenario), {name: found[name] for name in of_tenant}, left_out)
+    return ShadowedLog(
+        run_scenario(scenario), {name: found[name] for name in of_tenant}, left_out, hopeless=rows.dropped,
+        unanswered=rows.unanswered, unread=rows.unread, first_unread=rows.first_unread,
+    )
 
 
 def _entitlements(raw: Mapping[str, Any], file: str) -> list[tuple[str, str]]:

@@ -79,5 +79,9 @@ async def _serve(settings: ServerSettings, replicas: int, host: str, port: int, 
         asyncio.get_running_loop().add_signal_handler(end, stopped.set)
     for number, url in enumerate(urls):
         say(f"replica {number}: {url}")
+    say(
+        f"to measure it: tokenpools calibrate --base-url {urls[0]} --max-num-seqs {settings.profile.max_num_seqs} "
+        f"--max-num-batched-tokens {settings.profile.max_num_batched_tokens} --out found.yaml"
+    )
     await stopped.wait()
     await stop(runners)

@@ -194,8 +194,14 @@ def gpu_words(table: PriceTable, replicas: int, gpus: int) -> str:
     """Return the GPU-hours of a pool, and their price if the table has one."""
     count = replicas * gpus
     price = table.gpu.usd_per_gpu_hour
-    words = "no price in the table" if price is None else f"{count * price:,.2f} USD an hour"
-    return f"GPUs: {count} GPU-hours an hour ({replicas} replicas of {gpus}), {words}"
+    words = (
+        "no price in the table (give usd_per_gpu_hour in one of your own, --prices)" if price is None
+        else f"{count * price:,.2f} USD an hour"
+    )  # fmt: skip
+    hours = "1 GPU-hour" if count == 1 else f"{count} GPU-hours"
+    number = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    each = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+    return f"GPUs: {hours} an hour ({number} of {each}), {words}"
 
 
 def reservation_words(minutes: Minutes, promised: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sim.traces.statistics import QUANTILES, Lengths, TraceStatistics
+from workloads.formats.times import told
 
 _TENANTS_SHOWN = 10
 
@@ -39,6 +40,7 @@ def as_mapping(found: TraceStatistics, source: str, format_: str, note: str = ""
         "clipped": found.clipped,
         "dropped": found.dropped,
         "unanswered": found.unanswered,
+        "unread": found.unread,
     }
 
 
@@ -67,7 +69,7 @@ def as_table(found: TraceStatistics, source: str, format_: str, note: str = "") 
     if len(found.sessions):
         rows.append(("sessions", f"{len(found.sessions):,}, {found.count / len(found.sessions):.2f} requests each"))
     for what, counter in (("tenants", found.tenants), ("services", found.services)):
-        named = [(name or "(none)", n) for name, n in counter.most_common()]
+        named = [(told(name) or "(none)", n) for name, n in counter.most_common()]
         if named and (len(named) > 1 or named[0][0] != "(none)"):
             shown = ", ".join(f"{name} {n / found.count:.1%}" for name, n in named[:_TENANTS_SHOWN])
             more = f", and {len(named) - _TENANTS_SHOWN} more" if len(named) > _TENANTS_SHOWN else ""
@@ -79,6 +81,8 @@ def as_table(found: TraceStatistics, source: str, format_: str, note: str = "") 
     if found.unanswered:
         share = found.unanswered / found.count
         rows.append(("unanswered", f"{found.unanswered:,} ({share:.1%}): lengths as of others of their tenant, drawn"))
+    if found.unread:
+        rows.append(("torn", f"{found.unread:,} lines are no whole entry, the first is line {found.first_unread:,}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

@@ -177,6 +177,8 @@ class TraceStatistics:
     clipped: int = 0
     dropped: int = 0
     unanswered: int = 0
+    unread: int = 0
+    first_unread: int = 0
     gaps_s: Moments = field(default_factory=Moments)
     gap_counts: Ints = field(default_factory=lambda: np.zeros(181, dtype=np.int64))
     windows: dict[float, WindowCounts] = field(default_factory=dict)
@@ -214,6 +216,8 @@ class TraceStatistics:
         self.clipped += rows.clipped
         self.dropped += rows.dropped
         self.unanswered += rows.unanswered
+        self.unread += rows.unread
+        self.first_unread = self.first_unread or rows.first_unread
         self.prompt.add(rows.prompt_tokens)
         self.output.add(rows.output_tokens)
         x, y = np.log(rows.prompt_tokens), np.log(rows.output_tokens)

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,12 @@ async def by_team(request, api_key):
 class Proxy:
     port: int
     recording: Path
+    clients: ExitStack
 
     def client(self, team: str, **more: Any) -> openai.OpenAI:
         given = {"max_retries": 0, "timeout": 60, **more}
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=f"sk-{team}", **given)
+        made = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=f"sk-{team}", **given)
+        return self.clients.enter_context(made)
 
     def events(self) -> list[Any]:
         """What the core was told, ticks left out."""
@@ -123,7 +125,8 @@ def serving(folder: Path, stand_in: StandIn, **given: Any) -> Iterator[Proxy]:
             assert process.poll() is None, said[-3000:]
             assert time.monotonic() < deadline_s, said[-3000:]
             time.sleep(0.3)
-        yield Proxy(port, recording)
+        with ExitStack() as clients:
+            yield Proxy(port, recording, clients)
     finally:
         process.terminate()
         process.wait(20)

@@ -17,6 +17,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _ANSWER_WITHIN_S = 60
+_PLOTS_ARE_THERE = "document.documentElement?.dataset.ready === 'plots'"
 _KEYS = {
     "Tab": {"code": "Tab", "windowsVirtualKeyCode": 9},
     "Enter": {"code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"},
@@ -54,14 +55,14 @@ class Tab:
                 return result
             self._heard(answer)
 
-    def open(self, url: str, *, width: int, height: int = 900) -> None:
-        """Show a page on a screen of that many CSS pixels, and wait for its plots."""
+    def open(self, url: str, *, width: int, height: int = 900, until: str = _PLOTS_ARE_THERE) -> None:
+        """Show a page on a screen of that many CSS pixels, and wait until something is true there."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 640
         )
         self.call("Page.navigate", url=url)
         deadline_s = time.monotonic() + _ANSWER_WITHIN_S
-        while self.js("document.documentElement?.dataset.ready") != "plots":
+        while not self.js(until):
             assert time.monotonic() < deadline_s, self.said
             time.sleep(0.05)
 

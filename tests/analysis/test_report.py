@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 import time
+import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +21,7 @@ from sim.analysis.report import report_html, table, write_report
 from sim.analysis.study import Study
 from sim.experiments.run import run_scenario
 from sim.experiments.sweep import sweep
-from sim.scenario.load import load_scenario
+from sim.scenario.load import load_scenario, parse_scenario
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 A4_PX = 688  # 210 mm less two margins of 14 mm, at 96 pixels an inch
@@ -134,6 +136,51 @@ def test_a_value_that_is_no_number_has_its_place_on_the_axis(tab: Tab, tmp_path:
     sweep(changed, tmp_path / "t")
     tab.open(write_report(Study(tmp_path / "t"), tmp_path / "t.html").as_uri(), width=1280)
     assert tab.js(ticks) == ["null", "1", "10"]
+
+
+CROWD = ["a-very-long-tenant-name-that-somebody-generated-from-a-department-and-a-cost-centre", "<b>team</b> & co",
+         "客服-团队", *(f"team-{number:03d}" for number in range(97))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the report of a pool of a hundred tenants."""
+    folder = tmp_path_factory.mktemp("crowd")
+    tree = {
+        "version": 1, "title": "A crowd", "horizon_s": 10, "timeline_interval_s": 2, "policies": ["none", "cap"],
+        "pool": {
+            "profile": {"step_time": {"kind": "linear", "base_s": 0.02}, "max_num_seqs": 16,
+                        "max_num_batched_tokens": 512, "kv_blocks": 1000},
+            "entitlements": [{"name": name, "service_class": "spot"} for name in CROWD],
+        },
+        "workload": [{"entitlement": name, "arrivals": {"kind": "poisson", "rate_per_s": 0.4}, "prompt_tokens": 16,
+                      "output_tokens": 8} for name in CROWD],
+    }  # fmt: skip
+    run_scenario(parse_scenario(tree, "s.yaml"), folder / "r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        return write_report(Study(folder / "r"), folder / "r" / "report.html")
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_hundred_tenants_fit(crowd: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    with browser(tmp_path) as tab:
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        tab.open(crowd.as_uri(), width=width)
+        assert tab.said == []
+        assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+        boxes = """((id, what) => [...document.querySelectorAll(`#${id} ${what}`)].map((one) => {
+            const { left, right, top, bottom } = one.getBoundingClientRect(); return [left, right, top, bottom]; }))"""
+        (legend,) = tab.js(f"{boxes}('plot-metric', '.legend')")
+        ticks = tab.js(f"{boxes}('plot-metric', '.xtick text')")
+        assert 10 < len(ticks) <= 61
+        assert all(legend[3] <= top for _, _, top, _ in ticks), "names run into the legend"
+        lefts = sorted(left for left, *_ in ticks)
+        assert min(b - a for a, b in itertools.pairwise(lefts[:-1])) > 8, "names run into each other"
+        plot = tab.js(f"{boxes}('plot-outcomes', '.nsewdrag')")[0]
+        assert plot[1] - plot[0] > 0.3 * width, "names leave no room for the bars"
 
 
 @needs_chromium

@@ -21,8 +21,9 @@ from sim.engine.step_time import LinearStepTime, StepTime
 from sim.errors import InputError, RunError
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import PromptKind
-from sim.live.loadgen.iteration_timing import Engine, Plan, Probe, Seen, plan_for
+from sim.live.loadgen.iteration_timing import DecodeSeen, Engine, Plan, Probe, PromptSeen, Seen, plan_for
 from sim.records.schema import Outcome
+from sim.scenario.profile import load_profile
 
 ENGINE = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_tokens=1024, kv_tokens=30_000)
 TODAY = date(2026, 11, 24)
@@ -150,6 +151,34 @@ def test_a_bend_that_a_line_misses_gets_the_step_time_that_has_it() -> None:
     assert isinstance(found, FittedStepTime)
     assert found.weights_s + found.base_s == pytest.approx(0.02, rel=0.05)
     assert found.per_token_s == pytest.approx(1.5e-4, rel=0.1)
+
+
+def test_a_bend_is_found_however_much_the_line_that_misses_it_depends_on_what_it_is_scored_on() -> None:
+    """A line is off by 50 % on prompts near the bend and right elsewhere, so its error says little of a draw's."""
+    truth = load_profile("b200-llama-3.1-70b-fp8-tp1").step_time
+    noise = random.Random(3)
+
+    def took(*makeup: float) -> float:
+        return truth.iteration_s(*makeup) * (1 + noise.uniform(-0.004, 0.004))  # type: ignore[arg-type]
+
+    batches = [(1, 44), (1, 438_991), (3, 8_039), (9, 434), (28, 1_474), (28, 75_326), (84, 226_484), (256, 10_004)]
+    lengths = [n for n in (8, 22, 58, 156, 420, 1_130, 3_043, 8_190) for _ in range(3)]
+    seen = Seen(
+        [DecodeSeen(n, context, took(0, 0.0, n, context)) for n, context in batches],
+        [PromptSeen(n, 18, took(n, n * (n + 1) / 2, 1, 18)) for n in lengths],
+    )
+    found = calibrated(seen).step_time
+    assert isinstance(found, FittedStepTime)
+    assert found.weights_s + found.base_s == pytest.approx(truth.weights_s, rel=0.02)
+    assert found.per_token_s == pytest.approx(truth.per_token_s, rel=0.02)
+
+
+def test_a_server_whose_contexts_cost_nothing_is_found_whatever_its_noise() -> None:
+    """Neither context nor pairs show, so nothing tells the two apart; that is no reason to find nothing at all."""
+    truth = LinearStepTime(base_s=0.13, per_prefill_token_s=5e-5, per_decode_sequence_s=2e-4)
+    for seed in (1, 2, 3):
+        found = calibrated(measured(truth, noise=0.03, seed=seed)).step_time
+        assert found.base_s == pytest.approx(0.13, rel=0.03)
 
 
 def test_prompts_are_fresh_so_that_no_cache_hides_them() -> None:

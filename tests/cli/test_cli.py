@@ -260,3 +260,15 @@ def test_a_guaranteed_tenant_that_its_own_limit_refuses_is_named_before_and_afte
     assert "warning: guaranteed-c lost 13.6%" in err
     assert tokenpools("plot", "o", "--width", "column")[0] == 0
     assert Path("o/plots/fair-share.pdf").is_file()
+
+
+def test_a_warning_is_said_once_and_missing_characters_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from sim.cli.app import _warn
+
+    for character in "客服团队":
+        _warn(f"Glyph {ord(character)} (\\N{{CJK}}) missing from font(s) DejaVu Sans.", UserWarning, "x.py", 1)
+    for _ in range(2):
+        _warn("this was said before", UserWarning, "x.py", 1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "boxes stand for them" in said[0]

@@ -32,6 +32,7 @@ NOT_RUN = {
     "trace inspect gateway.jsonl": "needs a log; tests/docs/test_from_logs_document.py",
     "advise gateway.jsonl": "likewise",
     "units advice": "likewise",
+    "shadow http": "likewise",
     "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
     "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
@@ -114,6 +115,14 @@ def test_every_command_in_a_sentence_is_one(path: Path) -> None:
         except typer.TyperException as error:
             if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
                 raise
+
+
+def test_what_was_typed_in_the_transcript_can_still_be_typed() -> None:
+    text = (ROOT / "docs" / "transcript.md").read_text()
+    typed = re.findall(r"^\$ tokenpools (.*)$", text, re.MULTILINE)
+    assert len(typed) >= 20
+    for line in typed:
+        parse(shlex.split(re.split(r" (?:\d?>|\|)", line)[0]))
 
 
 def test_commands_are_found_where_they_are() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from docs.test_mock_server_document import process, two_free_ports_in_a_row
 from live.gate import free_port
 from typer.testing import CliRunner, Result
@@ -61,13 +64,35 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "good; 1 upstreams, 2 keys" in run("check").output
     config = tmp_path / "advice" / "gateway.yaml"
     config.write_text(config.read_text().replace("port: 8080", f"port: {door}").replace("port: 9090", f"port: {admin}"))
+    config.write_text(edited("_watch", config.read_text()))
     ports = {"8000": str(first), "8080": str(door), " --check": ""}
     with (
         process("mock", ports, tmp_path, "replica 0:", BLOCKS),
         process("check", ports, tmp_path, "running", BLOCKS),
     ):
-        done = run("replay", **{"8080": str(door), "horizon_s=60": "horizon_s=4", "--out": "--set warmup_s=0 --out"})
+        more = f"--admin-url http://127.0.0.1:{admin} --set warmup_s=0 --out"
+        done = run("replay", **{"8080": str(door), "horizon_s=60": "horizon_s=4", "--out": more})
+        seen = run("shadow", **{"9090": str(admin)})
     assert done.exit_code in (0, 1), done.output  # 1 where this machine was too busy to be punctual
     table = pd.read_parquet(tmp_path / "results" / "tried" / "requests.parquet")
     assert len(table) > 3
     assert set(table["outcome"]) <= {"finished", "running"}
+    assert set(table["policy"]) == {"none"}
+    assert "none acts, token-pool watches: " in seen.output
+
+
+def edited(how: str, text: str) -> str:
+    """Edit a configuration as docs/regenerate_transcript.py does."""
+    place = Path(__file__).parents[2] / "docs" / "regenerate_transcript.py"
+    found: dict[str, Any] = runpy.run_path(str(place))
+    return str(found[how](text))
+
+
+def test_a_configuration_that_watched_is_the_same_again_when_it_acts() -> None:
+    text = "pool: {}\n# To watch\n#   policy: none\n#   shadow: [{kind: rate-limit, requests_per_min: 5}]\n"
+    text += "policy:\n  kind: rate-limit\n  requests_per_min: 5\nupstreams: []\n"
+    watching = edited("_watch", text)
+    assert yaml.safe_load(watching) == {
+        "pool": {}, "policy": "none", "shadow": [{"kind": "rate-limit", "requests_per_min": 5}], "upstreams": [],
+    }  # fmt: skip
+    assert edited("_act", watching) == text

@@ -118,10 +118,7 @@ def test_no_shadows_to_show(tmp_path: Path) -> None:
     assert "watched by no policy" in str(shown.exception)
 
 
-TIED = pytest.mark.xfail(reason="a tick and a scrape at one instant: see policies.shadow", strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(one, marks=TIED if one == "concur" else ()) for one in names()])
+@pytest.mark.parametrize("name", names())
 def test_every_policy_agrees_with_itself_and_is_not_disturbed_by_all_others(name: str) -> None:
     tree = resolved(load_scenario("tournament-noisy-neighbour")) | {"horizon_s": 25.0, "warmup_s": 0.0}
     for one in tree["workload"]:

@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
         stand_in.running += 1
         stand_in.most_running = max(stand_in.most_running, stand_in.running)
         try:
-            limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or 16
+            limit = int(asked.get("max_completion_tokens") or asked.get("max_tokens") or 16)
             count = limit if behaviour.output_tokens is None else min(limit, behaviour.output_tokens)
             if asked.get("stream"):
                 await self.stream(asked, behaviour, count, chat=chat)
@@ -279,7 +279,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n")
             return self.transport.close()
         text = " ".join(f"w{index}" for index in range(count))
-        choices = [_choice(text, index, chat=chat, final=True) for index in range(asked.get("n") or 1)]
+        choices = [_choice(text, index, chat=chat, final=True) for index in range(int(asked.get("n") or 1))]
         answer = _frame(asked, chat=chat) | {"choices": choices}
         if not behaviour.no_usage:
             answer["usage"] = _usage(asked, count)
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
             words = range(first, min(count, first + behaviour.chunk_tokens))
             text = "".join(f" w{word}" for word in words)
             final = first + behaviour.chunk_tokens >= count
-            for index in range(asked.get("n") or 1):
+            for index in range(int(asked.get("n") or 1)):
                 choice = _choice(text, index, chat=chat, final=final, stream=True)
                 usage = {"usage": _usage(asked, words[-1] + 1, each=True)} if continuous else {}
                 await self.event(json.dumps(frame | {"choices": [choice]} | usage), end, behaviour.split_bytes)
@@ -379,7 +379,7 @@ def prompt_tokens(asked: Mapping[str, Any]) -> int:
 
 
 def _usage(asked: Mapping[str, Any], count: int, *, each: bool = False) -> dict[str, int]:
-    prompt, output = prompt_tokens(asked), count * (1 if each else asked.get("n") or 1)
+    prompt, output = prompt_tokens(asked), count * (1 if each else int(asked.get("n") or 1))
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 

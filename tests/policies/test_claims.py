@@ -94,6 +94,24 @@ def test_who_claims_to_keep_floors_lets_in_whom_a_slot_was_promised_at_the_heigh
     assert {answers.get(request_id) for request_id in mine} == {Forward}
 
 
+@pytest.mark.parametrize("kind", POLICIES)
+def test_who_claims_to_read_baselines_decides_by_them_and_nobody_else_does(kind: str) -> None:
+    draw = random.Random(5)
+    traffic = [
+        Ask(draw.uniform(0, 20), draw.choice(SPECS).name, draw.randint(5, 80), max_output_tokens=100,
+            prompt_tokens=draw.randint(5, 60))
+        for _ in range(150)
+    ]  # fmt: skip
+
+    def log(params: Any, *slots: float) -> list[Entry]:
+        specs = [replace(one, baseline=Resources(slots=each)) for one, each in zip(SPECS, slots, strict=True)]
+        return world(params, traffic, tokens_per_s=200.0, specs=specs).run(60.0)
+
+    examples = [params for params in EXAMPLES.values() if params.kind == kind]
+    differ = [log(params, 2, 2, 2, 0.5, 0.5) != log(params, 0.5, 0.5, 0.5, 2, 2) for params in examples]
+    assert any(differ) == POLICIES[kind].traits.reads_baselines
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Output lengths
 

@@ -67,9 +67,10 @@ def test_what_the_table_does_not_know_is_said_and_not_made_up(tmp_path: Path) ->
     assert "is not published" in sold_words(minutes, table.unit("bedrock/claude-4"))[0]
     assert "price not in the table" in sold_words(minutes, table.unit("google-gsu/gemini-2.5-pro"))[0]
     assert "no price in the table" in gpu_words(table, 2, 1)
+    assert gpu_words(table, 1, 1).startswith("GPUs: 1 GPU-hour an hour (1 replica of 1 GPU), ")
     mine = tmp_path / "prices.yaml"
     mine.write_text(shipped_text().replace("usd_per_gpu_hour: null", "usd_per_gpu_hour: 2.5"))
-    assert gpu_words(price_table(mine), 2, 4) == "GPUs: 8 GPU-hours an hour (2 replicas of 4), 20.00 USD an hour"
+    assert gpu_words(price_table(mine), 2, 4) == "GPUs: 8 GPU-hours an hour (2 replicas of 4 GPUs), 20.00 USD an hour"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 from workloads.formats.ids import Ids
 from workloads.formats.layouts import LABELS, Layout
 from workloads.formats.lines import Block
-from workloads.formats.rows import Blocks, Labels, TraceError
+from workloads.formats.rows import Blocks, TraceError, labels_of
 from workloads.formats.times import NS_PER, has_zone, is_time, parse_time_ns, shown, to_ns
 
 MAX_COUNT = 2**31 - 1
@@ -186,7 +186,7 @@ def _column(role: str, values: list[Any], block_tokens: int) -> Any:
     if role in LABELS:
         names: dict[str, int] = {}
         codes = np.array([names.setdefault(text, len(names)) for text in values], dtype=np.int32)
-        return Labels(codes, tuple(names))
+        return labels_of(codes, names)
     if role == "blocks":
         ends = np.cumsum([len(one) for one in values], dtype=np.int64)
         ids = [i for one in values for i in one]

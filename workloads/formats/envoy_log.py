@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from workloads.formats.log_lines import Fields, Logged, numbered_lines, object_of
+from workloads.formats.log_lines import Fields, Logged, Torn, is_torn, numbered_lines, object_of
 
 WANTED = frozenset(("start_time", "response_code"))
 PROMPT = ("input_tokens", "prompt_tokens", "genai_tokens_input", "llm_input_token", "gen_ai.usage.input_tokens")
@@ -22,7 +22,7 @@ SESSION = ("session_id", "session.id")
 _NEVER_SERVED = frozenset((400, 401, 403, 404, 405, 413, 415, 422))
 
 
-def read(path: Path) -> Iterator[Logged | None]:
+def read(path: Path) -> Iterator[Logged | Torn | None]:
     """Yield every request: see `workloads.formats.logs`.
 
     What was refused for a while (429, 5xx) or broke off (0) is demand without an answer. Left out are answers without
@@ -30,6 +30,8 @@ def read(path: Path) -> Iterator[Logged | None]:
     """
     for number, line in numbered_lines(path):
         found = object_of(line)
+        if found is None and is_torn(line):
+            yield Torn(number)
         if found is None or not found.keys() >= WANTED:
             continue  # Envoy's own log may stand between
         values = {name: value for name, value in found.items() if value not in ("-", "")}  # as Envoy writes nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from workloads.formats.log_lines import Fields, Logged, numbered_lines, object_of
+from workloads.formats.log_lines import Fields, Logged, Torn, is_torn, numbered_lines, object_of
 
 LOGGER = "tokenpools.requests"
 _ANSWERED = "finished"
@@ -16,7 +16,7 @@ _NEVER_SERVED = frozenset((400, 401, 403, 404, 405, 411, 413, 415, 422))
 """Answers to what no limit and no more replicas would have let in."""
 
 
-def read(path: Path) -> Iterator[Logged | None]:
+def read(path: Path) -> Iterator[Logged | Torn | None]:
     """Yield the first attempt of every request: see `workloads.formats.logs`.
 
     A client's further attempts at the same thing are no more demand. What was turned away for good (no key, not JSON,
@@ -24,6 +24,8 @@ def read(path: Path) -> Iterator[Logged | None]:
     """
     for number, line in numbered_lines(path):
         said = object_of(line)
+        if said is None and is_torn(line):
+            yield Torn(number)
         if said is None or said.get("logger") != LOGGER or "verdict" not in said:
             continue
         fields = Fields(str(path), number, said)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from workloads.formats.documents import whole_text
 from workloads.formats.lines import LONGEST_LINE_BYTES, opened
-from workloads.formats.log_lines import Fields, Logged, numbered_lines, object_of
+from workloads.formats.log_lines import Fields, Logged, Torn, numbered_lines, object_of
 from workloads.formats.rows import TraceError
 from workloads.formats.times import shown
 
@@ -23,14 +23,15 @@ _WANTED = frozenset(("request_id", "startTime", "prompt_tokens", "completion_tok
 _NEVER_SERVED = frozenset(("400", "401", "403", "404", "405", "413", "415", "422"))
 
 
-def read(path: Path) -> Iterator[Logged | None]:
+def read(path: Path) -> Iterator[Logged | Torn | None]:
     """Yield every request: see `workloads.formats.logs`.
 
     The tenant is the team, where there is none the user, else the (hashed) key. Left out are answers from LiteLLM's
-    own cache, which reach no engine, calls without tokens that succeeded, and what was refused for good.
+    own cache, which reach no engine, calls without tokens that succeeded, and what was refused for good. A last line
+    that is torn is told; what is wrong anywhere else is refused, since exports are made whole.
     """
     for number, row in _rows(path):
-        yield _logged(Fields(str(path), number, row))
+        yield Torn(number) if row is None else _logged(Fields(str(path), number, row))
 
 
 def _logged(fields: Fields) -> Logged | None:
@@ -68,20 +69,24 @@ def _limit(fields: Fields) -> int:
     return 0
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the rows with their numbers: lines, or records of an array."""
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield the rows with their numbers: lines, or records of an array; None for a last one that is torn."""
     with opened(path) as raw:
         start = raw.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"[":
         yield from _array(path)
     elif start == b"{":
+        torn = None
         for number, line in numbered_lines(path):
+            if torn is not None:
+                raise TraceError(str(path), torn[0], f"{shown(torn[1])} is not a JSON object", "give one object a line")
             value = object_of(line)
-            if value is None:
-                if line.strip():
-                    raise TraceError(str(path), number, f"{shown(line)} is not a JSON object", "give one object a line")
-                continue
-            yield number, value
+            if value is not None:
+                yield number, value
+            elif line.strip():
+                torn = number, line
+        if torn is not None:
+            yield torn[0], None
     else:
         yield from _table(path)
 
@@ -97,8 +102,8 @@ def _array(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, value
 
 
-def _table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the rows of CSV, whose cells of JSON may have commas, quotes and ends of lines."""
+def _table(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield rows of CSV, whose cells of JSON may have commas, quotes and ends of lines; None for a torn last one."""
     before = csv.field_size_limit(LONGEST_LINE_BYTES)
     try:
         with (
@@ -110,11 +115,17 @@ def _table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if missing:
                 problem = f"there is no column {missing[0]}"
                 raise TraceError(str(path), 1, problem, "export LiteLLM_SpendLogs with its header")
+            odd = 0
             for row in reader:
-                if None in row or None in row.values():
-                    problem = "has another number of columns than the header"
-                    raise TraceError(str(path), reader.line_num, problem, "export it as CSV, cells with commas quoted")
-                yield reader.line_num, row
+                if odd or None in row:
+                    problem, fix = "has another number of columns than the header", "export it as CSV, commas quoted"
+                    raise TraceError(str(path), odd or reader.line_num, problem, fix)
+                if None in row.values():
+                    odd = reader.line_num
+                else:
+                    yield reader.line_num, row
+            if odd:
+                yield odd, None
     except csv.Error as error:
         raise TraceError(str(path), None, f"is not CSV ({error})", "export LiteLLM_SpendLogs as CSV") from None
     except (OSError, EOFError) as error:

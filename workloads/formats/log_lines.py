@@ -32,6 +32,17 @@ class Logged(NamedTuple):
     session: str = ""
 
 
+class Torn(NamedTuple):
+    """A line that begins as an entry does and is none: a process was killed while it wrote, or two wrote at once."""
+
+    row: int
+
+
+def is_torn(line: str) -> bool:
+    """Return whether a line that is no JSON object was to be one."""
+    return line.lstrip().startswith("{")
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file, plain or gzip, with their numbers from 1."""
     for block in line_blocks(path):

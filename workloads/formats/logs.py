@@ -15,21 +15,21 @@ import numpy as np
 
 from workloads.formats import envoy_log, gateway_log, litellm_log, vllm_log
 from workloads.formats.layouts import Layout
-from workloads.formats.log_lines import Logged
-from workloads.formats.rows import Labels, Rows, TraceError
+from workloads.formats.log_lines import Logged, Torn
+from workloads.formats.rows import Labels, Rows, TraceError, labels_of
 from workloads.requests import Ints
 
 _SEED = 20_240_611
 """Of the drawn lengths: a log is the same demand whoever reads it."""
 _UNKNOWN = -1
 
-READERS: Mapping[str, Callable[[Path], Iterator[Logged | None]]] = {
+READERS: Mapping[str, Callable[[Path], Iterator[Logged | Torn | None]]] = {
     "envoy-access-log": envoy_log.read,
     "gateway-log": gateway_log.read,
     "litellm-spend-log": litellm_log.read,
     "vllm-log": vllm_log.read,
 }
-"""Each yields what a line says of a request, and None where it tells of one that is left out."""
+"""Each yields what a line says of a request, None where it tells of one that is left out, and torn lines."""
 
 
 class _Columns(NamedTuple):
@@ -49,10 +49,14 @@ def read(path: Path, layout: Layout) -> Rows:
     """
     found: list[Logged] = []
     left_out: list[int] = []
+    torn: list[int] = []
     last_ns = 0
     for entry in READERS[layout.name](path):
         if entry is None:
             left_out.append(last_ns)
+            continue
+        if isinstance(entry, Torn):
+            torn.append(entry.row)
             continue
         last_ns = entry.time_ns
         found.append(entry)
@@ -70,7 +74,7 @@ def read(path: Path, layout: Layout) -> Rows:
         columns.time_ns, np.maximum(prompt, 1), np.maximum(output, 1), dated=layout.unit == "datetime",
         max_output_tokens=columns.limit, tenant=tenant, service=service, session=session,
         raised=raised if raised.any() else None, filled=filled if filled.any() else None,
-        dropped_ns=np.sort(np.array(left_out, dtype=np.int64)),
+        dropped_ns=np.sort(np.array(left_out, dtype=np.int64)), unread=len(torn), first_unread=torn[0] if torn else 0,
     )  # fmt: skip
 
 
@@ -84,7 +88,7 @@ def _sorted(found: list[Logged]) -> _Columns:
     def labels(texts: Iterator[str]) -> Labels:
         names: dict[str, int] = {}
         codes = np.array([names.setdefault(text, len(names)) for text in texts], dtype=np.int32)
-        return Labels(codes, tuple(names))
+        return labels_of(codes, names)
 
     return _Columns(
         numbers(e.time_ns for e in entries), numbers(e.prompt_tokens for e in entries),

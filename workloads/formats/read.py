@@ -15,7 +15,17 @@ from workloads.formats import documents, fast, logs
 from workloads.formats.careful import Before, Columns, cells_of, csv_cells, json_cells, read_rows
 from workloads.formats.layouts import LAYOUTS, ROLES, SUFFIXES, Container, Layout, recognised
 from workloads.formats.lines import Block, first_line, line_blocks, line_ends
-from workloads.formats.rows import Blocks, EmptyCutError, Labels, Rows, TraceError, carried, join_rows, without_silent
+from workloads.formats.rows import (
+    Blocks,
+    EmptyCutError,
+    Labels,
+    Rows,
+    TraceError,
+    carried,
+    join_rows,
+    labels_of,
+    without_silent,
+)
 from workloads.formats.times import Unit, has_zone, shown, to_ns
 
 DATED_FROM_NS = 10**18
@@ -315,7 +325,7 @@ class _Reader:
             root = self.roots.get(parent, own)
             self.roots[own] = root
             codes.append(names.setdefault(str(root), len(names)))
-        return Labels(np.array(codes, dtype=np.int32), tuple(names))
+        return labels_of(np.array(codes, dtype=np.int32), names)
 
 
 def _is_parquet(path: Path) -> bool:

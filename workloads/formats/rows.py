@@ -62,6 +62,11 @@ class Labels:
         return [self.names[code] for code in self.codes.tolist()]
 
 
+def labels_of(codes: Codes, names: Iterable[str]) -> Labels:
+    """Return a column of the names of a file. Half a character, which JSON can name, becomes its escape."""
+    return Labels(codes, tuple(name.encode("utf-8", "backslashreplace").decode() for name in names))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
     """The blocks that prompts begin with, named so that equal names mean equal text up to there.
@@ -113,6 +118,8 @@ class Rows:
     dropped_ns : times of the rows that were left out because the format says that they failed, never decreasing. Each
         goes with the rows around it, however these are cut, so that sums over parts are right.
     filled : shape (n,), whether a length of the row was filled in, because a log has no answer to it. None: of no row.
+    unread : how many lines of a log begin as an entry does and are none: torn ones. They go with the first row.
+    first_unread : the number of the first of them, from 1; 0 where there is none.
     """
 
     time_ns: Ints
@@ -128,6 +135,8 @@ class Rows:
     raised: NDArray[np.int8] | None = None
     dropped_ns: Ints = field(default_factory=lambda: _NO_TIMES)
     filled: NDArray[np.bool_] | None = None
+    unread: int = 0
+    first_unread: int = 0
 
     @property
     def unanswered(self) -> int:
@@ -161,6 +170,7 @@ class Rows:
         def of(column: Ints | None) -> Ints | None:
             return None if column is None else column[chosen]
 
+        later = isinstance(chosen, slice) and bool(chosen.start)
         return replace(
             self,
             time_ns=self.time_ns[chosen],
@@ -175,6 +185,8 @@ class Rows:
             raised=None if self.raised is None else self.raised[chosen],
             filled=None if self.filled is None else self.filled[chosen],
             dropped_ns=self._dropped_in(chosen) if isinstance(chosen, slice) else self.dropped_ns,
+            unread=0 if later else self.unread,
+            first_unread=0 if later else self.first_unread,
         )
 
     def _dropped_in(self, chosen: slice) -> Ints:
@@ -229,6 +241,8 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         raised=_join_raised(parts),
         filled=_join_filled(parts),
         dropped_ns=np.sort(np.concatenate([part.dropped_ns for part in parts]), kind="stable"),
+        unread=sum(part.unread for part in parts),
+        first_unread=next((part.first_unread for part in parts if part.unread), 0),
     )
 
 

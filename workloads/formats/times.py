@@ -86,6 +86,11 @@ def to_ns(values: Floats, unit: str) -> Ints:
     )
 
 
+def told(name: str) -> str:
+    """Return a name of somebody's file for a line of text: as it is, unless it is long or would do something there."""
+    return name if name.isprintable() and len(name) <= 60 else shown(name)
+
+
 def shown(text: str) -> str:
     """Return a value as errors show it: on one line, and short."""
     return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -49,7 +49,10 @@ class Answer:
         if self._stream is None:
             if self._whole is not None:
                 self._size_bytes += len(data)
-                self._whole = [*self._whole, data] if self._size_bytes <= _MOST_BYTES else None
+                if self._size_bytes <= _MOST_BYTES:
+                    self._whole.append(data)
+                else:
+                    self._whole = None
             return data
         if self._broken:
             return data

@@ -255,12 +255,14 @@ class Exchange:
     def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         """Return the arguments of an admission, of a body that is priced by its size."""
         tokens = max(1, len(body) // _BYTES_PER_TOKEN)
-        sequences = endpoint.sequences
+        sequences, most = endpoint.sequences, endpoint.output_tokens if endpoint.generates else 0
         if endpoint.shape == "audio":
             tokens = sound_tokens(len(body), self._with.rule)
             sequences = -(-tokens // _SOUND_WINDOW_TOKENS)
+            if sequences > 1:  # each window of sound has a text of its own
+                most = self._with.admissions.core.default_max_output_tokens * sequences
         return {
-            "prompt_tokens": tokens, "max_tokens": endpoint.output_tokens if endpoint.generates else 0,
+            "prompt_tokens": tokens, "max_tokens": most,
             "context_tokens": 1, "priority": 0, "sequences": max(1, min(sequences, self._with.slots)),
         }  # fmt: skip
 

@@ -80,6 +80,13 @@
     return known ? { type: "data", symmetric: false, array: points.map((p) => (p[2] === null ? 0 : p[2] - p[0])), arrayminus: points.map((p) => (p[1] === null ? 0 : p[0] - p[1])), thickness: 1.3, width: 4 } : undefined;
   }
 
+  // Names that are longer than an axis has room for lose their middle, unless two of them would then be one.
+  const MOST_NAME = 28;
+  function fitted(names) {
+    const cut = (name) => (name.length > MOST_NAME ? `${name.slice(0, MOST_NAME - 9)}\u2026${name.slice(-8)}` : name);
+    return new Set(names.map(cut)).size === new Set(names).size ? cut : (name) => name;
+  }
+
   function metricPlot() {
     const metric = byId("metric").value, byTenant = data.intervals[metric], path = byId("path").value;
     const wanted = byId("tenant").value in byTenant ? byId("tenant").value : Object.keys(byTenant)[0];
@@ -106,16 +113,27 @@
       };
     });
     const y = axis(narrow() ? "" : title, { rangemode: "tozero", type: byId("log").checked ? "log" : "linear", tickformat: SHARES.has(metric) ? ".0%" : undefined });
-    draw("plot-metric", traces, { barmode: "group", yaxis: y, xaxis: axis(data.varied.length ? short(path) : "", { type: numeric ? "linear" : "category" }) });
+    const xaxis = axis(data.varied.length ? short(path) : "", { type: numeric ? "linear" : "category" });
+    const shape = { barmode: "group", yaxis: y, xaxis };
+    const names = [...new Set(traces.flatMap((trace) => trace.x))];
+    if (!numeric && names.length && (names.length > 10 || names.some((name) => name.length > MOST_NAME))) {
+      // Names stand upright then: the legend goes above, where they do not reach, and the bars keep their height.
+      const every = Math.ceil(names.length / (narrow() ? 18 : 60));
+      const told = names.filter((_, i) => i % every === 0 || i === names.length - 1);
+      Object.assign(xaxis, { tickvals: told, ticktext: told.map(fitted(names)) });
+      Object.assign(shape, { height: 560, margin: { l: narrow() ? 45 : 60, r: 28, t: 70, b: 50 }, legend: { orientation: "h", yanchor: "bottom", y: 1.03, x: 0, traceorder: "normal" } });
+    }
+    draw("plot-metric", traces, shape);
   }
 
   function outcomePlot() {
     const variant = byId("variant").value;
     const chosen = data.cases.map((one, i) => [one, i]).filter(([one]) => JSON.stringify(one.variant) === variant);
     const rows = Object.keys(data.outcomes).flatMap((tenant) => chosen.map(([one, i]) => ({ tenant, policy: one.policy, counts: data.outcomes[tenant][i] }))).reverse();
+    const shown = fitted(rows.map((row) => row.tenant));
     const total = rows.map((row) => row.counts.reduce((sum, n) => sum + (n || 0), 0));
     const traces = data.outcomeNames.map((name, k) => ({
-      type: "bar", orientation: "h", name, marker: { color: OUTCOME_COLOURS[name] }, y: [rows.map((row) => row.tenant), rows.map((row) => row.policy)],
+      type: "bar", orientation: "h", name, marker: { color: OUTCOME_COLOURS[name] }, y: [rows.map((row) => shown(row.tenant)), rows.map((row) => row.policy)],
       x: rows.map((row, i) => (total[i] ? (row.counts[k] || 0) / total[i] : 0)), customdata: rows.map((row) => row.counts[k]),
       hovertemplate: `%{y}: ${name} %{x:.1%} (%{customdata:,.1f} requests)<extra></extra>`,
     })).filter((trace) => trace.x.some((share) => share > 0));

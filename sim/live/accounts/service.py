@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 from sim.errors import RunError
 from sim.live.accounts.api import AccountsApi
 from sim.live.accounts.bookkeeper import Bookkeeper
+from sim.live.accounts.keys import public
 from sim.live.accounts.merge import nodes_of
 from sim.live.accounts.store import AccountStore, StoreError
 from sim.live.gateway.error_responses import ApiError
@@ -88,6 +90,21 @@ class AccountsService:
         while True:
             await asyncio.sleep(self.settings.poll_s)
             await self.look()
+
+    async def shown(self) -> Mapping[str, Any]:
+        """Return the keys, without hashes, and what was used today; empty while the store is out of reach."""
+        day = datetime.now(UTC).strftime("%Y-%m-%d")
+
+        def read() -> dict[str, Any]:
+            return {
+                "keys": [public(one) for one in self.store.all_keys()],
+                "use": [{**row._asdict(), **use._asdict()} for row, use in self.store.use(day, day).items()],
+            }
+
+        try:
+            return await asyncio.to_thread(read)
+        except StoreError:
+            return {}
 
     async def look(self) -> None:
         """Do it once."""

@@ -7,6 +7,7 @@ admin page) are Starlette routes that `Application.routes` collects.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import time
 from collections.abc import Callable, MutableMapping
@@ -34,6 +35,7 @@ from sim.live.gateway.replies import Outgoing
 from sim.live.gateway.request_body import Endpoint, upstream_body
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import Send
+from sim.live.gateway.sse import SOUND_TOKENS_PER_S
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Upstreams
 
@@ -42,8 +44,11 @@ LOG = logging.getLogger("tokenpools.app")
 Scope = MutableMapping[str, Any]
 
 _MOST_ATTEMPTS = 100
-_SOUND_WINDOW_TOKENS = 750
+_SOUND_WINDOW_TOKENS = 30 * SOUND_TOKENS_PER_S
 """Of 30 s of sound, which is what a sequence of a speech model takes."""
+_LONGEST_SOUND = 11
+"""So many times as long is sound of a codec's lowest rate (Opus: 6 kbit/s) as one of 64 kbit/s, by which bytes are
+counted before an answer tells the length."""
 
 
 class Application:
@@ -194,7 +199,7 @@ class Application:
             )  # fmt: skip
         if method not in endpoint.methods:
             raise ApiError(405, "method_not_allowed", f"{scope['path'][:200]} takes {', '.join(endpoint.methods)}.")
-        body = await self.intake.body(exchange, headers, receive)
+        body = (await self.intake.body(exchange, headers, receive)).removeprefix(codecs.BOM_UTF8)
         _watch(exchange, scope, receive)
         outgoing = Outgoing(
             method=method, raw_path=raw_path, headers=raw_headers, body_for=lambda *_: body, endpoint=endpoint,
@@ -210,7 +215,13 @@ class Application:
         else:
             exchange.prompt_tokens = self.intake.price(endpoint, len(body))
             exchange.max_output_tokens = endpoint.output_tokens if endpoint.generates else 0
-            exchange.sequences = self._slots(_sequences(endpoint, exchange.prompt_tokens))
+            sequences = _sequences(endpoint, exchange.prompt_tokens)
+            exchange.sequences = self._slots(sequences)
+            if endpoint.shape == "audio":
+                exchange.most_prompt_tokens = _LONGEST_SOUND * exchange.prompt_tokens
+            if endpoint.shape == "audio" and sequences > 1:  # each window of sound has a text of its own
+                exchange.max_output_tokens = self.settings.default_max_output_tokens * sequences
+                exchange.most_output_tokens = exchange.max_output_tokens
         exchange.arrived = True
         self.gateway.send(Arrived(self._view(exchange)))
         return outgoing

@@ -68,9 +68,10 @@ def to_client(raw: Iterable[tuple[bytes, bytes]], request_id: str, more: Headers
     Where it sends the client elsewhere, the way leads through the gateway again.
     """
     found = []
+    own = {name for name, _ in more}  # of two limits the client would take either
     for name, value in raw:
         lower = name.lower()
-        if lower not in _NOT_TO_CLIENT and (length or lower != b"content-length"):
+        if lower not in _NOT_TO_CLIENT and lower not in own and (length or lower != b"content-length"):
             found.append((lower, _ORIGIN.sub(b"", value) if lower == b"location" else value))
     found.append((b"x-request-id", request_id.encode()))
     found += more

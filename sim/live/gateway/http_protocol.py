@@ -161,7 +161,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
             self.timeouts.keep_alive_s, self.timeout_keep_alive_handler
         )
-        self._replaying = False
+        self._replaying = self._in_body = False
+        self._beginning: bytes | None = b""  # as long as it may be that of HTTP/2
         self._address = _address_of(self.client)
         self.by_address[self._address] += 1
         most = self.limits.connections
@@ -193,10 +194,18 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._unused:
             self._unused = False
             self._disarm()
+        if self._beginning is not None:
+            data = self._beginning + data
             if data.startswith(_HTTP_2):
                 self.transport.write(_HTTP_1_REQUIRED)
                 self.transport.close()
                 return
+            if len(data) < len(_HTTP_2) and _HTTP_2.startswith(data):
+                self._beginning = data
+                if self._head_timer is None:
+                    self._arm()
+                return
+            self._beginning = None
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         self._raw_bytes += len(data)
@@ -235,6 +244,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         super().on_message_begin()
         self._raw_bytes = self._head_bytes = self._body_bytes = 0
+        self._in_body = False
         client = Client(self.transport)
         self._clients = [one for one in self._clients if one.left is not None]
         self._clients.append(client)
@@ -248,10 +258,12 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
+        """Count a header. What stands behind the body (trailers) is no header: it would change who asks, and whom."""
         if self._replaying:
             return
         self._count(len(name) + len(value) + 4)
+        if self._in_body:
+            return
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -259,6 +271,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._replaying:
             return
         self._disarm()
+        self._in_body = True
         super().on_headers_complete()
         self._clients[-1].begin(self.cycle)
         answer = _HeadWithBody(self.cycle)

@@ -68,9 +68,10 @@ class Exchange:
         "cached_tokens", "client", "client_request_id", "context_tokens", "counted_prompt_tokens", "cut_by",
         "deadline_s", "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
         "in_background", "is_identified", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens",
-        "model", "most_output_tokens", "needed", "on_deadline", "outcome", "output_tokens", "priority", "prompt_tokens",
-        "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent", "sent_s", "sequences",
-        "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict", "waiter",
+        "model", "most_output_tokens", "most_prompt_tokens", "needed", "on_deadline", "outcome", "output_tokens",
+        "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent",
+        "sent_s", "sequences", "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict",
+        "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: str, endpoint: str, arrival_s: float, last_s: float) -> None:
@@ -85,6 +86,7 @@ class Exchange:
         self.priority = self.asked_priority = 0
         self.context_tokens = 0  # that its largest sequence needs at least; what is not known is the engine's to say
         self.most_output_tokens: int | None = None  # that may be generated for it
+        self.most_prompt_tokens: int | None = None  # that it may be charged; None for the context of each answer
         self.kept_bytes = 0  # of its body
         self.background = self.in_background = False  # made after its client was answered: asked for, begun
         self.sent = False  # a replica may have it

@@ -91,6 +91,7 @@ class Intake:
     ) -> None:
         self._limits = settings.limits
         self._body_s = settings.timeouts.body_s
+        self._estimates = isinstance(settings.prompt_tokens, Estimate)
         self._rule = settings.prompt_tokens if isinstance(settings.prompt_tokens, Estimate) else Estimate()
         self._counter = counter
         self._refuses_any = refuses_any
@@ -98,7 +99,7 @@ class Intake:
         self._threads = ThreadPoolExecutor(_PARSERS, "parse")
         self._apart = ThreadPoolExecutor(1, "read")  # waits for the process; short bodies do not wait behind long ones
         self._process = BodyProcess(
-            settings.limits, self._rule if isinstance(settings.prompt_tokens, Estimate) else None
+            settings.limits, self._rule if self._estimates else None
         )
         self.budget = ByteBudget(settings.limits)
 
@@ -172,7 +173,12 @@ class Intake:
                 if size_bytes >= _OFF_LOOP_BYTES:
                     return PromptCount(size_bytes // _BYTES_PER_TOKEN)
                 return self._counter.estimate(endpoint.shape, parsed.fields)
-            found = await self._counter.count(endpoint.shape, parsed.fields)
+            if self._estimates and size_bytes >= _OFF_LOOP_BYTES:  # thousands of pictures may stand in it
+                found = await self._loop.run_in_executor(
+                    self._threads, self._counter.estimate, endpoint.shape, parsed.fields
+                )
+            else:
+                found = await self._counter.count(endpoint.shape, parsed.fields)
         except RecursionError:
             raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
         return found._replace(least_tokens=1) if never_too_long(parsed.fields) else found

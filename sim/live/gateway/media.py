@@ -18,9 +18,11 @@ _HEADER_CHARACTERS = 2**18
 """Of a picture in base64 that are decoded to find its size: metadata may come first."""
 _MOST_PICTURE_TOKENS = 16_384
 """Engines scale down what would be more. [choice]"""
-_PICTURES = ("image",)
-_SOUNDS = ("audio",)
-_OTHER = ("video", "file")
+_PICTURES = frozenset((
+    "image", "image_url", "input_image", "image_pil", "image_embeds", "image_generation_call", "computer_screenshot",
+))  # fmt: skip
+_SOUNDS = frozenset(("audio", "audio_url", "input_audio", "audio_embeds"))
+_OTHER = frozenset(("video", "video_url", "input_video", "file", "input_file"))
 
 
 def media_tokens(part: dict[str, Any], rule: Estimate | Tokenizer) -> int | None:
@@ -28,11 +30,11 @@ def media_tokens(part: dict[str, Any], rule: Estimate | Tokenizer) -> int | None
     kind = part.get("type")
     if type(kind) is not str:
         return None
-    if any(word in kind for word in _PICTURES):
+    if kind in _PICTURES:
         return picture_tokens(_data(part), rule)
-    if any(word in kind for word in _SOUNDS):
+    if kind in _SOUNDS:
         return sound_tokens(len(_data(part)) * 3 // 4, rule)
-    if any(word in kind for word in _OTHER):
+    if kind in _OTHER:
         return max(rule.media_tokens, len(_data(part)) * 3 // 4 // rule.audio_bytes_per_token)
     return None
 

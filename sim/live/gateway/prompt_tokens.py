@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 from collections.abc import Awaitable, Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 from sim.errors import InputError
@@ -30,11 +31,19 @@ _SHARED_TEXT = ("suffix", "system", "instructions", "documents", "chat_template"
 _AS_JSON = ("tools", "functions", "chat_template_kwargs")
 COUNTED_FIELDS = frozenset((
     "model", "messages", "prompt", "input", "data", "prompt_embeds", "truncate_prompt_tokens", "add_generation_prompt",
-    "continue_final_message", "query", "queries", "text_1", "data_1", "text_2", "data_2", "items", *_SHARED_TEXT,
-    *_AS_JSON,
+    "continue_final_message", "query", "queries", "text_1", "data_1", "text_2", "data_2", "items", "tokens",
+    "truncation", *_SHARED_TEXT, *_AS_JSON,
 ))  # fmt: skip
 """All that counters look at."""
 _NO_TEXT = frozenset(("type", "role", "id", "tool_call_id", "call_id", "status", "cache_control", "detail", "format"))
+_LONGEST_LABEL = 64
+"""Characters of a field that is no text, as roles and ids have them; templates put longer ones into the prompt too."""
+_KNOWN_NAMES = _NO_TEXT | {
+    "content", "text", "name", "function", "arguments", "tool_calls", "input", "output", "refusal", "thinking",
+    "signature", "reasoning", "reasoning_content", "summary", "source", "data", "media_type", "annotations",
+    "parameters", "description", "title", "is_error", "encrypted_content",
+}  # fmt: skip
+"""Fields whose names are the API's; what else a client calls something is text, as in the arguments of a tool."""
 
 
 class PromptCount(NamedTuple):
@@ -107,7 +116,8 @@ class EstimatingCounter:
             return self._of_pairs(fields)
         shared = self._shared(fields)
         tokens, least = 0, 1
-        prompts = _prompts(fields)
+        # The items of a response are one prompt; of other shapes each has what is shared before it.
+        prompts = [fields["input"]] if shape == "responses" and "input" in fields else _prompts(fields)
         for prompt in prompts:
             count = shared + self._value(prompt)
             if type(prompt) is list and prompt and type(prompt[0]) is int:
@@ -121,6 +131,8 @@ class EstimatingCounter:
         for one in embeds if isinstance(embeds, list) else [embeds]:
             if type(one) is str:
                 tokens += embedding_tokens(one, self._rule)
+        if shape == "text":  # /detokenize
+            tokens += self._value(fields.get("tokens"))
         if "messages" in fields:
             tokens += _truncated(fields, self._messages(fields["messages"]) + (0 if prompts else shared))
         return PromptCount(max(1, tokens or shared), least)
@@ -128,10 +140,10 @@ class EstimatingCounter:
     def _of_pairs(self, fields: Json) -> PromptCount:
         lefts, rights = ([self._value(one) for one in side] for side in pairs(fields))
         count = max(len(lefts), len(rights), 1)
-        tokens = 0
-        for one in (lefts, rights):
-            tokens += one[0] * count if len(one) == 1 else sum(one)
-        return PromptCount(max(1, tokens))
+        shared = self._shared(fields) - self._value(fields.get("documents"))
+        lefts, rights = (one * count if len(one) == 1 else one for one in (lefts, rights))
+        each = zip_longest(lefts, rights, fillvalue=0)
+        return PromptCount(max(1, sum(_truncated(fields, shared + left + right) for left, right in each)))
 
     def _shared(self, fields: Json) -> int:
         tokens = sum(self._value(fields[name]) for name in _SHARED_TEXT if name in fields)
@@ -148,13 +160,23 @@ class EstimatingCounter:
         if type(value) is list:
             if value and type(value[0]) is int:
                 return len(value)
-            return sum(self._value(one) for one in value)
+            return sum(self._inner(one) for one in value)
         if type(value) is dict:
             cost = media_tokens(value, self._rule)
             if cost is not None:
                 return cost + self._value(value.get("text"))
-            return sum(self._value(one) for name, one in value.items() if name not in _NO_TEXT)
+            return sum(self._field(name, one) for name, one in value.items())
         return 0
+
+    def _inner(self, value: Any) -> int:
+        """Count what an object or a list holds: numbers too, as in the arguments of a tool."""
+        return self._by_text(repr(value)) if type(value) in (int, float) else self._value(value)
+
+    def _field(self, name: str, value: Any) -> int:
+        """Count a field of an object."""
+        if name in _NO_TEXT:
+            return self._by_text(value) if type(value) is str and len(value) > _LONGEST_LABEL else 0
+        return self._inner(value) + (0 if name in _KNOWN_NAMES else self._by_text(name))
 
 
 class AskingCounter:
@@ -226,7 +248,7 @@ def only_ids(shape: str, fields: Json) -> bool:
 def never_too_long(fields: Json) -> bool:
     """Return whether the engine is told to cut a prompt to its context."""
     most = fields.get("truncate_prompt_tokens")
-    return type(most) is int and most < 0
+    return (type(most) is int and most < 0) or fields.get("truncation") == "auto"
 
 
 def _local(file: str) -> Callable[[str], int]:

@@ -216,7 +216,11 @@ class Relay:
                 await asyncio.sleep(_POLL_S)
                 status, answer = await self._poll(replica, "GET", url)
                 state = None if answer is None else answer.get("status")
-                if status == 404 or state in ("failed", "cancelled"):
+                if state == "cancelled" or (status == 404 and not self.stored.knows(response_id)):
+                    # Its client stopped or deleted it: what was made until then is paid for.
+                    self.settling.cancel(exchange)
+                    return
+                if status == 404 or state == "failed":
                     self.settling.fail(exchange, final=True)
                     return
                 if state is not None and state not in _RUNNING:

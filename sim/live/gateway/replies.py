@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from policies.api import FirstToken, Forward
 from sim.live.gateway.core_driver import AsyncGateway
@@ -27,6 +29,10 @@ from sim.live.replicas.upstreams import json_object
 _LONGEST_ERROR = 64 * 2**10
 _BYTES_PER_TOKEN = 4
 _LONGEST_RETRY_S = 3600
+_OUTPUT = (
+    "choices", "message", "text", "content", "output", "reasoning", "reasoning_content", "tool_calls", "refusal",
+    "function", "arguments", "name",
+)  # fmt: skip
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -189,6 +195,8 @@ class Replies:
         elif not background:
             # Where nobody says how much it was: as many tokens as its text has, at most what was asked for.
             guess = min(forward.max_output_tokens, len(body) // _BYTES_PER_TOKEN)
+            if usage is not None and usage.output_tokens == 0 and not _says_something(answer):
+                guess = 0
             self._learn(exchange, forward, None if usage is None else usage.output_tokens)
             self._settling.finish(exchange, usage, guess)
         await self._settling.pass_head(exchange, response, send, length=True)
@@ -248,6 +256,7 @@ class Replies:
         self, exchange: Exchange, forward: Forward, response: Response, outgoing: Outgoing, send: Send
     ) -> None:
         """Pass on a stream of events, each as it becomes whole."""
+        exchange.stream = True  # whatever was asked for: that is how it ends where it is cut
         timeouts, loop = self._settings.timeouts, self._loop
         splitter = Splitter(self._settings.limits.event_bytes)
         reader = StreamReader(
@@ -316,7 +325,7 @@ class Replies:
             exchange.error = "upstream_error"
             return
         tokens = reader.tokens
-        if reader.usage is not None and reader.usage.output_tokens is not None:
+        if reader.usage is not None and reader.usage.output_tokens:
             tokens = reader.usage.output_tokens
             self._settling.pace.learn(
                 forward.replica_id, tokens=tokens, events=reader.events, answers=exchange.answers,
@@ -342,6 +351,17 @@ class Replies:
         raise UpstreamFailedError(answer)
 
 
+def _says_something(answer: Any) -> bool:
+    """Return whether an answer in one piece holds any output."""
+    if isinstance(answer, str):
+        return bool(answer)
+    if isinstance(answer, list):
+        return any(_says_something(one) for one in answer)
+    if isinstance(answer, dict):
+        return any(_says_something(answer.get(name)) for name in _OUTPUT)
+    return False
+
+
 def _replica_of(forward: Forward, outgoing: Outgoing) -> int:
     return forward.replica_id if outgoing.replica_id is None else outgoing.replica_id
 
@@ -362,10 +382,20 @@ def _ends_too_soon(response: Response, body: bytes) -> bool:
 
 def _with_retry(response: Response, headers: Headers) -> Headers:
     """Return the headers of an error with a Retry-After that clients can obey: in the future, and not for ever."""
-    if response.status not in (429, 503) or _can_be_obeyed(response.headers.get("retry-after", "")):
+    if response.status not in (429, 503):
         return headers
-    kept = [one for one in headers if one[0] not in (b"retry-after", b"retry-after-ms")]
-    return [*kept, (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
+    good = _can_be_obeyed(response.headers.get("retry-after", ""))
+    exact = response.headers.get("retry-after-ms", "").strip()
+    if _SECONDS.fullmatch(exact) and 0 < float(exact) <= 1000 * _LONGEST_RETRY_S:  # what OpenAI's clients look at first
+        whole_s = max(1, math.ceil(float(exact) / 1000))
+        return headers if good else [*_without(headers, b"retry-after"), (b"retry-after", b"%d" % whole_s)]
+    if good:
+        return _without(headers, b"retry-after-ms")
+    return [*_without(headers, b"retry-after", b"retry-after-ms"), (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
+
+
+def _without(headers: Headers, *names: bytes) -> Headers:
+    return [one for one in headers if one[0] not in names]
 
 
 def _can_be_obeyed(said: str) -> bool:
@@ -373,7 +403,7 @@ def _can_be_obeyed(said: str) -> bool:
         return 0 < float(said) <= _LONGEST_RETRY_S
     try:
         at = parsedate_to_datetime(said)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return False
     from datetime import UTC, datetime
 

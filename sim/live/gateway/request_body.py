@@ -250,6 +250,8 @@ def _whole(fields: Mapping[str, Any], name: str, least: int) -> int:
     value = fields.get(name)
     if value is None:
         return least
+    if type(value) is float and value.is_integer():  # as languages without whole numbers write them, and engines take
+        value = int(value)
     if type(value) is not int or not least <= value < _MOST_TOKENS:
         _wrong(name, value, f"a whole number from {least}")
     return value

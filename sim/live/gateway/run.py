@@ -99,6 +99,7 @@ async def _serve(
                 None if shadowing is None else shadowing.change_over,
             )
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader)
+            LOG.info("kill -HUP %d reads the configuration again", os.getpid())
         async with contextlib.AsyncExitStack() as stack:
             observability = await stack.enter_async_context(Observability(service))
             if log is not None:
@@ -116,9 +117,9 @@ async def _serve(
             if store is not None and settings.accounts is not None:
                 books = _books(store, service, log)
                 reload = _unchanging if reloader is None else reloader.go_by_changes
-                await stack.enter_async_context(
-                    AccountsService(settings.accounts, store, service, books, reload)
-                )
+                accounts = AccountsService(settings.accounts, store, service, books, reload)
+                await stack.enter_async_context(accounts)
+                observability.state.accounts = accounts.shown
             observability.metrics.registry.register(AccountMetrics(service, books))
             if settings.records is not None:
                 tables = Tables(Path(settings.records), settings.entitlements, settings.policy)

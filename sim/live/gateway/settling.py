@@ -63,13 +63,16 @@ class Settling:
         prompt_tokens = cached_tokens = None
         if usage is not None:
             prompt_tokens, cached_tokens = usage.prompt_tokens, usage.cached_tokens
-            if usage.output_tokens is not None:
+            if usage.output_tokens:  # some tell of none whatever they made
                 seen_tokens = usage.output_tokens
         most = exchange.most_output_tokens
         output_tokens = seen_tokens if most is None else min(seen_tokens, most)
         context = self._gateway.core.max_context_tokens
-        if prompt_tokens is not None and context is not None:
-            prompt_tokens = min(prompt_tokens, max(context * exchange.answers, exchange.prompt_tokens))
+        longest = exchange.most_prompt_tokens
+        if longest is None and context is not None:
+            longest = max(context * exchange.answers, exchange.prompt_tokens)
+        if prompt_tokens is not None and longest is not None:
+            prompt_tokens = min(prompt_tokens, longest)
         exchange.output_tokens = output_tokens
         exchange.cached_tokens = min(cached_tokens or 0, prompt_tokens or exchange.prompt_tokens)
         exchange.counted_prompt_tokens = prompt_tokens

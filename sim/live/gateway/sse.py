@@ -7,6 +7,7 @@ JSON string the quotes of ``"usage"`` would be escaped, so what is searched for 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,12 @@ from typing import Any
 _END = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?:\r\n|\r)")
 """A blank line: two ends of lines, each of which may be any of the three that the format has."""
 _DATA = re.compile(rb"(?:\A|[\r\n])data:[ ]?([^\r\n]*)")
+
+SOUND_TOKENS_PER_S = 25
+"""Of sound whose length an answer tells: 750 tokens for the 30 s that a sequence of a speech model takes. [choice]"""
+_MOST_SECONDS = 1e7
+_LAST = (b"", b"data: [DONE]", b"data:[DONE]")
+"""What may stand behind the last blank line of a stream that is whole."""
 
 
 class BrokenStreamError(Exception):
@@ -58,11 +65,14 @@ class Splitter:
         return data[:end]
 
     def end(self) -> bytes:
-        """Return, once the stream has ended, the event whose blank line nothing can follow any more."""
+        """Return, once the stream has ended, what its end makes whole: a last blank line, or ``[DONE]`` without one."""
         end = 0
         for found in _END.finditer(self.rest):
             end = found.end()
         whole, self.rest = self.rest[:end], self.rest[end:]
+        if self.rest.strip() in _LAST:
+            whole += self.rest.strip() + b"\n\n" if self.rest.strip() else self.rest
+            self.rest = b""
         return whole
 
 
@@ -93,12 +103,21 @@ def usage_of(answer: Any) -> Usage | None:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return None
+    seconds = usage.get("seconds")
+    if usage.get("type") == "duration" and isinstance(seconds, int | float) and 0 <= seconds < _MOST_SECONDS:
+        return Usage(math.ceil(seconds * SOUND_TOKENS_PER_S) or None, None, 0)
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
+    prompt_tokens = _tokens(usage.get("prompt_tokens", usage.get("input_tokens")))
+    if isinstance(details, dict):
+        cached_tokens = _tokens(details.get("cached_tokens")) or 0
+    else:  # Anthropic's input_tokens are those beside the cache
+        cached_tokens = _tokens(usage.get("cache_read_input_tokens")) or 0
+        if prompt_tokens is not None and "input_tokens" in usage:
+            prompt_tokens += cached_tokens + (_tokens(usage.get("cache_creation_input_tokens")) or 0)
     return Usage(
-        _tokens(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        prompt_tokens or None,  # there is no prompt of none
         _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
-        _tokens(cached) or 0,
+        cached_tokens,
     )
 
 

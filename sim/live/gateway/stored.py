@@ -73,6 +73,10 @@ class StoredResponses:
     def __len__(self) -> int:
         return len(self._known)
 
+    def knows(self, response_id: str) -> bool:
+        """Return whether a response that was made through this gateway still stands in its table."""
+        return response_id in self._known
+
     async def add(self, response_id: str, stored: Stored) -> None:
         """Remember a response. One of another tenant keeps its owner, whatever a replica calls the new one."""
         if self._note(response_id, stored) and self._owners is not None:

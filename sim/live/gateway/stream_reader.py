@@ -23,7 +23,9 @@ _USAGE_LAST = re.compile(
     rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)'
 )
 _SAYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
-_COMPLETE = ("response.completed", "response.incomplete", "response.failed", "message_stop")
+_COMPLETE = ("response.completed", "response.incomplete", "response.failed", "message_stop", "transcript.text.done")
+_OPEN_ENDED = ("none", "pooling", "pairs", "text")
+"""Shapes of whose streams nobody knows how they would say that they end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +59,7 @@ class StreamReader:
     done: bool = False
     first: bytes = b""
     response_id: str = ""
-    _finished: int = 0
+    _finished: set[Any] = field(default_factory=set)
     _by_choice: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -70,16 +72,14 @@ class StreamReader:
     @property
     def complete(self) -> bool:
         """Whether the answer has said that it ends here; of other APIs nobody knows how they would."""
-        if self.done or self.shape not in ("completion", "chat", "responses", "messages"):
-            return True
-        return self._finished >= self.answers
+        return self.done or self.shape in _OPEN_ENDED or len(self._finished) >= self.answers
 
     def read(self, data: bytes) -> bytes:
         """Take note of whole events and return what of them is for the client."""
         if not self.first:
             self.first = data
         plain = self.events and self.shape in ("completion", "chat") and not _says_more(data)
-        if plain or self.shape in ("none", "audio"):
+        if plain or self.shape in _OPEN_ENDED:
             self.events += 1 if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
             return data
         return b"".join(self._one(event) for event in split(data))
@@ -94,12 +94,13 @@ class StreamReader:
         value = parsed(text)
         if not isinstance(value, dict):
             self.events += 1
+            self.done = self.done or self.shape == "audio"  # plain text: nobody knows how that would say its end
             return event
         if value.get("error") and isinstance(value["error"], dict | str):
             error = value["error"]
             self.error = error if isinstance(error, dict) else {"message": error}
             return b""
-        if self.shape in ("responses", "messages"):
+        if self.shape in ("responses", "messages") or (self.shape == "audio" and "choices" not in value):
             self._framed(value)
             return event
         return self._choices(event, value)
@@ -126,7 +127,8 @@ class StreamReader:
         choices, usage = value.get("choices"), usage_of(value)
         listed = choices if isinstance(choices, list) else [{"text": "?"}]
         said = [one for one in listed if isinstance(one, dict)]
-        self._finished += sum(one.get("finish_reason") is not None for one in said)
+        # Some say it twice of one choice; who numbers none is told apart by nothing.
+        self._finished.update(_index(one) for one in said if one.get("finish_reason"))
         self.events += any(map(_says_something, said))
         if usage is not None and said:  # so far, and of this choice alone
             self.usage = later(self.usage, replace(usage, output_tokens=None))
@@ -156,8 +158,14 @@ def _says_something(choice: dict[str, Any]) -> bool:
     if isinstance(delta, dict):
         if any(delta.get(name) for name in _SAYS):
             return True
-        return bool(delta) and "role" not in delta and choice.get("finish_reason") is None
-    return bool(choice.get("text")) or choice.get("finish_reason") is None
+        return bool(delta) and "role" not in delta and not choice.get("finish_reason")
+    return bool(choice.get("text")) or not choice.get("finish_reason")
+
+
+def _index(choice: dict[str, Any]) -> object:
+    """Return which of several answers a choice is of."""
+    index = choice.get("index", 0)
+    return index if type(index) is int else 0
 
 
 def _without_usage(event: bytes, value: dict[str, Any]) -> bytes:

@@ -30,6 +30,7 @@ class Found:
     v0_engine : whether it is vLLM with the engine before V1.
     cache : vLLM's ``cache_config_info``, by label; empty where there is none.
     state, set_capacity : URLs of its state and for its capacity, if it is a gateway of tokenpools that shows them.
+    policy : by which that gateway acts.
     words : all that in a sentence.
     """
 
@@ -40,6 +41,7 @@ class Found:
     v0_engine: bool
     state: str | None
     set_capacity: str | None
+    policy: str | None
     words: str
 
 
@@ -60,7 +62,8 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
         try:
             card = await _first_model(session, base_url, key)
         except _NotInForceError:
-            if not (models := _models_in(state)):
+            models = _read(state).get("models")
+            if not isinstance(models, list) or not models or not isinstance(models[0], str):
                 raise
             card = {"id": models[0]}
         page = await _text(session, f"{base_url}/metrics", None)
@@ -79,6 +82,7 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
         v0_engine=is_v0(page or ""),
         state=admin + STATE_PATH if is_gateway else None,
         set_capacity=admin + CAPACITY_PATH if is_gateway else None,
+        policy=acting if is_gateway and isinstance(acting := _read(state).get("policy"), str) else None,
         words=f"{base_url}: {kind}, model {card['id']}",
     )
 
@@ -87,13 +91,34 @@ class _NotInForceError(InputError):
     """The key is one of an entitlement that may not ask yet: a run that begins later may still ask."""
 
 
-def _models_in(state: str | None) -> list[str]:
-    """Return the models that a gateway's state lists."""
+def _read(state: str | None) -> dict[str, Any]:
+    """Return a gateway's state; nothing where it is none."""
     try:
-        models = json.loads(state or "{}").get("models", [])
-    except (ValueError, AttributeError, RecursionError):
-        return []
-    return [one for one in models if isinstance(one, str)] if isinstance(models, list) else []
+        found = json.loads(state or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def watching(admin_url: str, *, token: str | None = None) -> tuple[str, list[dict[str, Any]]]:
+    """Return by which policy a running gateway acts, and what those that watch it would have done, by tenant.
+
+    Raises
+    ------
+    InputError : no gateway shows its state there, or nobody watches it.
+    """
+
+    async def asked() -> str | None:
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+            return await _text(session, admin_url.rstrip("/") + STATE_PATH, token)
+
+    state = _read(asyncio.run(asked()))
+    if not isinstance(state.get("shadows"), list):
+        raise InputError(admin_url, "shows no state", "see the gateway's admin setting, and --admin-token")
+    if not state["shadows"]:
+        problem = "no policy watches, or nobody has asked for anything yet"
+        raise InputError(admin_url, problem, "give shadow: [POLICY, ...] in the gateway's configuration")
+    return str(state.get("policy")), state["shadows"]
 
 
 async def _first_model(session: aiohttp.ClientSession, base_url: str, key: str | None) -> dict[str, Any]:

@@ -154,7 +154,10 @@ class Probe:
                 seen.prompts += filter(None, await self._tried(partial(self._beside, length, part), progress))
         for sequences, context in plan.decodes:
             progress(f"{sequences} sequences of {context} tokens")
-            seen.decodes += filter(None, await self._tried(partial(self._decode, sequences, context), progress))
+            found = await self._tried(partial(self._decode, sequences, context), progress)
+            if None in found:
+                progress("nothing of this: they did not all decode at once")
+            seen.decodes += filter(None, found)
         return seen
 
     async def _tried(self, take: Callable[[], Awaitable[_T]], progress: Callable[[str], None]) -> list[_T]:

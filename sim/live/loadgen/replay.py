@@ -18,6 +18,7 @@ from sim.analysis.entitlement_violation import lost_tokens, violations
 from sim.analysis.summary import Row
 from sim.errors import InputError, RunError
 from sim.experiments.demands import client_chances, demands
+from sim.experiments.select import with_policies
 from sim.experiments.warm_up import summed, warm_ups_in_manifest
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
@@ -29,6 +30,7 @@ from sim.records.attempt_series import AttemptSeries
 from sim.records.attempt_table import attempt_columns
 from sim.records.result_folder import check_output_folder, write_result
 from sim.records.schema import Outcome, RequestColumns, join_tables, requests_table, timeline_table
+from sim.scenario import plugins
 from sim.scenario.load import Scenario, expand, scenario_hash
 from workloads.generate import split_over_keys
 
@@ -97,6 +99,17 @@ def check_replayable(scenario: Scenario, target: Target) -> None:
                 f"the event at {event.at_s:g} s", f"nothing here can do it ({event.kind})",
                 "give --slots-file or --on-event, or remove it with --set 'events=[]'",
             )  # fmt: skip
+
+
+def in_front(scenario: Scenario, policy: str | None) -> Scenario:
+    """Return the scenario under the policy that a gateway says it acts by, so that its records say so too.
+
+    That is one of the scenario's, or a kind that tokenpools has with its defaults; where it is neither, or nobody says,
+    the scenario stays as it is.
+    """
+    if policy is None or policy in plugins.POLICY_KINDS.built_in or policy in [one.name for one in scenario.policies]:
+        return with_policies(scenario, [] if policy is None else [policy])
+    return scenario
 
 
 def live_events(scenario: Scenario) -> list[LiveEvent]:

@@ -32,7 +32,7 @@ def pace(token_s: Sequence[float], first: int, stop: int) -> Pace | None:
     fewer than four tokens.
     """
     third = (stop - first) // 3
-    if not third:
+    if third < 1:  # also where the first of a batch ended before the last of it began
         return None
     iteration_s = (token_s[stop - 1] - token_s[first]) / (stop - 1 - first)
     a = b = -1

@@ -91,7 +91,8 @@ class Pages:
         return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def _read(self, request: Request) -> Response:  # noqa: ARG002
-        return JSONResponse(self._state.read(), headers={"cache-control": "no-store"})
+        found = {**self._state.read(), **await self._state.accounts()}
+        return JSONResponse(found, headers={"cache-control": "no-store"})
 
     async def _capacity(self, request: Request) -> Response:
         """Set the slots of the pool: ``{"slots": 8}``, null for as provisioned."""
@@ -126,7 +127,8 @@ def page() -> tuple[str, str]:
     }
     policy = (
         f"default-src 'none'; connect-src 'self'; script-src 'sha256-{hashes['script']}'; "
-        f"style-src 'sha256-{hashes['style']}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"style-src 'sha256-{hashes['style']}'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
     return text, policy
 

@@ -55,7 +55,8 @@ class PageServer:
             await asyncio.sleep(0.01)
         if self._server.started:
             self.port = self._server.servers[0].sockets[0].getsockname()[1]
-            LOG.info("%s on http://%s:%d/", self._what, self._host, self.port)
+            scheme = "https" if self._server.config.is_ssl else "http"
+            LOG.info("%s on %s://%s:%d/", self._what, scheme, self._host, self.port)
 
     async def close(self) -> None:
         """Serve it no more."""

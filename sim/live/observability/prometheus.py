@@ -62,11 +62,12 @@ class Metrics:
     Parameters
     ----------
     models : those that are served; None where any name may be a label.
+    reaches : whether this gateway itself reaches a replica: the books of a shared state that is away do not know.
     """
 
     def __init__(
         self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *, most_labels: int = MOST_LABELS,
-        models: Callable[[], Collection[str]] | None = None,
+        models: Callable[[], Collection[str]] | None = None, reaches: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self.registry = CollectorRegistry()
         self._known_models = models
@@ -101,7 +102,7 @@ class Metrics:
         self._estimate_error = histogram(
             "estimate_error_tokens", "Prompt tokens reserved, less those that the upstream counted.", _TOKENS
         )
-        self.registry.register(_Books(core, now_s, self._tenants))
+        self.registry.register(_Books(core, now_s, self._tenants, reaches))
 
     def ended(self, log: RequestLog) -> None:
         """See `sim.live.observability.observer.Observer`."""
@@ -123,13 +124,16 @@ class Metrics:
         self._judge(log, tenant, service_class)
 
     def _judge(self, log: RequestLog, tenant: str, service_class: str) -> None:
-        """Count whether an objective was kept; an answer in one piece, or one whose client left, says nothing of it."""
+        """Count whether an objective was kept.
+
+        An answer in one piece says nothing of it, nor one whose client left, nor a request that could never be served:
+        nobody is to be woken by a client that asks for more than the context holds.
+        """
         book = self._core().pool.entitlements.get(log.entitlement)
         slo_s = None if book is None else book.spec.ttft_slo_s
         has_first = log.first_token_s == log.first_token_s
-        turned_away = log.outcome in (Ended.REFUSED, Ended.EVICTED) or (
-            log.outcome is Ended.FAILED and not 400 <= log.http_status < 500
-        )
+        client_erred = 400 <= log.http_status < 500 and log.http_status != 429
+        turned_away = log.outcome in (Ended.REFUSED, Ended.EVICTED, Ended.FAILED) and not client_erred
         if slo_s is None or not (has_first or turned_away):
             return
         self._judged.of(tenant, service_class).inc()
@@ -206,10 +210,14 @@ def _fit(value: str) -> bool:
 class _Books(Collector):
     """The books of the core, read when somebody asks."""
 
-    def __init__(self, core: Callable[[], GatewayCore], now_s: Callable[[], float], tenants: Labels) -> None:
+    def __init__(
+        self, core: Callable[[], GatewayCore], now_s: Callable[[], float], tenants: Labels,
+        reaches: Callable[[int], bool],
+    ) -> None:
         self._core = core
         self._now_s = now_s
         self._tenants = tenants
+        self._reaches = reaches
 
     def collect(self) -> Iterator[Metric]:
         """Return every gauge."""
@@ -220,7 +228,8 @@ class _Books(Collector):
         slots = pool.capacity.slots
         in_flight = pool.all_in_flight
         yield _one("capacity_slots", "Sequences that the ready replicas run at once.", slots)
-        yield _one("ready_replicas", "Replicas that take requests.", said["pool", "pool", "ready_replicas"])
+        ready = {book.replica_id for book in pool.replicas if book.ready and self._reaches(book.replica_id)}
+        yield _one("ready_replicas", "Replicas that take this gateway's requests.", len(ready))
         full = in_flight / slots if slots else 1.0
         yield _one("pool_saturation", "Requests in flight as a share of the slots.", full)
         yield _one("queue_size", "Requests held at the gateway.", said["pool", "pool", "held"])
@@ -228,7 +237,7 @@ class _Books(Collector):
         if ("pool", "pool", "threshold") in said:
             yield _one("admission_threshold", "Least priority in flight.", said["pool", "pool", "threshold"])
         yield from self._entitlements(pool, said)
-        yield from _replicas(pool.replicas)
+        yield from _replicas(pool.replicas, ready)
 
     def _entitlements(self, pool: PoolLedger, said: Mapping[tuple[str, str, str], float]) -> Iterator[Metric]:
         books = pool.entitlements
@@ -262,9 +271,9 @@ class _Books(Collector):
         return [spec.name, self._tenants.of(spec.tenant), str(spec.service_class)]
 
 
-def _replicas(books: Iterable[ReplicaLedger]) -> Iterator[Metric]:
+def _replicas(books: Iterable[ReplicaLedger], ready: Collection[int]) -> Iterator[Metric]:
     by_replica = {
-        "replica_up": "1 where a replica takes requests.",
+        "replica_up": "1 where a replica takes this gateway's requests.",
         "replica_inflight_requests": "Requests that this gateway knows to be at a replica.",
         "replica_running_requests": "Requests that a replica says it runs.",
         "replica_waiting_requests": "Requests that a replica says wait there.",
@@ -276,7 +285,7 @@ def _replicas(books: Iterable[ReplicaLedger]) -> Iterator[Metric]:
     }
     for book in books:
         label = [str(book.replica_id)]
-        families["replica_up"].add_metric(label, float(book.ready))
+        families["replica_up"].add_metric(label, float(book.replica_id in ready))
         families["replica_inflight_requests"].add_metric(label, book.in_flight)
         if book.report is not None:
             families["replica_running_requests"].add_metric(label, book.report.running)

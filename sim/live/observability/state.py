@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from policies.api import EntitlementLedger, Gauge, Reason, ReplicaLedger, ServiceClass
 from policies.core import GatewayCore
+from policies.hierarchy import Hierarchy
 from sim.live.observability.observer import Ended, RequestLog
 
 _KEPT = 50
@@ -25,23 +26,28 @@ class State:
     core : returns the core that is in force: a new configuration or shared state may bring another.
     about : further facts, read at each look: name of the policy, whether the gateway drains.
     replica_names : by id.
+    reaches : whether this gateway itself reaches a replica: the books of a shared state that is away do not know.
 
     Attributes
     ----------
     shadows : returns what policies that watch would have done, by tenant.
+    accounts : returns the keys of a store of accounts and today's use; empty where there is none.
     """
 
     def __init__(
         self, core: Callable[[], GatewayCore], now_s: Callable[[], float], *,
         about: Callable[[], Mapping[str, Any]] = dict, replica_names: Callable[[], Mapping[int, str]] = dict,
+        reaches: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._core = core
         self._now_s = now_s
         self._about = about
         self._replica_names = replica_names
+        self._reaches = reaches
         self._refusals: deque[RequestLog] = deque(maxlen=_KEPT)
         self._own_limit: Counter[str] = Counter()
         self.shadows: Callable[[], list[dict[str, Any]]] = list
+        self.accounts: Callable[[], Awaitable[Mapping[str, Any]]] = _none
         self._ended: Counter[tuple[str, Ended]] = Counter()
 
     def ended(self, log: RequestLog) -> None:
@@ -74,7 +80,7 @@ class State:
             "replicas": [
                 {
                     "name": names.get(book.replica_id, str(book.replica_id)),
-                    "ready": book.ready,
+                    "ready": book.ready and self._reaches(book.replica_id),
                     "in_flight": book.in_flight,
                     "running": None if book.report is None else book.report.running,
                     "waiting": None if book.report is None else book.report.waiting,
@@ -87,6 +93,7 @@ class State:
             "budgets": [] if core.hierarchy is None else [
                 {**one._asdict(), "remaining": one.remaining} for one in core.hierarchy.all_budgets(now_s)
             ],
+            "groups": [] if core.hierarchy is None else list(_groups(core.hierarchy)),
             "refusals": [_refusal(log, now_s) for log in reversed(self._refusals)],
             "gauges": [[*gauge[:3], _finite(gauge.value)] for gauge in [*gauges, *_reports(pool.replicas)]],
         }
@@ -109,6 +116,29 @@ class State:
             **{f"ended_{how}": self._ended[name, how] for how in Ended},
             **{metric: _finite(said.get(("entitlement", name, metric))) for metric in _OF_ENTITLEMENT},
         }
+
+
+async def _none() -> Mapping[str, Any]:
+    return {}
+
+
+def _groups(tree: Hierarchy) -> Iterator[dict[str, Any]]:
+    """Yield how the groups of a tree are, each after the one that it is in."""
+    below: dict[str | None, list[str]] = {}
+    for node in tree.nodes():
+        below.setdefault(tree.parent_of(node), []).append(node)
+    to_do = below.get(None, [])[::-1]
+    while to_do:
+        node = to_do.pop()
+        to_do += below.get(node, [])[::-1]
+        if node.startswith("group/"):
+            parent = tree.parent_of(node)
+            yield {
+                "name": node.removeprefix("group/"),
+                "parent": None if parent is None else parent.removeprefix("group/"),
+                "in_flight": tree.in_flight(node), "limit_slots": _finite(tree.limit_slots(node)),
+                "members": len(below.get(node, ())),
+            }  # fmt: skip
 
 
 def _reports(books: Iterable[ReplicaLedger]) -> list[Gauge]:

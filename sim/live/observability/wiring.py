@@ -41,8 +41,10 @@ class Observability:
         def core() -> GatewayCore:
             return gateway.core
 
-        self.metrics = Metrics(core, gateway.now_s, models=self._models)
-        self.state = State(core, gateway.now_s, about=self._about, replica_names=self._names)
+        self.metrics = Metrics(core, gateway.now_s, models=self._models, reaches=self._reaches)
+        self.state = State(
+            core, gateway.now_s, about=self._about, replica_names=self._names, reaches=self._reaches
+        )
         service.in_flight.observers += [self.metrics, self.state, RequestLogger()]
         self._end_telemetry: Callable[[], None] | None = None
         if service.settings.telemetry == "otlp":
@@ -93,3 +95,7 @@ class Observability:
 
     def _names(self) -> Mapping[int, str]:
         return {number: one.address.name for number, one in self._service.upstreams.replicas.items()}
+
+    def _reaches(self, replica_id: int) -> bool:
+        upstream = self._service.upstreams.replicas.get(replica_id)
+        return upstream is not None and upstream.ready

@@ -211,7 +211,7 @@ class Upstreams:
             replica.tells_usage = any(isinstance(card, dict) and card.get("owned_by") == "vllm" for card in cards)
             replica.models = {
                 card["id"]: card.get("max_model_len") for card in cards
-                if isinstance(card, dict) and isinstance(card.get("id"), str)
+                if isinstance(card, dict) and isinstance(card.get("id"), str) and _is_text(card["id"])
             }  # fmt: skip
 
     async def _scrape(self, replica: Replica) -> None:
@@ -260,6 +260,15 @@ class Upstreams:
         """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
         self._slots = slots
         self._tell()
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name can be written: JSON may hold half a character."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:

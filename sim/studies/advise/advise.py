@@ -13,11 +13,11 @@ from sim.experiments.executors import Executor
 from sim.extras import require
 from sim.scenario import plugins
 from sim.scenario.load import parse_scenario
-from sim.studies.advise.baselines import reads_baselines, squeezed
+from sim.studies.advise.baselines import promise_of, squeezed
 from sim.studies.advise.capacity import never_served
 from sim.studies.advise.demand import Tree
 from sim.studies.advise.model import Advice, Objective, PolicyAdvice, Terms
-from sim.studies.advise.reasons import baseline_words, reasons_of, survey_words
+from sim.studies.advise.reasons import promise_words, reasons_of, survey_words
 from sim.studies.advise.search import Say, advise_policy
 from sim.studies.advise.survey import Candidate, survey
 from sim.studies.advise.trial import Bench, enough_slots, parse_slots
@@ -85,8 +85,7 @@ def advise(
     chosen = bench.scenario(best.policy, best.setting)
     if seen is not None:
         reasons += survey_words(seen, best, answers)
-    if reads_baselines(best.policy):
-        reasons.append(baseline_words(bench.baselines, best.setting))
+    reasons.append(promise_words(bench, best, promise_of(bench, best.policy, best.setting)))
     if not terms.rest:
         reasons.insert(0, "of the requests without an objective fewer are answered than was asked: too few replicas")
     promised = {one.name: one.spec().baseline.slots or 0.0 for one in chosen.pool.entitlements if one.ttft_slo_s}

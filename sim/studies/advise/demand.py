@@ -52,6 +52,8 @@ def from_traces(
 ) -> Tree:
     """Return the tree of recorded demand: the busiest window of each trace, redrawn in blocks for each draw.
 
+    Who asks for nothing in the window has an entitlement all the same, so that a gateway knows its key.
+
     Raises
     ------
     InputError : a trace cannot be read, or an objective is for nobody in it.
@@ -71,11 +73,14 @@ def from_traces(
         if format_ is not None:
             arrivals["format"] = format_
         asks = inside.max_output_tokens is not None and bool(inside.max_output_tokens.any())
-        for tenant in _tenants(inside, ref):
+        asking = _tenants(inside, ref)
+        for tenant in _tenants(rows, ref):
             entitlement = tenant or _bare(ref)
             if entitlement in named:
                 raise InputError(ref, f"a second demand of {entitlement}", "give traces whose tenants differ")
             named[entitlement] = None
+            if tenant not in asking:
+                continue
             mine = arrivals | ({"tenant": tenant} if tenant else {})
             workload.append({"name": entitlement, "entitlement": entitlement, "arrivals": mine, "ask_max_tokens": asks})
     for objective in objectives:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sim.live.gateway.config_file import make_core, make_settings, parse_config
 from sim.records.result_folder import replace_file
 from sim.scenario.load import parse_scenario
 from sim.scenario.profile import load_profile, shipped_profiles
+from sim.scenario.shortest import shortest
 from sim.studies.advise.model import Advice, Terms, counted
 from sim.studies.advise.reasons import check_words
 
@@ -55,17 +56,18 @@ def _yaml(tree: Mapping[str, Any]) -> str:
 def scenario_text(advice: Advice) -> str:
     """Return the scenario of the best policy, in as few fields as say the same."""
     whole = dict(advice.tree) | {"replications": _DRAWS}
-    short = _shortened(whole)
-    if parse_scenario(short, "advice") != parse_scenario(whole, "advice"):
-        short = whole  # a field whose default is not its absence
+    meant = parse_scenario(whole, "advice")
+    named = whole | {"pool": dict(whole["pool"]) | {"profile": _profile_ref(whole["pool"]["profile"])}}
+    short = shortest(named, lambda tree: _means(parse_scenario, tree, meant))
     first = "# Made by `tokenpools advise`; its reasons are in advice.md. Run it: tokenpools run scenario.yaml\n"
     return first + _yaml(short)
 
 
-def _shortened(tree: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = _without_empty(dict(tree))
-    found["pool"]["profile"] = _profile_ref(tree["pool"]["profile"])
-    return found
+def _means(parse: Callable[[Mapping[str, Any], str], Any], tree: Mapping[str, Any], meant: Any) -> bool:
+    try:
+        return bool(parse(tree, "advice") == meant)
+    except ScenarioError:
+        return False
 
 
 def _profile_ref(profile: Mapping[str, Any]) -> Any:
@@ -73,14 +75,7 @@ def _profile_ref(profile: Mapping[str, Any]) -> Any:
     name = profile.get("name")
     if name in shipped_profiles() and load_profile(str(name)).model_dump(mode="json") == profile:
         return name
-    return _without_empty(dict(profile))
-
-
-def _without_empty(value: Any) -> Any:
-    if isinstance(value, dict):
-        found = {key: _without_empty(one) for key, one in value.items()}
-        return {key: one for key, one in found.items() if one is not None and one != {} and one != []}
-    return [_without_empty(one) for one in value] if isinstance(value, list | tuple) else value
+    return dict(profile)
 
 
 def gateway_texts(advice: Advice, upstreams: Sequence[str]) -> tuple[str, str]:
@@ -91,8 +86,7 @@ def gateway_texts(advice: Advice, upstreams: Sequence[str]) -> tuple[str, str]:
     ScenarioError : a gateway would refuse it.
     """
     tree = advice.tree
-    pool = _without_empty({key: value for key, value in tree["pool"].items() if key != "profile"})
-    pool = {"profile": _profile_ref(tree["pool"]["profile"])} | pool
+    pool = dict(tree["pool"]) | {"profile": _profile_ref(tree["pool"]["profile"])}
     (policy,) = tree["policies"]
     keys = {one["name"]: new_key() for one in tree["pool"]["entitlements"]}
     replicas = int(tree["pool"]["replicas"])
@@ -101,7 +95,7 @@ def gateway_texts(advice: Advice, upstreams: Sequence[str]) -> tuple[str, str]:
         "version": 1,
         "listen": {"port": _PORT},
         "pool": pool,
-        "policy": _flat(policy),
+        "policy": policy,
         "upstreams": [{"name": f"replica-{i}", "base_url": url} for i, url in enumerate(urls)],
         "keys": [
             {"name": f"{name}-key", "entitlement": name, "sha256": hashed(key).hex()} for name, key in keys.items()
@@ -119,13 +113,27 @@ def gateway_texts(advice: Advice, upstreams: Sequence[str]) -> tuple[str, str]:
         "# Made by `tokenpools advise`. Check it: tokenpools serve gateway.yaml --check. The keys that it knows by\n"
         "# their hashes are in keys.yaml, for clients and `tokenpools replay --keys`.\n"
     )
-    return first + _yaml(config), _yaml(keys)
+    short = {"version": 1, "listen": config["listen"]} | shortest(config, lambda tree: _means(parse_config, tree, read))
+    return first + _with_watching(_yaml(short), short["policy"]), _yaml(keys)
 
 
-def _flat(policy: Mapping[str, Any]) -> dict[str, Any]:
-    found = _without_empty({key: value for key, value in policy.items() if key not in ("params", "autoscaler")})
-    found |= _without_empty(dict(policy.get("params") or {}))
-    return dict(found)
+def _short_policy(tree: Mapping[str, Any]) -> Any:
+    """Return the policy with what is not its default."""
+    meant = parse_scenario(tree, "advice")
+    (policy,) = tree["policies"]
+    return shortest(
+        {"policy": policy}, lambda one: _means(parse_scenario, dict(tree) | {"policies": [one.get("policy")]}, meant)
+    )["policy"]
+
+
+def _with_watching(text: str, policy: Any) -> str:
+    """Say above the policy what to write there to see what it would refuse, before it does."""
+    shadow = yaml.safe_dump([policy], default_flow_style=True, width=10_000).strip()
+    words = (
+        "# To watch before it acts, put these two lines in place of `policy`; back again, SIGHUP lets it act:\n"
+        f"#   policy: none\n#   shadow: {shadow}\n"
+    )
+    return text.replace("\npolicy:", f"\n{words}policy:", 1)
 
 
 def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
@@ -137,9 +145,11 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
         if best.holds_now else "These settings held in the search and **not** on fresh draws"
     )  # fmt: skip
     stated = min((check.at_least for check in best.checks if check.good), default=0.0)
+    replicas = f"{counted(best.setting.replicas, 'replica')} of {advice.tree['pool']['profile']['name']}"
     lines = [
-        f"# Advice: {best.policy}, {counted(best.setting.replicas, 'replica')}",
+        f"# Advice: {best.policy}, {replicas}",
         "",
+        *_demand_words(advice.tree),
         f"{state}: in at least {stated:.0%} of draws of this demand (with {terms.confidence:.0%} confidence) every "
         f"objective is met by {terms.target:.0%} of the requests it is for. "
         + "; ".join(map(check_words, best.checks)).replace("at", "At", 1) + ".",
@@ -155,7 +165,7 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
             f"| {_amount(one['baseline'])} | {_amount(one['limit'])} | {refused:.1%} |"
         )
     if best.policy != "token-pool":
-        lines += ["", f"`{best.policy}` with: `{json.dumps(_flat(dict(advice.tree['policies'][0])))}`"]
+        lines += ["", f"`{best.policy}` with: `{json.dumps(_short_policy(advice.tree))}`"]
     lines += ["", "## Why", "", *(f"- {reason}" for reason in advice.reasons)]
     for answer in advice.answers:
         lines += [f"- {answer.policy} stepped back from: {words}" for words in answer.stepped_back]
@@ -164,8 +174,27 @@ def report_text(advice: Advice, terms: Terms, money: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _demand_words(tree: Mapping[str, Any]) -> list[str]:
+    """Return which parts of which recordings this is for; nothing where the demand is none of recordings."""
+    parts: dict[str, None] = {}
+    for one in (workload["arrivals"] for workload in tree["workload"]):
+        if one["kind"] == "trace" and one.get("from_trace_s") is not None:
+            place = f"{one['file']} from {one['from_trace_s']:,.0f} to {one['until_trace_s']:,.0f} s"
+            parts[place] = None
+    if not parts:
+        return []
+    asking = {one["entitlement"] for one in tree["workload"]}
+    quiet = [one["name"] for one in tree["pool"]["entitlements"] if one["name"] not in asking]
+    others = f" Nothing was asked there by {', '.join(quiet)}." if quiet else ""
+    return [f"For {' beside '.join(parts)}.{others}", ""]
+
+
 def _amount(amounts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in amounts.items() if value is not None)
+    words = {name: name.replace("_", " ") for name in amounts} | {"tokens_per_s": "tokens/s"}
+    return ", ".join(
+        f"{value:g} {'slot' if (name, value) == ('slots', 1) else words[name]}"
+        for name, value in amounts.items() if value is not None
+    )  # fmt: skip
 
 
 def _plain(advice: Advice, terms: Terms) -> Any:

@@ -63,7 +63,7 @@ class Setting:
     service_class : of entitlements with an objective whose class is open.
     limit_share : slots that each entitlement without an objective may have, as a share of the pool's; None: no limit.
     rate_share : of the pool's tokens/s from which rates of policies that have such are made.
-    baseline_share : of the slots that were computed, what entitlements with an objective are promised.
+    baseline_share : of the slots, or rates, that were computed, what entitlements with an objective are promised.
     """
 
     replicas: int
@@ -76,7 +76,7 @@ class Setting:
         """Return it in words."""
         limit = "no limit" if self.limit_share is None else f"a limit of {self.limit_share:.0%} of the slots"
         rate = "" if self.rate_share == 1 else f", rates of {self.rate_share:.0%} of the capacity"
-        promised = "" if self.baseline_share == 1 else f", {self.baseline_share:.0%} of the computed baselines"
+        promised = "" if self.baseline_share == 1 else f", {self.baseline_share:.0%} of what was computed is promised"
         return f"{counted(self.replicas, 'replica')}, {self.service_class}, {limit} for the rest{rate}{promised}"
 
 

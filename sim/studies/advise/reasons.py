@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sim.analysis.statistics import mean_interval
 from sim.experiments.demands import demands
 from sim.scenario.load import parse_scenario
-from sim.studies.advise.baselines import NOISY
+from sim.studies.advise.baselines import NOISY, Promise
 from sim.studies.advise.capacity import Use, use_of
 from sim.studies.advise.demand import with_twin
 from sim.studies.advise.model import STRESS, Check, PolicyAdvice, Setting, Terms, counted
@@ -149,17 +149,24 @@ def survey_words(seen: Survey, best: PolicyAdvice, answers: Sequence[PolicyAdvic
     return words
 
 
-def baseline_words(computed: Mapping[str, float], setting: Setting) -> str:
-    """Return what baselines are made of, and what of them was found to be enough."""
-    slots = ", ".join(f"{name} {amount:g}" for name, amount in computed.items())
+def promise_words(bench: Bench, best: PolicyAdvice, promise: Promise | None) -> str:
+    """Return what is promised to entitlements with an objective, and what of it was found to be enough."""
+    setting = best.setting
+    assert setting is not None
+    if promise is None:
+        given = "its parameters were given" if best.policy in bench.given else "it has no baselines, rates or shares"
+        return f"nothing to squeeze: {best.policy} promises no entitlement anything ({given})"
+    tried = f"tried with the rest asking for {NOISY:g}x as much" if best.holds else "which was not tried"
     enough = (
-        "nothing less held" if setting.baseline_share == 1
+        "nothing less held" if setting.baseline_share == 1 and best.holds
+        else "less might be enough" if setting.baseline_share == 1
         else f"{setting.baseline_share:.0%} of that is enough, and is what is promised here"
     )  # fmt: skip
-    return (
-        f"baselines: by themselves tenants need {slots} slots in their busiest moments; {enough}, tried with the rest "
-        f"asking for {NOISY:g}x as much"
-    )
+    if promise is Promise.PARAMETERS:
+        made = "are made of the tokens/s of tenants' busiest minutes"
+        return f"promises: the parameters of {best.policy} {made}; {enough}, {tried}"
+    slots = ", ".join(f"{name} {amount:g}" for name, amount in bench.baselines.items())
+    return f"baselines: by themselves tenants need {slots} slots in their busiest moments; {enough}, {tried}"
 
 
 def as_good(one: PolicyAdvice, best: PolicyAdvice) -> bool:

@@ -106,7 +106,8 @@ class Bench:
         for one in rated["pool"]["entitlements"]:
             one["limit"] = {}
             if one["name"] in self.baselines:
-                one["baseline"] = {"tokens_per_s": promised[one["name"]] * min(1.0, 0.95 * room / total)}
+                part = setting.baseline_share * min(1.0, 0.95 * room / total)
+                one["baseline"] = {"tokens_per_s": part * promised[one["name"]]}
         rated |= {"policies": ["none"]}
         (made,) = policy_settings(parse_scenario(rated, "advise"), (policy,))
         params = made.model_dump(mode="json")
@@ -156,7 +157,8 @@ class Bench:
             raise InputError("advise", result.errors[0], "")
         study = Study(self.folder)
         (case,) = study.cases
-        tenants = {one.spec().tenant: one.ttft_slo_s for one in scenario.pool.entitlements}
+        asking = {one.entitlement for one in scenario.workload}
+        tenants = {one.spec().tenant: one.ttft_slo_s for one in scenario.pool.entitlements if one.name in asking}
 
         def by_draw(tenant: str, metric: str) -> list[float]:
             values = study.values(case, tenant, metric).tolist()

@@ -171,11 +171,11 @@ def served(file: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_gateway_goes_by_the_api_and_by_commands_and_a_kill_loses_nothing(tmp_path: Path) -> None:
-    port, admin = free_port(), free_port()
+    port, admin, pages = free_port(), free_port(), free_port()
     where = tmp_path / "accounts.db"
     with running() as stand_in:
         given = config(
-            [stand_in], listen={"port": port}, pool={"groups": [{"name": "acme"}]},
+            [stand_in], listen={"port": port}, pool={"groups": [{"name": "acme"}]}, admin={"port": pages},
             entitlements=[{"name": "chat", "service_class": "spot", "parent": "acme"}],
             accounts={
                 "store": str(where), "poll_s": 0.1, "api": {"port": admin, "token_sha256": hashed(TOKEN).hex()},
@@ -208,6 +208,13 @@ def test_a_gateway_goes_by_the_api_and_by_commands_and_a_kill_loses_nothing(tmp_
             assert [ask(key).status_code for _ in range(2)] == [200, 429]
             (use,) = api("GET", "/v1/usage")["usage"]
             assert (use["key"], use["requests"], use["output_tokens"]) == ("ci", 4, 40)
+            shown = httpx.get(f"http://127.0.0.1:{pages}/admin/state").json()
+            assert [(one["name"], one["entitlement"]) for one in shown["keys"]] == [("ci", "chat")]
+            assert "sha256" not in json.dumps(shown)
+            assert shown["use"] == [use]
+            assert shown["groups"] == [
+                {"name": "acme", "parent": None, "in_flight": 0, "limit_slots": None, "members": 1}
+            ]
             run = [sys.executable, "-m", "sim", "key"]
             subprocess.run([*run, "budget", "group/acme", "--budget", "1000/month", "--store", str(where)], check=True)
             wait_for(lambda: ask(key).status_code == 200, process)

@@ -56,6 +56,45 @@ def test_an_answer_that_says_that_it_ends_is_whole(gate: Gate, raw: str) -> None
     assert last(gate).outcome is Ended.FINISHED
 
 
+@pytest.mark.parametrize("tail", ["data: [DONE]", "data: [DONE]\n", "data:[DONE]\r\n", "\n"])
+def test_the_last_event_needs_no_blank_line_where_nothing_follows(gate: Gate, tail: str) -> None:
+    answer = gate.ask(stream=True, stand_in={"raw": stream(choice(" a"), choice("", "stop"), tail)})
+    assert b"error" not in answer.body
+    assert answer.body.rstrip().endswith(tail.strip().encode() or b"}")
+    assert last(gate).outcome is Ended.FINISHED
+    answer = gate.ask(stream=True, stand_in={"raw": stream(choice(" a"), 'data: {"choices": [')})
+    assert (answer.events[-1]["error"]["code"], last(gate).outcome) == ("upstream_failed", Ended.FAILED)
+
+
+def test_an_empty_reason_is_no_end(gate: Gate) -> None:
+    raw = stream(*[choice(f" w{n}", "") for n in range(5)])
+    gate.ask(stream=True, max_tokens=500, stand_in={"raw": raw})
+    log = last(gate)
+    assert (log.outcome, log.output_tokens) == (Ended.FAILED, 5)
+
+
+def test_an_answer_that_says_twice_that_it_ends_does_not_end_another(gate: Gate) -> None:
+    raw = stream(choice("a"), choice("b", index=1), choice("", "length"), choice("", "stop"))
+    gate.ask(stream=True, n=2, stand_in={"raw": raw})
+    assert last(gate).outcome is Ended.FAILED
+
+
+@pytest.mark.parametrize(("values", "outcome", "tokens"), [
+    ([choice("a"), "data: [DONE]\n\n"], Ended.FINISHED, 1), ([choice("a"), choice("b")], Ended.FAILED, 2),
+    ([{"type": "transcript.text.delta", "delta": "a"}], Ended.FAILED, 1),
+    ([{"type": "transcript.text.delta", "delta": "a"},
+      {"type": "transcript.text.done", "usage": {"type": "tokens", "input_tokens": 9, "output_tokens": 7}}],
+     Ended.FINISHED, 7),
+    (["data: plain words\n\n"], Ended.FINISHED, 1),
+], ids=["done", "cut", "cut-typed", "done-typed", "plain"])  # fmt: skip
+def test_a_stream_of_a_transcription_ends_as_it_says(
+    gate: Gate, values: list[Any], outcome: Ended, tokens: int
+) -> None:
+    gate.ask({"stand_in": {"raw": stream(*values)}}, path="/v1/audio/transcriptions")
+    log = last(gate)
+    assert (log.outcome, log.output_tokens) == (outcome, tokens)
+
+
 def test_of_several_answers_each_has_to_end(gate: Gate) -> None:
     raw = stream(choice("a"), choice("b", index=1), choice("", "stop"))
     gate.ask(stream=True, n=2, stand_in={"raw": raw})
@@ -152,6 +191,18 @@ def test_control_bytes_from_an_upstream_are_502(gate: Gate, line: str) -> None:
 def test_a_time_to_come_back_that_nobody_could_obey_is_a_second(gate: Gate, said: str, heard: str) -> None:
     answer = gate.ask(stand_in={"status": 503, "retry_after": said})
     assert answer.headers["retry-after"] == heard
+
+
+@pytest.mark.parametrize(("lines", "heard"), [
+    ("retry-after-ms: 250", ("1", "250")), ("retry-after: 5\r\nretry-after-ms: -3", ("5", None)),
+    ("retry-after: 0\r\nretry-after-ms: 2500", ("3", "2500")), ("retry-after: 5\r\nretry-after-ms: nan", ("5", None)),
+    ("retry-after: Fri, 31 Dec 9999 23:59:59 -2359", ("1", "1000")),
+    ("retry-after: Mon, 01 Jan 0001 00:00:00 +2359", ("1", "1000")),
+])  # fmt: skip
+def test_both_times_to_come_back_can_be_obeyed(gate: Gate, lines: str, heard: tuple[str, str | None]) -> None:
+    raw = f"HTTP/1.1 429 -\r\n{lines}\r\ncontent-length: 2\r\n\r\n{{}}"
+    answer = gate.ask(stand_in={"raw": raw})
+    assert (answer.headers["retry-after"], answer.headers.get("retry-after-ms")) == heard
 
 
 def test_a_whole_answer_may_take_longer_than_a_first_token_and_is_computed_once() -> None:

@@ -22,6 +22,7 @@ from live.stand_in import StandIn, running
 from sim.errors import ScenarioError
 from sim.live.gateway.config_file import make_settings, parse_config
 from sim.live.gateway.descriptors import exhausted, fitted
+from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Limits
 from sim.live.observability.observer import Ended
 
@@ -74,6 +75,48 @@ def test_who_begins_in_http2_is_told_what_is_spoken(gate: Gate) -> None:
     assert (int.from_bytes(goaway[:3]), goaway[3], goaway[5:9]) == (len(goaway) - 9, 7, bytes(4))
     assert goaway[9:13] == bytes(4)  # no stream was worked on: all may be tried again
     assert int.from_bytes(goaway[13:17]) == 13  # HTTP_1_1_REQUIRED
+
+
+@pytest.mark.parametrize("cut", [1, 3, 15])
+def test_who_begins_in_http2_is_told_so_however_the_bytes_come(gate: Gate, cut: int) -> None:
+    begins = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    with gate.connect() as connection:
+        for piece in (begins[:cut], begins[cut:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        assert read(connection)[3] == 4  # SETTINGS
+    body = plain()
+    whole = head(f"content-length: {len(body)}") + body
+    with gate.connect() as connection:  # what begins alike is read as ever
+        connection.sendall(whole[:1])
+        time.sleep(0.05)
+        connection.sendall(whole[1:])
+        assert read(connection, b'"w0 w1"').startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("trailer", [
+    f"authorization: Bearer {secret('batch')}", "x-tokenpools-class: spot", "host: other", "x-request-id: theirs",
+])  # fmt: skip
+def test_what_stands_behind_a_body_is_no_header(gate: Gate, stand_in: StandIn, trailer: str) -> None:
+    body = plain()
+    chunks = b"%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (len(body), body, trailer.encode())
+    with gate.connect() as connection:
+        for _ in range(2):
+            connection.sendall(head("transfer-encoding: chunked") + chunks)
+            assert read(connection, b'"w0 w1"').startswith(b"HTTP/1.1 200 ")
+            gate.balanced()
+            assert (gate.logs[-1].entitlement, gate.logs[-1].client_request_id) == ("chat", "")
+
+
+def test_whole_numbers_may_be_written_as_others_and_a_mark_of_byte_order_is_left_out(
+    gate: Gate, stand_in: StandIn
+) -> None:
+    assert gate.ask(max_tokens=2.0, n=1.0).json["usage"]["completion_tokens"] == 2
+    gate.balanced()
+    assert gate.logs[-1].max_output_tokens == 2
+    assert gate.ask(max_tokens=2.5).status == 400
+    assert gate.ask(b"\xef\xbb\xbf" + plain()).status == 200
+    assert stand_in.seen[-1].body == plain()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -252,6 +295,26 @@ def test_a_response_in_the_background_counts_until_it_ends(gate: Gate, stand_in:
     assert gate.ask({**ask, "stream": True}, path="/v1/responses").status == 400
 
 
+@pytest.mark.parametrize("stopped", ["cancelled", "deleted"])
+def test_who_stops_a_response_in_the_background_pays_for_what_was_made(
+    gate: Gate, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    ask = {"model": "tiny", "input": "a", "background": True, "max_output_tokens": 1000}
+    raw = made(f"resp_{stopped}", "queued")
+    assert gate.ask({**ask, "stand_in": {"raw": raw}}, path="/v1/responses").json["status"] == "queued"
+
+    async def poll(*_: object) -> tuple[int, dict[str, object] | None]:
+        return (404, None) if stopped == "deleted" else (200, {"status": "cancelled"})
+
+    if stopped == "deleted":
+        assert gate.ask(path=f"/v1/responses/resp_{stopped}", method="DELETE").status == 200
+    monkeypatch.setattr(Relay, "_poll", poll)
+    gate.until(lambda: not len(gate.service.in_flight))
+    log = next(one for one in reversed(gate.logs) if one.max_output_tokens == 1000)
+    assert log.outcome is Ended.CANCELLED
+    assert 100 <= log.output_tokens <= 1000  # a second or so at 6 ms a token
+
+
 @pytest.mark.parametrize("fields", [
     {"kv_transfer_params": {"do_remote_decode": True}}, {"data_parallel_rank": 3}, {"bootstrap_room": 1},
     {"vllm_xargs": {"kv_transfer_params": {"a": 1}}}, {"request_id": "theirs"},
@@ -277,6 +340,13 @@ def test_a_name_of_half_a_character_is_refused_and_never_a_label(gate: Gate) -> 
 
     text = generate_latest(gate.observability.metrics.registry).decode()
     assert "invented" not in text
+
+
+def test_a_model_of_half_a_character_at_an_upstream_is_left_out() -> None:
+    with running(model="\ud800") as odd, running() as good, gateway(odd, good) as gate:
+        assert gate.ask(path="/openapi.json", method="GET").status == 200
+        assert gate.ask(model="\ud800").status == 400
+        assert gate.call(gate.service.upstreams.models) == {"tiny"}
 
 
 def test_a_repeated_field_costs_no_more_than_another(gate: Gate) -> None:

@@ -12,6 +12,14 @@ def test_an_upstreams_address_is_told_to_nobody() -> None:
     assert (b"content-length", b"5") in to_client(raw, "req-1", [], length=True)
 
 
+def test_of_two_limits_the_client_sees_the_gateways() -> None:
+    raw = [(b"X-RateLimit-Limit-Requests", b"9999"), (b"x-ratelimit-other", b"1")]
+    more = [(b"x-ratelimit-limit-requests", b"60")]
+    assert to_client(raw, "req-1", more, length=False) == [
+        (b"x-ratelimit-other", b"1"), (b"x-request-id", b"req-1"), (b"x-ratelimit-limit-requests", b"60"),
+    ]  # fmt: skip
+
+
 def test_what_connection_names_is_for_one_hop() -> None:
     sent = to_upstream(
         [(b"connection", b"close, X-Hop"), (b"x-hop", b"1"), (b"x-own", b"2"), (b"authorization", b"Bearer k"),

@@ -17,6 +17,7 @@ from sim.live.gateway.in_flight import AbortReason, Exchange
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.replies import RawResponse, UpstreamFailedError
 from sim.live.gateway.sse import Usage
+from sim.live.gateway.stored import Stored
 from sim.live.observability.observer import Ended
 from sim.live.replicas.http_client import ConnectError, ConnectTimeoutError, NoHttpError
 
@@ -120,6 +121,9 @@ class World:
         self.did.append(("fail", final))
         if final:
             exchange.arrived = False
+
+    def cancel(self, exchange: Exchange) -> None:
+        self.did.append(("cancel",))
 
     def finish(self, exchange: Exchange, usage: Usage | None, seen_tokens: int) -> None:
         exchange.output_tokens = seen_tokens
@@ -361,11 +365,19 @@ def test_one_that_ends_without_a_usage_is_finished_and_not_stored() -> None:
     assert len(world.relay.stored) == 0
 
 
-@pytest.mark.parametrize("answer", [
-    Answer(404), Answer(body={"status": "failed"}), Answer(body={"status": "cancelled"}),
+@pytest.mark.parametrize(("answer", "known", "ended"), [
+    (Answer(404), True, ("fail", True)), (Answer(body={"status": "failed"}), True, ("fail", True)),
+    (Answer(404), False, ("cancel",)), (Answer(body={"status": "cancelled"}), True, ("cancel",)),
 ])  # fmt: skip
-def test_one_that_is_gone_or_failed_is_a_failure(answer: Answer) -> None:
-    assert in_background(answer).did[-1] == ("fail", True)
+def test_one_that_is_gone_or_failed_is_a_failure_unless_its_client_stopped_it(
+    answer: Answer, known: bool, ended: tuple[Any, ...]
+) -> None:
+    world = World(Answer(), answer)
+    world.background = "resp_1"
+    if known:
+        asyncio.run(world.relay.stored.add("resp_1", Stored("acme", 1, 0)))
+    world.serve(Forward("g-1", 1, 4), until_s=100.0)
+    assert world.did[-1] == ended
 
 
 @pytest.mark.parametrize("cut", [AbortReason.EVICTED, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from policies.api import Arrived
 from sim.live.gateway.endpoints import CHAT, COMPLETIONS
-from sim.live.gateway.prompt_tokens import EstimatingCounter
+from sim.live.gateway.prompt_tokens import EstimatingCounter, never_too_long
 from sim.live.gateway.request_body import paired_prompts, parse_body, pooling_prompts
 from sim.live.gateway.settings import Estimate
 from sim.live.observability.observer import Ended
@@ -112,13 +113,19 @@ PROMPT = [
     {"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "d" * 40}}]},
     {"role": "tool", "content": [{"type": "tool_result", "content": [{"type": "text", "text": "x" * 40}]}]},
     {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"arguments": "a" * 40}}]},
+    {"role": "r" * 80, "content": ""},
+    {"role": "tool", "tool_call_id": "i" * 80, "content": ""},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"n" * 40: True}}]},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"a": [0.25] * 12}}]},
+    {"role": "user", "content": [{"type": "file_search_call", "results": [{"text": "x" * 40}]}]},
+    {"role": "user", "content": [{"type": "image_and_words", "words": "x" * 36}]},
 ]
 
 
 @pytest.mark.parametrize("message", PROMPT, ids=lambda one: str(sorted(one)))
 def test_whatever_a_message_calls_its_text_it_counts(message: dict[str, Any]) -> None:
     tokens = EstimatingCounter(Estimate()).count_now("chat", {"messages": [message]}).tokens
-    assert 4 + 10 <= tokens <= 4 + 16
+    assert 4 + 10 <= tokens <= 4 + 20
 
 
 @pytest.mark.parametrize("more", [
@@ -129,6 +136,41 @@ def test_text_beside_the_messages_counts(more: dict[str, Any]) -> None:
     fields = {"messages": [{"role": "user", "content": "a"}], **more}
     assert EstimatingCounter(Estimate()).count_now("chat", fields).tokens >= 1000
     assert parse_body(CHAT, {"model": "m", **fields}, 16).sequences == 1
+
+
+def count(shape: str, **fields: Any) -> int:
+    return EstimatingCounter(Estimate()).count_now(shape, fields).tokens
+
+
+def test_what_stands_before_a_prompt_counts_once_for_each() -> None:
+    items = [{"role": "user", "content": "abcd"}] * 9
+    assert count("responses", instructions="x" * 400, input=items) == 100 + 9  # which are one prompt
+    assert count("pooling", input=["abcd"] * 9) == 9
+    assert count("pairs", query="abcd", documents=["x" * 400] * 3) == 3 * 101
+    assert count("pairs", query="abcd", documents=["x" * 400] * 3, truncate_prompt_tokens=50) == 3 * 50
+    assert count("pairs", query="abcd", documents=["x" * 400] * 3, instruction="i" * 40) == 3 * 111
+    assert count("text", tokens=list(range(500))) == 500
+
+
+def test_who_lets_the_engine_cut_the_prompt_is_never_refused_for_its_length() -> None:
+    assert never_too_long({"truncation": "auto"})
+    assert never_too_long({"truncate_prompt_tokens": -1})
+    assert not never_too_long({"truncation": "disabled", "truncate_prompt_tokens": 9})
+
+
+def test_long_sound_reserves_an_answer_for_each_window_and_pays_for_its_length(gate: Gate) -> None:
+    def transcribed(seconds: float, size: int) -> Any:
+        body = json.dumps({"text": "w " * 20_000, "usage": {"type": "duration", "seconds": seconds}})
+        raw = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        asked = json.dumps({"stand_in": {"raw": raw}})
+        gate.ask((asked + " " * (size - len(asked))).encode(), path="/v1/audio/transcriptions")
+        gate.balanced()
+        return gate.logs[-1]
+
+    log = transcribed(600.0, 320 * 750 * 4)  # four windows by its bytes
+    assert (log.prompt_tokens, log.max_output_tokens, log.output_tokens) == (3000, 4 * 256, 4 * 256)
+    assert log.counted_prompt_tokens == 600 * 25  # twenty by its length
+    assert transcribed(1e6, 320 * 750 * 4).counted_prompt_tokens == 11 * 3000
 
 
 def picture(width: int, height: int) -> str:

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from live.gate import ENTITLEMENTS, config, gateway, head
 from live.stand_in import running
+from typer.testing import CliRunner
 
 from policies.api import Arrived, RequestView
 from policies.shadow import ShadowedCore
-from sim.errors import ScenarioError
+from sim.analysis.shadows import of_gateway
+from sim.cli import app
+from sim.errors import InputError, ScenarioError
 from sim.live.gateway.config_file import core_of_head, make_core, parse_config, recorded_head
 from sim.live.gateway.shadowing import Shadowing
 from sim.live.observability.shadows import ShadowTally
@@ -142,6 +145,33 @@ def test_would_be_refusals_are_counted_by_tenant_and_reason_shown_and_logged(cap
     assert counted["tight", "acme", "in", "refuse", "requests"] == 2
     logged = [record.fields for record in caplog.records if record.name == "tokenpools.shadow"]  # type: ignore[attr-defined]
     assert [(one["tenant"], one["would"], one["reason"]) for one in logged] == [("acme", "refuse", "requests")] * 2
+
+
+def test_the_command_says_what_those_that_watch_a_running_gateway_would_have_turned_away() -> None:
+    tally = ShadowTally()
+    with running() as stand_in, gateway(stand_in, admin={"port": 0}) as gate:
+        pages = f"http://127.0.0.1:{gate.observability.port}"
+        with pytest.raises(InputError, match="no policy watches"):
+            CliRunner().invoke(app, ["shadow", pages], catch_exceptions=False)
+        with pytest.raises(InputError, match="shows no state; see the gateway's admin setting"):
+            CliRunner().invoke(app, ["shadow", gate.base_url], catch_exceptions=False)
+        shadowed(gate, config([stand_in], shadow=[TIGHT]), tally)
+        gate.observability.state.shadows = tally.rows
+        gate.service.recorders.remove(gate.check)
+        gate.checker = None
+        for _ in range(3):
+            gate.ask()
+        gate.balanced()
+        done = CliRunner().invoke(app, ["shadow", pages], catch_exceptions=False)
+        table = CliRunner().invoke(app, ["shadow", pages, "--csv"], catch_exceptions=False)
+    assert done.output.splitlines() == [
+        "none acts, tight watches: 3 attempts, 2 would be turned away",
+        "  acme: 2 of 3 (requests 2), 2 of them served; would let in 0 refused",
+    ]
+    quiet = [{**tally.rows()[0], "tenant": name, "would_refuse": 0, "reasons": {}} for name in ("a", "b")]
+    assert of_gateway("none", [*tally.rows(), *quiet]).splitlines()[2:] == ["  2 others: none of 6"]
+    assert of_gateway("tight", tally.rows()).startswith("tight watched before it acted: 3 attempts, ")
+    assert table.output.splitlines()[1] == "tight,acme,3,2,2,0,requests"
 
 
 def test_a_reload_lets_a_shadow_act_with_what_it_remembers_and_back() -> None:

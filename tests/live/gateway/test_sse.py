@@ -86,6 +86,14 @@ def test_a_null_usage_in_every_event_is_no_usage() -> None:
     ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4, 0)),
     ({"usage": {"input_tokens": 3, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}}, Usage(3, 4, 2)),
     ({"usage": {"prompt_tokens": -3, "completion_tokens": "4", "prompt_tokens_details": []}}, Usage(None, None, 0)),
+    # Anthropic's input_tokens are those that were neither read from the cache nor written into it
+    ({"usage": {"input_tokens": 3, "output_tokens": 4, "cache_read_input_tokens": 90,
+                "cache_creation_input_tokens": 7}}, Usage(100, 4, 90)),
+    ({"usage": {"input_tokens": 3, "output_tokens": 4, "cache_read_input_tokens": None}}, Usage(3, 4, 0)),
+    ({"usage": {"prompt_tokens": 0, "completion_tokens": 0}}, Usage(None, 0, 0)),
+    ({"usage": {"type": "duration", "seconds": 61}}, Usage(1525, None, 0)),
+    ({"usage": {"type": "duration", "seconds": -1}}, Usage(None, None, 0)),
+    ({"usage": {"type": "duration", "seconds": 1e300}}, Usage(None, None, 0)),
     ({"usage": None}, None), ({"usage": []}, None), ({}, None), ([], None), (None, None), ("x", None),
 ])  # fmt: skip
 def test_usage_is_read_as_far_as_it_can_be_trusted(answer: Any, expected: Usage | None) -> None:

@@ -124,6 +124,27 @@ def test_usage_is_never_more_than_could_be_asked_for() -> None:
         assert (gate.logs[-1].output_tokens, gate.logs[-1].counted_prompt_tokens) == (7, 4000 * 16)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_usage_of_nothing_beside_an_answer_is_none(gate: Gate, stream: bool) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 0}
+    text = {"choices": [{"index": 0, "text": "w0 w1 w2 w3", "finish_reason": None if stream else "stop"}]}
+    said = json.dumps({**text, "usage": usage})
+    kind = "text/event-stream" if stream else "application/json"
+    if stream:
+        said = f"data: {json.dumps(text)}\n\n" * 5 + f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+        said += "data: [DONE]\n\n"
+    raw = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(said)}\r\n\r\n{said}"
+    assert gate.ask(stream=stream, max_tokens=100, stand_in={"raw": raw}).status == 200
+    gate.balanced()
+    assert gate.logs[-1].output_tokens >= 5
+    assert gate.logs[-1].counted_prompt_tokens is None  # as it was estimated
+    empty = json.dumps({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}], "usage": usage})
+    raw = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(empty)}\r\n\r\n{empty}"
+    gate.ask(max_tokens=100, stand_in={"raw": raw})
+    gate.balanced()
+    assert gate.logs[-1].output_tokens == 0
+
+
 def test_a_default_is_reserved_and_not_written_unless_it_is_wanted() -> None:
     with running() as upstream, gateway(upstream, metering={"write_default_limit": True}) as gate:
         gate.ask(b'{"prompt":"x",  "model":"tiny"} ')

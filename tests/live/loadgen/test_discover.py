@@ -17,6 +17,7 @@ def test_who_is_not_in_force_yet_learns_the_model_from_the_gateways_state() -> N
         pages = f"http://127.0.0.1:{gate.observability.port}"
         found = discover(gate.base_url, key=secret("chat"), admin_url=pages)
         assert (found.model, found.state) == ("tiny", f"{pages}/admin/state")
+        assert found.policy == "none"
         with pytest.raises(InputError, match="answers 403 to the key that was given; name the model with --model"):
             discover(gate.base_url, key=secret("chat"))
         with pytest.raises(InputError, match="answers 401; give keys"):

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from live.gate import gateway, secret
 from live.stand_in import Behaviour, StandIn, running
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from sim.live.loadgen.api_keys import load_keys
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
 from sim.live.loadgen.event_hooks import Command, LiveEvent, SlotsFile, apply, environment
-from sim.live.loadgen.replay import MOST_LAG_S, Target, live_events, replay_live, send_lag
+from sim.live.loadgen.replay import MOST_LAG_S, Target, in_front, live_events, replay_live, send_lag
 from sim.live.replicas.engine_metrics import is_v0, read_gauges
 from sim.records.schema import Outcome
 from sim.scenario.load import Scenario, parse_scenario
@@ -275,3 +276,34 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, InputError)
     assert "http://127.0.0.1:9/v1/models: does not answer" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("of_scenario", "of_gateway", "recorded"),
+    [
+        (["token-pool"], "none", "none"),  # who watches first runs none in front of the scenario that was advised
+        (["token-pool", "none"], "none", "none"),  # and need not say which of several it is
+        ([{"name": "mine", "kind": "token-pool"}], "mine", "mine"),
+        (["token-pool"], "theirs", "token-pool"),  # a label of the gateway's own says nothing of its settings
+        (["token-pool"], "os:system", "token-pool"),
+        (["token-pool"], None, "token-pool"),
+    ],
+)
+def test_records_say_the_policy_that_a_gateway_says_it_acts_by(
+    of_scenario: list[Any], of_gateway: str | None, recorded: str
+) -> None:
+    found = in_front(scenario(policies=of_scenario), of_gateway)
+    assert [one.name for one in found.policies] == [recorded]
+
+
+def test_a_replay_before_a_gateway_that_only_watches_is_recorded_as_that(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**MAPPING, "policies": ["token-pool"], "horizon_s": 0.5}))
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump({name: secret("chat") for name in ("chat", "batch-1")}))
+    with running() as server, gateway(server, admin={"port": 0}) as gate:
+        pages = f"http://127.0.0.1:{gate.observability.port}"
+        done = CliRunner().invoke(app, [
+            "replay", str(tmp_path / "s.yaml"), "--base-url", gate.base_url, "--admin-url", pages, "--keys",
+            str(tmp_path / "keys.yaml"), "--out", str(tmp_path / "out"),
+        ])  # fmt: skip
+    assert "the gateway acts by none, the scenario names token-pool; the records say none" in done.output
+    assert set(pd.read_parquet(tmp_path / "out" / "requests.parquet").policy) == {"none"}

@@ -71,3 +71,10 @@ def test_on_time_a_longer_iteration_is_exact() -> None:
 
 def test_too_few_tokens_show_no_pace() -> None:
     assert pace([1.0, 1.1], 0, 2) is None
+
+
+def test_a_batch_whose_first_ended_before_its_last_began_shows_no_pace() -> None:
+    """Which a client on a busy machine makes of a thousand streams."""
+    times = [0.01 * i for i in range(20)]
+    for first, stop in ((10, 9), (15, 3), (20, 0)):
+        assert pace(times, first, stop) is None

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from live.gate import PROFILE, Gate, gateway, secret
 from live.stand_in import Behaviour, StandIn
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from policies.api import Reason, ServiceClass
@@ -91,6 +92,38 @@ def test_requests_are_counted_by_how_they_ended(gate: Gate, stand_in: StandIn) -
     assert more("tokenpools_settled_tokens_total", tenant="acme", direction="prompt") == 3
     assert more("tokenpools_time_to_first_token_seconds_count", **{"class": "guaranteed"}) in (0, 1)
     assert more("tokenpools_request_duration_seconds_count", **{"class": "guaranteed"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "judged", "missed"),
+    [
+        ({}, 1, 0), ({"first_token_s": 2.1}, 1, 0), ({"first_token_s": 2.3}, 1, 1),  # its objective is 1.2 s
+        ({"first_token_s": NEVER_S}, 0, 0),
+        ({"outcome": Ended.CANCELLED, "first_token_s": NEVER_S}, 0, 0),
+        ({"outcome": Ended.REFUSED, "first_token_s": NEVER_S, "http_status": 429}, 1, 1),
+        ({"outcome": Ended.REFUSED, "first_token_s": NEVER_S, "http_status": 503}, 1, 1),
+        ({"outcome": Ended.REFUSED, "first_token_s": NEVER_S, "http_status": 400}, 0, 0),
+        ({"outcome": Ended.EVICTED, "http_status": 429}, 1, 1),
+        ({"outcome": Ended.FAILED, "first_token_s": NEVER_S, "http_status": 502}, 1, 1),
+        ({"outcome": Ended.FAILED, "first_token_s": NEVER_S, "http_status": 404}, 0, 0),
+        ({"entitlement": "batch"}, 0, 0),
+    ],
+)
+def test_objectives_are_kept_or_missed_and_a_clients_own_error_is_neither(
+    gate: Gate, changed: dict[str, Any], judged: int, missed: int
+) -> None:
+    metrics = gate.observability.metrics
+
+    def counted() -> tuple[float, float]:
+        found = samples(gate.call(lambda: generate_latest(metrics.registry)).decode())
+        mine = {"tenant": "acme", "class": "guaranteed"}
+        return (value(found, "tokenpools_slo_attempts_total", **mine),
+                value(found, "tokenpools_slo_missed_total", **mine))  # fmt: skip
+
+    before = counted()
+    gate.call(lambda: metrics.ended(dataclasses.replace(LOG, **changed)))
+    after = counted()
+    assert (after[0] - before[0], after[1] - before[1]) == (judged, missed)
 
 
 def test_the_books_are_read_when_somebody_asks(gate: Gate) -> None:

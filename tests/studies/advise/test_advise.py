@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 from policies.api import ServiceClass
 from sim.cli import app
 from sim.errors import InputError
+from sim.live.gateway.config_file import load_config
 from sim.records.result_folder import check_replaceable
 from sim.scenario.load import load_scenario, parse_scenario
 from sim.scenario.profile import load_profile
 from sim.studies.advise.advise import advise
-from sim.studies.advise.baselines import SHARES, _least, squeezed
+from sim.studies.advise.baselines import SHARES, Promise, _least, promise_of, squeezed
 from sim.studies.advise.capacity import tokens_per_s, use_of
 from sim.studies.advise.demand import at_factor, from_scenario, from_traces
 from sim.studies.advise.model import Measured, Objective, PolicyAdvice, Setting, Terms, counted
-from sim.studies.advise.reasons import as_good, baseline_words, survey_words
-from sim.studies.advise.recheck import recheck
+from sim.studies.advise.reasons import as_good, promise_words, survey_words
+from sim.studies.advise.recheck import recheck, recheck_both, table
 from sim.studies.advise.search import _least_strict, advise_policy, ladder, lower_bound
 from sim.studies.advise.survey import survey
 from sim.studies.advise.trial import Bench, enough_slots
@@ -90,6 +91,13 @@ def test_the_gateway_accepts_what_is_written(folder: Path) -> None:
     done = CliRunner().invoke(app, ["serve", str(folder / "gateway.yaml"), "--check"], catch_exceptions=False)
     assert (done.exit_code, "good; 1 upstreams, 2 keys" in done.output) == (0, True), done.output
     assert (folder / "keys.yaml").stat().st_mode & 0o077 == 0
+    text = (folder / "gateway.yaml").read_text()
+    assert text.count("\npolicy: token-pool\n") == 1  # defaults are not spelled out
+    assert "null" not in text
+    watching = text.replace("\npolicy: token-pool\n", "\n").replace("#   ", "")
+    (folder / "watch.yaml").write_text(watching)
+    config = load_config(folder / "watch.yaml")
+    assert (config.policy.name, [one.name for one in config.shadow]) == ("none", ["token-pool"])
     keys = yaml.safe_load((folder / "keys.yaml").read_text())
     assert set(keys) == {"chat", "batch"}
     assert all(key not in (folder / "gateway.yaml").read_text() for key in keys.values())
@@ -105,10 +113,17 @@ def test_the_scenario_says_the_same_as_the_gateway(folder: Path) -> None:
         assert mine.limit.slots == theirs.get("limit", {}).get("slots")
 
 
-def test_fresh_draws_hold_as_often_as_was_stated(folder: Path, tmp_path: Path) -> None:
-    found = recheck(folder, tmp_path / "runs", draws=12, seed=99)
-    assert found.held / found.draws >= found.stated
-    assert found.draws == 12
+def test_fresh_draws_hold_as_often_as_was_stated(folder: Path) -> None:
+    now, stressed = recheck_both(folder, draws=12, seed=99)
+    assert now.held / now.draws >= now.stated > 0
+    assert (now.draws, now.factor, stressed.factor) == (12, 1.0, 1.2)
+    assert stressed.worst_attained < now.worst_attained
+    assert now.good
+    assert not replace(now, held=1).good
+    lines = table([("small", folder, [now, replace(stressed, held=0, stated=0.5)])]).splitlines()
+    assert f"{now.held} of 12;" in lines[2]
+    assert "0 of 12 **fewer**;" in lines[2]
+    assert "`token-pool`, 1 replica" in lines[2]
 
 
 def test_a_worse_setting_is_found_out(folder: Path, tmp_path: Path) -> None:
@@ -240,6 +255,33 @@ def test_a_log_becomes_a_demand_with_its_tenants_and_limits(tmp_path: Path) -> N
         )  # fmt: skip
 
 
+def test_who_asks_outside_the_window_only_is_known_to_the_gateway_too(tmp_path: Path) -> None:
+    """The busiest window has two of three tenants; the third must have a key, and be in nobody's way."""
+    path = tmp_path / "mine.jsonl"
+    busy = [{"time_ns": i * 10**9, "tenant": ("blue", "red")[i % 2]} for i in range(100)]
+    late = [{"time_ns": (300 + 10 * i) * 10**9, "tenant": "green"} for i in range(3)]
+    rows = [json.dumps(one | {"prompt_tokens": 50, "output_tokens": 20}) for one in busy + late]
+    path.write_text("\n".join(rows))
+    done = CliRunner().invoke(app, [
+        "advise", str(path), "--objective", "red=2", "--window-s", "60", "--replicas", "1", "--policy", "token-pool",
+        "--draws", "2", "--check-draws", "6", "--share", "0.5", "--confidence", "0.8", "--out", str(tmp_path / "a"),
+    ], catch_exceptions=False)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert set(yaml.safe_load((tmp_path / "a" / "keys.yaml").read_text())) == {"blue", "green", "red"}
+    said = (tmp_path / "a" / "advice.md").read_text()
+    assert said.startswith("# Advice: token-pool, 1 replica of h100-llama-3.1-8b\n")
+    assert f"For {path} from " in said
+    assert " s. Nothing was asked there by green.\n" in said
+    scenario = load_scenario(tmp_path / "a" / "scenario.yaml")
+    assert [one.name for one in scenario.pool.entitlements] == ["blue", "green", "red"]
+    assert [one.entitlement for one in scenario.workload] == ["blue", "red"]
+    with pytest.raises(InputError, match="--objective green: asks for nothing in the window"):
+        CliRunner().invoke(app, [
+            "advise", str(path), "--objective", "green=2", "--window-s", "60", "--replicas", "1",
+            "--out", str(tmp_path / "b"),
+        ], catch_exceptions=False)  # fmt: skip
+
+
 def test_advice_that_is_there_is_kept_unless_it_may_be_replaced(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +371,42 @@ def test_baselines_are_squeezed_to_what_still_holds(bench: Bench, plain: PolicyA
     assert found.setting.baseline_share <= 1
     own = bench.scenario("token-pool", found.setting).pool.entitlements[0].spec().baseline.slots
     assert own == max(1, round(bench.baselines["chat"] * found.setting.baseline_share))
-    assert "asking for 2x as much" in baseline_words(bench.baselines, found.setting)
+    words = promise_words(bench, found, promise_of(bench, "token-pool", found.setting))
+    assert words.startswith("baselines: by themselves tenants need chat ")
+    assert "asking for 2x as much" in words
+
+
+@pytest.mark.parametrize(
+    ("policy", "promise"),
+    [
+        ("token-pool", Promise.BASELINES), ("k8s-apf", Promise.BASELINES), ("rate-limit", Promise.PARAMETERS),
+        ("class-slots", Promise.PARAMETERS), ("vtc", Promise.PARAMETERS), ("none", None), ("cap", None),
+    ],
+)  # fmt: skip
+def test_what_a_policy_promises_by_is_its_own_claim_or_what_its_parameters_are_made_of(
+    bench: Bench, policy: str, promise: Promise | None
+) -> None:
+    setting = Setting(replicas=1)
+    found = promise_of(bench, policy, setting)
+    assert found is promise
+    words = promise_words(bench, PolicyAdvice(policy, setting), found)
+    assert words.startswith({
+        Promise.BASELINES: "baselines: ", Promise.PARAMETERS: f"promises: the parameters of {policy} ",
+        None: f"nothing to squeeze: {policy} promises no entitlement anything",
+    }[promise])  # fmt: skip
+
+
+def test_parameters_that_are_made_of_promises_are_squeezed_too(bench: Bench) -> None:
+    answer = advise_policy(bench, "class-slots", ANY_REST)
+    assert answer.setting is not None
+    found = squeezed(bench, replace(answer, checks=()), ANY_REST)
+    assert found.checks == ()  # what does not hold is left as it is
+    found = squeezed(bench, answer, ANY_REST)
+    assert found.setting is not None
+    assert found.setting.baseline_share < 1 or found is answer
+    half = replace(answer.setting, baseline_share=0.4)
+    shares = [bench.scenario("class-slots", one).policies[0].params.shares for one in (answer.setting, half)]  # type: ignore[attr-defined]
+    assert sum(shares[1]) == pytest.approx(0.4 * sum(shares[0]), rel=1e-3)
 
 
 def test_a_noisy_rest_is_more_of_the_rest_only(bench: Bench) -> None:
