@@ -211,7 +211,7 @@ def test_whatever_the_server_is_told_something_reads() -> None:
 
 @pytest.mark.parametrize(("pool", "said"), [
     ({"start_up_s": 3.0}, "pool.start_up_s: is for simulations"), ({"drain_s": 3.0}, "give timeouts: {drain_s"),
-    ({"gpus_per_replica": 2}, "is for simulations"), ({"notice_s": 1.0}, "health_every_s"),
+    ({"gpus_per_replica": 2}, "the profile is of 1 (profile.gpus)"), ({"notice_s": 1.0}, "health_every_s"),
     ({"calendar": {"starts": "2026-01-01T00:00:00Z"}}, "days are the real ones"),
 ])  # fmt: skip
 def test_what_only_a_simulated_pool_has_is_refused(pool: dict[str, Any], said: str) -> None:
@@ -220,6 +220,12 @@ def test_what_only_a_simulated_pool_has_is_refused(pool: dict[str, Any], said: s
     with pytest.raises(ScenarioError) as error:
         parse_config(tree, "serve.yaml")
     assert said in str(error.value)
+
+
+def test_a_gateway_may_stand_before_replicas_of_several_gpus() -> None:
+    tree = configurations()["watched"]
+    tree["pool"] = tree["pool"] | {"profile": tree["pool"]["profile"] | {"gpus": 2}}
+    assert parse_config(tree, "serve.yaml").pool.gpus_per_replica == 2
 
 
 def test_an_attempt_tells_what_is_refused_from_what_shows_nothing() -> None:
