@@ -65,8 +65,11 @@ class Book:
 class Parted(Protocol):
     """A policy with rates of its own that can hold a part of each."""
 
-    def rated(self) -> Mapping[str, float]:
-        """Return the whole rate of each entitlement that has one, in tokens (or requests) per second."""
+    def rated(self, pool: PoolLedger) -> Mapping[str, float]:
+        """Return the whole rate of each entitlement that has one or may be given one, in tokens (or requests) a second.
+
+        Asked anew each round: a rate that is allocated moves, and its part has to be held before it is there.
+        """
         ...
 
     def on_parts(self, parts: Mapping[str, float], pool: PoolLedger, now_s: float) -> None:
@@ -205,7 +208,7 @@ class Holder:
         self._slots = {
             name: most for name, book in core.pool.entitlements.items() if (most := slot_limit(book.spec)) is not None
         }
-        self._rates = dict(self._policy.rated()) if self._policy is not None else {}
+        self._rates = dict(self._policy.rated(core.pool)) if self._policy is not None else {}
         self._refused: dict[str, int] = {}
         self._most: dict[str, int] = {}
         self._wanted: dict[str, float] = {}
@@ -253,6 +256,8 @@ class Holder:
 
     def needs(self, now_s: float) -> dict[str, Need]:
         """Return what to say in this round."""
+        if self._policy is not None:
+            self._rates = dict(self._policy.rated(self.core.pool))
         own, _ = self.own()
         held: dict[str, int] = {}
         for request in self.core.held.values():

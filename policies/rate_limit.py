@@ -158,12 +158,10 @@ class RateLimitPolicy:
                     if isinstance(meter, ContinuousBucket) and isinstance(before, ContinuousBucket):
                         meter.inherit(before, now_s)
 
-    def rated(self) -> Mapping[str, float]:
+    def rated(self, pool: PoolLedger) -> Mapping[str, float]:  # noqa: ARG002
         """See `policies.limit_leases.Parted`; of two buckets that of tokens tells how much of the rate is asked for."""
-        return {
-            name: whole.rate_per_s for name in self._requests
-            for whole in [self._bucket(self._tokens[name]) or self._bucket(self._requests[name])] if whole is not None
-        }  # fmt: skip
+        requests, tokens = self._whole_rates
+        return {name: whole for name in self._requests if (whole := tokens.get(name) or requests.get(name))}
 
     @staticmethod
     def _bucket(meter: Meter | None) -> ContinuousBucket | None:

@@ -5,6 +5,15 @@ Arguments are positional on purpose: SimPy and process pools rebuild exceptions 
 
 from __future__ import annotations
 
+_LONGEST_PLACE = 300
+_LONGEST_PROBLEM = 800
+"""Characters of what a file may have had a say in: names, keys, anchors. [choice]"""
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text without its middle where it is longer than ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2 - 5) :]}"
+
 
 class TokenpoolsError(Exception):
     """Anything that is the input's fault. The command answers with exit code 2."""
@@ -19,6 +28,8 @@ class ScenarioError(TokenpoolsError):
     def __str__(self) -> str:
         """Return the one line that is shown."""
         file, field, problem, fix = self.args
+        file, field = (shortened(str(one), _LONGEST_PLACE) for one in (file, field))
+        problem = shortened(str(problem), _LONGEST_PROBLEM)
         place = f"{file}: {field}" if field else f"{file}"
         return f"{place}: {problem}; {fix}" if fix else f"{place}: {problem}"
 
@@ -32,6 +43,7 @@ class InputError(TokenpoolsError):
     def __str__(self) -> str:
         """Return the one line that is shown."""
         place, problem, fix = self.args
+        place, problem = shortened(str(place), _LONGEST_PLACE), shortened(str(problem), _LONGEST_PROBLEM)
         return f"{place}: {problem}; {fix}" if fix else f"{place}: {problem}"
 
 

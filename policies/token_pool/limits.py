@@ -95,6 +95,7 @@ def refit(account: Account, grant: Grant, slots: float, rules: Rules, now_s: flo
     rate, kv_bytes, _ = grant.limit
     account.limit_slots = slots
     account.limit_kv_bytes = kv_bytes
+    account.allocated_rate = rate
     if not math.isfinite(rate):
         account.bucket = None
         return

@@ -43,6 +43,7 @@ class Account:
     granted : what was allocated of the demand.
     idle_slots, idle_tokens : reserved for a dedicated entitlement and not used; tokens of KV cache.
     part : how much of its rate is metered here, see `policies.limit_leases`.
+    allocated_rate : what was allocated of the pool's rate, of which ``part`` is metered here; infinite before that.
     bound : whether it was Bound when last looked at.
     metered_at_s, metered_work_tokens, metered_demand_tokens, metered_requests : where the last measurement ended.
     completed_tokens, released_tokens : work of requests that have ended, and what had been reserved for them.
@@ -69,6 +70,7 @@ class Account:
     idle_slots: float = 0.0
     idle_tokens: float = 0.0
     part: float = 1.0
+    allocated_rate: float = math.inf
     bound: bool = False
     metered_at_s: float = 0.0
     metered_work_tokens: int = 0

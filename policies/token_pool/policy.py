@@ -302,20 +302,28 @@ class TokenPoolPolicy:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
-    def rated(self) -> Mapping[str, float]:
-        """See `policies.limit_leases.Parted`: those that check 4 meters, by their limit or else by the pool's rate."""
-        return {
-            name: account.limits[0] if math.isfinite(account.limits[0]) else account.bucket.rate_per_s
-            for name, account in self._accounts.items() if account.bucket is not None
-        }  # fmt: skip
+    def rated(self, pool: PoolLedger) -> Mapping[str, float]:
+        """See `policies.limit_leases.Parted`: those that check 4 meters, by their limit, or by what is allocated.
+
+        Where rates are allocated and the pool's is known, everybody has one from the next tick on.
+        """
+        most = pool.capacity.tokens_per_s if self._allocated else None
+        found = {}
+        for name, account in self._accounts.items():
+            rate = account.limits[0] if math.isfinite(account.limits[0]) else self._whole_rate(account)
+            if not math.isfinite(rate) and most is not None:
+                rate = most
+            if 0 < rate < math.inf:
+                found[name] = rate
+        return found
 
     def on_parts(self, parts: Mapping[str, float], pool: PoolLedger, now_s: float) -> None:
         """See `policies.limit_leases.Parted`; who is idle and in flight is counted anew too."""
         for name, account in self._accounts.items():
             part, before = parts.get(name, account.part), account.part
+            account.part = part
             if part != before and account.bucket is not None:
-                account.part = part
-                rate = account.bucket.rate_per_s * part / before if before else self._whole_rate(account) * part
+                rate = self._whole_rate(account) * part
                 depth = max(rate * self.rules.bucket_s, self.rules.max_request_tokens)
                 account.bucket.scale(rate_per_s=rate, depth=depth, kept=min(1.0, part / before if before else 1.0),
                                      now_s=now_s)
@@ -323,9 +331,10 @@ class TokenPoolPolicy:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
-    def _whole_rate(self, account: Account) -> float:
-        rate = account.limits[0]
-        return rate if math.isfinite(rate) else account.granted[0]
+    @staticmethod
+    def _whole_rate(account: Account) -> float:
+        """Return what all gateways' parts of a rate make up: what was allocated last, else the limit."""
+        return min(account.limits[0], account.allocated_rate)
 
     def on_tick(self, pool: PoolLedger, now_s: float) -> None:
         """Meter every entitlement, then weigh it."""

@@ -42,10 +42,12 @@ def serve(
     """
     from sim.live.accounts.merge import merged
     from sim.live.accounts.store import StoreError, is_missing, open_store
-    from sim.live.gateway.config_file import core_of_head, load_config, make_core, make_settings, recorded_head
+    from sim.live.gateway.config_file import load_config
+    from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
     from sim.live.gateway.reload import Loaded
     from sim.live.gateway.run import serve as run_server
     from sim.live.gateway.settings import CheckInvariants
+    from sim.live.gateway.settings_from_config import make_settings
     from sim.live.gateway.tls import check as check_tls
     from sim.scenario.idle_slots import idle_slots
 

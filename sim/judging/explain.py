@@ -290,7 +290,7 @@ def explain_recording(file: Path, request_id: str, *, attempt: int | None = None
     RunError : the core no longer decides as it did.
     """
     from sim.judging.parity import read_recording, tell
-    from sim.live.gateway.config_file import core_of_head
+    from sim.live.gateway.core_from_config import core_of_head
 
     head, rows = read_recording(file)
     events = list(rows)

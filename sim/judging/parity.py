@@ -18,7 +18,7 @@ from policies.wire import WireError, event_from, to_plain
 from sim.cluster.clock import Clock
 from sim.errors import InputError
 from sim.json_text import parse_json
-from sim.live.gateway.config_file import core_of_head
+from sim.live.gateway.core_from_config import core_of_head
 from sim.scenario.yaml_file import one_line
 
 _VERDICTS = ("forward", "hold", "refuse", "evict", "demote")

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from sim.errors import ScenarioError
+from sim.errors import ScenarioError, shortened
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_BYTES = 16 * 2**20
@@ -300,7 +300,8 @@ class _Builder:
         if event.anchor not in self.anchors:
             inside = any(one.anchor == event.anchor for one in self.stack)
             problem = "refers to itself" if inside else "refers to nothing"
-            raise self.refusal(event, f"*{event.anchor} {problem}", f"define &{event.anchor} before, or write it out")
+            name = shortened(event.anchor, 60)
+            raise self.refusal(event, f"*{name} {problem}", f"define &{name} before, or write it out")
         value, nodes = self.anchors[event.anchor]
         self.count(event, nodes)
         return value

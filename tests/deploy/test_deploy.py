@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from sim.cli import app as main
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import load_config, make_core, make_settings
+from sim.live.gateway.config_file import load_config
+from sim.live.gateway.core_from_config import make_core
+from sim.live.gateway.settings_from_config import make_settings
 from sim.scenario.manifests import EntitlementManifest, PoolManifest, pool_from_manifests
 
 jsonschema = pytest.importorskip("jsonschema")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.live.gateway.config_file import load_config, make_core, parse_config
+from sim.live.gateway.config_file import load_config, parse_config
+from sim.live.gateway.core_from_config import make_core
 
 jsonschema = pytest.importorskip("jsonschema")
 

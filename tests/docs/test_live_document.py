@@ -101,7 +101,8 @@ def test_replay_and_parity_run_against_a_gateway(here: Path, monkeypatch: pytest
 def _record(gate, server: StandIn, path: Path) -> None:  # type: ignore[no-untyped-def]
     from live.gate import config
 
-    from sim.live.gateway.config_file import parse_config, recorded_head
+    from sim.live.gateway.config_file import parse_config
+    from sim.live.gateway.core_from_config import recorded_head
     from sim.live.observability.recording import Recording
 
     recording = Recording(path, gate.service.gateway.core, recorded_head(parse_config(config([server]), "test.yaml")))

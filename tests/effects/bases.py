@@ -10,13 +10,15 @@ from typing import Any
 from parity.examples import EXAMPLES
 
 from effects.bases_demand_and_engine import profile_bases, workload_bases
+from effects.bases_routing import routing_bases
 from effects.fields import plain
 from effects.rich import rich
 
 
 def bases(folder: Path) -> dict[str, dict[str, Any]]:
     """Return all of them by name; ``folder`` is for the files that some replay."""
-    found = {"rich": rich(), **_policies(), **workload_bases(folder), **profile_bases(), **_pools()}
+    found = {"rich": rich(), **_policies(), **workload_bases(folder), **profile_bases(), **_pools(),
+             **routing_bases()}  # fmt: skip
     return {name: json.loads(json.dumps(tree)) for name, tree in found.items()}
 
 

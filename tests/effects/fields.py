@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -53,6 +53,17 @@ def all_fields(*roots: type) -> dict[str, type]:
                 found[key_of(owner, name)] = owner
             waiting += _classes(annotation)
     return found
+
+
+def unvouched(fields: Mapping[str, type], vouched: Collection[str]) -> list[str]:
+    """Return the fields that nobody vouches for: neither they nor, of parts, any field of theirs has an effect."""
+    bare = []
+    for key, owner in fields.items():
+        parts = _classes(annotations(owner)[key.rpartition(".")[2]])
+        below = {key_of(part, name) for part in parts for name in annotations(part)}
+        if key not in vouched and not below & set(vouched):
+            bare.append(key)
+    return bare
 
 
 def key_of(owner: type, name: str) -> str:

@@ -18,8 +18,8 @@ SAYS: dict[str, str] = {
     "Scenario.scored": "tells a tournament whose attainment counts (tests/studies)",
     **{
         f"{preset}.version": _ONE_VALUE for preset in (
-            "AzurePtu", "Bedrock", "Dynamo", "EnvoyAiGateway", "K8sApf", "Kthena", "Kuadrant", "LiteLlm", "LlmD", "Smg",
-            "SmgTenants",
+            "AzurePtu", "Bedrock", "DataRobot", "Dynamo", "EnvoyAiGateway", "K8sApf", "Kthena", "Kuadrant", "LiteLlm",
+            "LlmD", "LlmDFlowControl", "Smg", "SmgTenants",
         )
     },
 }  # fmt: skip

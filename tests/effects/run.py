@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from effects.fields import all_fields
+from effects.fields import all_fields, unvouched
 from effects.reasons import REFUSES, SAYS
 from effects.search import Nothing, Search, Witness, keep, kept
 from sim.scenario.model import Scenario
@@ -49,6 +49,8 @@ def main() -> int:
                 left[key] = other
     if asked.write:
         keep({key: one for key, one in (known | found).items() if key in fields and key not in left})
+    bare = unvouched(fields, {*known, *found, *SAYS, *REFUSES})
+    left = {key: nothing for key, nothing in left.items() if key in bare}
     for key, nothing in left.items():
         print(f"{key}: no effect found ({nothing.same} changes showed nothing, {nothing.refused} were refused)")
     print(f"{len(found)} fields change what a run shows, {len(left)} do not, of {len(fields)}")

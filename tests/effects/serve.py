@@ -14,10 +14,12 @@ from live.gate import ENTITLEMENTS, PROFILE
 from policies.snapshot import dump
 from sim.errors import TokenpoolsError
 from sim.live.gateway.authentication import hashed
-from sim.live.gateway.config_file import ServeConfig, core_of, make_core, make_settings, parse_config
+from sim.live.gateway.config_file import ServeConfig, parse_config
+from sim.live.gateway.core_from_config import core_of, make_core
+from sim.live.gateway.settings_from_config import make_settings
 
 LIVE = Path(__file__).parents[2] / "sim" / "live"
-_TOLD = ("settings.py", "config_file.py")
+_TOLD = ("settings.py", "config_file.py", "config_parts.py", "core_from_config.py", "settings_from_config.py")
 """Where a setting is made, and not used."""
 
 

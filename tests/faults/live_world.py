@@ -28,9 +28,11 @@ from parity.virtual_loop import VirtualLoop
 
 from policies.invariants import Checker
 from sim.live.gateway.authentication import hashed
-from sim.live.gateway.config_file import core_of_head, make_core, make_settings, parse_config, recorded_head
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import StateSecrets
+from sim.live.gateway.settings_from_config import make_settings
 from sim.live.replicas import upstreams
 from sim.live.shared_state.leased import LeasedLog
 from sim.live.shared_state.replicated_core import SharedLog

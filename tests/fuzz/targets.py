@@ -79,7 +79,9 @@ def scenario(data: bytes, folder: Path) -> None:
 
 def serve(data: bytes, folder: Path) -> None:
     """Load a gateway's configuration, as ``serve --check`` does."""
-    from sim.live.gateway.config_file import load_config, make_core, make_settings
+    from sim.live.gateway.config_file import load_config
+    from sim.live.gateway.core_from_config import make_core
+    from sim.live.gateway.settings_from_config import make_settings
 
     file = folder / "gateway.yaml"
     file.write_bytes(data)

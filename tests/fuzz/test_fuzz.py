@@ -8,7 +8,7 @@ import pytest
 
 from fuzz.mutations import mutated
 from fuzz.targets import TARGETS, FindingError, attempt, refusing, seeds
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
 
 COUNTS = {
     "scenario": 40, "serve": 60, "manifest": 150, "profile": 100, "trace": 60, "recording": 80, "result": 8,
@@ -29,7 +29,14 @@ def test_what_is_no_file_is_refused_and_nothing_else_happens(name: str) -> None:
 @pytest.mark.parametrize("text", ["two\nlines", "a \x00", "x" * 3000])
 def test_an_error_that_is_not_one_short_line_is_a_finding(text: str) -> None:
     with pytest.raises(FindingError), refusing():
-        raise InputError(text, text, "")
+        raise InputError("a", "b", text)
+
+
+def test_what_a_file_names_is_shortened_in_errors() -> None:
+    long = "n" * 3000
+    for error in (ScenarioError(long, long, long, "mend it"), InputError(long, long, "mend it")):
+        assert len(str(error)) < 1500
+        assert str(error).endswith("nnn; mend it")
 
 
 def test_what_is_no_error_for_the_user_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

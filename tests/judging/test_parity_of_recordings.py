@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from sim.cli import app
 from sim.errors import InputError, ScenarioError
 from sim.judging.parity import check_parity
-from sim.live.gateway.config_file import core_of_head, make_core, parse_config, recorded_head
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
 from sim.live.observability.recording import Recording
 
 POOL = {"kind": "token-pool", "mode": "paper", "tick_s": 0.05, "max_request_tokens": 60}

@@ -20,10 +20,12 @@ from live.stand_in import StandIn
 from policies.api import Event, Instruction
 from policies.invariants import Checker, Violation
 from sim.live.gateway.authentication import hashed
-from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import make_core
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import Settings
+from sim.live.gateway.settings_from_config import make_settings
 from sim.live.observability.observer import RequestLog
 from sim.live.observability.wiring import Observability
 from sim.live.shared_state.response_owners import ResponseOwners

@@ -184,6 +184,44 @@ def test_rates_together_are_passed_by_a_depth_for_each_gateway_at_most(params: A
     assert admitted >= 0.8 * 100.0 * 20
 
 
+def asked_for_too_much(holders: dict[str, Holder], seconds: int) -> int:
+    """Return the tokens that gateways let in together where each is asked for 400 a second; a request takes 0.5 s."""
+    book, admitted, number = Book(0), 0, 0
+    ends: list[tuple[int, str, str]] = []
+    for tick in range(100 * seconds):
+        now_us = tick * 10_000
+        if tick % 50 == 0:
+            book = exchange_parts(holders, book, now_us, 10 * TTL_US)
+        while ends and ends[0][0] <= now_us:
+            _, name, request_id = ends.pop(0)
+            holders[name].core.handle(Finished(request_id, 10), now_us / 1e6)
+        for name, holder in holders.items():
+            if tick % 100 == 0:
+                holder.core.handle(Tick(), now_us / 1e6)
+            if tick % 5 == 0:
+                number += 1
+                said = holder.core.handle(Arrived(RequestView(f"r{number}", "s", "t", 10, 10)), now_us / 1e6)
+                if any(type(step) is Forward for step in said):
+                    admitted += 20
+                    ends.append((now_us + 500_000, name, f"r{number}"))
+    return admitted
+
+
+def test_a_rate_that_is_allocated_is_parted_too() -> None:
+    """Nobody limits s, so its rate is what the pool has left, 200 tokens a second: of all gateways, not of each."""
+    params = TokenPool(mode="robust", max_request_tokens=60, tick_s=1.0, bucket_s=1.0)
+    found = {}
+    for count in (1, 3):
+        holders = {}
+        for number in range(count):
+            core = make_core(params, [SPECS[2]], slots=400, replicas=2, tokens_per_s=200.0)
+            holders[str(number)] = Holder(core)  # before it was begun, as a gateway does
+            core.start(0.0)
+        found[count] = asked_for_too_much(holders, 20)
+    assert 0.8 * 200 * 20 <= found[1] <= 200 * 20 + 300
+    assert found[3] <= found[1] + 3 * 200  # and a depth of the bucket for each
+
+
 def test_only_policies_whose_limits_can_be_parted_are_fit() -> None:
     unfit = {name for name, params in EXAMPLES.items() if why_unfit(make_core(params, SPECS_OF_ALL).policy)}
     assert {"rate-limit, sliding", "window", "reserve", "ptu"} <= unfit

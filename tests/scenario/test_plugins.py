@@ -20,7 +20,8 @@ from sim.experiments.executors import Executor
 from sim.experiments.run import run_cell, run_scenario
 from sim.experiments.select import with_policies
 from sim.experiments.sweep import sweep
-from sim.live.gateway.config_file import core_of_head, make_core, parse_config, recorded_head
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
 from sim.scenario import plugins
 from sim.scenario.catalogue import entries
 from sim.scenario.load import Scenario, expand, json_schema, load_scenario, parse_scenario, resolved

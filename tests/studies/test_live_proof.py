@@ -11,7 +11,7 @@ import pytest
 from policies.api import Arrived, RequestView
 from sim.calibration.profile_file import write_profile
 from sim.experiments.run import run_scenario
-from sim.live.gateway.config_file import core_of
+from sim.live.gateway.core_from_config import core_of
 from sim.live.observability.recording import Recording
 from sim.records.result_folder import read_manifest, write_manifest
 from sim.scenario.load import load_scenario

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from policies.core import GatewayCore
 from policies.limit_leases import why_unfit
-from sim.live.gateway.config_file import AdminPages, core_of
+from sim.live.gateway.config_parts import AdminPages
+from sim.live.gateway.core_from_config import core_of
 from sim.live.gateway.settings import CheckInvariants, SharedState
 from sim.scenario.model import Policy
 from sim.scenario.pool import Pool

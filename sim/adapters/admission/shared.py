@@ -13,8 +13,9 @@ import logging
 from typing import Protocol
 
 from sim.adapters.admission.config import GateConfig
-from sim.live.gateway.config_file import core_of_head, state_secrets
 from sim.live.gateway.core_driver import EventLog
+from sim.live.gateway.core_from_config import core_of_head
+from sim.live.gateway.settings_from_config import state_secrets
 from sim.live.shared_state.signing import Signer
 from sim.records.provenance import versions
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sim.adapters.admission.config import GateConfig, config_of
-from sim.live.gateway.config_file import ApiKey
+from sim.live.gateway.config_parts import ApiKey
 from sim.live.gateway.settings import Estimate, PricedPath, Tls, Tokenizer
 from sim.scenario.pool_amounts import check_known, check_unique
 from sim.scenario.registered_types import MisfitError, OneOf, named

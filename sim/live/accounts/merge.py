@@ -13,9 +13,11 @@ from policies.core import GatewayCore
 from policies.hierarchy import entitlement_id, group_id, key_id
 from sim.errors import ScenarioError
 from sim.live.accounts.store import AccountStore, StoredKey
-from sim.live.gateway.config_file import ServeConfig, agreed, core_of, make_settings, recorded_head
+from sim.live.gateway.config_file import ServeConfig
+from sim.live.gateway.core_from_config import agreed, core_of, recorded_head
 from sim.live.gateway.reload import Loaded
 from sim.live.gateway.settings import Key, Settings
+from sim.live.gateway.settings_from_config import make_settings
 from sim.scenario.hierarchy import BudgetLimit, PoolKey, check_tree
 from sim.scenario.pool import Pool
 from sim.scenario.pool_amounts import Amounts

@@ -1,4 +1,4 @@
-"""What a live gateway is told: limits, timeouts, keys, upstreams. `sim.live.gateway.config_file` reads it from YAML.
+"""What a live gateway is told: limits, timeouts, keys, upstreams. `settings_from_config` makes it of a file.
 
 These are frozen standard-library dataclasses whose field metadata are keyword arguments of pydantic's ``Field``, as in
 `sim.scenario.registered_types`, so that the checks of the file and its schema need no code of their own.

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from redis.exceptions import RedisError
 
 from policies.api import Arrived, CapacityChanged, Event, Reason, Refuse
-from policies.limit_leases import POOL, SLOTS, Book, Holder, lacks, renew
+from policies.limit_leases import POOL, SLOTS, Book, Holder, Share, lacks, renew
 from policies.sharing import Peers
 from sim.errors import RunError
 from sim.live.gateway.changeover import CoreOf, changeover
@@ -41,6 +41,7 @@ from sim.live.shared_state.speaking_copy import Status
 LOG = logging.getLogger("tokenpools.state")
 
 _TRIES = 8
+_NOBODY = Share(0, {}, {})
 _LOOKS = 3
 """Rounds in a row that may be looks. [choice]"""
 _SOONEST = 0.3
@@ -228,9 +229,8 @@ class LeasedLog(LocalLog):
             begun_s = self._loop.time()
             self._wake.clear()
             try:
-                async with asyncio.timeout(max(self._settings.timeout_s, every_s)):
-                    if not await self._look():
-                        await self._renew()
+                if not await self._look():
+                    await self._renew()
             except (RedisError, OSError, TimeoutError) as error:
                 self._why = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
                 await self._books.disconnect()
@@ -255,8 +255,8 @@ class LeasedLog(LocalLog):
         self._looks += 1
         if self._away or self._looks > _LOOKS or not self._held().has_enough(self.now_s()):
             return False
-        begun_s, ttl_us = self._loop.time(), int(self._settings.ttl_s * 1e6)
-        _, version, is_good, short = await self._books.run("look", self._stays_ms, self.name, ttl_us)
+        begun_s = self._loop.time()
+        _, version, is_good, short = await self._call("look", self._stays_ms, self.name, self._ttl_us)
         if not is_good or version < self._version:
             return False
         self._good(begun_s + self._settings.ttl_s, self._gateways, is_dealt=True)
@@ -265,14 +265,19 @@ class LeasedLog(LocalLog):
     async def _renew(self) -> None:
         """Renew all parts.
 
+        What it holds stays good from each read on, whoever is faster in writing: the more are in each other's way, the
+        longer a round takes, and a part that runs out for that would make them more.
+
         Raises
         ------
         RunError : the other gateways have another configuration.
         """
-        ttl_us = int(self._settings.ttl_s * 1e6)
+        ttl_us = self._ttl_us
         begun_s = self._loop.time()
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
             known, version, now_us = await self._read(ttl_us)
+            if not self._away and known.shares.get(self.name, _NOBODY).until_us >= now_us + ttl_us:
+                self._prolong(begun_s + self._settings.ttl_s)
             holder = self._held()
             now_s = self.now_s()
             needs = holder.needs(now_s)
@@ -291,11 +296,15 @@ class LeasedLog(LocalLog):
                     holder.hold(parts, self.now_s(), others)
                 self._good(begun_s + self._settings.ttl_s, len(book.shares), now_us >= book.dealt_from_us)
                 return
+            took_s = self._loop.time() - begun_s
+            await asyncio.sleep(random.uniform(0, min(took_s * tried, self._settings.every_s)))
             begun_s = self._loop.time()
         raise OSError(f"{_TRIES} times another gateway was faster")
 
     async def _read(self, ttl_us: int) -> tuple[Book, int, int]:
-        now, version, text, signature, self._short, *until = await self._books.run("read", 0)
+        now, version, text, signature, self._short, *until = await self._call(
+            "read", self._stays_ms, self.name, ttl_us
+        )
         now_us = int(now)
         fresh = Book(now_us + ttl_us)
         if not text:
@@ -324,8 +333,8 @@ class LeasedLog(LocalLog):
         following = max(version + 1, self._version + 1, now_us if version == 0 else 0)
         text = f"{self._config} {text_of(book)}"
         signature = self._signer.sign("leases", following, text)
-        ttl_us = int(self._settings.ttl_s * 1e6) if self.name in book.shares else 0
-        _, is_written = await self._books.run(
+        ttl_us = self._ttl_us if self.name in book.shares else 0
+        _, is_written = await self._call(
             "write", self._stays_ms, version, following, text, signature, self.name, ttl_us, int(is_short),
             *sorted(gone),
         )
@@ -334,13 +343,22 @@ class LeasedLog(LocalLog):
             self._short += is_short
         return bool(is_written)
 
+    async def _call(self, *arguments: str | int) -> list[Any]:
+        """Call the script, and wait for it no longer than a round lasts."""
+        async with asyncio.timeout(max(self._settings.timeout_s, self._settings.every_s)):
+            return await self._books.run(*arguments)
+
+    @property
+    def _ttl_us(self) -> int:
+        return int(self._settings.ttl_s * 1e6)
+
     @property
     def _stays_ms(self) -> int:
         return int(self._settings.ttl_s * 4000)
 
     async def _leave(self) -> None:
         for _ in range(_TRIES):
-            book, version, now_us = await self._read(int(self._settings.ttl_s * 1e6))
+            book, version, now_us = await self._read(self._ttl_us)
             shares = {name: share for name, share in book.shares.items() if name != self.name}
             if await self._write(version, replace(book, shares=shares), now_us):
                 return
@@ -355,10 +373,7 @@ class LeasedLog(LocalLog):
     def _good(self, until_s: float, gateways: int, is_dealt: bool) -> None:
         self._rounds += 1
         self._gateways = gateways
-        self._good_until_s = until_s
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._expiry = self._loop.call_at(until_s, self._run_out)
+        self._prolong(until_s)
         if not is_dealt and not self._joined.is_set():
             self._why = "the book has just begun, and others may hold parts that it does not know of"
             return
@@ -368,6 +383,13 @@ class LeasedLog(LocalLog):
         if not self._joined.is_set():
             self._joined.set()
             self._looking = self._loop.create_task(self._look_for_eviction())
+
+    def _prolong(self, until_s: float) -> None:
+        """Take what is held to be good for longer."""
+        self._good_until_s = until_s
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = self._loop.call_at(until_s, self._run_out)
 
     async def _look_for_eviction(self) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):

@@ -4,7 +4,7 @@
 -- KEYS  1 book: a hash, version, data (JSON), mac, short (how often somebody lacked something), and until:NAME of each,
 --         which counts beside what data says of it
 -- ARGV  1 command: read, look or write   2 how long the book stays, in milliseconds
---       look: 3 name   4 ttl in microseconds
+--       look, read: 3 name   4 ttl in microseconds; who reads may leave them out, and prolongs nothing
 --       write: 3 the version that was read   4 the next, which is larger   5 data   6 mac   7 name   8 ttl in
 --              microseconds, 0 of who leaves   9 1 if it lacks something   10, ... who is in the book no more
 -- answers {time in us, version, ...}: of a read data, mac, short, and NAME, until of each; of a look whether its parts
@@ -17,14 +17,17 @@ if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', book) end
 local clock = redis.call('TIME')
 local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local now = string.format('%.0f', now_us)
-if command == 'look' then
+local is_good = false
+if command ~= 'write' and ARGV[3] then
   local place = 'until:' .. ARGV[3]
-  local kept = redis.call('HMGET', book, 'version', 'short', place)
-  local is_good = (tonumber(kept[3] or '') or 0) >= now_us
+  is_good = (tonumber(redis.call('HGET', book, place) or '') or 0) >= now_us
   if is_good then
     redis.call('HSET', book, place, string.format('%.0f', now_us + tonumber(ARGV[4])))
     redis.call('PEXPIRE', book, ARGV[2])
   end
+end
+if command == 'look' then
+  local kept = redis.call('HMGET', book, 'version', 'short')
   return {now, tonumber(kept[1] or '') or 0, is_good and 1 or 0, tonumber(kept[2] or '') or 0}
 end
 if command == 'read' then

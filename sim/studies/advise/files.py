@@ -13,7 +13,9 @@ import yaml
 
 from sim.errors import ScenarioError
 from sim.live.gateway.authentication import hashed, new_key
-from sim.live.gateway.config_file import make_core, make_settings, parse_config
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import make_core
+from sim.live.gateway.settings_from_config import make_settings
 from sim.records.result_folder import replace_file
 from sim.scenario.load import parse_scenario
 from sim.scenario.profile import load_profile, shipped_profiles

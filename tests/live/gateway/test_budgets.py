@@ -11,7 +11,8 @@ from live.gate import config, gateway
 from live.stand_in import running
 
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import make_core, parse_config
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import make_core
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp()
 POOL = {"groups": [{"name": "acme", "budgets": [{"per": "day", "limit": 60}]}]}

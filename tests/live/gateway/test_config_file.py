@@ -17,8 +17,10 @@ from live.gate import Answer, Gate, config, free_port, gateway, secret
 from live.stand_in import StandIn, running
 
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import json_schema, load_config, make_core, make_settings, parse_config
+from sim.live.gateway.config_file import json_schema, load_config, parse_config
+from sim.live.gateway.core_from_config import make_core
 from sim.live.gateway.settings import Estimate, Limits, Timeouts, Tokenize, Tokenizer
+from sim.live.gateway.settings_from_config import make_settings
 
 MANIFESTS = """
 apiVersion: tokenpools.example/v1

@@ -20,10 +20,11 @@ from live.gate import Gate, gateway, head, secret
 from live.stand_in import StandIn, running
 
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import make_settings, parse_config
+from sim.live.gateway.config_file import parse_config
 from sim.live.gateway.descriptors import exhausted, fitted
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.settings import Limits
+from sim.live.gateway.settings_from_config import make_settings
 from sim.live.observability.observer import Ended
 
 pytestmark = pytest.mark.usefixtures("books")

@@ -22,7 +22,8 @@ from policies.shadow import ShadowedCore
 from sim.analysis.shadows import of_gateway
 from sim.cli import app
 from sim.errors import InputError, ScenarioError
-from sim.live.gateway.config_file import core_of_head, make_core, parse_config, recorded_head
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
 from sim.live.gateway.shadowing import Shadowing
 from sim.live.observability.shadows import ShadowTally
 

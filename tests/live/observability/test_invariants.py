@@ -11,8 +11,9 @@ from live.stand_in import StandIn
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import make_settings, parse_config
+from sim.live.gateway.config_file import parse_config
 from sim.live.gateway.settings import CheckInvariants
+from sim.live.gateway.settings_from_config import make_settings
 from sim.live.observability.invariants import InvariantWatch
 
 

@@ -195,7 +195,8 @@ def test_a_snapshot_that_somebody_else_wrote_is_not_taken_over(pool: SharedPool)
 def test_another_key_is_another_configuration() -> None:
     from live.gate import config
 
-    from sim.live.gateway.config_file import make_settings, parse_config
+    from sim.live.gateway.config_file import parse_config
+    from sim.live.gateway.settings_from_config import make_settings
 
     def digest(monkey: pytest.MonkeyPatch, key: str) -> str:
         monkey.setenv("POOL_KEY", key)

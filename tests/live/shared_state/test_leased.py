@@ -17,8 +17,9 @@ from policies.handover import part_of
 from policies.invariants import Checker
 from policies.limit_leases import POOL
 from sim.errors import ScenarioError
-from sim.live.gateway.config_file import make_core, parse_config
+from sim.live.gateway.config_file import parse_config
 from sim.live.gateway.core_driver import AsyncGateway
+from sim.live.gateway.core_from_config import make_core
 from sim.live.gateway.settings import SharedState, StateSecrets
 from sim.live.shared_state.leased import LeasedLog
 
@@ -123,6 +124,16 @@ class Group:
             member.checker.peers = member.log.peers
             member.checker.check_all(member.gateway.core, member.gateway.now_s())
 
+    def leave(self) -> None:
+        async def close() -> None:
+            for member in self.members:
+                await member.log.close()
+
+        self.server.start()
+        self.server.resume()
+        self.loop.within(lambda: self.loop.create_task(close()))
+        self.loop.run(self.loop.time() + 5)
+
 
 @pytest.fixture
 def group() -> Iterator[Group]:
@@ -132,14 +143,7 @@ def group() -> Iterator[Group]:
     one.run(2.0, 0.0)
     yield one
 
-    async def leave() -> None:
-        for member in one.members:
-            await member.log.close()
-
-    one.server.start()
-    one.server.resume()
-    one.loop.within(lambda: one.loop.create_task(leave()))
-    one.loop.run(one.loop.time() + 5)
+    one.leave()
 
 
 def test_nothing_is_dealt_out_before_whoever_may_hold_a_part_is_heard(group: Group) -> None:
@@ -314,6 +318,31 @@ def test_who_lacks_something_gets_it_although_the_others_only_look(group: Group)
     assert first.log.parts[POOL] >= before + 3, first.log.parts
     group.within()
     group.emptied()
+
+
+def test_who_is_in_each_others_way_loses_no_part() -> None:
+    """Twelve gateways that all lack something, and a Redis so slow that most writes find another's before them."""
+    crowd = Group()
+    crowd.server.slow_s = 0.08
+    for number in range(12):
+        crowd.join(f"n{number}", ttl_s=2.0, every_s=0.5)
+    crowd.run(12.0, 0.0)
+    lost = []
+    for member in crowd.members:
+        write = member.log._write
+
+        async def noted(*arguments: Any, write: Any = write, **more: Any) -> bool:
+            written: bool = await write(*arguments, **more)
+            lost.append(not written)
+            return written
+
+        member.log._write = noted  # type: ignore[method-assign]
+    crowd.run(20.0, 20.0)
+    assert sum(lost) > len(lost) / 2
+    assert sum(member.log.status().times_away for member in crowd.members) == 0
+    crowd.within()
+    crowd.server.slow_s = 0.0005
+    crowd.leave()
 
 
 def lua(group: Group, *arguments: Any) -> list[Any]:

@@ -21,7 +21,8 @@ from live.stand_in import StandIn, running
 
 from sim.errors import ScenarioError
 from sim.live.gateway.authentication import hashed
-from sim.live.gateway.config_file import make_settings, parse_config
+from sim.live.gateway.config_file import parse_config
+from sim.live.gateway.settings_from_config import make_settings
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs redis-server")
 
