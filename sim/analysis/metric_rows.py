@@ -7,7 +7,6 @@ computed from the records when asked for: `tokenpools metrics RESULT`.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -356,7 +355,7 @@ def _gpus_of_a_replica(pool: Mapping[str, Any]) -> float:
     kinds = [pool, *(pool.get("also") or ())]
     replicas = [int(kind.get("replicas") or 1) for kind in kinds]
     gpus = [int((kind.get("profile") or {}).get("gpus") or pool.get("gpus_per_replica") or 1) for kind in kinds]
-    return sum(map(operator.mul, replicas, gpus)) / sum(replicas)
+    return sum(count * each for count, each in zip(replicas, gpus, strict=True)) / sum(replicas)
 
 
 def _held_before(timeline: pa.Table, from_s: float) -> float:
