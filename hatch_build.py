@@ -26,7 +26,9 @@ PACKAGES = ("policies", "workloads", "sim", "scenarios", "tokenpools")
 HOT = tuple(
     f"{room}/{name}.py"
     for room, names in (
-        ("policies", ("core", "ledgers", "meters", "pool_state", "routing")),
+        ("policies", ("base", "core", "ledgers", "meters", "pool_state", "routing")),
+        ("policies/parts", ("heaps", "lines", "queueing", "room", "trend")),
+        ("policies/predictive_pool", ("books", "headroom", "leaves", "lengths", "lineup", "pace", "policy")),
         ("policies/token_pool", ("allocation", "leases", "limits", "metering", "policy", "priority", "threshold")),
         ("sim/cluster", (
             "agenda", "arrivals", "attempt", "batch", "discipline", "disaggregated", "engine_inbox", "engine_request",

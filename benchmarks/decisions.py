@@ -34,8 +34,10 @@ from policies.api import (
 )
 from policies.bands import Bands
 from policies.cap import Cap
+from policies.concur import Concur
 from policies.core import GatewayCore
 from policies.fair_queue import FairQueue
+from policies.fairserve import FairServe
 from policies.parts.orders import Debt, DominantResource, RoundRobin, StrictClass
 from policies.parts.saturation import QueueAndKv
 from policies.predictive_pool.params import PredictivePool
@@ -55,6 +57,8 @@ PARAMS: dict[str, Any] = {
     "cap": Cap(max_in_flight_per_replica=None, queue_requests=10**6),
     "predictive-pool": PredictivePool(prefill_ahead_s=1e6),  # a full pool, though nobody's prompt is taken in here
     "adaptive": Adaptive(initial=200, most=1000),
+    "concur": Concur(agents=200, queue_requests=10**6),
+    "fairserve": FairServe(user_per_min=1e9, app_per_min=1e9, queue_requests=10**6),
     "token-pool, paper": TokenPool(mode="paper"),
     "bands, reports": Bands(saturation=QueueAndKv(), queue_requests=10**6),
     "fair-queue, rr": FairQueue(order=RoundRobin(), queue_requests=10**6),

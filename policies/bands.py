@@ -35,8 +35,9 @@ from policies.parts.lines import Line, Waiting, Within, place
 from policies.parts.names import check_names
 from policies.parts.order import Order
 from policies.parts.orders import OrderParams, RoundRobin, order_of
-from policies.parts.queueing import TIMEOUT_STATUS, QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
 from policies.parts.saturation import SATURATION, Ledger, SaturationParams, signal_of
+from policies.parts.waits import TIMEOUT_STATUS, Waits
 
 CLASS_PRIORITY: Mapping[ServiceClass, int] = {
     ServiceClass.DEDICATED: 3, ServiceClass.GUARANTEED: 2, ServiceClass.ELASTIC: 1, ServiceClass.SPOT: 0,

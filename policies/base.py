@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from policies.api import ADMIT, Gauge, InFlight, PoolLedger, RequestView, Verdict
+from policies.native import mypyc_attr
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PolicyBase:
     """Lets everything in and remembers nothing; see `policies.api.AdmissionPolicy` for what each method is for."""
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 from policies.api import Chance, Deny, EntitlementSpec, PoolLedger, RequestView
 from policies.parts.lines import Line, Waiting
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.waits import Waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ from policies.api import (
 from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.waits import Waits
 
 ClassName = Literal["system", "interactive", "default", "bulk"]
 NAMES: tuple[ClassName, ...] = ("system", "interactive", "default", "bulk")

@@ -17,7 +17,8 @@ from typing import Literal
 from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLedger, Reason, RequestView, Verdict
 from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Line, Waiting, Within, place
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.waits import Waits
 
 _BISECTIONS = 60
 

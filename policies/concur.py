@@ -20,7 +20,8 @@ from typing import Literal
 
 from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
 from policies.parts.lines import Waiting
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.waits import Waits
 
 _EVERYTHING = 10**9
 _SHARE = {"ge": 0, "le": 1}

@@ -26,6 +26,7 @@ from policies.api import (
     Clairvoyant,
     Demote,
     Deny,
+    Dozing,
     EntitlementLedger,
     EntitlementSpec,
     EntitlementState,
@@ -137,11 +138,17 @@ class GatewayCore(PoolState):
             Failed: self._failed, Cancelled: self._broken_off, ReplicaReport: self._report,
             CapacityChanged: self._capacity_changed, Adopted: self._adopted, Tick: self._tick,
         }
+        self._quiet_until_s = policy.quiet_until_s if isinstance(policy, Dozing) else None
+        self._dozes = False
+        if self._quiet_until_s is not None:
+            self._waking = {kind: handler for kind, handler in self._handlers.items() if kind is not Tick}
+            self._handlers |= dict.fromkeys(self._waking, self._awake)
 
     def start(self, now_s: float) -> Sequence[Instruction]:
         """Begin: entitlements get their states, and ticks will come at ``now_s`` + k * tick_s.
 
-        From here on at most one CallMeAt is open at any time, and the Tick that answers it brings the next.
+        From here on at most one CallMeAt is open at any time: a new one replaces it. The Tick that answers it brings
+        the next, if there is one; where a policy dozes, any other event may.
 
         Raises
         ------
@@ -546,7 +553,31 @@ class GatewayCore(PoolState):
             instructions += self._scale(self._scaler, now_s)
         if self._held:
             instructions += self._release(now_s)
+        if self._quiet_until_s is not None and tick_s is not None:
+            self._doze(max(now_s, self._quiet_until_s(self.pool, now_s)), tick_s, now_s)
         return (*instructions, *self._next_call())
+
+    def _doze(self, until_s: float, tick_s: float, now_s: float) -> None:
+        """Leave out the ticks up to ``until_s``."""
+        self._next_tick_s = NEVER_S if until_s == NEVER_S else self._tick_after(until_s, tick_s)
+        self._dozes = self._next_tick_s > self._tick_after(now_s, tick_s)
+
+    def _tick_after(self, after_s: float, tick_s: float) -> float:
+        """Return the first tick after a time, of those that were not there yet."""
+        number = max(self._ticks, int((after_s - self._start_s) / tick_s))
+        while self._start_s + number * tick_s <= after_s:
+            number += 1
+        return self._start_s + number * tick_s
+
+    def _awake(self, event: Event, now_s: float) -> Sequence[Instruction]:
+        """Handle what is no Tick; a policy that dozes has its next tick where somebody is held then."""
+        said = self._waking[type(event)](event, now_s)
+        tick_s = self._policy.tick_s
+        if not (self._dozes and self._held) or tick_s is None:
+            return said
+        self._dozes = False
+        self._next_tick_s = self._tick_after(now_s, tick_s)
+        return (*said, *self._next_call())
 
     def _scale(self, scaler: Scaler, now_s: float) -> list[Instruction]:
         """Ask the autoscaler, and for the replicas that it wants if they are not what was last asked for."""

@@ -18,7 +18,8 @@ from typing import Literal
 
 from policies.api import ADMIT, Admit, Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView, Verdict
 from policies.parts.lines import Waiting
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
+from policies.parts.waits import Waits
 from policies.routers.caches import BLOCK_TOKENS, BLOCKS_PER_REPLICA, INDEX, MEMORY_S, Knows, caches_of
 from policies.routers.prefix_index import LEAST_BLOCK_TOKENS, LRU_BLOCKS, members
 

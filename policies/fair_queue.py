@@ -23,7 +23,8 @@ from policies.parts.orders import (
     VirtualTokenCounter,
     order_of,
 )
-from policies.parts.queueing import QueueingPolicy, Waits, weights_of
+from policies.parts.queueing import QueueingPolicy, weights_of
+from policies.parts.waits import Waits
 
 Charge = Literal["prompt", "end", "settled", "stream", "predicted"]
 _INPUT = {"ge": 0, "description": "give what a prompt token costs, e.g. 1"}

@@ -21,8 +21,9 @@ from policies.api import Chance, Deny, EntitlementSpec, Gauge, InFlight, PoolLed
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
 from policies.parts.orders_by_use import Vtc
-from policies.parts.queueing import QueueingPolicy, Waits, weights_of
+from policies.parts.queueing import QueueingPolicy, weights_of
 from policies.parts.rates import whole_s
+from policies.parts.waits import Waits
 
 _WINDOW_S = 60.0
 _SESSION_S = 600.0
@@ -133,16 +134,17 @@ class FairServePolicy(QueueingPolicy):
         yield ("user", request.key or request.tenant), params.user_per_min_by.get(app, params.user_per_min)
         yield ("app", app), params.app_per_min_by.get(app, params.app_per_min)
 
-    def _recent(self, key: tuple[str, str], now_s: float) -> list[float]:
-        return [at_s for at_s in self._begun.get(key, ()) if at_s > now_s - _WINDOW_S]
+    def _recent(self, key: tuple[str, str], now_s: float) -> deque[float]:
+        """Return when requests of the last minute began, and forget older ones, which nobody could see."""
+        begun = self._begun.setdefault(key, deque())
+        while begun and begun[0] <= now_s - _WINDOW_S:
+            begun.popleft()
+        return begun
 
     def _begin(self, request: RequestView, now_s: float) -> None:
         """Count a request that was let in or may wait."""
         for key, _ in self._limits(request):
-            begun = self._begun.setdefault(key, deque())
-            while begun and begun[0] <= now_s - _WINDOW_S:
-                begun.popleft()
-            begun.append(now_s)
+            self._recent(key, now_s).append(now_s)
         if request.session:
             self._sessions[request.session] = now_s
             self._sessions.move_to_end(request.session)

@@ -2,7 +2,7 @@
 
 `policies.bands` is the idea; this is the clockwork. A cycle comes with each arrival and each millisecond and lets one
 request go at most. The gate is the fuller of the stages: replicas that prefill, those that decode. A report older than
-200 ms is a full replica.
+200 ms is a full replica. Cycles in which nothing can change are left out (`policies.api.Dozing`): the same happens.
 
 Source: llm-d-router at commit ebab687 (2026-08-22), ``pkg/epp/flowcontrol`` and its plugins, the newest that could be
 read; of later merges, what to do with stale reports (PR 2492). See docs/policies.md for what is left out.
@@ -10,6 +10,7 @@ read; of later merges, what to do with stale reports (PR 2492). See docs/policie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -120,6 +121,14 @@ class _Stages(Signal):
                 scores.append(1.0)
         return sum(scores) / len(scores) if scores else 0.0
 
+    def steady_until_s(self, pool: PoolLedger, now_s: float) -> float:
+        """Return until when it stays as it is if nothing is heard: till the next report is too old."""
+        if self._params.detector != "utilisation":
+            return math.inf
+        seen = [book.report.seen_at_s for book in pool.replicas if book.ready and book.report is not None]
+        oldest_s = now_s - self._params.stale_s
+        return min((at_s for at_s in seen if at_s >= oldest_s), default=math.inf) + self._params.stale_s
+
     def of_sequences(self, sequences: int, capacity: PoolCapacity) -> float:
         if self._params.detector == "utilisation":
             return 0.0
@@ -151,11 +160,17 @@ class LlmDFlowControlPolicy(BandsPolicy):
         super().__init__(
             params.bands(), entitlements=entitlements, kv_bytes_per_token=kv_bytes_per_token, chance=chance
         )
-        self._signal = _Stages(params)
+        self._signal = self._stages = _Stages(params)
         self.wants_reports = self._signal.wants_reports
         self.wants_progress = self._signal.wants_progress
         self._grace_s = _GRACE_S[params.detector]
         self._cycle = False
+        self._tick_s = params.tick_s
+        # Where a cycle does more than look at the gate, every one counts.
+        self._sees_all_change = (
+            not params.evict and not self.wants_progress and params.ceilings != "soft-reflective"
+            and params.fairness != "program-aware"
+        )
 
     def may_start(self, request: RequestView, need_tokens: int, pool: PoolLedger, now_s: float) -> bool:  # noqa: ARG002
         """Whether its band's gate is open: an arrival brings a cycle along."""
@@ -183,6 +198,20 @@ class LlmDFlowControlPolicy(BandsPolicy):
         """See `policies.api.Queueing`: what is not used of a cycle is lost."""
         yield from super().dispatch(pool, now_s)
         self._cycle = False
+
+    def quiet_until_s(self, pool: PoolLedger, now_s: float) -> float:
+        """See `policies.api.Dozing`: while the gate is shut, till somebody has waited too long or a report is old."""
+        if not self._sees_all_change:
+            return now_s
+        if not self._waiting:
+            return math.inf
+        self._cycle = True
+        goes = self.next(pool, now_s) is not None
+        self._cycle = False
+        if goes:
+            return now_s
+        late_s = self._expiring[0][0] if self._expiring else math.inf
+        return min(late_s, self._stages.steady_until_s(pool, now_s) - self._tick_s)  # a cycle for what is rounded
 
     def on_admitted(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Count it, and the cycle as used."""

@@ -308,7 +308,7 @@ class Scale(NamedTuple):
 
 
 class CallMeAt(NamedTuple):
-    """Send a Tick at this time."""
+    """Send a Tick at this time, in place of the one that was asked for before and has not come."""
 
     at_s: float
 

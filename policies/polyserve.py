@@ -33,8 +33,9 @@ from policies.api import (
 )
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
 from policies.parts.rates import whole_s
+from policies.parts.waits import Waits
 
 _EVERYTHING = 10**9
 _FRESH_SHARE = 0.1

@@ -189,6 +189,20 @@ class Reclaiming(Protocol):
 
 
 @runtime_checkable
+class Dozing(Protocol):
+    """A policy with many ticks of which most change nothing: the core leaves those out that it says do not."""
+
+    def quiet_until_s(self, pool: PoolLedger, now_s: float) -> float:
+        """Return the time up to which no tick would change anything if nothing else happened.
+
+        Asked after a tick and what it let in. Infinity: for as long as nothing happens; ``now_s``: the next may do
+        something. Whatever happens ends it where somebody is held then, with the first tick after that instant; while
+        nobody is held, ticks have to change nothing.
+        """
+        ...
+
+
+@runtime_checkable
 class Inheriting(Protocol):
     """A policy that goes on from the memory of another one, of an earlier configuration; others begin afresh."""
 

@@ -90,7 +90,7 @@ class ShadowedCore:
         self._tell = on_opinion
         self._open: dict[str, list[Opinion]] = {}
         self._calls_s = [_NEVER_S] * len(self._shadows)
-        self._acting_call_s = _NEVER_S
+        self._acting_call_s = self._called_s = _NEVER_S
         self._unheard: list[tuple[Progress, float]] = []
         self.wants_progress = acting.wants_progress or any(core.wants_progress for core in self._shadows)
         self.wants_reports = acting.wants_reports or any(core.wants_reports for core in self._shadows)
@@ -148,7 +148,7 @@ class ShadowedCore:
             return self._tick(now_s)
         before = self._catch_up()
         if type(event) is Arrived:
-            return (*before, *self._arrived(event, now_s))
+            return (*before, *self._with_earlier_call(self._arrived(event, now_s)))
         silent = (type(event) is FirstToken and not self._acting.wants_progress) or (
             type(event) is ReplicaReport and not self._acting.wants_reports
         )
@@ -162,6 +162,7 @@ class ShadowedCore:
         elif isinstance(event, Finished | Failed | Cancelled):
             self._ended(event, said, now_s)
         self._follow(said, now_s)
+        said = self._with_earlier_call(said)
         return (*before, *said) if before else said
 
     def close(self) -> None:
@@ -286,8 +287,14 @@ class ShadowedCore:
                 said.append(step)
         return said
 
+    def _with_earlier_call(self, said: Sequence[Instruction]) -> Sequence[Instruction]:
+        """Ask for a call where a core, woken from a doze, now wants one before the one that is open."""
+        before_s = self._called_s
+        call = self._next_call()
+        return (*said, *call) if self._called_s < before_s else said
+
     def _next_call(self) -> tuple[CallMeAt, ...]:
-        at_s = min(self._acting_call_s, *self._calls_s) if self._calls_s else self._acting_call_s
+        self._called_s = at_s = min((self._acting_call_s, *self._calls_s))
         return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
 
 

@@ -31,8 +31,9 @@ from policies.api import (
 from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.prefill import FIRST_TOKENS_PER_S, PrefillClock
-from policies.parts.queueing import QueueingPolicy, Waits
+from policies.parts.queueing import QueueingPolicy
 from policies.parts.rates import whole_s
+from policies.parts.waits import Waits
 
 _NO_OBJECTIVE_S = 1e9
 """What stands for the objective of who has none: behind all that have one."""

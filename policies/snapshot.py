@@ -214,7 +214,7 @@ class _Writer:
             if len(behind) != 1:
                 raise SnapshotError("found a view of something that is no dict; keep a dict")
             node = ["view", self._value(behind[0])]
-        elif kind is MethodType or (kind is BuiltinMethodType and _COMPILED in vars(type(value.__self__))):
+        elif kind is MethodType or (kind is BuiltinMethodType and hasattr(type(value.__self__), _COMPILED)):
             node = ["method", self._value(value.__self__), self._method(value)]
         elif kind is BuiltinMethodType and (
             type(value.__self__) in _TAGS or _is_chance(value.__self__)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import heapq
 
+from policies.native import mypyc_attr
+
 Key = tuple[float, ...]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class KeyedHeap:
     """Names by key, the least first; of equal keys the one that was put in first.
 
@@ -21,7 +24,7 @@ class KeyedHeap:
     __slots__ = ("_came", "_entries", "keys")
 
     def __init__(self) -> None:
-        self.keys: dict[str, tuple[Key, int]] = {}
+        self.keys: dict[str, tuple[Key, int, str]] = {}
         self._entries: list[tuple[Key, int, str]] = []
         self._came = 0
 
@@ -45,12 +48,18 @@ class KeyedHeap:
             return
         else:
             place = known[1]
-        self.keys[name] = (key, place)
+        self.keys[name] = entry = (key, place, name)
         if len(self._entries) > 4 * len(self.keys) + 64:
-            self._entries = [(each, at, one) for one, (each, at) in self.keys.items()]
+            self._entries = list(self.keys.values())
             heapq.heapify(self._entries)
         else:
-            heapq.heappush(self._entries, (key, place, name))
+            heapq.heappush(self._entries, entry)
+
+    def change_least(self, key: Key) -> None:
+        """Give the first, which `least` has just returned, another key."""
+        _, place, name = self._entries[0]
+        self.keys[name] = entry = (key, place, name)
+        heapq.heapreplace(self._entries, entry)
 
     def remove(self, name: str) -> None:
         """Take a name out."""
@@ -62,7 +71,7 @@ class KeyedHeap:
         """Return the least key and its name; there must be one."""
         entries, keys = self._entries, self.keys
         while True:
-            key, place, name = entries[0]
-            if keys.get(name) == (key, place):
-                return key, name
+            entry = entries[0]
+            if keys.get(entry[2]) == entry:
+                return entry[0], entry[2]
             heapq.heappop(entries)

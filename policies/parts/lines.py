@@ -7,11 +7,13 @@ import math
 from typing import Literal
 
 from policies.api import RequestView
+from policies.native import mypyc_attr
 
 Within = Literal["fcfs", "edf", "shortest"]
 """By arrival, by deadline, or by size."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Waiting:
     """A request that waits."""
 
@@ -33,6 +35,7 @@ class Waiting:
         self.late = False
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Line:
     """The requests of one flow, the most urgent first and, among equals, the first come."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from policies.api import Deny, PoolCapacity, PoolLedger, Reason, RequestView
+from policies.native import mypyc_attr
 
 _RETRY_S = 1.0
 """Retry-After of what only a pool with more replicas could take. [choice]"""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Room:
     """How much more the replicas can take: slots by count, KV cache by prompt + max_output_tokens.
 

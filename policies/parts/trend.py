@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from policies.native import mypyc_attr
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Trend:
     """One number as a line over another, by least squares that forget; it never falls.
 

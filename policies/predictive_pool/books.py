@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from policies.api import InFlight, PoolLedger, RequestView, ServiceClass
+from policies.native import mypyc_attr
 from policies.predictive_pool.leaves import Leaf
 from policies.predictive_pool.lengths import Lengths
 from policies.predictive_pool.params import PredictivePool
@@ -14,6 +15,7 @@ _FRESH = 0.05
 _FIRST_SERVICE_S = 1.0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Charge:
     """What one running request is charged for.
 
@@ -33,6 +35,7 @@ class Charge:
         self.cost = cost
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Books:
     """Reservations of all that runs.
 

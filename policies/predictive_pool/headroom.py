@@ -20,11 +20,13 @@ import math
 from collections.abc import Mapping
 
 from policies.api import PoolLedger
+from policies.native import mypyc_attr
 from policies.predictive_pool.leaves import Leaf
 
 _FRESH = 0.1
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class _Owner:
     """What one owner asks for, and what is kept for it."""
 
@@ -42,10 +44,17 @@ class _Owner:
     def keep(self, in_flight: int) -> float:
         """Keep anew; return by how much that is more."""
         before = self.kept
-        self.kept = max(0.0, min(self.likely - in_flight, max(self.stock, self.likely - in_flight - self.behind)))
-        return self.kept - before
+        need = self.likely - in_flight
+        kept = need - self.behind
+        if kept <= self.stock:
+            kept = self.stock
+        if kept > need:
+            kept = need
+        self.kept = kept = kept if kept > 0.0 else 0.0
+        return kept - before
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Headroom:
     """Measures what owners ask for, and says how many slots to keep for each.
 
@@ -84,7 +93,10 @@ class Headroom:
         """Hear of a request inside a promise whether it was too late for want of a slot."""
         own = self._owners.get(name)
         if own is not None:
-            own.stock = max(0.0, min(own.stock + (1.0 if late else 0.0) - self._late, own.likely))
+            stock = own.stock + (1.0 if late else 0.0) - self._late
+            if stock > own.likely:
+                stock = own.likely
+            own.stock = stock if stock > 0.0 else 0.0
 
     def ticked(self, pool: PoolLedger, first_token_s: float, now_s: float) -> None:
         """Measure, and keep anew; ``first_token_s`` is what an objective leaves no time to wait in."""

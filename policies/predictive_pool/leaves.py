@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from policies.api import EntitlementLedger, EntitlementSpec, Resources, ServiceClass
 from policies.meters import ContinuousBucket
+from policies.native import mypyc_attr
 from policies.parts.lines import Line
 from policies.predictive_pool.pace import Drain
 
@@ -27,6 +28,7 @@ _INSIDE = {
 }  # fmt: skip
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Turn:
     """One node's place in start-time fair queueing, and the virtual time of the nodes below it."""
 
@@ -44,12 +46,14 @@ class Turn:
     def charge(self, parent: Turn, cost: float) -> None:
         """Count what it was given; below 0 where it was charged too much before."""
         if cost > 0:
-            parent.virtual = start = self.start(parent)
+            start = parent.virtual if parent.virtual > self.finish else self.finish
+            parent.virtual = start
             self.finish = start + cost / self.weight
         else:
             self.finish = max(0.0, self.finish + cost / self.weight)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Leaf:
     """One entitlement.
 
@@ -135,8 +139,9 @@ class Leaf:
 
     def charge(self, tokens: float, now_s: float) -> None:
         """Take tokens from its promise and its limit; below 0 to give back."""
-        if self.bucket is not None:
-            self.bucket.settle(0.0, tokens, now_s)
+        bucket = self.bucket
+        if bucket is not None:
+            bucket.settle(0.0, tokens, now_s)
         if self.most is not None:
             self.most.settle(0.0, tokens, now_s)
 

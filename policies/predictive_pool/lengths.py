@@ -10,29 +10,26 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
+from policies.native import mypyc_attr
+
 ENOUGH = 5
 """Answers until an entitlement is judged by its own: by everybody's till then, by max_tokens before. [choice]"""
 _OUTLIVED = 1.25
 """What has run longer than all answers seen is taken to become this many times as long. [choice]"""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class _Seen:
     """The last answers, in the order they came and by length."""
 
-    __slots__ = ("_came", "_most", "lengths")
+    __slots__ = ("came", "lengths")
 
-    def __init__(self, most: int) -> None:
-        self._came: deque[int] = deque()
-        self._most = most
+    def __init__(self) -> None:
+        self.came: deque[int] = deque()
         self.lengths: list[int] = []
 
-    def add(self, tokens: int) -> None:
-        self._came.append(tokens)
-        insort(self.lengths, tokens)
-        if len(self._came) > self._most:
-            del self.lengths[bisect_left(self.lengths, self._came.popleft())]
 
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lengths:
     """Predicts output tokens by entitlement.
 
@@ -46,23 +43,27 @@ class Lengths:
         self._q = q
         self._last = last
         self._by_name: dict[str, _Seen] = {}
-        self._all = _Seen(last)
         self._guess: dict[str, float] = {}
-        self._guess_of_all: float | None = None
+        # Everybody's are seldom asked for once each has its own, so they are sorted only then.
+        self._all: deque[int] = deque()
+        self._all_sorted: list[int] | None = []
 
     def expected(self, name: str, most: int) -> float:
         """Return the output tokens of an answer that has not begun, at most ``most``."""
-        guess = self._guess.get(name, self._guess_of_all)
-        return most if guess is None or guess > most else guess
+        guess = self._guess.get(name)
+        if guess is None:
+            lengths = self._of_all()
+            if len(lengths) < ENOUGH:
+                return most
+            guess = float(lengths[int(self._q * len(lengths))])
+        return most if guess > most else guess
 
     def expected_after(self, name: str, so_far: int, most: int) -> float:
         """Return the output tokens that an answer will have in the end of which ``so_far`` are there."""
         seen = self._by_name.get(name)
-        if seen is None or len(seen.lengths) < ENOUGH:
-            seen = self._all
-        if len(seen.lengths) < ENOUGH:
+        lengths = self._of_all() if seen is None or len(seen.lengths) < ENOUGH else seen.lengths
+        if len(lengths) < ENOUGH:
             return most
-        lengths = seen.lengths
         longer = bisect_right(lengths, so_far)
         if longer == len(lengths):
             return min(float(most), max(so_far + 1.0, _OUTLIVED * so_far))
@@ -72,14 +73,23 @@ class Lengths:
         """Take note of an answer."""
         seen = self._by_name.get(name)
         if seen is None:
-            seen = self._by_name[name] = _Seen(self._last)
-        seen.add(tokens)
-        self._all.add(tokens)
-        self._guess_of_all = self._at_quantile(self._all)
-        own = self._at_quantile(seen)
-        if own is not None:
-            self._guess[name] = own
+            seen = self._by_name[name] = _Seen()
+        came, lengths, every = seen.came, seen.lengths, self._all
+        came.append(tokens)
+        insort(lengths, tokens)
+        if len(came) > self._last:
+            del lengths[bisect_left(lengths, came.popleft())]
+        count = len(lengths)
+        if count >= ENOUGH:
+            self._guess[name] = float(lengths[int(self._q * count)])
+        every.append(tokens)
+        if len(every) > self._last:
+            every.popleft()
+        self._all_sorted = None
 
-    def _at_quantile(self, seen: _Seen) -> float | None:
-        count = len(seen.lengths)
-        return float(seen.lengths[int(self._q * count)]) if count >= ENOUGH else None
+    def _of_all(self) -> list[int]:
+        """Return everybody's last answers by length."""
+        lengths = self._all_sorted
+        if lengths is None:
+            lengths = self._all_sorted = sorted(self._all)
+        return lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from policies.api import PoolLedger
+from policies.native import mypyc_attr
 from policies.parts.heaps import KeyedHeap
 from policies.parts.lines import Waiting
 from policies.predictive_pool.books import Books
@@ -13,6 +14,7 @@ from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, Turn
 _TIERS = PREEMPTIBLE + 1
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lineup:
     """The leaves that wait, in their tiers.
 
@@ -72,11 +74,16 @@ class Lineup:
             need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
             if not leaf.may_have(ledger, sequences, need_tokens, now_s):
                 return None
-        tier = leaf.tier(ledger, sequences, now_s)
+        tier = leaf.outside if leaf.inside is None else leaf.tier(ledger, sequences, now_s)
         if tier < BURST:
             return tier, (0.0, 0.0, item.urgency)
-        parent = leaf.parent
-        return tier, (parent.start(self._roots[tier]), leaf.turn.start(parent), item.urgency)
+        parent, turn, root = leaf.parent, leaf.turn, self._roots[tier]
+        # Both starts as `Turn.start` has them.
+        return tier, (
+            root.virtual if root.virtual > parent.finish else parent.finish,
+            parent.virtual if parent.virtual > turn.finish else turn.finish,
+            item.urgency,
+        )
 
     def first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
         """Return who is first in a tier: places only get worse between two looks at all, so the top is looked at."""
@@ -86,10 +93,12 @@ class Lineup:
             standing = self._standing(name, pool, now_s)
             if standing is None:
                 self._unplace(name)  # until something of its own ends, or the next tick
-            elif standing == (tier, key):
+            elif standing[0] != tier:
+                self._place(name, *standing)
+            elif standing[1] == key:
                 return self._leaves[name]
             else:
-                self._place(name, *standing)
+                heap.change_least(standing[1])
         return None
 
     def look_at_all(self, pool: PoolLedger, now_s: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from policies.api import InFlight
+from policies.native import mypyc_attr
 from policies.parts.prefill import FIRST_TOKENS_PER_S
 from policies.parts.trend import Trend
 
@@ -20,6 +21,7 @@ _AHEAD_MOST_TOKENS = 2048
 """So many prompt tokens may always wait at a replica: one iteration's, or it would idle between two. [choice]"""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Prefill:
     """The prompt tokens that wait for their first token, by replica, and how long they take.
 
@@ -104,6 +106,7 @@ class Prefill:
         self.waiting_tokens -= tokens
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Drain:
     """How long one line takes to move on by one, while somebody waits in it."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.parts.queueing import TIMEOUT_STATUS, Waits
+from policies.parts.waits import TIMEOUT_STATUS, Waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from policies.api import (
     Verdict,
 )
 from policies.meters import ContinuousBucket
+from policies.native import mypyc_attr
 from policies.parts.lines import Waiting
 from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy
@@ -52,6 +53,7 @@ _SERVICE_S = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PredictivePoolPolicy(QueueingPolicy):
     """See `policies.api.AdmissionPolicy` and `policies.api.Queueing`."""
 
@@ -127,17 +129,18 @@ class PredictivePoolPolicy(QueueingPolicy):
     @staticmethod
     def _where_free(sequences: int, pool: PoolLedger) -> Admit:
         """Let it in where a replica has a slot for it: one that is full would make it wait beside free ones."""
-        ready = pool.capacity.ready_replicas
-        most = pool.capacity.slots / ready - sequences
+        _, slots, *_ = capacity = pool.capacity
+        ready = capacity.ready_replicas
+        most = slots / ready - sequences
+        free = []
         full = False
         for replica in pool.replicas:
-            if replica.ready and replica.in_flight > most:
-                full = True
-                break
-        if not full:
-            return ADMIT
-        free = tuple(one.replica_id for one in pool.replicas if one.ready and one.in_flight <= most)
-        return Admit(replicas=free, at_first=True) if free and len(free) < ready else ADMIT
+            if replica.ready:
+                if replica.in_flight <= most:
+                    free.append(replica.replica_id)
+                else:
+                    full = True
+        return Admit((), None, tuple(free), True) if full and free and len(free) < ready else ADMIT
 
     # --------------------------------------------------------------------------------------------------- verdicts
 
@@ -228,13 +231,19 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return who is next by tier, or by what has trickled down; None where nobody is."""
-        best = self._lineup.best(pool, now_s)
+        leaf = self.next_leaf(pool, now_s)
+        return None if leaf is None else leaf.line.head()
+
+    def next_leaf(self, pool: PoolLedger, now_s: float) -> Leaf | None:
+        """Return whose first is next."""
+        lineup = self._lineup
+        best = lineup.best(pool, now_s)
         if best is None:
             return None
         tier, leaf = best
-        lower = self._lineup.trickled(tier, pool, now_s, self._starts_below) if self._params.trickle else None
+        lower = lineup.trickled(tier, pool, now_s, self._starts_below) if self._params.trickle else None
         self._is_floor = lower is not None
-        return (leaf if lower is None else lower).line.head()
+        return leaf if lower is None else lower
 
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
         """Return what it will cost, as was predicted when it was first looked at."""
@@ -251,26 +260,30 @@ class PredictivePoolPolicy(QueueingPolicy):
             self._remove(victim, now_s)
             yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
         while self._waiting and pool.capacity.ready_replicas and not self._is_full(pool, now_s):
-            item = self.next(pool, now_s)
-            if item is None:
+            leaf = self.next_leaf(pool, now_s)
+            if leaf is None:
                 return
-            leaf = self._leaves[item.flow]
-            late_s = self._late_s(item, leaf, pool, now_s)
-            if late_s > 0 and leaf.has_objective and pool.in_flight:
-                self._missed(item)
-                self._remove(item, now_s)
-                yield item.request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
-                continue
-            verdict = self._where_free(item.request.sequences, pool)
-            inside = self._is_floor or self._lineup.tier_of[item.flow] < BURST
-            need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-            if not self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=inside):
+            item = leaf.line.head()
+            request = item.request
+            if leaf.has_objective and pool.in_flight:
+                late_s = self._late_s(item, leaf, pool, now_s)
+                if late_s > 0:
+                    self._missed(item)
+                    self._remove(item, now_s)
+                    yield request.request_id, self._too_late(leaf, leaf.deadline_s + late_s, now_s)
+                    continue
+            tier = self._lineup.tier_of[item.flow]
+            need_tokens = self._books.need_tokens(request, item.max_output_tokens)
+            inside = self._is_floor or tier < BURST
+            if self._fits(leaf, need_tokens, request.sequences, pool, now_s, inside=inside):
+                verdict = self._where_free(request.sequences, pool)
+            else:
                 victims = self._victims(leaf, item, pool, now_s)
                 if not victims:
                     return
                 verdict = Admit(tuple(victims))
-            self._start(item, pool, now_s)
-            yield item.request.request_id, verdict
+            self._start(item, leaf, tier, pool, now_s)
+            yield request.request_id, verdict
 
     def _missed(self, item: Waiting) -> None:
         """Take note of one that was promised a slot and did not get it in time."""
@@ -279,12 +292,12 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
-        first_token_s = now_s + self._params.margin * self._first_token_s(item.request, pool)
-        return first_token_s - item.since_s - leaf.deadline_s
+        computed_tokens = item.request.prompt_tokens * (1.0 - leaf.cached_share)
+        ttft_s = self._prefill.ttft_s(computed_tokens, pool.capacity.ready_replicas)
+        return now_s + self._params.margin * ttft_s - item.since_s - leaf.deadline_s
 
-    def _start(self, item: Waiting, pool: PoolLedger, now_s: float) -> None:
-        leaf, tier = self._leaves[item.flow], self._lineup.tier_of[item.flow]
-        cost = self._cost_s(item, pool)
+    def _start(self, item: Waiting, leaf: Leaf, tier: int, pool: PoolLedger, now_s: float) -> None:
+        cost = item.cost or self._cost_s(item, pool)
         self._floor_paid = item.request.request_id if self._lineup.started(tier, cost, now_s) else None
         leaf.drain.moved(now_s)
         waited_s = now_s - item.since_s

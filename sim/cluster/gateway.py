@@ -396,7 +396,8 @@ class SimulatedGateway:
             elif isinstance(step, Refuse):
                 self._refuse(step, now_s)
             elif isinstance(step, CallMeAt):
-                self._agenda.call_at(step.at_s, self._tick)
+                self._call = Alarm(self._tick)
+                self._agenda.set(self._call, max(step.at_s, now_s))
             elif isinstance(step, Evict):
                 self._evict(step, now_s)
             elif isinstance(step, Demote):
@@ -421,7 +422,9 @@ class SimulatedGateway:
         attempt.http_status = 503
         self._end(attempt, Outcome.EVICTED, now_s)
 
-    def _tick(self, _: Alarm) -> None:
+    def _tick(self, alarm: Alarm) -> None:
+        if alarm is not self._call:  # another call took its place
+            return
         now_s = self._agenda.now_s
         if self._metered:
             for attempt in list(self._open.values()):

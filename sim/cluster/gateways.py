@@ -81,18 +81,18 @@ class Gateways:
                 if self._holders:
                     self._holders[str(index)].before(event)
                 said += self._heard(index, core.handle(event, now_s))
-            return said
+            return self._with_earlier_call(said)
         request_id = event.request.request_id if isinstance(event, Arrived | Adopted) else event.request_id
         index = zlib.crc32(request_id.encode()) % len(self._cores)
         if not self._holders:
-            return self._cores[index].handle(event, now_s)
+            return self._with_earlier_call(self._heard(index, self._cores[index].handle(event, now_s)))
         if isinstance(event, Arrived):
             self._entitlement_of[request_id] = event.request.entitlement
         instructions = self._cores[index].handle(event, now_s)
         self._holders[str(index)].heard(self._entitlement_of, instructions)
         if not isinstance(event, FirstToken | Progress) and request_id not in self._cores[index].held:
             self._entitlement_of.pop(request_id, None)
-        return instructions
+        return self._with_earlier_call(self._heard(index, instructions))
 
     def _renew(self, now_s: float) -> None:
         """Let each renew its parts."""
@@ -125,6 +125,12 @@ class Gateways:
                 said.append(step)
         return said
 
+    def _with_earlier_call(self, said: list[Instruction]) -> list[Instruction]:
+        """Ask for a call where one of the cores, woken from a doze, now wants one before the one that is open."""
+        if min(*self._calls_s, self._exchange_s) < self._called_s:
+            said += self._next_call()
+        return said
+
     def _next_call(self) -> tuple[CallMeAt, ...]:
-        at_s = min(*self._calls_s, self._exchange_s)
+        self._called_s = at_s = min(*self._calls_s, self._exchange_s)
         return (CallMeAt(at_s),) if at_s < _NEVER_S else ()

@@ -86,6 +86,7 @@ def figure(found: Sequence[Measured]) -> Figure:
     drawn = Figure(figsize=(style.width_in(), 4.6), layout="constrained")
     axis = drawn.subplots()
     looks = style.looks(list(NAMES.values()))
+    left = False  # neighbours' labels are on either side of their points, in their colours
     for name in dict.fromkeys(one.router for one in found):
         mine = sorted((one for one in found if one.router == name), key=lambda one: one.scrape_s)
         reads = name.startswith(_READS_REPORTS)
@@ -97,9 +98,10 @@ def figure(found: Sequence[Measured]) -> Figure:
         )  # fmt: skip
         for one in mine if reads else ():
             axis.annotate(
-                f"{one.scrape_s:g} s", (100 * one.hit_rate, one.ttft_p99_s), xytext=(5, 3),
-                textcoords="offset points", fontsize=8, color=style.MUTED,
+                f"{one.scrape_s:g} s", (100 * one.hit_rate, one.ttft_p99_s), xytext=(-7, -3) if left else (7, -3),
+                ha="right" if left else "left", textcoords="offset points", fontsize=8, color=look.colour,
             )  # fmt: skip
+        left = left != (reads and len(mine) > 1)
     style.log_if_wide(axis, [one.ttft_p99_s for one in found])
     axis.set_xlabel("prompt tokens found in a prefix cache (%)")
     axis.set_ylabel("P99 of time to first token (s)")

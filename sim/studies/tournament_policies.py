@@ -8,7 +8,8 @@ comes from these numbers, and from nothing for which one would have to know the 
   equal parts to those without a baseline; where all have one, in proportion to baselines. All rates are scaled so that
   they sum to 90 % of C: limits that sum to all of it would leave a queue that never empties;
 - weight w_e: r_e over the least of them;
-- objective: the least TTFT objective of any entitlement.
+- objective: the least TTFT objective of any entitlement;
+- what the profile says of an iteration, for whom is told it, and how often the replicas are looked at.
 
 Tokens of prompt and output count alike where a rate of tokens/s is metered, because C counts them so.
 """
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from policies.fairserve import FairServe
 from policies.registry import POLICIES
 from sim.errors import InputError
 from sim.scenario import plugins
@@ -41,6 +43,8 @@ class Numbers:
     classes: Mapping[str, str]
     tenants: Mapping[str, str]
     objectives_s: Mapping[str, float]
+    scrape_interval_s: float
+    step: Mapping[str, float]
 
     def per_min(self, name: str) -> float:
         """Return the rate of an entitlement in tokens a minute."""
@@ -84,7 +88,18 @@ def numbers(scenario: Scenario) -> Numbers:
         classes={one.name: str(one.service_class) for one in pool.entitlements},
         tenants={one.name: one.tenant for one in pool.entitlements},
         objectives_s={one.name: one.ttft_slo_s for one in pool.entitlements if one.ttft_slo_s is not None},
+        scrape_interval_s=pool.scrape_interval_s, step=_step(pool.profile.step_time),
     )  # fmt: skip
+
+
+def _step(step_time: Any) -> dict[str, float]:
+    """Return an iteration's coefficients under `policies.polyserve`'s names; nothing where it is not linear."""
+    if getattr(step_time, "kind", None) != "linear":
+        return {}
+    return {
+        "base_s": step_time.base_s, "per_sequence_s": step_time.per_decode_sequence_s,
+        "per_context_token_s": step_time.per_context_token_s, "per_prompt_token_s": step_time.per_prefill_token_s,
+    }
 
 
 def _rated(found: Numbers) -> dict[str, Any]:
@@ -143,6 +158,25 @@ def _dedicated(found: Numbers) -> dict[str, Any]:
     return {"replicas": dealt}
 
 
+def _llm_d(found: Numbers) -> dict[str, Any]:
+    """Take reports of four scrapes for fresh: llm-d's 0.2 s are four of its own."""
+    return {"stale_s": 4 * found.scrape_interval_s}
+
+
+def _datarobot(found: Numbers) -> dict[str, Any]:
+    """Reserve for those who were promised something what they were; capacity is all rates together."""
+    reserved = {name: share for name, share in _shares(found).items() if found.promised[name]}
+    return {"capacity": sum(found.per_min(name) for name in found.rates), "unit": "token", "reserved": reserved}
+
+
+def _fairserve(found: Numbers) -> dict[str, Any]:
+    """Allow so many requests of the usual size as its rate holds, to an application and to any one of its users."""
+    usual = FairServe()
+    tokens = usual.usual_prompt_tokens + usual.usual_output_tokens
+    each = {name: max(1.0, round(found.per_min(name) / tokens, 3)) for name in found.rates}
+    return {"app_per_min_by": each, "user_per_min_by": each, "weights": found.weights}
+
+
 RULES: Mapping[str, Callable[[Numbers], dict[str, Any]]] = {
     "cap": lambda _: {"max_in_flight_per_replica": None},
     "adaptive": _weighted,
@@ -158,6 +192,10 @@ RULES: Mapping[str, Callable[[Numbers], dict[str, Any]]] = {
     "vtc": _weighted,
     "drr": _weighted,
     "las": _weighted,
+    "llm-d-flow-control": _llm_d,
+    "datarobot": _datarobot,
+    "fairserve": _fairserve,
+    "polyserve": lambda found: dict(found.step),
 }
 """What is set of each policy that needs something set; the others run with their defaults."""
 

@@ -83,4 +83,18 @@ SPACES: Mapping[str, Space] = {
         "bucket_s": Span(1.0, 120.0, log=True), "headroom": Span(0.0, 3.0), "late": Span(0.01, 0.3, log=True),
         "prefill_ahead_s": Span(0.1, 1.0, log=True),
     },
+    "dlpm": {"quantum": Span(256.0, 65_536.0, log=True), "input_weight": Span(0.25, 4.0, log=True), "flow": _FLOW,
+             "looks_at": Span(8, 512, log=True, whole=True), "timeout_s": _WAIT},
+    "concur": {"agents": Span(8, 256, log=True, whole=True), "add": Span(0.5, 16.0, log=True), "keep": Span(0.3, 0.9),
+               "room_below": Span(0.1, 0.6), "full_above": Span(0.5, 0.95), "timeout_s": _WAIT},
+    "fairserve": {"overloaded_running": Span(8, 64, log=True, whole=True), "timeout_s": _WAIT,
+                  "overloaded_kv_tokens": Span(1000, 50_000, log=True, whole=True), "output_weight": Span(1.0, 4.0)},
+    "polyserve": {"default_tpot_slo_s": Span(0.03, 0.5, log=True), "timeout_s": _WAIT,
+                  "expected_output_tokens": Span(32.0, 512.0, log=True), "refuse_late": Choice((False, True))},
+    "datarobot": {RATES: _RATES, "threshold": Span(0.3, 1.0)},
+    "llm-d-flow-control": {
+        "detector": Choice(("utilisation", "concurrency")), "ceilings": Choice(("static", "holdback")),
+        "min_ceiling": Span(0.4, 1.0), "fairness": Choice(("global-strict", "round-robin")),
+        "ordering": Choice(("fcfs", "slo-deadline")), "stale_s": Span(0.2, 10.0, log=True),
+    },
 }  # fmt: skip

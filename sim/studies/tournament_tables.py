@@ -46,6 +46,7 @@ def room(bounds: Sequence[Bounds], cells: Sequence[Cell], baseline: str) -> str:
         running, full, now, most, base = [], [], [], [], []
         for load in loads:
             own = [one for one in bounds if (one.scenario, one.load) == (scenario, load)]
+            looked_at = {one.replication for one in own}
             wanted = [one for one in own if one.wanted_s > 0]
             if wanted:
                 total = math.fsum(one.wanted_s for one in wanted)
@@ -54,7 +55,8 @@ def room(bounds: Sequence[Bounds], cells: Sequence[Cell], baseline: str) -> str:
             now.append(_mean([one.goodput for one in own]))
             most.append(_mean([one.ceiling for one in own]))
             base.append(_mean([
-                one.goodput for one in cells if (one.scenario, one.load, one.policy) == (scenario, load, baseline)
+                one.goodput for one in cells
+                if (one.scenario, one.load, one.policy) == (scenario, load, baseline) and one.replication in looked_at
             ]))  # fmt: skip
         rows.append((
             scenario, _least(running), _least(full),

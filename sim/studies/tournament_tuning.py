@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,9 @@ def with_setting(policy: Policy, setting: Setting, scenario: Scenario, name: str
 
 def _scale(fields_of: dict[str, Any], factor: float) -> None:
     for limits in (fields_of, *(fields_of.get("per_entitlement") or {}).values()):
-        if isinstance(limits.get("tokens_per_min"), int | float):
-            limits["tokens_per_min"] *= factor
+        for name in ("tokens_per_min", "capacity"):
+            if isinstance(limits.get(name), int | float):
+                limits[name] *= factor
 
 
 def tune(
@@ -173,9 +174,17 @@ def _run(tasks: Sequence[tuple[Task, Cell, Scenario]], executor: Executor) -> li
 
 def judged(
     tuned: Sequence[Tuned], *, replications: int, loads: Sequence[float] = TEST_LOADS, test: Sequence[str] = (),
-    executor: Executor | None = None, on_place: Callable[[str], None] | None = None,
+    executor: Executor | None = None, on_place: Callable[[str], None] | None = None, known: Sequence[Cell] = (),
+    on_cells: Callable[[list[Cell]], None] | None = None,
 ) -> list[Cell]:
     """Return the cells of every policy on the test scenarios: as it takes part, and (``+tuned``) as it was tuned.
+
+    Where tuning found nothing better the second are the first again.
+
+    Parameters
+    ----------
+    known : cells that need not run again.
+    on_cells : told of the cells of each place.
 
     Raises
     ------
@@ -183,6 +192,7 @@ def judged(
     """
     chosen = test or [name for name in scenarios_of() if name not in TRAIN]
     cells: list[Cell] = []
+    have = {(one.scenario, one.load, one.policy, one.replication): one for one in known}
     for label, scenario in scenarios_of(chosen).items():
         for load in loads:
             if on_place is not None:
@@ -191,14 +201,25 @@ def judged(
             tasks = []
             for one in tuned:
                 (policy,) = policy_settings(asked, (one.policy,))
-                best = with_setting(policy, one.setting, asked, one.policy + TUNED)
-                tasks += [_task(label, asked, each, r) for each in (policy, best) for r in range(replications)]
-            cells += [_at(cell, load) for cell in _run(tasks, executor or Executor())]
+                for each in (policy, with_setting(policy, one.setting, asked, one.policy + TUNED)):
+                    if one.setting or each is policy:
+                        tasks += [
+                            _task(label, asked, each, r) for r in range(replications)
+                            if (label, load, each.name, r) not in have
+                        ]
+            ran = [replace(cell, load=load) for cell in _run(tasks, executor or Executor())]
+            have |= {(label, load, one.policy, one.replication): one for one in ran}
+            for one in tuned:
+                own = [have[label, load, one.policy, r] for r in range(replications)]
+                name = one.policy + TUNED
+                cells += own
+                cells += (
+                    [have[label, load, name, r] for r in range(replications)] if one.setting
+                    else [replace(cell, policy=name) for cell in own]
+                )
+            if on_cells is not None:
+                on_cells(cells)
     return cells
-
-
-def _at(cell: Cell, load: float) -> Cell:
-    return Cell(**{**asdict(cell), "load": load})
 
 
 def table(tuned: Sequence[Tuned], cells: Sequence[Cell]) -> str:
@@ -231,6 +252,11 @@ def write(folder: Path, tuned: Sequence[Tuned], cells: Sequence[Cell]) -> None:
     """Write what was found, the cells that judge it, and both as a table."""
     write_settings(folder, tuned)
     replace_file(folder / "tournament-tuning.md", table(tuned, cells) + "\n")
+    write_cells(folder, cells)
+
+
+def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
+    """Write what the cells of the test scenarios gave."""
     heads = [one.name for one in fields(Cell)]
     rows = [[repr(value) if isinstance(value, float) else value for value in asdict(cell).values()] for cell in cells]
     replace_file(folder / CELLS, as_csv(heads, rows))

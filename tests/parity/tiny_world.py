@@ -135,7 +135,8 @@ class TinyWorld:
             elif isinstance(each, Evict):
                 self._forget(each.request_id)
             elif isinstance(each, CallMeAt):
-                self._plan(each.at_s, "tick", "")
+                self._call = str(self._seq)
+                self._plan(each.at_s, "tick", self._call)
 
     def _forget(self, name: str) -> None:
         self.begun.pop(name, None)
@@ -173,7 +174,9 @@ class TinyWorld:
         ready = tuple(replica.replica_id for replica in self.core.pool.replicas) if self.slots else ()
         self._tell(now_s, CapacityChanged(capacity, ready))
 
-    def _tick(self, now_s: float, _: str) -> None:
+    def _tick(self, now_s: float, call: str) -> None:
+        if call != self._call:  # another took its place
+            return
         if self.core.wants_progress:
             for name in self.begun:
                 self._tell(now_s, Progress(name, self._output_tokens(name, now_s)))

@@ -83,6 +83,22 @@ def test_rates_follow_from_the_entitlements() -> None:
     assert set(POLICIES) >= LEFT_OUT
 
 
+def test_what_is_told_to_those_with_words_of_their_own() -> None:
+    """By hand: noisy-neighbour's four replicas of 1,500 tokens/s, of which 90 % are rates."""
+    scenario = load_scenario("tournament-noisy-neighbour")
+    found = numbers(scenario)
+    named = {name: RULES[name](found) for name in ("datarobot", "fairserve", "polyserve", "llm-d-flow-control")}
+    assert named["datarobot"]["capacity"] == pytest.approx(60 * HEADROOM * found.tokens_per_s)
+    assert set(named["datarobot"]["reserved"]) == {name for name, promised in found.promised.items() if promised}
+    assert sum(named["datarobot"]["reserved"].values()) <= 1
+    # Requests of 1,024 + 256 tokens.
+    chat = named["fairserve"]["app_per_min_by"]["chat"]
+    assert chat == pytest.approx(found.per_min("chat") / 1280, abs=1e-3)
+    assert named["polyserve"]["base_s"] == scenario.pool.profile.step_time.base_s
+    assert named["polyserve"]["per_prompt_token_s"] == scenario.pool.profile.step_time.per_prefill_token_s
+    assert named["llm-d-flow-control"] == {"stale_s": 4.0}
+
+
 def test_rates_need_a_capacity() -> None:
     tree = resolved(load_scenario("tournament-noisy-neighbour"))
     tree["pool"]["profile"]["tokens_per_s"] = None
@@ -160,6 +176,15 @@ def test_policies_are_tuned_by_one_budget_and_never_end_below_where_they_began(t
     assert [one.policy for one in cells] == ["none", "none+tuned", "rate-limit", "rate-limit+tuned"]
     assert cells[0].digest == cells[1].digest
     assert cells[2].digest != cells[3].digest
+    # What is known is not run again, and whoever hears of each place can go on from there.
+    heard: list[int] = []
+    marked = [replace(one, digest=f"known {one.policy}") for one in (cells[0], cells[3])]
+    again = judged(
+        [tuned[0], better], replications=1, loads=[1.0], test=[test], known=marked,
+        on_cells=lambda all_of_it: heard.append(len(all_of_it)),
+    )
+    assert [one.digest for one in again] == ["known none", "known none", cells[2].digest, "known rate-limit+tuned"]
+    assert heard == [4]
     write(tmp_path, tuned, cells)
     assert read(tmp_path / "tournament-tuning.json") == tuned
     assert "rate-limit" in (tmp_path / "tournament-tuning.md").read_text()
