@@ -341,13 +341,21 @@ def _pool(run: Run, found: Attempts, from_s: float, span_s: float) -> Row:
     if gpu_s is not None:
         gpu_s = float(gpu_s) - _held_before(run.timeline, from_s)
     elif series.get("ready_replicas") is not None and len(series["ready_replicas"]):
-        gpus = int(run.scenario["pool"].get("gpus_per_replica") or 1)
+        gpus = _gpus_of_a_replica(run.scenario["pool"])
         gpu_s = float(series["ready_replicas"].mean()) * gpus * span_s
     last = found.final & (found.outcome == Outcome.FINISHED) & (found.slo_met | ~found.has_slo)
     good_tokens = float(found.output_tokens[last].sum())
     row["gpu_s"] = math.nan if gpu_s is None else float(gpu_s)
     row["gpu_s_per_good_1000_tokens"] = 1000 * row["gpu_s"] / good_tokens if good_tokens > 0 else math.nan  # type: ignore[operator]
     return row
+
+
+def _gpus_of_a_replica(pool: Mapping[str, Any]) -> float:
+    """Return the GPUs of a replica, in the mean over the kinds of them that a pool has."""
+    kinds = [pool, *(pool.get("also") or ())]
+    replicas = [int(kind.get("replicas") or 1) for kind in kinds]
+    gpus = [int((kind.get("profile") or {}).get("gpus") or pool.get("gpus_per_replica") or 1) for kind in kinds]
+    return sum(count * each for count, each in zip(replicas, gpus, strict=True)) / sum(replicas)
 
 
 def _held_before(timeline: pa.Table, from_s: float) -> float:

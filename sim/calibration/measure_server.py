@@ -30,6 +30,11 @@ def measure_endpoint(
     """
     first, last = id_range(token_ids)
     found = discover(base_url, key=key)
+    if found.v0_engine:
+        raise InputError(
+            base_url, "runs vLLM's V0 engine, which no profile stands for: it computes prompts first, on their own",
+            "start it with VLLM_USE_V1=1, or a vLLM from 0.11 on, which has V1 only",
+        )  # fmt: skip
     blocks = kv_blocks or _number(found.cache, "num_gpu_blocks", base_url, "--kv-blocks")
     block = block_tokens or _number(found.cache, "block_size", base_url, "--block-tokens")
     longest = max_model_tokens or found.max_model_tokens

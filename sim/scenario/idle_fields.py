@@ -103,10 +103,6 @@ _RULES = (
     ),
     _Rule("pool.drain_s", _other(Pool, "drain_s", _pool), _scales, "nothing scales the pool (pool.autoscaler)"),
     _Rule(
-        "pool.gpus_per_replica", _other(Pool, "gpus_per_replica", _pool), _scales,
-        "GPU time is counted where something scales the pool (pool.autoscaler)",
-    ),
-    _Rule(
         "pool.on_failure", _other(Pool, "on_failure", _pool), lambda run: _is_hit(run) or _scales(run),
         "no replica is lost (events)",
     ),

@@ -144,7 +144,9 @@ class Pool(Strict):
     drain_s: float = Field(
         default=300.0, ge=0, description="give the most seconds that a leaving replica waits for its requests, e.g. 300"
     )
-    gpus_per_replica: int = Field(default=1, gt=0, description="give the GPUs of one replica, e.g. 1")
+    gpus_per_replica: int = Field(
+        default=1, gt=0, description="leave it out: it is what profile.gpus says, which GPU time and costs go by"
+    )
     on_failure: Literal["fail", "retry"] = Field(
         default="fail", description="fail: what a lost replica had fails; retry: it is sent to the others"
     )
@@ -191,6 +193,7 @@ class Pool(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Pool:
+        self._count_gpus()
         check_unique("entitlements", [one.name for one in self.entitlements])
         check_tree(self.groups, self.keys, self.entitlements, self.prices)
         if self.gateways > 1 and self.hierarchy() is not None:
@@ -213,6 +216,16 @@ class Pool(Strict):
             if available is not None:
                 self._check_baselines(dimension, available)
         return self
+
+    def _count_gpus(self) -> None:
+        """Take the GPUs of a replica from its profile; what else is said of them must be the same."""
+        found = self.profile.gpus
+        if "gpus_per_replica" in self.model_fields_set and self.gpus_per_replica != found:
+            raise MisfitError(
+                "gpus_per_replica", f"{self.gpus_per_replica}, and the profile is of {found} (profile.gpus)",
+                "leave it out, or give the profile's gpus",
+            )  # fmt: skip
+        object.__setattr__(self, "gpus_per_replica", found)
 
     def _check_kinds(self) -> None:
         """Refuse kinds of replicas that cannot be in one pool."""

@@ -48,6 +48,7 @@ _TERMS: Mapping[str, float] = {
 }  # fmt: skip
 """What is fitted, and where the search begins."""
 
+_V0 = "refusals; latencies refused: the V0 engine schedules prompts first, use vLLM's V1"
 _BY_BYTES = ("weights_s", "per_context_token_s")
 _BY_FLOPS = ("per_token_s", "per_prefill_pair_s")
 
@@ -58,13 +59,14 @@ class Arm:
 
     ``requests`` has the columns tenant, start_s, measured_status, status, measured_ttft_s, ttft_s, measured_e2e_s,
     e2e_s and exact (whether the measured first token is the first, or in the mixed arms the second); ``flaws`` says why
-    an arm does not count.
+    an arm does not count. Of an engine that the replica is none of (`v0_engine`) only refusals are predicted.
     """
 
     name: str
     mixed: bool
     requests: pd.DataFrame
     flaws: str
+    v0_engine: bool = False
 
     def refused(self) -> pd.DataFrame:
         """Return the refusals of each tenant, measured and predicted, and what it asked."""
@@ -114,6 +116,8 @@ class Arm:
     def misses(self) -> list[str]:
         """Return which of the goals are missed: e2e 3 %, TTFT P50 10 % or 3 ms, P99 15 %, refusals 1 or 0.1 %."""
         missed = [] if self.refusals_agree() else ["refusals"]
+        if self.v0_engine:
+            return missed
         for name, (there, here) in self.latencies().items():
             allowed = {"e2e mean": 0.03, "e2e p50": 0.03, "ttft p50": max(0.10, 0.003 / there), "ttft p99": 0.15}[name]
             if not abs(here / there - 1) <= allowed:
@@ -188,11 +192,14 @@ def arms_table(arms: Sequence[Arm]) -> str:
     for arm in arms:
         refused = arm.refused()
         latencies = arm.latencies()
-        cells = [f"{1e3 * there:.1f} ({100 * (here / there - 1):+.1f} %)" for there, here in latencies.values()]
+        cells = [
+            f"{1e3 * there:.1f}" + ("" if arm.v0_engine else f" ({100 * (here / there - 1):+.1f} %)")
+            for there, here in latencies.values()
+        ]
         missed = arm.misses()
         rows.append((
             arm.name, f"{int(refused.measured.sum())} ({int(refused.predicted.sum())})", *cells,
-            "all" if not missed else "misses " + ", ".join(missed),
+            (_V0 if arm.v0_engine else "all") if not missed else "misses " + ", ".join(missed),
         ))  # fmt: skip
     heads = ("arm", "refused, measured (predicted)", *(f"{name} ms (error)" for name in names), "goals met")
     return markdown(heads, rows)
@@ -294,7 +301,6 @@ def _predict(arm: Mapping[str, Any], engine: Mapping[str, Any], rows: pd.DataFra
         _output_tokens(arm, served),
         served.prefix_hit_tokens.to_numpy(np.int64) if engine["prefix_caching"] else np.zeros(len(served), np.int64),
     )
-    made = replay(_engine_profile(profile, engine), requests, max_in_flight=_CONNECTIONS)
     mixed = isinstance(arm["workload"]["prompt_tokens"], dict) and "one_of" not in arm["workload"]["prompt_tokens"]
     table = pd.DataFrame(
         {
@@ -309,6 +315,9 @@ def _predict(arm: Mapping[str, Any], engine: Mapping[str, Any], rows: pd.DataFra
             "e2e_s": np.nan,
         }
     )
+    if str(engine["scheduler"]).startswith("V0"):
+        return Arm(arm["id"], mixed, table, " ".join(arm["flaws"]), v0_engine=True)
+    made = replay(_engine_profile(profile, engine), requests, max_in_flight=_CONNECTIONS)
     first_s = made.first_token_s
     if mixed:  # what was measured is the second token
         first_s = first_s + (made.finish_s - first_s) / (requests.output_tokens - 1)

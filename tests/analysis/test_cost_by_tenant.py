@@ -12,11 +12,12 @@ from sim.analysis.metric_rows import promises_of
 from sim.experiments.run import run_scenario
 from sim.judging.judge import judge
 from sim.scenario.load import parse_scenario
+from sim.scenario.profile import load_profile
 
 SCENARIO: dict[str, Any] = {
     "version": 1, "seed": 1, "horizon_s": 60,
     "pool": {
-        "profile": "h100-llama-3.1-8b", "gpus_per_replica": 2,
+        "profile": load_profile("h100-llama-3.1-8b").model_dump(mode="json", exclude_none=True) | {"gpus": 2},
         "entitlements": [
             {"name": "a", "service_class": "elastic", "baseline": {"slots": 30}},
             {"name": "b", "service_class": "elastic", "baseline": {"slots": 10}},

@@ -67,6 +67,8 @@ def test_the_errors_of_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(arms) == 15
     printed = []
     for arm in arms:
+        if arm.v0_engine:
+            continue  # refused, see tests/studies/test_hardware_check_tenants.py
         sampling = arm.sampling()
         for name, (there, here) in arm.latencies().items():
             assert np.isfinite([there, here, sampling[name]]).all()

@@ -88,7 +88,7 @@ def pools(draw: Any) -> Mapped:
             "share_every_s": share_s, "entitlements": [entitlement for entitlement, _ in pairs],
             "oversubscribed": True, "notice_s": draw(st.sampled_from([0.0, 0.05, 1.0, 5.0])),
             "on_failure": draw(st.sampled_from(["fail", "retry"])), "start_up_s": draw(st.sampled_from([0.0, 1.5])),
-            "drain_s": draw(st.sampled_from([0.0, 1.0, 30.0])), "gpus_per_replica": 2,
+            "drain_s": draw(st.sampled_from([0.0, 1.0, 30.0])),
             "router": draw(st.sampled_from(["round-robin", "least-outstanding-tokens"])),
         },
         "workload": [workload for _, workload in pairs],

@@ -42,7 +42,6 @@ HINTS: dict[str, tuple[str, str, Any]] = {
     "Pool.autoscaler": ("scaler utilisation", "pool.autoscaler", {"kind": "none"}),
     "Pool.calendar": ("pool carries", "pool.calendar", {"starts": "2026-11-28T12:00:00Z"}),
     "Pool.drain_s": ("scaler utilisation", "pool.drain_s", 30.0),
-    "Pool.gpus_per_replica": ("scaler utilisation", "pool.gpus_per_replica", 4),
     "Pool.scrape_interval_s": ("pool scraped", "pool.scrape_interval_s", 0.5),
     "Pool.share": ("gateways totals", "pool.share", "leases"),
     "Pool.share_every_s": ("gateways totals", "pool.share_every_s", 5.0),

@@ -39,6 +39,7 @@ REFUSES: dict[str, str] = {
     "Physics.hardware": "a step time that it cannot reach is refused",
     "Physics.work": "a step time that it cannot reach is refused",
     "Profile.physics": "a step time that it cannot reach is refused",
+    "Pool.gpus_per_replica": "follows from profile.gpus; another number is refused (tests/scenario)",
     "Pool.count_use": "refused in a scenario; a gateway sets it where it keeps accounts",
     "Pool.oversubscribed": "baselines above the pool are refused without it",
     "Scenario.version": "another is refused",

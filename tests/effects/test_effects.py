@@ -90,7 +90,6 @@ def scenario(**changed: Any) -> dict[str, Any]:
     ({"policies": [{"kind": "window", "tokens_per_min": 9, "over": "demote"}]}, "over: demote"),
     ({"policies": [{"kind": "bands", "occupancy": 0.5}]}, "occupancy of bands"),
     ({"pool": {"start_up_s": 3}}, "pool.start_up_s"), ({"pool": {"drain_s": 3}}, "pool.drain_s"),
-    ({"pool": {"gpus_per_replica": 3}}, "pool.gpus_per_replica"),
     ({"pool": {"on_failure": "retry"}}, "pool.on_failure"),
 ])  # fmt: skip
 def test_what_no_run_of_a_scenario_reads_is_said(changed: dict[str, Any], said: str) -> None:
@@ -207,7 +206,7 @@ def test_whatever_the_server_is_told_something_reads() -> None:
 
 @pytest.mark.parametrize(("pool", "said"), [
     ({"start_up_s": 3.0}, "pool.start_up_s: is for simulations"), ({"drain_s": 3.0}, "give timeouts: {drain_s"),
-    ({"gpus_per_replica": 2}, "is for simulations"), ({"notice_s": 1.0}, "health_every_s"),
+    ({"gpus_per_replica": 2}, "the profile is of 1 (profile.gpus)"), ({"notice_s": 1.0}, "health_every_s"),
     ({"calendar": {"starts": "2026-01-01T00:00:00Z"}}, "days are the real ones"),
 ])  # fmt: skip
 def test_what_only_a_simulated_pool_has_is_refused(pool: dict[str, Any], said: str) -> None:
@@ -216,6 +215,12 @@ def test_what_only_a_simulated_pool_has_is_refused(pool: dict[str, Any], said: s
     with pytest.raises(ScenarioError) as error:
         parse_config(tree, "serve.yaml")
     assert said in str(error.value)
+
+
+def test_a_gateway_may_stand_before_replicas_of_several_gpus() -> None:
+    tree = configurations()["watched"]
+    tree["pool"] = tree["pool"] | {"profile": tree["pool"]["profile"] | {"gpus": 2}}
+    assert parse_config(tree, "serve.yaml").pool.gpus_per_replica == 2
 
 
 def test_an_attempt_tells_what_is_refused_from_what_shows_nothing() -> None:

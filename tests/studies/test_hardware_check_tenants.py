@@ -44,6 +44,14 @@ def test_the_gpu_that_was_swept_is_predicted_within_the_goals(arms: dict[str, Ar
 
 
 @needs_data
+def test_latencies_of_the_v0_engine_are_refused(arms: dict[str, Arm]) -> None:
+    v0 = [arm for arm in arms.values() if arm.v0_engine]
+    assert len(v0) == 3
+    assert all(arm.requests.e2e_s.isna().all() for arm in v0)
+    assert arms_table(v0).count("latencies refused: the V0 engine schedules prompts first") == 3
+
+
+@needs_data
 def test_another_gpu_by_data_sheets_is_within_a_few_percent_where_it_is_not_crowded(arms: dict[str, Arm]) -> None:
     for name, within in (("a100-solo", 0.035), ("a100-bucket-n6", 0.05)):
         there, here = arms[name].latencies()["e2e mean"]

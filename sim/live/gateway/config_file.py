@@ -39,7 +39,6 @@ from sim.scenario.yaml_file import as_json, one_line, plain, read_mapping
 _SIMULATED = {
     "start_up_s": "leave it out: replicas are ready when their health says so",
     "drain_s": "leave it out, or give timeouts: {drain_s: ...} for the gateway's own end",
-    "gpus_per_replica": "leave it out",
     "notice_s": "leave it out, or give timeouts: {health_every_s: ...}",
     "share": "leave it out, or give state: {share: leases}",
 }

@@ -12,7 +12,7 @@ import aiohttp
 
 from sim.errors import InputError
 from sim.live.gateway.headers import bearer
-from sim.live.replicas.engine_metrics import cache_config
+from sim.live.replicas.engine_metrics import cache_config, is_v0
 
 STATE_PATH, CAPACITY_PATH = "/admin/state", "/admin/capacity"
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
@@ -27,6 +27,7 @@ class Found:
     model : the first that it lists.
     max_model_tokens : longest prompt plus output, where it says so.
     metrics : URL of its metrics page, if that is vLLM's.
+    v0_engine : whether it is vLLM with the engine before V1.
     cache : vLLM's ``cache_config_info``, by label; empty where there is none.
     state, set_capacity : URLs of its state and for its capacity, if it is a gateway of tokenpools that shows them.
     policy : by which that gateway acts.
@@ -37,6 +38,7 @@ class Found:
     max_model_tokens: int | None
     metrics: tuple[str, ...]
     cache: Mapping[str, str]
+    v0_engine: bool
     state: str | None
     set_capacity: str | None
     policy: str | None
@@ -77,6 +79,7 @@ async def _discover(base_url: str, key: str | None, admin_url: str | None, token
         max_model_tokens=longest if type(longest) is int and 0 < longest < 2**31 else None,
         metrics=(f"{base_url}/metrics",) if is_vllm else (),
         cache=cache,
+        v0_engine=is_v0(page or ""),
         state=admin + STATE_PATH if is_gateway else None,
         set_capacity=admin + CAPACITY_PATH if is_gateway else None,
         policy=acting if is_gateway and isinstance(acting := _read(state).get("policy"), str) else None,

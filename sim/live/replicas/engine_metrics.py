@@ -14,6 +14,7 @@ from prometheus_client.samples import Sample
 
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 _OLD_KV_CACHE = "vllm:gpu_cache_usage_perc"  # before vLLM 0.10
+_V0_ONLY = "vllm:num_requests_swapped"  # V1 swaps nothing
 CACHE_CONFIG = "vllm:cache_config_info"
 _MOST_REQUESTS = 2.0**53
 _LONGEST_LINE = 8_192  # characters; the library's time grows with the square of the quotes in a line
@@ -67,6 +68,11 @@ def read_gauges(page: str) -> tuple[float, float, float] | None:
     if not running and not waiting:
         return None
     return sum(running), sum(waiting), max(kv or found[_OLD_KV_CACHE], default=0.0)
+
+
+def is_v0(page: str) -> bool:
+    """Return whether a metrics page is of vLLM's V0 engine, whose scheduler is another than V1's."""
+    return next(iter(samples(page, (_V0_ONLY,))), None) is not None
 
 
 def cache_config(page: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import Completions, PromptKind
 from sim.live.loadgen.event_hooks import Command, LiveEvent, SlotsFile, apply, environment
 from sim.live.loadgen.replay import MOST_LAG_S, Target, in_front, live_events, replay_live, send_lag
-from sim.live.replicas.engine_metrics import read_gauges
+from sim.live.replicas.engine_metrics import is_v0, read_gauges
 from sim.records.schema import Outcome
 from sim.scenario.load import Scenario, parse_scenario
 
@@ -248,6 +248,8 @@ def test_vllms_metrics_are_summed_over_its_engines() -> None:
     )
     assert read_gauges(page) == (7.0, 0.0, 0.5)
     assert read_gauges("another_metric 3\n") is None
+    assert not is_v0(page)
+    assert is_v0(page + 'vllm:num_requests_swapped{model_name="m"} 0.0\n')
 
 
 @pytest.mark.parametrize(
