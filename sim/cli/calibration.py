@@ -51,6 +51,23 @@ _Scenario = Annotated[
 _BatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started.")]
 _Seqs = Annotated[int, typer.Option("--max-num-seqs", min=1, help="As vLLM was started.")]
 _Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
+# Of a command that may begin from a profile: what is not given stays the profile's.
+_StartsSeqs = Annotated[
+    int | None, typer.Option("--max-num-seqs", min=1, help="As vLLM was started; else the profile's, or 256.")
+]
+_StartsBatchedTokens = Annotated[
+    int | None,
+    typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started; else the profile's, or 2048."),
+]
+_StartsAsync = Annotated[
+    bool | None,
+    typer.Option("--async-scheduling/--no-async-scheduling", help="As vLLM was started; else the profile's, or on."),
+]
+_StartsCaching = Annotated[
+    bool | None,
+    typer.Option("--prefix-caching/--no-prefix-caching", help="As vLLM was started; else the profile's, or on."),
+]
+_StartsGpus = Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs of a replica; else the profile's, or 1.")]
 
 
 def _write(profile: Profile, out: Path | None) -> None:
@@ -142,10 +159,11 @@ def records(
     ] = None,
     scenario: _Scenario = None,
     ttft_from: _TtftFrom = "arrival",
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
-    async_scheduling: _AsyncScheduling = True,
-    prefix_caching: _PrefixCaching = True,
+    max_num_seqs: _StartsSeqs = None,
+    max_num_batched_tokens: _StartsBatchedTokens = None,
+    async_scheduling: _StartsAsync = None,
+    prefix_caching: _StartsCaching = None,
+    gpus: _StartsGpus = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
@@ -159,8 +177,10 @@ def records(
     from sim.scenario.load import load_scenario
 
     run = _read(read_run, file, ttft_from)
-    blocks = _blocks(kv_blocks, kv_tokens)
-    begin = _start(start, _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching))
+    begin = _start(start, kv_blocks, kv_tokens, {
+        "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
+        "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
+    })  # fmt: skip
     replaying = None
     if scenario is not None:
         loaded = load_scenario(scenario)
@@ -184,17 +204,20 @@ def sweep(
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="TERM", help="Leave this term as it is; repeat it.")
     ] = None,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
-    async_scheduling: _AsyncScheduling = True,
-    prefix_caching: _PrefixCaching = True,
+    max_num_seqs: _StartsSeqs = None,
+    max_num_batched_tokens: _StartsBatchedTokens = None,
+    async_scheduling: _StartsAsync = None,
+    prefix_caching: _StartsCaching = None,
+    gpus: _StartsGpus = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s."""
     from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
 
-    blocks = _blocks(kv_blocks, kv_tokens)
-    begin = _start(start, _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching))
+    begin = _start(start, kv_blocks, kv_tokens, {
+        "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
+        "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
+    })  # fmt: skip
     terms = sweep_terms(begin, without=without or ())
     _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
 
@@ -315,14 +338,22 @@ def _engine(
     }
 
 
-def _start(ref: str | None, engine: dict[str, Any]) -> Profile:
+def _start(ref: str | None, kv_blocks: int | None, kv_tokens: int | None, given: dict[str, Any]) -> Profile:
+    """Return what a fit begins from: a named profile with what is given changed, else one of a fitted step time."""
     from sim.engine.step_fitted import FittedStepTime
-    from sim.scenario.profile import Profile, load_profile
+    from sim.scenario.profile import Profile, load_profile, parse_profile
 
+    engine = {name: value for name, value in given.items() if value is not None}
     if ref is None:
-        return Profile(step_time=FittedStepTime(weights_s=1e-2, per_token_s=4e-5), **engine)
+        usual = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "async_scheduling": True, "prefix_caching": True}
+        step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
+        return Profile(step_time=step_time, kv_blocks=_blocks(kv_blocks, kv_tokens), **usual | engine)
     begin = load_profile(ref, file="--profile")
-    return Profile(step_time=begin.step_time, gpus=begin.gpus, **engine)
+    if kv_blocks is not None or kv_tokens is not None:
+        engine["kv_blocks"] = max(1, _blocks(kv_blocks, kv_tokens) * 16 // begin.block_tokens)
+    tree = begin.model_dump(mode="json", exclude_none=True)
+    del tree["name"]  # it is no longer what was shipped
+    return parse_profile(tree | engine, "--profile, with the options given")
 
 
 @command("validate-profile", panel=TRAFFIC)

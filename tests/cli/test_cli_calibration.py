@@ -80,3 +80,25 @@ def test_the_list_of_profiles_says_errors_and_ranges() -> None:
     assert code == 0
     assert said.count("error: ") >= 15
     assert "measured for concurrency 4 to 64" in " ".join(said.split())
+
+
+def test_a_fit_begins_from_a_whole_profile(tmp_path: Path) -> None:
+    file, shipped = tmp_path / "run.csv", load_profile("b200-llama-3.1-70b-fp8-tp2")
+    table = ["arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s"]
+    table += [f"{at},{100 + 37 * at},{20 + at},{at + 0.03 + at / 1e3},{at + 0.2 + at / 80}" for at in range(40)]
+    file.write_text("\n".join(table))
+    start = tmp_path / "start.yaml"
+    start.write_text(yaml.safe_dump(shipped.model_dump(mode="json", exclude_none=True) | {"block_tokens": 32}))
+    out = tmp_path / "out.yaml"
+    code, said = invoke(
+        "calibrate", "records", file, "--profile", start, "--kv-tokens", 64_000, "--max-num-seqs", 8, "--out", out
+    )
+    assert code == 0, said
+    found, expected = (
+        one.model_dump(mode="json", exclude={"name", "source", "error", "calibration", "step_time"})
+        for one in (load_profile(str(out)), shipped)
+    )
+    assert found == expected | {"block_tokens": 32, "kv_blocks": 2000, "max_num_seqs": 8}
+    code, said = invoke("calibrate", "records", file, "--kv-tokens", 64_000, "--gpus", 4, "--out", out)
+    assert code == 0, said
+    assert load_profile(str(out)).gpus == 4
