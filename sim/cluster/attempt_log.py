@@ -76,7 +76,7 @@ class AttemptLog:
         found = attempt_columns(attempts, self._workload_entitlements, self._entitlements)
         parts = {name: np.asarray(getattr(found, name)) for name in _COLUMNS}
         room = len(self._columns["request_id"]) if self._columns else 0
-        if room < self._count:
+        if room < self._count or not self._columns:  # also where nobody came
             for name, part in parts.items():
                 column = np.empty(max(self._count, 2 * room), part.dtype)
                 if room:

@@ -46,3 +46,12 @@ def test_the_records_hang_on_no_look_at_the_attempts(monkeypatch: pytest.MonkeyP
         for name in whole.requests.column_names:
             assert repr(parts.requests.column(name).to_pylist()) == repr(whole.requests.column(name).to_pylist()), name
         assert parts.timeline.equals(whole.timeline)
+
+
+def test_a_run_to_which_nobody_came_has_the_same_columns() -> None:
+    (crowded,), (empty,) = (
+        expand(parse_scenario(CROWDED | {"horizon_s": horizon_s, "events": []}, "crowded")) for horizon_s in (5, 1e-9)
+    )
+    found = run_cell(empty).requests
+    assert found.num_rows == 0
+    assert found.schema.equals(run_cell(crowded).requests.schema)
