@@ -20,6 +20,8 @@ from prometheus_client.registry import Collector
 from policies.shadow import Opinion
 from sim.live.accounts.bookkeeper import Bookkeeper
 from sim.live.accounts.service import AccountMetrics
+from sim.live.gateway.settings import CheckInvariants
+from sim.live.observability.invariants import InvariantWatch
 from sim.live.observability.shadows import ShadowTally
 from sim.live.shared_state.metrics import SharedMetrics
 from sim.live.shared_state.speaking_copy import Status
@@ -38,12 +40,13 @@ def expressions() -> list[tuple[str, str]]:
 
 
 def beside(gate: Gate) -> list[Collector]:
-    """Return what `tokenpools serve` registers besides: shared state, accounts and shadows."""
+    """Return what `tokenpools serve` registers besides: shared state, accounts, shadows and the core's invariants."""
     status = Status(True, True, 1, 5, 0, 0, "", {"malformed": 0}, 0, "")
     books = Bookkeeper(Nowhere(), lambda: gate.service.gateway.core, loop_s=lambda: 0.0)  # type: ignore[arg-type]
     tally = ShadowTally()
     tally(Opinion("tight", 0.0, "r", 1, "acme", "chat", acting="forward", verdict="refuse", reason="tokens"))
-    return [SharedMetrics(lambda: status), AccountMetrics(gate.service, books), tally]
+    watch = InvariantWatch(CheckInvariants(), lambda: gate.service.gateway.core, lambda: None)
+    return [SharedMetrics(lambda: status), AccountMetrics(gate.service, books), tally, watch]
 
 
 class Nowhere:

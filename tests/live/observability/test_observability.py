@@ -295,7 +295,7 @@ def test_the_page_is_marked_up_for_those_who_do_not_see_it() -> None:
     assert 'for="token"' in text
     tables = re.findall(r'<table id="(\w+)" aria-labelledby="h-(\w+)" aria-describedby="n-(\w+)">', text)
     assert [one[0] for one in tables] == [
-        "entitlements", "replicas", "budgets", "shadows", "refusals"
+        "entitlements", "replicas", "budgets", "groups", "keys", "use", "shadows", "refusals"
     ]
     for one in tables:
         assert len(set(one)) == 1
