@@ -46,8 +46,7 @@ class Turn:
     def charge(self, parent: Turn, cost: float) -> None:
         """Count what it was given; below 0 where it was charged too much before."""
         if cost > 0:
-            start = parent.virtual if parent.virtual > self.finish else self.finish
-            parent.virtual = start
+            parent.virtual = start = self.start(parent)
             self.finish = start + cost / self.weight
         else:
             self.finish = max(0.0, self.finish + cost / self.weight)

@@ -77,13 +77,8 @@ class Lineup:
         tier = leaf.outside if leaf.inside is None else leaf.tier(ledger, sequences, now_s)
         if tier < BURST:
             return tier, (0.0, 0.0, item.urgency)
-        parent, turn, root = leaf.parent, leaf.turn, self._roots[tier]
-        # Both starts as `Turn.start` has them.
-        return tier, (
-            root.virtual if root.virtual > parent.finish else parent.finish,
-            parent.virtual if parent.virtual > turn.finish else turn.finish,
-            item.urgency,
-        )
+        parent = leaf.parent
+        return tier, (parent.start(self._roots[tier]), leaf.turn.start(parent), item.urgency)
 
     def first(self, tier: int, pool: PoolLedger, now_s: float) -> Leaf | None:
         """Return who is first in a tier: places only get worse between two looks at all, so the top is looked at."""

@@ -129,9 +129,8 @@ class PredictivePoolPolicy(QueueingPolicy):
     @staticmethod
     def _where_free(sequences: int, pool: PoolLedger) -> Admit:
         """Let it in where a replica has a slot for it: one that is full would make it wait beside free ones."""
-        _, slots, *_ = capacity = pool.capacity
-        ready = capacity.ready_replicas
-        most = slots / ready - sequences
+        ready = pool.capacity.ready_replicas
+        most = pool.capacity.slots / ready - sequences
         free = []
         full = False
         for replica in pool.replicas:
@@ -292,12 +291,11 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
-        computed_tokens = item.request.prompt_tokens * (1.0 - leaf.cached_share)
-        ttft_s = self._prefill.ttft_s(computed_tokens, pool.capacity.ready_replicas)
-        return now_s + self._params.margin * ttft_s - item.since_s - leaf.deadline_s
+        first_token_s = now_s + self._params.margin * self._first_token_s(item.request, pool)
+        return first_token_s - item.since_s - leaf.deadline_s
 
     def _start(self, item: Waiting, leaf: Leaf, tier: int, pool: PoolLedger, now_s: float) -> None:
-        cost = item.cost or self._cost_s(item, pool)
+        cost = self._cost_s(item, pool)
         self._floor_paid = item.request.request_id if self._lineup.started(tier, cost, now_s) else None
         leaf.drain.moved(now_s)
         waited_s = now_s - item.since_s
