@@ -22,6 +22,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
 
 
+def is_text(value: str) -> bool:
+    """Return whether a text can be written: JSON may hold half a character (a lone surrogate), UTF-8 cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):

@@ -28,7 +28,7 @@ from sim.adapters.envoy.protos.external_processor_pb2 import (
 from sim.adapters.envoy.protos.processing_mode_pb2 import ProcessingMode
 from sim.live.gateway.endpoints import Endpoints
 from sim.live.gateway.error_responses import ApiError, allowance_headers
-from sim.live.gateway.media import sound_tokens
+from sim.live.gateway.media import sound_sequences, sound_tokens
 from sim.live.gateway.prompt_tokens import EstimatingCounter
 from sim.live.gateway.request_body import Endpoint, ParsedBody, read_body, upstream_body
 from sim.live.gateway.settings import Estimate
@@ -37,7 +37,6 @@ NONE, STREAMED, DUPLEX = ProcessingMode.NONE, ProcessingMode.STREAMED, Processin
 _PIECE_BYTES = 62_000
 """Of a body in one message: Envoy's buffers hold 64 KiB by default. [choice]"""
 _BYTES_PER_TOKEN = 4
-_SOUND_WINDOW_TOKENS = 750
 _MOST_ATTEMPTS = 100
 _TOO_MANY, _TIMEOUT = 429, 408
 
@@ -258,8 +257,8 @@ class Exchange:
         sequences, most = endpoint.sequences, endpoint.output_tokens if endpoint.generates else 0
         if endpoint.shape == "audio":
             tokens = sound_tokens(len(body), self._with.rule)
-            sequences = -(-tokens // _SOUND_WINDOW_TOKENS)
-            if sequences > 1:  # each window of sound has a text of its own
+            sequences = sound_sequences(tokens)
+            if sequences > 1:
                 most = self._with.admissions.core.default_max_output_tokens * sequences
         return {
             "prompt_tokens": tokens, "max_tokens": most,

@@ -28,6 +28,7 @@ from sim.live.gateway.error_responses import ApiError, allowance_headers, budget
 from sim.live.gateway.headers import Headers, client_id, single_headers
 from sim.live.gateway.in_flight import AbortReason, Exchange, InFlightTable
 from sim.live.gateway.intake import Intake, Receive
+from sim.live.gateway.media import sound_sequences
 from sim.live.gateway.openapi import description
 from sim.live.gateway.prompt_tokens import PromptCounter
 from sim.live.gateway.relay import Relay
@@ -35,7 +36,6 @@ from sim.live.gateway.replies import Outgoing
 from sim.live.gateway.request_body import Endpoint, upstream_body
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settling import Send
-from sim.live.gateway.sse import SOUND_TOKENS_PER_S
 from sim.live.observability.observer import Ended
 from sim.live.replicas.upstreams import Upstreams
 
@@ -44,8 +44,6 @@ LOG = logging.getLogger("tokenpools.app")
 Scope = MutableMapping[str, Any]
 
 _MOST_ATTEMPTS = 100
-_SOUND_WINDOW_TOKENS = 30 * SOUND_TOKENS_PER_S
-"""Of 30 s of sound, which is what a sequence of a speech model takes."""
 _LONGEST_SOUND = 11
 """So many times as long is sound of a codec's lowest rate (Opus: 6 kbit/s) as one of 64 kbit/s, by which bytes are
 counted before an answer tells the length."""
@@ -215,13 +213,14 @@ class Application:
         else:
             exchange.prompt_tokens = self.intake.price(endpoint, len(body))
             exchange.max_output_tokens = endpoint.output_tokens if endpoint.generates else 0
-            sequences = _sequences(endpoint, exchange.prompt_tokens)
-            exchange.sequences = self._slots(sequences)
+            sequences = endpoint.sequences
             if endpoint.shape == "audio":
                 exchange.most_prompt_tokens = _LONGEST_SOUND * exchange.prompt_tokens
-            if endpoint.shape == "audio" and sequences > 1:  # each window of sound has a text of its own
-                exchange.max_output_tokens = self.settings.default_max_output_tokens * sequences
-                exchange.most_output_tokens = exchange.max_output_tokens
+                sequences = sound_sequences(exchange.prompt_tokens)
+                if sequences > 1:
+                    exchange.max_output_tokens = self.settings.default_max_output_tokens * sequences
+                    exchange.most_output_tokens = exchange.max_output_tokens
+            exchange.sequences = self._slots(sequences)
         exchange.arrived = True
         self.gateway.send(Arrived(self._view(exchange)))
         return outgoing
@@ -347,13 +346,6 @@ def _abort(scope: Scope) -> None:
 async def _options(headers: Headers, send: Send) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
-
-
-def _sequences(endpoint: Endpoint, prompt_tokens: int) -> int:
-    """Return how many sequences a body that is not read makes: a long sound is cut into windows."""
-    if endpoint.shape == "audio":
-        return -(-prompt_tokens // _SOUND_WINDOW_TOKENS)
-    return endpoint.sequences
 
 
 async def _nothing(request: Request, error: Exception) -> Response:  # noqa: ARG001

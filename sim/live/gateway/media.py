@@ -18,6 +18,10 @@ _HEADER_CHARACTERS = 2**18
 """Of a picture in base64 that are decoded to find its size: metadata may come first."""
 _MOST_PICTURE_TOKENS = 16_384
 """Engines scale down what would be more. [choice]"""
+SOUND_TOKENS_PER_S = 25
+"""[choice]"""
+_SOUND_WINDOW_TOKENS = 30 * SOUND_TOKENS_PER_S
+"""Of 30 s of sound, which is what a sequence of a speech model takes."""
 _PICTURES = frozenset((
     "image", "image_url", "input_image", "image_pil", "image_embeds", "image_generation_call", "computer_screenshot",
 ))  # fmt: skip
@@ -50,6 +54,11 @@ def picture_tokens(data: str, rule: Estimate | Tokenizer) -> int:
 def sound_tokens(size_bytes: int, rule: Estimate | Tokenizer) -> int:
     """Return what so many bytes of sound cost."""
     return max(1, size_bytes // rule.audio_bytes_per_token) if size_bytes else rule.media_tokens
+
+
+def sound_sequences(tokens: int) -> int:
+    """Return how many sequences a sound makes: a long one is cut into windows, each of which has a text of its own."""
+    return -(-tokens // _SOUND_WINDOW_TOKENS)
 
 
 def embedding_tokens(data: str, rule: Estimate | Tokenizer) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from sim.json_text import is_text
 from sim.live.gateway.error_responses import ApiError
 from sim.live.gateway.json_text import Json, Raw, Span, changed, describe, read_object, spans
 
@@ -225,9 +226,7 @@ def _model(endpoint: Endpoint, fields: Json) -> str:
         return ""
     if type(model) is not str or not model:
         _wrong("model", model, "the name of a model")
-    try:
-        model.encode()
-    except UnicodeEncodeError:
+    if not is_text(model):
         _refuse("invalid_value", "model holds half a character (a lone surrogate).", "model")
     return model
 

@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sim.live.gateway.media import SOUND_TOKENS_PER_S
+
 _END = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?:\r\n|\r)")
 """A blank line: two ends of lines, each of which may be any of the three that the format has."""
 _DATA = re.compile(rb"(?:\A|[\r\n])data:[ ]?([^\r\n]*)")
 
-SOUND_TOKENS_PER_S = 25
-"""Of sound whose length an answer tells: 750 tokens for the 30 s that a sequence of a speech model takes. [choice]"""
 _MOST_SECONDS = 1e7
 _LAST = (b"", b"data: [DONE]", b"data:[DONE]")
 """What may stand behind the last blank line of a stream that is whole."""

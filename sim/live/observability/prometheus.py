@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from policies.api import EntitlementLedger, EntitlementSpec, PoolLedger, Reason, ReplicaLedger
 from policies.core import GatewayCore
+from sim.json_text import is_text
 from sim.live.observability.observer import Ended, RequestLog
 
 NAMESPACE = "tokenpools"
@@ -192,19 +193,10 @@ class Labels:
         """Return the label for a value."""
         if value in self._known:
             return value
-        if len(self._known) >= self._most or not _fit(value):
+        if len(self._known) >= self._most or not is_text(value):
             return OTHER
         self._known.add(value)
         return value
-
-
-def _fit(value: str) -> bool:
-    """Return whether a text can be written at all: half a character cannot."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _Books(Collector):

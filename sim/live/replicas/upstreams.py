@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policies.api import CapacityChanged, Event, PoolCapacity, ReplicaReport
+from sim.json_text import is_text
 from sim.live.gateway.descriptors import exhausted
 from sim.live.gateway.headers import bearer_header
 from sim.live.gateway.settings import Timeouts, UpstreamAddress
@@ -211,7 +212,7 @@ class Upstreams:
             replica.tells_usage = any(isinstance(card, dict) and card.get("owned_by") == "vllm" for card in cards)
             replica.models = {
                 card["id"]: card.get("max_model_len") for card in cards
-                if isinstance(card, dict) and isinstance(card.get("id"), str) and _is_text(card["id"])
+                if isinstance(card, dict) and isinstance(card.get("id"), str) and is_text(card["id"])
             }  # fmt: skip
 
     async def _scrape(self, replica: Replica) -> None:
@@ -260,15 +261,6 @@ class Upstreams:
         """Take the pool to have at most so many slots, whatever its replicas provide; None for what they provide."""
         self._slots = slots
         self._tell()
-
-
-def _is_text(name: str) -> bool:
-    """Return whether a name can be written: JSON may hold half a character."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
