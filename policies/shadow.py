@@ -18,7 +18,6 @@ from typing import Any
 
 from policies.api import (
     Arrived,
-    CallMeAt,
     Cancelled,
     CapacityChanged,
     Demote,
@@ -37,9 +36,9 @@ from policies.api import (
     ReplicaReport,
     Tick,
 )
+from policies.calls import Calls
 from policies.core import GatewayCore
 
-_NEVER_S = float("inf")
 _IN = ("forward", "demote")
 _Verdict = Forward | Demote | Hold | Refuse | Evict
 
@@ -89,8 +88,7 @@ class ShadowedCore:
         self._shadows = list(shadows.values())
         self._tell = on_opinion
         self._open: dict[str, list[Opinion]] = {}
-        self._calls_s = [_NEVER_S] * len(self._shadows)
-        self._acting_call_s = self._called_s = _NEVER_S
+        self._calls = Calls(1 + len(self._shadows))  # the acting core's, then the shadows'
         self._unheard: list[tuple[Progress, float]] = []
         self.wants_progress = acting.wants_progress or any(core.wants_progress for core in self._shadows)
         self.wants_reports = acting.wants_reports or any(core.wants_reports for core in self._shadows)
@@ -114,13 +112,13 @@ class ShadowedCore:
 
         They know nothing of what is in flight, and are asked about what comes from now on.
         """
-        kept = self._heard(said)
+        kept = self._calls.heard(0, said)
         pool = self._acting.pool
         ready = tuple(book.replica_id for book in pool.replicas if book.ready)
         for index, core in enumerate(self._shadows):
             self._note(index, core.start(now_s), now_s)
             self._note(index, core.handle(CapacityChanged(pool.capacity, ready), now_s), now_s)
-        return (*kept, *self._next_call())
+        return (*kept, *self._calls.next())
 
     def gauges(self, now_s: float) -> list[Gauge]:
         """Return the acting core's gauges."""
@@ -134,10 +132,10 @@ class ShadowedCore:
 
     def start(self, now_s: float) -> Sequence[Instruction]:
         """Start them all."""
-        said = self._heard(self._acting.start(now_s))
+        said = self._calls.heard(0, self._acting.start(now_s))
         for index, core in enumerate(self._shadows):
             self._note(index, core.start(now_s), now_s)
-        return (*said, *self._next_call())
+        return (*said, *self._calls.next())
 
     def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
         """Hand an event to the acting core, and to the shadows that it concerns."""
@@ -148,11 +146,11 @@ class ShadowedCore:
             return self._tick(now_s)
         before = self._catch_up()
         if type(event) is Arrived:
-            return (*before, *self._with_earlier_call(self._arrived(event, now_s)))
+            return (*before, *self._arrived(event, now_s), *self._calls.earlier())
         silent = (type(event) is FirstToken and not self._acting.wants_progress) or (
             type(event) is ReplicaReport and not self._acting.wants_reports
         )
-        said: Sequence[Instruction] = () if silent else self._heard(self._acting.handle(event, now_s))
+        said: Sequence[Instruction] = () if silent else self._calls.heard(0, self._acting.handle(event, now_s))
         if isinstance(event, CapacityChanged | ReplicaReport):
             for index, core in enumerate(self._shadows):
                 if type(event) is CapacityChanged or core.wants_reports:
@@ -162,8 +160,7 @@ class ShadowedCore:
         elif isinstance(event, Finished | Failed | Cancelled):
             self._ended(event, said, now_s)
         self._follow(said, now_s)
-        said = self._with_earlier_call(said)
-        return (*before, *said) if before else said
+        return (*before, *said, *self._calls.earlier())
 
     def close(self) -> None:
         """Tell of the opinions of attempts that have not ended."""
@@ -178,7 +175,7 @@ class ShadowedCore:
             Opinion(name, now_s, request.request_id, request.attempt, request.tenant, request.entitlement)
             for name in self._names
         ]
-        said = self._heard(self._acting.handle(event, now_s))
+        said = self._calls.heard(0, self._acting.handle(event, now_s))
         self._open[request.request_id] = opinions
         for index, core in enumerate(self._shadows):
             self._note(index, core.handle(event, now_s), now_s)
@@ -202,23 +199,22 @@ class ShadowedCore:
         if self._unheard:
             unheard, self._unheard = self._unheard, []
             for event, at_s in unheard:
-                said += self._heard(self._acting.handle(event, at_s))
+                said += self._calls.heard(0, self._acting.handle(event, at_s))
         return said
 
     def _tick(self, now_s: float) -> Sequence[Instruction]:
         said: list[Instruction] = []
-        if now_s >= self._acting_call_s:
+        if now_s >= self._calls.due_s[0]:
             said += self._catch_up()
-            self._acting_call_s = _NEVER_S
-            said += self._heard(self._acting.handle(Tick(), now_s))
+            self._calls.take(0, now_s)
+            said += self._calls.heard(0, self._acting.handle(Tick(), now_s))
         else:  # reports for a shadow's tick, which the acting core would not have heard
             self._unheard.clear()
         for index, core in enumerate(self._shadows):
-            if now_s >= self._calls_s[index]:
-                self._calls_s[index] = _NEVER_S
+            if self._calls.take(1 + index, now_s):
                 self._note(index, core.handle(Tick(), now_s), now_s)
         self._follow(said, now_s)
-        return (*said, *self._next_call())
+        return (*said, *self._calls.next())
 
     def _ended(self, event: Finished | Failed | Cancelled, said: Sequence[Instruction], now_s: float) -> None:
         """Let each shadow know that a request is over, in the way that its books need to hear it."""
@@ -261,10 +257,8 @@ class ShadowedCore:
 
     def _note(self, index: int, instructions: Sequence[Instruction], now_s: float) -> None:
         """Write down what a shadow says."""
-        for step in instructions:
-            if isinstance(step, CallMeAt):
-                self._calls_s[index] = step.at_s
-            elif isinstance(step, _Verdict):
+        for step in self._calls.heard(1 + index, instructions):
+            if isinstance(step, _Verdict):
                 opinions = self._open.get(step.request_id)
                 if opinions is None:
                     continue
@@ -274,28 +268,6 @@ class ShadowedCore:
                 if isinstance(step, Refuse):
                     opinion.needed, opinion.available = step.needed, step.available
                     opinion.retry_after_s = step.retry_after_s
-
-    def _heard(self, instructions: Sequence[Instruction]) -> Sequence[Instruction]:
-        """Keep the acting core's wish to be called, and return what else it says."""
-        if not any(type(step) is CallMeAt for step in instructions):
-            return instructions
-        said: list[Instruction] = []
-        for step in instructions:
-            if isinstance(step, CallMeAt):
-                self._acting_call_s = step.at_s
-            else:
-                said.append(step)
-        return said
-
-    def _with_earlier_call(self, said: Sequence[Instruction]) -> Sequence[Instruction]:
-        """Ask for a call where a core, woken from a doze, now wants one before the one that is open."""
-        before_s = self._called_s
-        call = self._next_call()
-        return (*said, *call) if self._called_s < before_s else said
-
-    def _next_call(self) -> tuple[CallMeAt, ...]:
-        self._called_s = at_s = min((self._acting_call_s, *self._calls_s))
-        return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
 
 
 def _word(step: _Verdict, before: str) -> str:

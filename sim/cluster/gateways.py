@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from policies.api import (
     Adopted,
     Arrived,
-    CallMeAt,
     CapacityChanged,
     Event,
     FirstToken,
@@ -17,12 +16,12 @@ from policies.api import (
     ReplicaReport,
     Tick,
 )
+from policies.calls import Calls
 from policies.core import GatewayCore
 from policies.invariants import CheckedCore
 from policies.limit_leases import Book, Holder, exchange_parts
 from policies.sharing import Peers, exchange
 
-_NEVER_S = float("inf")
 _FIRST_ROUNDS = 3
 """Rounds at the start: who comes first takes all, and gives back what the others then want."""
 _TTL_ROUNDS = 10
@@ -54,22 +53,21 @@ class Gateways:
         for core, peer in zip(cores, self._peers, strict=True):
             if isinstance(core, CheckedCore):
                 core.checker.peers = peer
-        self._calls_s = [_NEVER_S] * len(cores)
-        self._exchange_s = _NEVER_S
-        self._called_s = _NEVER_S
+        self._calls = Calls(len(cores) + 1)
+        self._exchange = len(cores)  # who asks to be called after all cores
         self.wants_progress = any(core.wants_progress for core in cores)
         self.wants_reports = any(core.wants_reports for core in cores)
 
     def start(self, now_s: float) -> Sequence[Instruction]:
         """Start them all."""
         if self._share_s is not None:
-            self._exchange_s = now_s + self._share_s
+            self._calls.due_s[self._exchange] = now_s + self._share_s
         said: list[Instruction] = []
         for index, core in enumerate(self._cores):
-            said += self._heard(index, core.start(now_s))
+            said += self._calls.heard(index, core.start(now_s))
         for _ in range(_FIRST_ROUNDS):
             self._renew(now_s)
-        return (*said, *self._next_call())
+        return (*said, *self._calls.next())
 
     def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
         """Hand an event to whom it concerns."""
@@ -80,19 +78,19 @@ class Gateways:
             for index, core in enumerate(self._cores):
                 if self._holders:
                     self._holders[str(index)].before(event)
-                said += self._heard(index, core.handle(event, now_s))
-            return self._with_earlier_call(said)
+                said += self._calls.heard(index, core.handle(event, now_s))
+            return (*said, *self._calls.earlier())
         request_id = event.request.request_id if isinstance(event, Arrived | Adopted) else event.request_id
         index = zlib.crc32(request_id.encode()) % len(self._cores)
         if not self._holders:
-            return self._with_earlier_call(self._heard(index, self._cores[index].handle(event, now_s)))
+            return (*self._calls.heard(index, self._cores[index].handle(event, now_s)), *self._calls.earlier())
         if isinstance(event, Arrived):
             self._entitlement_of[request_id] = event.request.entitlement
         instructions = self._cores[index].handle(event, now_s)
         self._holders[str(index)].heard(self._entitlement_of, instructions)
         if not isinstance(event, FirstToken | Progress) and request_id not in self._cores[index].held:
             self._entitlement_of.pop(request_id, None)
-        return self._with_earlier_call(self._heard(index, instructions))
+        return (*self._calls.heard(index, instructions), *self._calls.earlier())
 
     def _renew(self, now_s: float) -> None:
         """Let each renew its parts."""
@@ -102,35 +100,13 @@ class Gateways:
 
     def _tick(self, now_s: float) -> Sequence[Instruction]:
         said: list[Instruction] = []
-        self._called_s = _NEVER_S
-        if self._share_s is not None and now_s >= self._exchange_s:
+        if self._share_s is not None and self._calls.take(self._exchange, now_s):
             if self._holders:
                 self._renew(now_s)
             else:
                 exchange(self._peers, now_s)
-            self._exchange_s = now_s + self._share_s
+            self._calls.due_s[self._exchange] = now_s + self._share_s
         for index, core in enumerate(self._cores):
-            if now_s >= self._calls_s[index]:
-                self._calls_s[index] = _NEVER_S
-                said += self._heard(index, core.handle(Tick(), now_s))
-        return (*said, *self._next_call())
-
-    def _heard(self, index: int, instructions: Sequence[Instruction]) -> list[Instruction]:
-        """Keep one core's wish to be called, and return what else it says."""
-        said: list[Instruction] = []
-        for step in instructions:
-            if isinstance(step, CallMeAt):
-                self._calls_s[index] = step.at_s
-            else:
-                said.append(step)
-        return said
-
-    def _with_earlier_call(self, said: list[Instruction]) -> list[Instruction]:
-        """Ask for a call where one of the cores, woken from a doze, now wants one before the one that is open."""
-        if min(*self._calls_s, self._exchange_s) < self._called_s:
-            said += self._next_call()
-        return said
-
-    def _next_call(self) -> tuple[CallMeAt, ...]:
-        self._called_s = at_s = min(*self._calls_s, self._exchange_s)
-        return (CallMeAt(at_s),) if at_s < _NEVER_S else ()
+            if self._calls.take(index, now_s):
+                said += self._calls.heard(index, core.handle(Tick(), now_s))
+        return (*said, *self._calls.next())
