@@ -113,9 +113,9 @@ test-compiled: compiled
 # What docs/tournament.md reports, from nothing: in the compiled form where there is a C compiler (half the time). Killed,
 # it goes on with the same command.
 .PHONY: tournament
-TOURNAMENT_PYTHON = $(if $(shell command -v cc),$(COMPILED)/venv/bin/python,$(BIN)/python)
-tournament: $(VENV)/.ready $(if $(shell command -v cc),compiled)
-	PYTHONSAFEPATH=1 PYTHONPATH=docs $(TOURNAMENT_PYTHON) docs/regenerate_tournament.py results/tournament
+tournament: $(VENV)/.ready
+	$(if $(COMPILES),$(MAKE) --no-print-directory compiled)
+	PYTHONSAFEPATH=1 PYTHONPATH=docs $(if $(COMPILES),$(COMPILED)/venv,$(VENV))/bin/python docs/regenerate_tournament.py results/tournament
 
 .PHONY: hashes both-forms
 both-forms: compiled
