@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, numbers, read_csv, row_of
 from sim.calibration.fitting import Fit, Term, fit
 from sim.calibration.from_records import with_values
 from sim.calibration.noise import perturbed
@@ -26,6 +27,8 @@ from sim.scenario.validation_errors import suggestion
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
 _SEEDS = 4  # of lengths, over which errors are means
+_CONTRADICT = 3.0  # times that means of one point may differ by, measured twice; 1.2 are seen [choice]
+_MOST_CLIENTS = 20_000  # each sends ten requests in every simulation of a fit; published sweeps end at 16,384
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -100,19 +103,30 @@ def read_sweep(file: Path) -> list[SweepPoint]:
 
     Raises
     ------
-    InputError : unreadable, or a column is missing.
+    InputError : unreadable, a column is missing, or a number that cannot be.
     """
     names = [each.name for each in fields(SweepPoint)]
-    try:
-        table = pd.read_csv(file)[names].dropna()
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
-    except (ValueError, KeyError) as error:
-        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {', '.join(names)}") from None
-    return [
-        SweepPoint(int(c), int(p), int(o), float(ttft_s), float(tpot_s))
-        for c, p, o, ttft_s, tpot_s in table.itertuples(index=False)
-    ]
+    table = read_csv(file, names)
+    _check_repeats(file, table, names)
+    bounds = {names[0]: (1, _MOST_CLIENTS), names[1]: (1, MOST_TOKENS), names[2]: (2, MOST_TOKENS)}
+    whole = [numbers(file, table, name, least=a, most=b, whole=True) for name, (a, b) in bounds.items()]
+    ttft_s, tpot_s = (numbers(file, table, name, above=0) for name in names[3:])
+    check_token_time(file, tpot_s)
+    rows = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
+    return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in rows]
+
+
+def _check_repeats(file: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Refuse points that were measured twice and contradict each other: one is of another engine, or in other units."""
+    for key, rows in table.groupby(list(names[:3])):
+        for name in names[3:]:
+            times = pd.to_numeric(rows[name], errors="coerce").to_numpy(float)
+            least, most = times.min(), times.max()
+            if least > 0 and most > _CONTRADICT * least:
+                low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
+                point = "/".join(map(str, key))
+                problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"
+                raise InputError(str(file), problem, "leave one of them out")
 
 
 def calibrate_sweep(
