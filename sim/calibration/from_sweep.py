@@ -47,6 +47,8 @@ def sweep_terms(start: Profile, *, without: Sequence[str] = ()) -> tuple[Term, .
     """
     step_time = start.step_time
     terms = [term for term in SWEEP_TERMS if term.name.startswith("request_") or hasattr(step_time, term.name)]
+    if getattr(step_time, "expert_share", 0.0):
+        terms.insert(2, Term("experts_s", 5e-3, "points at several concurrencies below 32"))
     if isinstance(step_time, TableStepTime | RooflineStepTime):
         terms = [SWEEP_TERMS[0], Term("base_s", 1e-3, "a point at concurrency 1 to 4")]
     if isinstance(step_time, TableStepTime):
@@ -80,18 +82,24 @@ class SweepCalibrated:
     points: pd.DataFrame
 
 
-def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
-    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+def loop_requests(point: SweepPoint, *, seed: int = 0) -> Requests:
+    """Return the requests that the clients of a point send, some for each."""
     rng = np.random.default_rng(seed)
     count = _ROUNDS * point.concurrency
     lengths = [
         np.maximum(1, np.round(nominal * rng.uniform(1 - _SPREAD, 1, count))).astype(np.int64)
         for nominal in (point.prompt_tokens, point.output_tokens)
     ]
-    made = closed_loop(profile, Requests(np.zeros(count), lengths[0], lengths[1]), point.concurrency)
+    return Requests(np.zeros(count), lengths[0], lengths[1])
+
+
+def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
+    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+    requests = loop_requests(point, seed=seed)
+    made = closed_loop(profile, requests, point.concurrency)
     assert made.arrival_s is not None
     ttft_s = made.first_token_s - made.arrival_s
-    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, lengths[1] - 1)
+    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, requests.output_tokens - 1)
     return float(ttft_s.mean()), float(tpot_s.mean())
 
 
