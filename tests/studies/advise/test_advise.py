@@ -424,7 +424,8 @@ def test_the_least_good_share_is_found_by_halves() -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    (None, "cannot be read"), ("{", "is no JSON"), ("[]", "holds no advice"), ('{"best": null, "terms": {}}', "found nothing"),
+    (None, "cannot be read"), ("{", "is no JSON"), ("[]", "holds no advice"),
+    ('{"best": null, "terms": {}}', "found nothing"),
 ])  # fmt: skip
 def test_what_is_no_advice_is_not_rechecked(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
