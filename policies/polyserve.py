@@ -31,6 +31,7 @@ from policies.api import (
     RequestView,
     Verdict,
 )
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy
@@ -67,6 +68,9 @@ class PolyServe(Waits):
     )
     refuse_late: bool = field(default=False, metadata={"description": "give true to refuse what would be late anyway"})
     tick_s: float = field(default=0.1, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.1"})
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, "occupancy", "objectives alone decide how full a replica gets", "give tpot_slo_s")
 
 
 class _Host:

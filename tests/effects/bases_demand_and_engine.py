@@ -151,6 +151,7 @@ def profile_bases() -> dict[str, dict[str, Any]]:
         "roofline": {"step_time": roofline},
         "roofline, links": {"step_time": roofline | {"links": links}, **two},
         "table": {"step_time": table},
+        "table, unsplit": {"step_time": table | {"saturating_sequences": 3.0, "unsplit_batch": 4}},
         "table, links": {"step_time": table | {"links": links}, **two},
         "table, measured links": {"step_time": table | {"links": measured}, **two},
         "table, experts": {"step_time": table | {"experts": experts}, **two},
