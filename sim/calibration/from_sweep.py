@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, numbers, read_csv, row_of
+from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, read_csv, row_of
 from sim.calibration.fitting import Fit, Term, fit
 from sim.calibration.from_records import with_values
 from sim.calibration.noise import perturbed
@@ -50,6 +50,8 @@ def sweep_terms(start: Profile, *, without: Sequence[str] = ()) -> tuple[Term, .
     """
     step_time = start.step_time
     terms = [term for term in SWEEP_TERMS if term.name.startswith("request_") or hasattr(step_time, term.name)]
+    if getattr(step_time, "expert_share", 0.0):
+        terms.insert(2, Term("experts_s", 5e-3, "points at several concurrencies below 32"))
     if isinstance(step_time, TableStepTime | RooflineStepTime):
         terms = [SWEEP_TERMS[0], Term("base_s", 1e-3, "a point at concurrency 1 to 4")]
     if isinstance(step_time, TableStepTime):
@@ -74,6 +76,9 @@ class SweepPoint:
     tpot_s: float
 
 
+COLUMNS = tuple(each.name for each in fields(SweepPoint))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepCalibrated:
     """A profile found from a sweep, and a row for each point: what was measured, what is simulated, whether used."""
@@ -83,18 +88,24 @@ class SweepCalibrated:
     points: pd.DataFrame
 
 
-def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
-    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+def loop_requests(point: SweepPoint, *, seed: int = 0) -> Requests:
+    """Return the requests that the clients of a point send, some for each."""
     rng = np.random.default_rng(seed)
     count = _ROUNDS * point.concurrency
     lengths = [
         np.maximum(1, np.round(nominal * rng.uniform(1 - _SPREAD, 1, count))).astype(np.int64)
         for nominal in (point.prompt_tokens, point.output_tokens)
     ]
-    made = closed_loop(profile, Requests(np.zeros(count), lengths[0], lengths[1]), point.concurrency)
+    return Requests(np.zeros(count), lengths[0], lengths[1])
+
+
+def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
+    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+    requests = loop_requests(point, seed=seed)
+    made = closed_loop(profile, requests, point.concurrency)
     assert made.arrival_s is not None
     ttft_s = made.first_token_s - made.arrival_s
-    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, lengths[1] - 1)
+    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, requests.output_tokens - 1)
     return float(ttft_s.mean()), float(tpot_s.mean())
 
 
@@ -105,24 +116,34 @@ def read_sweep(file: Path) -> list[SweepPoint]:
     ------
     InputError : unreadable, a column is missing, or a number that cannot be.
     """
-    names = [each.name for each in fields(SweepPoint)]
-    table = read_csv(file, names)
-    _check_repeats(file, table, names)
-    bounds = {names[0]: (1, _MOST_CLIENTS), names[1]: (1, MOST_TOKENS), names[2]: (2, MOST_TOKENS)}
-    whole = [numbers(file, table, name, least=a, most=b, whole=True) for name, (a, b) in bounds.items()]
-    ttft_s, tpot_s = (numbers(file, table, name, above=0) for name in names[3:])
+    return points_of(file, read_csv(file, COLUMNS))
+
+
+def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
+    """Return the points of a file's rows, whose index counts the rows after the header.
+
+    Raises
+    ------
+    InputError : a column is missing, or a number that cannot be.
+    """
+    need_columns(file, table, COLUMNS)
+    rows = [row_of(file, int(at)) for at in table.index]
+    bounds = {COLUMNS[0]: (1, _MOST_CLIENTS), COLUMNS[1]: (1, MOST_TOKENS), COLUMNS[2]: (2, MOST_TOKENS)}
+    whole = [numbers(file, table, name, least=a, most=b, whole=True, rows=rows) for name, (a, b) in bounds.items()]
+    ttft_s, tpot_s = (numbers(file, table, name, above=0, rows=rows) for name in COLUMNS[3:])
     check_token_time(file, tpot_s)
-    rows = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
-    return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in rows]
+    _check_repeats(file, table)
+    points = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
+    return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in points]
 
 
-def _check_repeats(file: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
+def _check_repeats(file: Path, table: pd.DataFrame) -> None:
     """Refuse points that were measured twice and contradict each other: one is of another engine, or in other units."""
-    for key, rows in table.groupby(list(names[:3])):
-        for name in names[3:]:
-            times = pd.to_numeric(rows[name], errors="coerce").to_numpy(float)
+    for key, rows in table.groupby(list(COLUMNS[:3])):
+        for name in COLUMNS[3:]:
+            times = rows[name].to_numpy(float)
             least, most = times.min(), times.max()
-            if least > 0 and most > _CONTRADICT * least:
+            if most > _CONTRADICT * least:
                 low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
                 point = "/".join(map(str, key))
                 problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -205,6 +206,13 @@ def sweep(
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="TERM", help="Leave this term as it is; repeat it.")
     ] = None,
+    expert_share: Annotated[
+        float | None,
+        typer.Option(
+            "--expert-share", max=1, callback=above_zero,
+            help="Share of a layer's experts that a token uses, e.g. 0.0625: a mixture of experts.",
+        ),
+    ] = None,
     max_num_seqs: _Seqs = None,
     max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _StartsAsync = None,
@@ -213,15 +221,32 @@ def sweep(
     gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
-    """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s."""
-    from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
+    """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s.
 
-    begin = _start(start, gpu, kv_blocks, kv_tokens, {
+    With a column gpus it holds several layouts of one model, which are fitted together: what GPUs share is learnt from
+    all of them. A column kv_blocks says how much each holds; a row without a point is a layout that was not measured.
+    --out is a folder then, for a profile of each: gpus-1.yaml and so on.
+    """
+    from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
+    from sim.calibration.layout_files import calibrate_layouts, layout_sweeps, read_layouts
+
+    given = {
         "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
         "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
-    })  # fmt: skip
-    terms = sweep_terms(begin, without=without or ())
-    _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
+    }  # fmt: skip
+    layouts = read_layouts(file)
+    if layouts is None:
+        begin = _start(start, gpu, kv_blocks, kv_tokens, given, expert_share)
+        terms = sweep_terms(begin, without=without or ())
+        _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
+        return
+    if gpus is not None:
+        raise InputError("--gpus", f"{gpus}, and {file} has a column gpus", "leave it out")
+    if kv_blocks is None and kv_tokens is None and start is None:
+        kv_blocks = next((layout.kv_blocks for layout in layouts if layout.kv_blocks is not None), None)
+    sweeps = layout_sweeps(_start(start, gpu, kv_blocks, kv_tokens, given, expert_share), layouts)
+    for sweep, made in zip(sweeps, calibrate_layouts(sweeps, without=without or (), place=file.stem), strict=True):
+        _write(made, None if out is None else out / f"gpus-{sweep.gpus}.yaml")
 
 
 @command(of=calibrate)
@@ -357,7 +382,12 @@ def _batch(gpu: str | None, max_num_seqs: int | None, max_num_batched_tokens: in
 
 
 def _start(
-    ref: str | None, gpu: str | None, kv_blocks: int | None, kv_tokens: int | None, given: dict[str, Any]
+    ref: str | None,
+    gpu: str | None,
+    kv_blocks: int | None,
+    kv_tokens: int | None,
+    given: dict[str, Any],
+    expert_share: float | None = None,
 ) -> Profile:
     """Return what a fit begins from: a named profile with what is given changed, else one of a fitted step time."""
     from sim.engine.step_fitted import FittedStepTime
@@ -367,11 +397,16 @@ def _start(
     if ref is None:
         engine |= _batch(gpu, given["max_num_seqs"], given["max_num_batched_tokens"])
         usual: dict[str, Any] = {"async_scheduling": True, "prefix_caching": True}
-        step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
+        step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5, expert_share=expert_share or 0.0)
         return Profile(step_time=step_time, kv_blocks=_blocks(kv_blocks, kv_tokens), **usual | engine)
     if gpu is not None:
         raise InputError("--gpu", "given beside --profile, which says what its engine takes", "leave one of them out")
     begin = load_profile(ref, file="--profile")
+    if expert_share is not None:
+        if not isinstance(begin.step_time, FittedStepTime):
+            problem = f"given, and the step time of {begin.name} is of kind {begin.step_time.kind}"
+            raise InputError("--expert-share", problem, "leave it out, or begin from one of kind fitted")
+        begin = begin.model_copy(update={"step_time": replace(begin.step_time, expert_share=expert_share)})
     if kv_blocks is not None or kv_tokens is not None:
         engine["kv_blocks"] = max(1, _blocks(kv_blocks, kv_tokens) * 16 // begin.block_tokens)
     tree = begin.model_dump(mode="json", exclude_none=True)
