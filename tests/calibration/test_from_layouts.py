@@ -179,11 +179,11 @@ def test_a_file_of_several_layouts_makes_a_profile_of_each(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus\n1\n", "give the columns concurrency, prompt_tokens, output_tokens, ttft_s, tpot_s, gpus"),
+        ("gpus\n1\n", "(it has gpus); give concurrency, prompt_tokens, output_tokens, ttft_s, tpot_s"),
         (f"{HEAD}\n4,512,64,0.1,0.01,,900", "row 2: gpus is missing; give the GPUs that share a layer"),
         (f"{HEAD}\n4,512,64,0.1,0.01,1.5,900", "row 2: gpus '1.5' is no whole number"),
         (f"{HEAD}\n4,512,64,0.1,0.01,2,900\n8,512,64,0.1,0.01,2,901", "several kv_blocks for 2 GPUs (900 and 901)"),
-        (f"{HEAD}\n4,many,64,0.1,0.01,2,900", "cannot be read (could not convert string to float"),
+        (f"{HEAD}\n4,many,64,0.1,0.01,2,900", "row 2: prompt_tokens 'many' is no number"),
     ],
 )
 def test_a_file_that_does_not_say_its_layouts_is_refused(tmp_path: Path, text: str, message: str) -> None:
