@@ -18,11 +18,15 @@ demo: $(VENV)/.core
 	$(BIN)/tokenpools reproduce --out results/demo --jobs 2
 	@echo "figures and table: results/demo"
 
-# Both forms: while lint runs on one core the hot modules are compiled on another; what both do is compared before the
-# tests. Where they cannot be compiled, that is said, and the tests run in the form that is there.
+# Both forms: beside the tests, which often wait, the hot modules are compiled, and what both forms do is compared. Where
+# they cannot be compiled, that is said, and the tests run in the form that is there.
 test: $(VENV)/.ready
-	$(MAKE) --no-print-directory -j2 lint $(if $(COMPILES),compiled)
-	$(if $(COMPILES),$(MAKE) --no-print-directory both-forms,@echo "no C compiler with Python's headers: only the plain form is tested")
+	$(MAKE) --no-print-directory lint
+	$(if $(COMPILES),,@echo "no C compiler with Python's headers: only the plain form is tested")
+	$(MAKE) --no-print-directory -j2 plain-form $(if $(COMPILES),both-forms)
+
+.PHONY: plain-form
+plain-form: $(VENV)/.ready
 	$(BIN)/pytest -n auto --dist loadgroup
 
 # Every property with examples that no run drew before, TIMES as many as in make test (10: about half an hour). What it
@@ -120,7 +124,7 @@ tournament: $(VENV)/.ready
 .PHONY: hashes both-forms
 both-forms: compiled
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(QUICK)
-	$(IN_COMPILED) -m pytest -n auto --dist loadgroup -q $(QUICK_TESTS)
+	$(IN_COMPILED) -m pytest -q $(QUICK_TESTS)
 hashes: compiled
 	$(BIN)/python benchmarks/both_forms.py --compiled $(COMPILED)/venv/bin/python $(SCENARIOS)
 
@@ -258,7 +262,7 @@ sbom: $(TOOLS)/.ready
 audit: $(TOOLS)/.ready
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
-# The errors on every measured run of real engines in TOKENPOOLS_DATA, printed with their noise floors: some minutes.
+# The errors on every measured run and sweep of real engines in TOKENPOOLS_DATA, with their noise floors: some minutes.
 .PHONY: errors
 errors: $(VENV)/.ready
 	TOKENPOOLS_EVERY_RUN=1 $(BIN)/pytest -q tests/calibration/test_error_table.py

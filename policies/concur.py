@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.api import Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Waiting
 from policies.parts.queueing import QueueingPolicy
 from policies.parts.waits import Waits
@@ -52,6 +53,9 @@ class Concur(Waits):
     idle_s: float = field(
         default=60.0, metadata={"gt": 0, "description": "give seconds after which a silent agent's place is free, 60"}
     )
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, "occupancy", "the number of agents alone decides how much is let in", "give agents")
 
 
 class ConcurPolicy(QueueingPolicy):

@@ -316,7 +316,7 @@ class GatewayCore(PoolState):
         request_id = request.request_id
         if isinstance(verdict, Admit):
             evict, priority, replicas, at_first = verdict
-            instructions: list[Instruction] = [self._evict(victim, now_s) for victim in evict]
+            instructions: list[Instruction] = [self._evict(victim, now_s) for victim in evict] if evict else []
             if priority is not None:
                 request = request._replace(priority=priority)
             forward = self._forward(request, ledger, max_output_tokens, now_s, replicas, bound=not at_first)
@@ -348,7 +348,11 @@ class GatewayCore(PoolState):
     ) -> Instruction:
         books = self._replicas
         if only_at is not None:
-            books = [book for book in books if book.replica_id in only_at]
+            if len(only_at) == 1:
+                book = self._replica.get(only_at[0])
+                books = [] if book is None else [book]
+            else:
+                books = [book for book in books if book.replica_id in only_at]
         if self._mixed:
             books = self._fitting(request, max_output_tokens, books)
         if self._at_time is not None:
@@ -391,15 +395,18 @@ class GatewayCore(PoolState):
             request = self._held.pop(request_id, None)
             if request is None:
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
-            max_output_tokens = self._most_output_of(request)
+            max_output_tokens = request.max_output_tokens
+            if max_output_tokens is None:
+                max_output_tokens = self.default_max_output_tokens
             ledger = self._ledgers[request.entitlement]
             if self._hierarchy is not None and isinstance(verdict, Admit):
                 denied = self._hierarchy.denies(request, max_output_tokens, now_s)
                 if denied is not None:  # others have used it meanwhile
                     instructions.append(self._refused_above(denied, request, ledger, max_output_tokens))
                     continue
-            if verdict is ADMIT:
-                instructions.append(self._forward(request, ledger, max_output_tokens, now_s))
+            if isinstance(verdict, Admit) and not verdict.evict and verdict.priority is None:
+                only_at, bound = verdict.replicas, not verdict.at_first
+                instructions.append(self._forward(request, ledger, max_output_tokens, now_s, only_at, bound=bound))
             else:
                 instructions += self._carry_out(verdict, request, ledger, max_output_tokens, now_s)
         return instructions
@@ -433,7 +440,9 @@ class GatewayCore(PoolState):
         if flight is None:
             return self._ended_elsewhere(event.request_id, now_s)
         flight.cached_tokens = event.cached_tokens
-        service_s = max(0.0, now_s - flight.forwarded_s)
+        service_s = now_s - flight.forwarded_s
+        if service_s < 0.0:  # an adopted one may be of another clock
+            service_s = 0.0
         if self._completed is not None:
             self._completed(flight, event.output_tokens, service_s)
         ledger, pool = flight.ledger, self.pool

@@ -11,12 +11,23 @@ Source: arXiv 2501.14312, and ``fair_scheduler.py`` of the sglang fork tazjin/sg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from policies.api import ADMIT, Admit, Chance, EntitlementSpec, Gauge, InFlight, PoolLedger, RequestView, Verdict
+from policies.api import (
+    ADMIT,
+    Admit,
+    Chance,
+    EntitlementSpec,
+    Gauge,
+    InFlight,
+    PoolLedger,
+    ReplicaLedger,
+    RequestView,
+    Verdict,
+)
 from policies.parts.lines import Waiting
 from policies.parts.queueing import QueueingPolicy
 from policies.parts.waits import Waits
@@ -92,12 +103,18 @@ class DlpmPolicy(QueueingPolicy):
 
     # ------------------------------------------------------------------------------------------------------ who is next
 
-    def _best(self, request: RequestView, pool: PoolLedger) -> tuple[float, int | None]:
-        """Return how much of a prompt is cached, as a share, at which replica with a free slot: the least loaded."""
+    @staticmethod
+    def _free(pool: PoolLedger) -> dict[int, ReplicaLedger]:
+        """Return the replicas with a free slot."""
         each = pool.capacity.slots / max(1, pool.capacity.ready_replicas)
-        free = {
+        return {
             book.replica_id: book for book in pool.replicas if book.ready and book.in_flight < (book.slots or each)
         }  # fmt: skip
+
+    def _best(
+        self, request: RequestView, pool: PoolLedger, free: dict[int, ReplicaLedger]
+    ) -> tuple[float, int | None]:
+        """Return how much of a prompt is cached, as a share, at which of these replicas: the least loaded."""
         for share, having in self.caches.shares(request, pool.replicas):
             there = [free[one] for one in members(having) if one in free]
             if there:
@@ -114,7 +131,7 @@ class DlpmPolicy(QueueingPolicy):
         return self._there(item.request, pool)
 
     def _there(self, request: RequestView, pool: PoolLedger) -> Verdict:
-        _, replica_id = self._best(request, pool)
+        _, replica_id = self._best(request, pool, self._free(pool))
         return ADMIT if replica_id is None else Admit(replicas=(replica_id,), at_first=True)
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
@@ -122,22 +139,26 @@ class DlpmPolicy(QueueingPolicy):
         self.caches.at_time(now_s)
         near = list(islice(self._waiting.values(), self._params.looks_at))
         self._refill({item.flow for item in near})
-        best, most = None, -1.0
+        best, most, free = None, -1.0, self._free(pool)
         for item in near:
             if self._deficit[item.flow] > 0:
-                tokens = self._best(item.request, pool)[0] * item.request.prompt_tokens
+                request = item.request
+                if best is not None and not self.caches.may_know(request):
+                    continue  # nothing of it is found, and somebody before it has at least as much
+                tokens = self._best(request, pool, free)[0] * request.prompt_tokens
                 if tokens > most:
                     best, most = item, tokens
         if best is None or not self.room.fits(best.need_tokens, pool, best.request.sequences):
             return None
         return best
 
-    def _refill(self, flows: Iterable[str]) -> None:
+    def _refill(self, flows: Collection[str]) -> None:
         """Give quanta to all who are at or below 0, as often as it takes until one of these clients is above."""
         deficit, quantum = self._deficit, self._params.quantum
-        rounds = min((math.floor(-deficit[flow] / quantum) + 1 for flow in flows if deficit[flow] <= 0), default=0)
-        if any(deficit[flow] > 0 for flow in flows):
-            return
+        for flow in flows:
+            if deficit[flow] > 0:
+                return
+        rounds = min((math.floor(-deficit[flow] / quantum) + 1 for flow in flows), default=0)
         for flow, left in deficit.items():
             if left <= 0:
                 deficit[flow] = left + quantum * min(rounds, math.floor(-left / quantum) + 1)

@@ -100,6 +100,8 @@ class _Stages(Signal):
 
     def value(self, pool: PoolLedger, now_s: float) -> float:
         ready = [book for book in pool.replicas if book.ready]
+        if not self._prefill:
+            return self._of(ready, now_s) if ready else 1.0
         stages = [[book for book in ready if (book.replica_id in self._prefill) is which] for which in (True, False)]
         return max((self._of(stage, now_s) for stage in stages if stage), default=1.0)
 

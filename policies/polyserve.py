@@ -31,6 +31,7 @@ from policies.api import (
     RequestView,
     Verdict,
 )
+from policies.parts.idle import refuse_idle
 from policies.parts.lines import Line, Waiting
 from policies.parts.names import check_names
 from policies.parts.queueing import QueueingPolicy
@@ -68,6 +69,9 @@ class PolyServe(Waits):
     refuse_late: bool = field(default=False, metadata={"description": "give true to refuse what would be late anyway"})
     tick_s: float = field(default=0.1, metadata={"gt": 0, "description": "give seconds between looks, e.g. 0.1"})
 
+    def __post_init__(self) -> None:
+        refuse_idle(self, "occupancy", "objectives alone decide how full a replica gets", "give tpot_slo_s")
+
 
 class _Host:
     """What the gateway knows of a replica beside the core's books."""
@@ -100,6 +104,7 @@ class PolyServePolicy(QueueingPolicy):
         self._mean_tokens = dict.fromkeys(self._tiers, params.expected_output_tokens)
         self._hosts: dict[int, _Host] = {}
         self._at: dict[str, tuple[int, int, int]] = {}  # replica, prompt not begun, tokens counted
+        self._placed: int | None = None  # where the one goes that `next` returned last
 
     # ---------------------------------------------------------------------------------------------------------- placing
 
@@ -109,7 +114,7 @@ class PolyServePolicy(QueueingPolicy):
 
     def _load(self, book: ReplicaLedger, tier: float, request: RequestView, waited_s: float, kv_most: float) -> float:
         """Return how full a replica would be with a request, by the measure of a tier; infinite where it cannot be."""
-        host = self._hosts.setdefault(book.replica_id, _Host())
+        host = self._hosts[book.replica_id]
         ttft_s = self._ttft_s[request.entitlement]
         now_s = self._iteration_s(book.in_flight, host.kv_tokens)
         prompts_s = self._params.per_prompt_token_s * (host.prompt_tokens + request.prompt_tokens)
@@ -127,13 +132,14 @@ class PolyServePolicy(QueueingPolicy):
         own = self._tier_of[request.entitlement]
         waited_s, kv_most = now_s - since_s, self._kv_most(pool)
         for tier in (own, *(tier for tier in reversed(self._tiers) if tier < own)):
-            loads = [
-                (self._load(book, tier, request, waited_s, kv_most), -book.replica_id) for book in ready
-                if book.in_flight and self._tier_at(book) == tier
-            ]  # fmt: skip
-            loads = [load for load in loads if load[0] < math.inf]
-            if loads:
-                return -max(loads)[1]
+            best, most = None, -math.inf
+            for book in ready:
+                if book.in_flight and self._tier_at(book) == tier:
+                    load = self._load(book, tier, request, waited_s, kv_most)
+                    if most < load < math.inf:  # of equals the first, whose number is the lowest
+                        best, most = book.replica_id, load
+            if best is not None:
+                return best
         return next((book.replica_id for book in ready if not book.in_flight), None)
 
     def _tier_at(self, book: ReplicaLedger) -> float | None:
@@ -189,14 +195,14 @@ class PolyServePolicy(QueueingPolicy):
         for line in self._lines.values():
             if line.length:
                 head = line.head()
-                if self._place(head.request, head.since_s, pool, now_s) is not None:
+                self._placed = self._place(head.request, head.since_s, pool, now_s)
+                if self._placed is not None:
                     return head
         return None
 
-    def outcome(self, item: Waiting, pool: PoolLedger, now_s: float) -> Verdict:
+    def outcome(self, item: Waiting, pool: PoolLedger, now_s: float) -> Verdict:  # noqa: ARG002
         """Let it in where it was placed."""
-        replica_id = self._place(item.request, item.since_s, pool, now_s)
-        return Admit(replicas=None if replica_id is None else (replica_id,), at_first=True)
+        return Admit(replicas=None if self._placed is None else (self._placed,), at_first=True)
 
     # ------------------------------------------------------------------------------------------------------------ books
 

@@ -92,6 +92,8 @@ class ShadowedCore:
         self._unheard: list[tuple[Progress, float]] = []
         self.wants_progress = acting.wants_progress or any(core.wants_progress for core in self._shadows)
         self.wants_reports = acting.wants_reports or any(core.wants_reports for core in self._shadows)
+        self.wants_prefixes = acting.wants_prefixes or any(core.wants_prefixes for core in self._shadows)
+        self.wants_sessions = acting.wants_sessions or any(core.wants_sessions for core in self._shadows)
 
     @property
     def pool(self) -> PoolLedger:

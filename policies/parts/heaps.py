@@ -13,8 +13,8 @@ Key = tuple[float, ...]
 class KeyedHeap:
     """Names by key, the least first; of equal keys the one that was put in first.
 
-    Every change costs O(log n), spread over the changes. A change leaves the old entry behind; it is passed over when
-    it comes to the top, and all are swept out when they are many.
+    Every change costs O(log n), spread over the changes. A change leaves the old entry behind; it is taken out when it
+    comes to the top, and all are swept out when they are many.
 
     Attributes
     ----------
@@ -49,29 +49,39 @@ class KeyedHeap:
         else:
             place = known[1]
         self.keys[name] = entry = (key, place, name)
-        if len(self._entries) > 4 * len(self.keys) + 64:
+        entries = self._entries
+        if len(entries) > 4 * len(self.keys) + 64:
             self._entries = list(self.keys.values())
             heapq.heapify(self._entries)
-        else:
-            heapq.heappush(self._entries, entry)
+            return
+        heapq.heappush(entries, entry)
+        if known is not None:
+            self._sweep()
 
     def change_least(self, key: Key) -> None:
         """Give the first, which `least` has just returned, another key."""
         _, place, name = self._entries[0]
         self.keys[name] = entry = (key, place, name)
         heapq.heapreplace(self._entries, entry)
+        self._sweep()
 
     def remove(self, name: str) -> None:
         """Take a name out."""
         del self.keys[name]
-        if not self.keys:
+        if self.keys:
+            self._sweep()
+        else:
             self._entries.clear()
 
     def least(self) -> tuple[Key, str]:
         """Return the least key and its name; there must be one."""
+        key, _, name = self._entries[0]
+        return key, name
+
+    def _sweep(self) -> None:
+        """Take old entries out of the top."""
         entries, keys = self._entries, self.keys
-        while True:
-            entry = entries[0]
-            if keys.get(entry[2]) == entry:
-                return entry[0], entry[2]
+        entry = entries[0]
+        while keys.get(entry[2]) != entry:
             heapq.heappop(entries)
+            entry = entries[0]

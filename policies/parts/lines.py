@@ -37,7 +37,10 @@ class Waiting:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Line:
-    """The requests of one flow, the most urgent first and, among equals, the first come."""
+    """The requests of one flow, the most urgent first and, among equals, the first come.
+
+    Those who gave up are passed over when they come to the head, so that the head never is one of them.
+    """
 
     __slots__ = ("_heap", "_pushed", "length")
 
@@ -54,10 +57,7 @@ class Line:
 
     def head(self) -> Waiting:
         """Return who is next; there must be one."""
-        heap = self._heap
-        while heap[0][2].gone:
-            heapq.heappop(heap)
-        return heap[0][2]
+        return self._heap[0][2]
 
     def last(self) -> Waiting:
         """Return who is last, of equals the last come; there must be one. Looks at all."""
@@ -65,20 +65,28 @@ class Line:
 
     def pop(self) -> Waiting:
         """Take the head out and return it; it may go into another line."""
-        item = self.head()
-        heapq.heappop(self._heap)
+        item = heapq.heappop(self._heap)[2]
         self.length -= 1
+        self._pass_over()
         return item
 
     def drop(self, item: Waiting) -> None:
         """Take one out; what is not the head is passed over later."""
         item.gone = True
         self.length -= 1
-        if len(self._heap) > 2 * self.length + 64:  # those who gave up
-            self._heap = [entry for entry in self._heap if not entry[2].gone]
-            heapq.heapify(self._heap)
-        elif not self.length:
-            self._heap.clear()
+        heap = self._heap
+        if heap[0][2] is item:
+            heapq.heappop(heap)
+            if heap and heap[0][2].gone:
+                self._pass_over()
+        elif len(heap) > 2 * self.length + 64:  # those who gave up
+            self._heap = heap = [entry for entry in heap if not entry[2].gone]
+            heapq.heapify(heap)
+
+    def _pass_over(self) -> None:
+        heap = self._heap
+        while heap and heap[0][2].gone:
+            heapq.heappop(heap)
 
 
 def _place(entry: tuple[float, int, Waiting]) -> tuple[float, int]:

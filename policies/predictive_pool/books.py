@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from policies.api import InFlight, PoolLedger, RequestView, ServiceClass
 from policies.native import mypyc_attr
-from policies.predictive_pool.leaves import Leaf
+from policies.predictive_pool.leaves import PREEMPTIBLE, Leaf
 from policies.predictive_pool.lengths import Lengths
 from policies.predictive_pool.params import PredictivePool
 
@@ -23,16 +23,14 @@ class Charge:
     ----------
     kv_tokens : KV cache reserved for it, in tokens.
     paid_tokens : tokens taken from its promise.
-    cost : seconds of the whole pool that it was taken to cost, where fair sharing counts it; 0 inside a promise.
     """
 
-    __slots__ = ("cost", "kv_tokens", "leaf", "paid_tokens")
+    __slots__ = ("kv_tokens", "leaf", "paid_tokens")
 
-    def __init__(self, leaf: Leaf, kv_tokens: float, paid_tokens: float, cost: float) -> None:
+    def __init__(self, leaf: Leaf, kv_tokens: float, paid_tokens: float) -> None:
         self.leaf = leaf
         self.kv_tokens = kv_tokens
         self.paid_tokens = paid_tokens
-        self.cost = cost
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -51,6 +49,7 @@ class Books:
         self._leaves = leaves
         self._per_token = kv_bytes_per_token or 0.0
         self._predicts = params.reserve == "predicted"
+        self._spared = 1.0 - params.cached_weight
         self._lengths = Lengths(params.quantile, params.answers)
         self._charges: dict[str, Charge] = {}
         for leaf in leaves.values():
@@ -64,10 +63,6 @@ class Books:
 
     # ---------------------------------------------------------------------------------------------------- predictions
 
-    def prompt_tokens(self, request: RequestView) -> float:
-        """Return the prompt tokens that will have to be computed."""
-        return request.prompt_tokens * (1.0 - self._leaves[request.entitlement].cached_share)
-
     def need_tokens(self, request: RequestView, max_output_tokens: int) -> float:
         """Return the KV cache to reserve for a request, in tokens."""
         if not self._predicts:
@@ -76,8 +71,7 @@ class Books:
 
     def paid_tokens(self, request: RequestView, output_tokens: float, cached_share: float) -> float:
         """Return the tokens that count against a promise: what is cached counts for less."""
-        full = 1.0 - (1.0 - self._params.cached_weight) * cached_share
-        return request.prompt_tokens * full + output_tokens
+        return request.prompt_tokens * (1.0 - self._spared * cached_share) + output_tokens
 
     def kv_tokens_of(self, request_id: str) -> float:
         """Return what is reserved for a request in flight."""
@@ -102,55 +96,61 @@ class Books:
 
         A slot and KV cache are taken for the mean service time, a replica for as long as it takes in the prompt.
         """
-        capacity = pool.capacity
-        service_s = pool.entitlements[request.entitlement].mean_service_s or pool.mean_service_s or _FIRST_SERVICE_S
-        part = request.sequences / max(1, capacity.slots)
-        if capacity.kv_bytes and self._per_token:
-            part = max(part, self.need_tokens(request, max_output_tokens) * self._per_token / capacity.kv_bytes)
-        prefill_s = self.prompt_tokens(request) * per_token_s / max(1, capacity.ready_replicas)
-        return max(part * service_s, prefill_s)
+        ready_replicas, slots, _, kv_bytes = pool.capacity
+        name = request.entitlement
+        service_s = pool.entitlements[name].mean_service_s or pool.mean_service_s or _FIRST_SERVICE_S
+        part = request.sequences / (slots or 1)
+        if kv_bytes and self._per_token:
+            of_kv = self.need_tokens(request, max_output_tokens) * self._per_token / kv_bytes
+            if of_kv > part:
+                part = of_kv
+        held_s = part * service_s
+        prefill_s = self._leaves[name].uncached_tokens(request) * per_token_s / (ready_replicas or 1)
+        return held_s if held_s > prefill_s else prefill_s
 
     # ---------------------------------------------------------------------------------------------------------- books
 
-    def admitted(
-        self, flight: InFlight, leaf: Leaf, pool: PoolLedger, cost: float, now_s: float, *, kept: bool
-    ) -> None:
+    def admitted(self, flight: InFlight, leaf: Leaf, pool: PoolLedger, now_s: float, *, kept: bool) -> None:
         """Reserve for one that is let in; ``kept`` where it is not to be taken back."""
         request = flight.request
         output = self._lengths.expected(request.entitlement, flight.max_output_tokens)
         paid = self.paid_tokens(request, output, leaf.cached_share)
         kv_tokens = request.prompt_tokens + (output if self._predicts else flight.max_output_tokens)
-        self._charges[request.request_id] = Charge(leaf, kv_tokens, paid, cost)
-        self._reserve(leaf, kv_tokens)
+        self._charges[request.request_id] = Charge(leaf, kv_tokens, paid)
+        self.kv_tokens += kv_tokens
+        leaf.kv_tokens += kv_tokens
         leaf.charge(paid, now_s)
         if self._dedicated:
             self._count_idle(pool)
-        if leaf.spec.service_class is ServiceClass.PREEMPTIBLE and not kept:
+        if leaf.outside == PREEMPTIBLE and not kept:
             self.preemptible[request.request_id] = flight
 
-    def ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> Charge:
-        """Settle one that ended: its promise pays for what was done, and what it was is learnt."""
+    def ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> Leaf:
+        """Settle one that ended, and return its leaf: its promise pays for what was done, and what it was is learnt."""
         request = flight.request
         charge = self._charges.pop(request.request_id)
         leaf = charge.leaf
-        self._reserve(leaf, -charge.kv_tokens)
+        self.kv_tokens -= charge.kv_tokens
+        leaf.kv_tokens -= charge.kv_tokens
         if not self._charges:
             self.kv_tokens = 0.0  # sums of parts would leave a rest
             for each in self._leaves.values():
                 each.kv_tokens = 0.0
-        self.preemptible.pop(request.request_id, None)
+        if self.preemptible:
+            self.preemptible.pop(request.request_id, None)
         if self._dedicated:
             self._count_idle(pool)
         done = 0.0
         if flight.prompt_credited:
-            share = min(1.0, flight.cached_tokens / max(1, request.prompt_tokens))
+            cached = flight.cached_tokens
+            share = min(1.0, cached / max(1, request.prompt_tokens)) if cached else 0.0
             leaf.cached_share += _FRESH * (share - leaf.cached_share)
             self._lengths.learn(request.entitlement, flight.output_tokens)
             done = self.paid_tokens(request, flight.output_tokens, share)
             before = leaf.paid_tokens
             leaf.paid_tokens = done if before is None else before + _FRESH * (done - before)
         leaf.charge(done - charge.paid_tokens, now_s)
-        return charge
+        return leaf
 
     def progressed(self, pool: PoolLedger) -> None:
         """Reserve for what runs what it will likely need, by how far it has come."""
@@ -165,11 +165,8 @@ class Books:
                 )
                 more = request.prompt_tokens + output - charge.kv_tokens
                 charge.kv_tokens += more
-                self._reserve(charge.leaf, more)
-
-    def _reserve(self, leaf: Leaf, tokens: float) -> None:
-        self.kv_tokens += tokens
-        leaf.kv_tokens += tokens
+                charge.leaf.kv_tokens += more
+                self.kv_tokens += more
 
     def _count_idle(self, pool: PoolLedger) -> None:
         books = pool.entitlements

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from policies.api import EntitlementLedger, EntitlementSpec, Resources, ServiceClass
+from policies.api import EntitlementLedger, EntitlementSpec, RequestView, Resources, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.native import mypyc_attr
 from policies.parts.lines import Line
@@ -113,6 +113,10 @@ class Leaf:
         if self.bucket is not None:
             return self.bucket.rate_per_s / self.paid_tokens if self.paid_tokens else math.inf
         return self.slots / service_s if self.slots and service_s > 0 else math.inf
+
+    def uncached_tokens(self, request: RequestView) -> float:
+        """Return the prompt tokens of a request that will have to be computed."""
+        return request.prompt_tokens * (1.0 - self.cached_share)
 
     def tier(self, ledger: EntitlementLedger, more: int, now_s: float) -> int:
         """Return the tier of its next request, which would take ``more`` sequences."""

@@ -45,7 +45,7 @@ class Lengths:
         self._by_name: dict[str, _Seen] = {}
         self._guess: dict[str, float] = {}
         # Everybody's are seldom asked for once each has its own, so they are sorted only then.
-        self._all: deque[int] = deque()
+        self._all: deque[int] = deque(maxlen=last)
         self._all_sorted: list[int] | None = []
 
     def expected(self, name: str, most: int) -> float:
@@ -74,7 +74,7 @@ class Lengths:
         seen = self._by_name.get(name)
         if seen is None:
             seen = self._by_name[name] = _Seen()
-        came, lengths, every = seen.came, seen.lengths, self._all
+        came, lengths = seen.came, seen.lengths
         came.append(tokens)
         insort(lengths, tokens)
         if len(came) > self._last:
@@ -82,9 +82,7 @@ class Lengths:
         count = len(lengths)
         if count >= ENOUGH:
             self._guess[name] = float(lengths[int(self._q * count)])
-        every.append(tokens)
-        if len(every) > self._last:
-            every.popleft()
+        self._all.append(tokens)
         self._all_sorted = None
 
     def _of_all(self) -> list[int]:

@@ -26,6 +26,11 @@ class Lineup:
     roots : the root of fair sharing of each tier of bursts.
     trickle : share of the work that goes to the tiers below whoever is served.
     cost_s : what a request costs, in seconds of the whole pool.
+
+    Attributes
+    ----------
+    tier_of : the tier of each leaf that waits.
+    is_floor : whether whose turn it is has it by what trickled down: nothing is kept free from it.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Lineup:
         self._cost_s = cost_s
         self._tiers = [KeyedHeap() for _ in range(_TIERS)]
         self.tier_of: dict[str, int] = {}
+        self.is_floor = False
         self._credit = [0.0] * _TIERS
 
     def joined(self, leaf: Leaf, item: Waiting) -> None:
@@ -65,16 +71,16 @@ class Lineup:
         if tier is not None:
             self._tiers[tier].remove(name)
 
-    def _standing(self, name: str, pool: PoolLedger, now_s: float) -> tuple[int, tuple[float, ...]] | None:
+    def _standing(self, leaf: Leaf, pool: PoolLedger, now_s: float) -> tuple[int, tuple[float, ...]] | None:
         """Return the tier and the place of a leaf's first request; None while its own limits hold it back."""
-        leaf = self._leaves[name]
         item = leaf.line.head()
-        ledger, sequences = pool.entitlements[name], item.request.sequences
         if leaf.limited:
             need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-            if not leaf.may_have(ledger, sequences, need_tokens, now_s):
+            if not leaf.may_have(pool.entitlements[item.flow], item.request.sequences, need_tokens, now_s):
                 return None
-        tier = leaf.outside if leaf.inside is None else leaf.tier(ledger, sequences, now_s)
+        tier = leaf.outside
+        if leaf.inside is not None:
+            tier = leaf.tier(pool.entitlements[item.flow], item.request.sequences, now_s)
         if tier < BURST:
             return tier, (0.0, 0.0, item.urgency)
         parent = leaf.parent
@@ -85,13 +91,14 @@ class Lineup:
         heap = self._tiers[tier]
         while heap.keys:
             key, name = heap.least()
-            standing = self._standing(name, pool, now_s)
+            leaf = self._leaves[name]
+            standing = self._standing(leaf, pool, now_s)
             if standing is None:
                 self._unplace(name)  # until something of its own ends, or the next tick
             elif standing[0] != tier:
                 self._place(name, *standing)
             elif standing[1] == key:
-                return self._leaves[name]
+                return leaf
             else:
                 heap.change_least(standing[1])
         return None
@@ -104,32 +111,41 @@ class Lineup:
 
     def look_at(self, name: str, pool: PoolLedger, now_s: float) -> None:
         """Look at one leaf, where something of its own has ended."""
-        standing = self._standing(name, pool, now_s)
+        standing = self._standing(self._leaves[name], pool, now_s)
         if standing is None:
             self._unplace(name)
         else:
             self._place(name, *standing)
 
-    def best(self, pool: PoolLedger, now_s: float) -> tuple[int, Leaf] | None:
-        """Return who is first of all, and in which tier."""
+    def next_leaf(
+        self, pool: PoolLedger, now_s: float, may_start: Callable[[Leaf, PoolLedger, float], bool]
+    ) -> Leaf | None:
+        """Return whose turn it is: the first of all, unless what has trickled down pays for one below it."""
         for tier, heap in enumerate(self._tiers):
             if heap.keys:
                 leaf = self.first(tier, pool, now_s)
                 if leaf is not None:
-                    return tier, leaf
+                    lower = self.trickled(tier, pool, now_s, may_start) if self._share else None
+                    self.is_floor = lower is not None
+                    return leaf if lower is None else lower
         return None
 
     def trickled(
         self, above: int, pool: PoolLedger, now_s: float, may_start: Callable[[Leaf, PoolLedger, float], bool]
     ) -> Leaf | None:
         """Return who below a tier can be paid for by what has trickled down, the lowest first; None: nobody."""
-        for tier in range(_TIERS - 1, max(above, BURST - 1), -1):
-            credit, heap = self._credit[tier], self._tiers[tier]
+        owed, tiers = self._credit, self._tiers
+        for tier in range(_TIERS - 1, above if above >= BURST else BURST - 1, -1):
+            credit, heap = owed[tier], tiers[tier]
             if credit <= 0 or not heap.keys:
                 continue
-            if credit >= self._cost_s(self._leaves[heap.least()[1]].line.head(), pool):
+            item = self._leaves[heap.least()[1]].line.head()
+            if credit >= (item.cost or self._cost_s(item, pool)):
                 leaf = self.first(tier, pool, now_s)
-                if leaf is None or credit < self._cost_s(leaf.line.head(), pool):
+                if leaf is None:
+                    continue
+                item = leaf.line.head()
+                if credit < (item.cost or self._cost_s(item, pool)):
                     continue
                 if may_start(leaf, pool, now_s):  # else it would stand in the way
                     return leaf
@@ -137,20 +153,19 @@ class Lineup:
 
     def started(self, tier: int, cost: float, now_s: float) -> bool:
         """Hear that one is let in from a tier; say whether what had trickled down to the tier paid for it."""
-        paid = self._credit[tier] >= cost
+        owed = self._credit
+        paid = owed[tier] >= cost
         if paid:
-            self._credit[tier] -= cost
-        if self._share:
-            self._trickle(tier, cost, now_s)
-        return paid
-
-    def _trickle(self, tier: int, cost: float, now_s: float) -> None:
-        """Give lower tiers that wait their share of what was let in, more of it the longer they have waited."""
-        for lower in range(max(tier + 1, BURST), _TIERS):
+            owed[tier] -= cost
+        if not self._share:
+            return paid
+        # Lower tiers that wait get their share of what was let in, more of it the longer they have waited.
+        for lower in range(BURST if tier < BURST else tier + 1, _TIERS):
             heap = self._tiers[lower]
             if heap.keys:
                 leaf = self._leaves[heap.least()[1]]
                 aged = (now_s - leaf.line.head().since_s) / leaf.deadline_s
-                self._credit[lower] += self._share * (1.0 + (aged if aged < 1.0 else 1.0)) * cost
+                owed[lower] += self._share * (1.0 + (aged if aged < 1.0 else 1.0)) * cost
             else:
-                self._credit[lower] = 0.0
+                owed[lower] = 0.0
+        return paid

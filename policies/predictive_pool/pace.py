@@ -61,7 +61,9 @@ class Prefill:
         self.waiting_tokens += tokens
         request_id = flight.request.request_id
         self._ahead[request_id] = ahead, flight.replica_id, tokens
-        patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * (self.base_s + self.per_token_s * ahead))
+        patience_s = _PATIENCE * (self.base_s + self.per_token_s * ahead)
+        if patience_s < _LEAST_PATIENCE_S:
+            patience_s = _LEAST_PATIENCE_S
         self._due.append((flight.forwarded_s + patience_s, request_id))
 
     def ticked(self, now_s: float) -> None:

@@ -41,12 +41,11 @@ from policies.parts.queueing import QueueingPolicy
 from policies.parts.rates import whole_s
 from policies.predictive_pool.books import Books
 from policies.predictive_pool.headroom import Headroom
-from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, Leaf, grow
+from policies.predictive_pool.leaves import BURST, PREEMPTIBLE, SPOT, Leaf, grow
 from policies.predictive_pool.lineup import Lineup
 from policies.predictive_pool.pace import Prefill
 from policies.predictive_pool.params import PredictivePool
 
-_SHEDDABLE = (ServiceClass.SPOT, ServiceClass.PREEMPTIBLE)
 _DECLARED_S = 1.0
 _LONGEST_RETRY_S = 60.0
 _SERVICE_S = 1.0
@@ -75,46 +74,40 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._prefill = Prefill()
         self._declared: ContinuousBucket | None = None
         self._lineup = Lineup(self._leaves, self._roots, self._books, params.trickle, self._cost_s)
-        self._is_floor = False  # whether who is next is so by what trickled down: nothing is kept free from it
         self._starting: tuple[Waiting, int, float] | None = None  # who is let in right now after waiting: tier, cost
         self._floor_paid: str | None = None  # who is let in right now by what trickled down
 
     # ----------------------------------------------------------------------------------------------------------- room
 
     def _fits(
-        self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, now_s: float, *, inside: bool
+        self, leaf: Leaf, need_tokens: float, sequences: int, pool: PoolLedger, *, inside: bool, busy: bool
     ) -> bool:
         """Whether one more request fits now; an empty pool takes whatever comes."""
-        capacity, in_flight = pool.capacity, pool.all_in_flight
+        capacity, in_flight, books = pool.capacity, pool.sequences_in_flight + pool.others_in_flight, self._books
         if not capacity.ready_replicas:
             return False
-        if not in_flight and not (self._books.idle_slots and leaf.inside is None):
+        if not in_flight and not (books.idle_slots and leaf.inside is None):
             return True
+        if busy:
+            return False
         kept = 0.0
-        if self._books.idle_slots and not self._lent(leaf):
-            kept = self._books.idle_of_others(leaf, pool)
+        if books.idle_slots and not self._lent(leaf):
+            kept = books.idle_of_others(leaf, pool)
         if self._headroom.slots and not inside:
             kept += self._headroom.kept_for_others(leaf.spec.name)
         if in_flight + sequences > self._params.occupancy * (capacity.slots - kept):
             return False
-        free = self._books.kv_free(pool)
-        if leaf.spec.service_class in _SHEDDABLE and free < math.inf:
-            free += self._params.overbook * (free + self._books.kv_tokens)
-        return need_tokens <= free and not self._is_busy(pool, now_s)
+        free = books.kv_free(pool)
+        if leaf.outside >= SPOT and free < math.inf:  # what can be shed
+            free += self._params.overbook * (free + books.kv_tokens)
+        return need_tokens <= free
 
     def _starts_below(self, leaf: Leaf, pool: PoolLedger, now_s: float) -> bool:
         """Whether the first of a leaf that is paid for by what trickled down may start."""
         item = leaf.line.head()
         need_tokens = self._books.need_tokens(item.request, item.max_output_tokens)
-        return self._fits(leaf, need_tokens, item.request.sequences, pool, now_s, inside=True)
-
-
-    def _is_full(self, pool: PoolLedger, now_s: float) -> bool:
-        """Whether there is no room for anybody and nothing to take back for it: then it does not matter who is next."""
-        in_flight = pool.sequences_in_flight + pool.others_in_flight
-        if not in_flight or self._books.preemptible:
-            return False
-        return in_flight + 1 > self._params.occupancy * pool.capacity.slots or self._is_busy(pool, now_s)
+        busy = self._is_busy(pool, now_s)
+        return self._fits(leaf, need_tokens, item.request.sequences, pool, inside=True, busy=busy)
 
     def _lent(self, leaf: Leaf) -> bool:
         """Whether it may use what dedicated entitlements have idle: only what is taken back the moment they come."""
@@ -131,15 +124,8 @@ class PredictivePoolPolicy(QueueingPolicy):
         """Let it in where a replica has a slot for it: one that is full would make it wait beside free ones."""
         ready = pool.capacity.ready_replicas
         most = pool.capacity.slots / ready - sequences
-        free = []
-        full = False
-        for replica in pool.replicas:
-            if replica.ready:
-                if replica.in_flight <= most:
-                    free.append(replica.replica_id)
-                else:
-                    full = True
-        return Admit((), None, tuple(free), True) if full and free and len(free) < ready else ADMIT
+        free = [replica.replica_id for replica in pool.replicas if replica.in_flight <= most and replica.ready]
+        return Admit((), None, tuple(free), True) if 0 < len(free) < ready else ADMIT
 
     # --------------------------------------------------------------------------------------------------- verdicts
 
@@ -158,7 +144,9 @@ class PredictivePoolPolicy(QueueingPolicy):
         ledger = pool.entitlements[request.entitlement]
         may_have = leaf.may_have(ledger, sequences, need_tokens, now_s)
         inside = leaf.tier(ledger, sequences, now_s) < BURST
-        if may_have and self._fits(leaf, need_tokens, sequences, pool, now_s, inside=inside):
+        if may_have and self._fits(
+            leaf, need_tokens, sequences, pool, inside=inside, busy=self._is_busy(pool, now_s)
+        ):
             # Whoever waits although there is room for this one may not use that room, or goes before it.
             return Queue(Reason.POOL_FULL) if self._waiting else self._where_free(sequences, pool)
         if not self._params.hold:
@@ -187,7 +175,8 @@ class PredictivePoolPolicy(QueueingPolicy):
         line_s = leaf.drain.wait_s(ahead, now_s, self._next_slot_s(pool))
         if not ahead and inside:
             line_s = 0.0  # it is next: a slot may come back sooner than they do in the mean
-        ttft_s = line_s + self._params.margin * self._first_token_s(request, pool)
+        first_s = self._prefill.ttft_s(leaf.uncached_tokens(request), pool.capacity.ready_replicas)
+        ttft_s = line_s + self._params.margin * first_s
         if ttft_s > leaf.deadline_s:
             return Deny(Reason.SLO, ttft_s, leaf.deadline_s, min(whole_s(line_s), _LONGEST_RETRY_S))
         return None
@@ -195,9 +184,6 @@ class PredictivePoolPolicy(QueueingPolicy):
     def _next_slot_s(self, pool: PoolLedger) -> float:
         service_s = _SERVICE_S if pool.mean_service_s is None else pool.mean_service_s
         return service_s / max(1, pool.all_in_flight)
-
-    def _first_token_s(self, request: RequestView, pool: PoolLedger) -> float:
-        return self._prefill.ttft_s(self._books.prompt_tokens(request), pool.capacity.ready_replicas)
 
     # --------------------------------------------------------------------------------------------------------- queues
 
@@ -230,36 +216,31 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def next(self, pool: PoolLedger, now_s: float) -> Waiting | None:
         """Return who is next by tier, or by what has trickled down; None where nobody is."""
-        leaf = self.next_leaf(pool, now_s)
+        leaf = self._lineup.next_leaf(pool, now_s, self._starts_below)
         return None if leaf is None else leaf.line.head()
 
-    def next_leaf(self, pool: PoolLedger, now_s: float) -> Leaf | None:
-        """Return whose first is next."""
-        lineup = self._lineup
-        best = lineup.best(pool, now_s)
-        if best is None:
-            return None
-        tier, leaf = best
-        lower = lineup.trickled(tier, pool, now_s, self._starts_below) if self._params.trickle else None
-        self._is_floor = lower is not None
-        return leaf if lower is None else lower
-
     def _cost_s(self, item: Waiting, pool: PoolLedger) -> float:
-        """Return what it will cost, as was predicted when it was first looked at."""
-        if not item.cost:
-            item.cost = self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
+        """Predict what one will cost that was not looked at before; it is kept."""
+        item.cost = self._books.cost_s(item.request, item.max_output_tokens, self._prefill.per_token_s, pool)
         return item.cost
 
     def dispatch(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         """See `policies.api.Queueing`."""
-        if self._expiring and (self._expiring[0][2].gone or self._is_due(now_s)):
+        if self._expiring and self._is_due(now_s):
             yield from self._refuse_late(pool, now_s)
         while len(self._waiting) > self._most_requests and (victim := self.displaced()) is not None:
             waiting = len(self._waiting)
             self._remove(victim, now_s)
             yield victim.request.request_id, Deny(Reason.QUEUE_FULL, waiting, self._most_requests, self.retry_s())
-        while self._waiting and pool.capacity.ready_replicas and not self._is_full(pool, now_s):
-            leaf = self.next_leaf(pool, now_s)
+        while self._waiting and pool.capacity.ready_replicas:
+            in_flight = pool.sequences_in_flight + pool.others_in_flight
+            shut = in_flight > 0 and not self._books.preemptible  # to all, where there is no room and none to be made
+            if shut and in_flight + 1 > self._params.occupancy * pool.capacity.slots:
+                return
+            busy = self._is_busy(pool, now_s)
+            if shut and busy:
+                return
+            leaf = self._lineup.next_leaf(pool, now_s, self._starts_below)
             if leaf is None:
                 return
             item = leaf.line.head()
@@ -273,8 +254,8 @@ class PredictivePoolPolicy(QueueingPolicy):
                     continue
             tier = self._lineup.tier_of[item.flow]
             need_tokens = self._books.need_tokens(request, item.max_output_tokens)
-            inside = self._is_floor or tier < BURST
-            if self._fits(leaf, need_tokens, request.sequences, pool, now_s, inside=inside):
+            inside = tier < BURST or self._lineup.is_floor
+            if self._fits(leaf, need_tokens, request.sequences, pool, inside=inside, busy=busy):
                 verdict = self._where_free(request.sequences, pool)
             else:
                 victims = self._victims(leaf, item, pool, now_s)
@@ -291,11 +272,11 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
-        first_token_s = now_s + self._params.margin * self._first_token_s(item.request, pool)
-        return first_token_s - item.since_s - leaf.deadline_s
+        ttft_s = self._prefill.ttft_s(leaf.uncached_tokens(item.request), pool.capacity.ready_replicas)
+        return now_s + self._params.margin * ttft_s - item.since_s - leaf.deadline_s
 
     def _start(self, item: Waiting, leaf: Leaf, tier: int, pool: PoolLedger, now_s: float) -> None:
-        cost = self._cost_s(item, pool)
+        cost = item.cost or self._cost_s(item, pool)
         self._floor_paid = item.request.request_id if self._lineup.started(tier, cost, now_s) else None
         leaf.drain.moved(now_s)
         waited_s = now_s - item.since_s
@@ -305,12 +286,13 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._starting = item, tier, cost
 
     def _is_due(self, now_s: float) -> bool:
-        """Whether the first that waited as long as it may would be late if it were let in now."""
-        return self._expiring[0][0] <= now_s + self._prefill.base_s
+        """Whether the first that waited as long as it may would be late if it were let in now, or waits no longer."""
+        until_s, _, item = self._expiring[0]
+        return item.gone or until_s <= now_s + self._prefill.base_s
 
     def _refuse_late(self, pool: PoolLedger, now_s: float) -> Iterator[tuple[str, Verdict]]:
         expiring = self._expiring
-        while expiring and (expiring[0][2].gone or self._is_due(now_s)):
+        while expiring and self._is_due(now_s):
             item = heapq.heappop(expiring)[2]
             if item.gone:
                 continue
@@ -319,7 +301,8 @@ class PredictivePoolPolicy(QueueingPolicy):
             self._missed(item)
             self._remove(item, now_s)
             if leaf.has_objective:
-                ttft_s = waited_s + self._first_token_s(item.request, pool)
+                uncached_tokens = leaf.uncached_tokens(item.request)
+                ttft_s = waited_s + self._prefill.ttft_s(uncached_tokens, pool.capacity.ready_replicas)
                 yield item.request.request_id, self._too_late(leaf, ttft_s, now_s)
             else:
                 needed_s = max(waited_s, math.nextafter(leaf.deadline_s, math.inf))
@@ -367,26 +350,22 @@ class PredictivePoolPolicy(QueueingPolicy):
         request = flight.request
         name = request.entitlement
         leaf = self._leaves[name]
-        tier, cost = self._waited_with(flight, leaf, now_s)
+        starting, self._starting = self._starting, None
+        if starting is not None and starting[0].request.request_id == request.request_id:
+            _, tier, cost = starting
+        else:  # it did not wait
+            tier, cost = leaf.tier(flight.ledger, 0, now_s), 0.0
         if tier < BURST:
-            cost = 0.0
             self._headroom.served(name, late=False)
         else:
             cost = cost or self._books.cost_s(request, flight.max_output_tokens, self._prefill.per_token_s, pool)
             leaf.parent.charge(self._roots[tier], cost)
             leaf.turn.charge(leaf.parent, cost)
-        self._books.admitted(flight, leaf, pool, cost, now_s, kept=self._floor_paid == request.request_id)
-        self._prefill.admitted(flight, self._books.prompt_tokens(request))
+        self._books.admitted(flight, leaf, pool, now_s, kept=self._floor_paid == request.request_id)
+        self._prefill.admitted(flight, leaf.uncached_tokens(request))
         self._headroom.moved(name, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(request.prompt_tokens, now_s)
-
-    def _waited_with(self, flight: InFlight, leaf: Leaf, now_s: float) -> tuple[int, float]:
-        """Return the tier in which it was let in, and what it was taken to cost: 0 where it did not wait."""
-        starting, self._starting = self._starting, None
-        if starting is not None and starting[0].request.request_id == flight.request.request_id:
-            return starting[1], starting[2]
-        return leaf.tier(flight.ledger, 0, now_s), 0.0
 
     def on_first_token(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
         """Learn how fast prompts are taken in."""
@@ -394,14 +373,13 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:
         """Settle it, and learn how long answers are and how much of prompts is cached."""
-        super().on_ended(flight, pool, now_s)
+        self.room.reserved_tokens -= flight.reserved_tokens
         self._prefill.ended(flight)
-        self._books.ended(flight, pool, now_s)
-        self._headroom.moved(flight.request.entitlement, flight.ledger.in_flight)
+        leaf = self._books.ended(flight, pool, now_s)
+        name = flight.request.entitlement
+        self._headroom.moved(name, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(flight.output_tokens, now_s)
-        name = flight.request.entitlement
-        leaf = self._leaves[name]
         if leaf.line.length and leaf.waits_for_own:
             self._lineup.look_at(name, pool, now_s)
 

@@ -60,6 +60,10 @@ class Caches:
         if self._index is not None:
             self._index.sent(self._blocks, replica_id, now_s)
 
+    def may_know(self, request: RequestView) -> bool:
+        """Whether anything of a prompt could be found: not where its text is not known."""
+        return self._index is None or bool(request.prefix)
+
     def share_at(self, request: RequestView, replica_id: int) -> float:
         """Return which share of a prompt one replica has."""
         if self._index is not None:

@@ -31,6 +31,7 @@ def units(
     from sim.studies.sold_units import gpu_words, minutes_of, price_table, reservation_words, shipped_text, sold_words
 
     if listed:
+        price_table(prices)  # a user's own is checked as when it is used
         typer.echo(shipped_text() if prices is None else prices.read_text(encoding="utf-8"), nl=False)
         return
     if scenario is None:

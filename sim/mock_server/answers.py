@@ -12,16 +12,22 @@ Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(prompt_tokens: int, output_tokens: int) -> Json:
-    """Return a usage object."""
+def usage(prompt_tokens: int, output_tokens: int, cached_tokens: int | None = None) -> Json:
+    """Return a usage object, with what was found of the prompts where that is known."""
+    details = {} if cached_tokens is None else {"prompt_tokens_details": {"cached_tokens": cached_tokens}}
     return {
         "prompt_tokens": prompt_tokens, "completion_tokens": output_tokens,
-        "total_tokens": prompt_tokens + output_tokens,
+        "total_tokens": prompt_tokens + output_tokens, **details,
     }  # fmt: skip
 
 
 class Answer:
-    """Writes the answers to one request."""
+    """Writes the answers to one request.
+
+    Attributes
+    ----------
+    cached_tokens : what was found of its prompts, once that is known; None where nothing is kept.
+    """
 
     def __init__(self, asked: Asked, number: int, created_s: int) -> None:
         self._asked = asked
@@ -34,6 +40,7 @@ class Answer:
             "model": asked.model,
         }
         self._frames: dict[int, tuple[bytes, bytes, bytes]] = {}
+        self.cached_tokens: int | None = None
 
     def whole(self) -> Json:
         """Return the answer in one piece."""
@@ -44,7 +51,7 @@ class Answer:
             text = output_text(0, count)
             said = {"message": {"role": "assistant", "content": text}} if asked.chat else {"text": text}
             choices.append({"index": index, **said, "logprobs": None, "finish_reason": self.reason(index)})
-        return self._head | {"choices": choices, "usage": usage(self._prompt_tokens, sum(tokens))}
+        return self._head | {"choices": choices, "usage": self._usage(sum(tokens))}
 
     def reason(self, index: int) -> str:
         """Return why an answer ends."""
@@ -81,7 +88,10 @@ class Answer:
 
     def last_usage(self, all_tokens: int) -> bytes:
         """Return the event that tells the usage of the whole."""
-        return _framed(self._head | {"choices": [], "usage": usage(self._prompt_tokens, all_tokens)})
+        return _framed(self._head | {"choices": [], "usage": self._usage(all_tokens)})
+
+    def _usage(self, all_tokens: int) -> Json:
+        return usage(self._prompt_tokens, all_tokens, self.cached_tokens)
 
     def _event(self, choices: list[Json], all_tokens: int) -> bytes:
         more = {"usage": usage(self._prompt_tokens, all_tokens)} if self._asked.each_usage else {}

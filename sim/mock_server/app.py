@@ -252,6 +252,8 @@ class _Work:
         self._left -= 1
         self._server.metrics.ended(self._made[index], self.answer.reason(index))
         if not self._left:
+            found = [one.cached_tokens for one in self._made]
+            self.answer.cached_tokens = sum(found) if min(found) >= 0 else None
             self.over.set()
             self.more.set()
 

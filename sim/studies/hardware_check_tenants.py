@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
@@ -28,11 +27,13 @@ from policies.no_control import NoControlPolicy
 from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.routing import RoundRobinRouter
 from sim.analysis.markdown_tables import markdown
+from sim.calibration.checked_tables import read_csv
 from sim.calibration.single_replica import Floats, Requests, closed_loop, replay
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
 from sim.profiles.gpus import GPUS
 from sim.scenario.profile import Profile
+from sim.scenario.yaml_file import read_mapping
 
 FOLDER = "kvwarden-vllm-0.19"
 SWEEPS, ARMS, TENANTS = "sweeps.csv.gz", "arms.yaml", "tenant_arms.csv.gz"
@@ -144,7 +145,7 @@ def data_folder(folder: Path | None = None) -> Path:
 
 def sweep_profile(folder: Path) -> Profile:
     """Return the H100's profile, from its closed-loop sweeps alone."""
-    points = _points(pd.read_csv(folder / SWEEPS))
+    points = _points(read_csv(folder / SWEEPS, ("workload", "series"), f"name a folder with {FOLDER}"))
     start = np.array(list(_TERMS.values()))
 
     def residuals(x: Floats) -> Floats:
@@ -177,8 +178,8 @@ def check_tenants(folder: Path | None = None, profile: Profile | None = None) ->
     """
     data = data_folder(folder)
     profile = profile or sweep_profile(data)
-    described = yaml.safe_load((data / ARMS).read_text(encoding="utf-8"))
-    rows = pd.read_csv(data / TENANTS, dtype={"prompt": str})
+    described = read_mapping(data / ARMS, str(data / ARMS))
+    rows = read_csv(data / TENANTS, ("arm", "tenant", "start_s", "status"), f"name a folder with {FOLDER}")
     return [
         _predict(arm, described["engines"][arm["engine"]], rows[rows.arm == arm["id"]], profile)
         for arm in described["arms"]

@@ -16,6 +16,9 @@ from sim.scenario.profile import load_profile
 from sim.studies.hardware_check import FOLDER as ARENA
 from sim.studies.hardware_check import check
 from sim.studies.hardware_check_tenants import FOLDER, check_tenants
+from sim.studies.silicon_fit import By, held_out
+from sim.studies.silicon_sample import FOLDER as SILICON
+from sim.studies.silicon_sample import read_sample
 
 DATA = Path(os.environ.get("TOKENPOOLS_DATA", "/nowhere"))
 RUNS = DATA / "vllm-0.19-sharegpt"
@@ -28,6 +31,8 @@ BARS = {"mean": 0.015, "p99": 0.04}
 """What a profile fitted to the first half of a run is to reach on the second."""
 MISSES = {("RTX4090_Llama-3.1-8B", "tpot", "p99")}
 """What is known to miss them (docs/fidelity.md); another that misses is news."""
+SILICON_BARS = {"ttft": 0.12, "tpot": 0.05}
+"""What medians are to reach on the part of AIConfigurator's sample that was left out, data-parallel points too."""
 
 
 def lines(name: str, way: str, table: pd.DataFrame) -> list[str]:
@@ -91,5 +96,25 @@ def test_the_errors_of_every_policy_of_the_arena(capsys: pytest.CaptureFixture[s
             error = here.mean() / there.mean() - 1
             name = f"arena {found.policy:<22} {metric} mean"
             printed.append(f"{name} {100 * error:>+7.2f} %  sampling +-{100 * spread:.1f} %")
+    with capsys.disabled():
+        print("\n" + "\n".join(printed))  # noqa: T201
+
+
+@pytest.mark.skipif(not (DATA / SILICON).is_dir() or EVERY not in os.environ, reason=f"make errors: data, {EVERY}")
+@pytest.mark.parametrize("by", ["row", "measurement"])
+def test_the_errors_on_a_third_of_the_silicon_sample(by: By, capsys: pytest.CaptureFixture[str]) -> None:
+    found = held_out(read_sample(DATA, most=None), by=by)
+    ranked = found.points[found.points.attention_dp_size > 1]
+    assert len(found.points) > 300
+    assert len(ranked) > 20
+    printed = []
+    for what, points in (("all", found.points), ("data-parallel", ranked)):
+        for metric, bar in SILICON_BARS.items():
+            error, floor, chance = (points[f"{metric}_{name}"].abs().median() for name in ("error", "floor", "chance"))
+            printed.append(
+                f"silicon by {by:<11} {what:<13} {len(points):>3} points {metric:<4} median {100 * error:>5.2f} %"
+                f"  chance +-{100 * floor:.2f} %  family's median is off by {100 * chance:.0f} %"
+            )
+            assert error < bar
     with capsys.disabled():
         print("\n" + "\n".join(printed))  # noqa: T201

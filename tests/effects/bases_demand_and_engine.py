@@ -147,10 +147,12 @@ def profile_bases() -> dict[str, dict[str, Any]]:
     two = {"data_parallel": 2, "expert_parallel": True, "max_num_seqs": 4, "kv_blocks": 70}
     shapes: dict[str, dict[str, Any]] = {
         "fitted": {"step_time": fitted},
+        "fitted, experts": {"step_time": fitted | {"experts_s": 0.02, "expert_share": 0.25}},
         "fitted, links": {"step_time": fitted | {"links": links}, **two},
         "roofline": {"step_time": roofline},
         "roofline, links": {"step_time": roofline | {"links": links}, **two},
         "table": {"step_time": table},
+        "table, unsplit": {"step_time": table | {"saturating_sequences": 3.0, "unsplit_batch": 4}},
         "table, links": {"step_time": table | {"links": links}, **two},
         "table, measured links": {"step_time": table | {"links": measured}, **two},
         "table, experts": {"step_time": table | {"experts": experts}, **two},

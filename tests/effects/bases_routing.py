@@ -50,6 +50,14 @@ def routing_bases() -> dict[str, dict[str, Any]]:
     for index, model in ((0, "one"), (2, "two"), (3, "three"), (4, "four")):
         lora["workload"][index]["model"] = model
     found["profile lora"] = lora
+    calm = copy.deepcopy(lora)  # adapters fall idle, so that others take their places and they come back
+    calm["pool"] |= {"replicas": 2}
+    for index, model in ((0, "one"), (1, "two"), (2, "three"), (3, "four")):
+        calm["workload"][index] |= {
+            "arrivals": {"kind": "even", "rate_per_s": 0.8, "phase_s": 0.3 * index}, "output_tokens": 3, "model": model,
+        }
+    del calm["workload"][4]
+    found["profile lora, calm"] = calm
     aware = copy.deepcopy(lora)
     aware["pool"]["router"] = {"kind": "adapter-aware", "slack_tokens": 300, "adapters": 2}
     found["router adapter-aware"] = aware
@@ -72,6 +80,10 @@ def routing_bases() -> dict[str, dict[str, Any]]:
     told = copy.deepcopy(cool)
     told["policies"] = [{"kind": "cap", "max_in_flight_per_replica": 2}]
     told["workload"][3]["client"] = {"kind": "shared-cooldown", "max_attempts": 4, "delay_s": 0.4}
+    told["pool"]["on_failure"] = "fail"  # which says nothing of when to come again
+    told["events"] = [{"at_s": at_s, "fail": 1} for at_s in (4, 9, 14)] + [
+        {"at_s": at_s, "restore": 1} for at_s in (5, 10, 15)
+    ]
     found["client shared-cooldown, never told"] = told
     policies: dict[str, dict[str, Any]] = {
         "dlpm, sessions": {"kind": "dlpm", "quantum": 400, "memory_s": 1.0, "blocks_per_replica": 8},
@@ -79,7 +91,10 @@ def routing_bases() -> dict[str, dict[str, Any]]:
         "concur, gone": {"kind": "concur", "agents": 3, "idle_s": 0.3, "room_below": 0.0, "full_above": 1.0},
         "fairserve, crowded": {"kind": "fairserve", "user_per_min": 60, "overloaded_running": 4,
                                "user_per_min_by": {"spot": 20}},
-        "polyserve, crowded": {"kind": "polyserve", "occupancy": 0.3},
+        "llm-d-flow-control, deadlines": {
+            "kind": "llm-d-flow-control", "staleness": "ignore", "tick_s": 0.05, "detector": "utilisation",
+            "priorities": {"high": 1, "vip": 1, "elastic": 1, "spot": 1, "low": 1}, "fairness": "global-strict",
+        },
         "llm-d-flow-control, alike": {
             "kind": "llm-d-flow-control", "staleness": "ignore", "tick_s": 0.05, "detector": "concurrency",
             "priorities": {"high": 1, "vip": 1, "elastic": 1, "spot": 1, "low": 1}, "fairness": "program-aware",

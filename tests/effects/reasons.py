@@ -27,6 +27,8 @@ SAYS: dict[str, str] = {
 
 REFUSES: dict[str, str] = {
     "Bands.occupancy": "said by validate and run: saturation decides how much is let in",
+    "Concur.occupancy": "refused: the number of agents decides",
+    "PolyServe.occupancy": "refused: objectives decide",
     "Bands.queue_tokens": "refused: each band has a queue of queue_requests",
     "ClassSlots.queue_requests": "refused: each class has its own",
     "ClassSlots.queue_tokens": "refused: each class has its own",

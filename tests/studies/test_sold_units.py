@@ -117,5 +117,7 @@ def test_the_command_says_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "DataRobot quota" in done.output
     done = CliRunner().invoke(app, ["units", "--list"], catch_exceptions=False)
     assert yaml.safe_load(done.output)["version"] == 1
+    done = CliRunner().invoke(app, ["units", "--list", "--prices", "none.yaml"])
+    assert str(done.exception).startswith("none.yaml: ")
     done = CliRunner().invoke(app, ["units", "s.yaml", "--sold", "azure-ptu/gpt-9"])
     assert "has no such model" in str(done.exception)

@@ -6,8 +6,10 @@ from typing import Any
 
 from policies.core import GatewayCore
 from sim.live.gateway.error_responses import ApiError
+from sim.live.gateway.prompt_text import prefix_of
 from sim.live.gateway.prompt_tokens import EstimatingCounter, PromptCount, never_too_long
 from sim.live.gateway.request_body import Endpoint, ParsedBody
+from sim.live.gateway.settings import Estimate
 
 
 def asked_of(
@@ -25,6 +27,8 @@ def asked_of(
     """
     try:
         counted = counter.count_now(endpoint.shape, parsed.fields)
+        wants_text = core.wants_prefixes and endpoint.generates
+        prefix = prefix_of(endpoint.shape, parsed.fields, "", Estimate()) if wants_text else ()
     except RecursionError:
         raise ApiError(400, "invalid_json", "The body is nested too deeply.") from None
     least = 1 if never_too_long(parsed.fields) else counted.least_tokens
@@ -42,5 +46,5 @@ def asked_of(
         most = core.default_max_output_tokens * parsed.sequences
     return {
         "prompt_tokens": counted.tokens, "max_tokens": most, "context_tokens": least, "priority": parsed.priority,
-        "sequences": max(1, min(parsed.sequences, most_sequences)),
+        "sequences": max(1, min(parsed.sequences, most_sequences)), "prefix": prefix, "session": parsed.session,
     }  # fmt: skip

@@ -46,6 +46,7 @@ from sim.adapters.admission.errors import (
 from sim.adapters.admission.tenants import Tenants
 from sim.adapters.admission.usage import usage_from
 from sim.live.gateway.core_driver import AsyncGateway, EventLog, Timers
+from sim.live.gateway.prompt_text import Prefix, session_name
 from sim.live.observability.recording import Recording
 
 LOG = logging.getLogger("tokenpools.gate")
@@ -153,12 +154,15 @@ class Admissions:
     def admit(
         self, *, tenant: str, prompt_tokens: int, max_tokens: int | None, entitlement: str | None,
         service_class: str | None, attempt: int, priority: int, sequences: int, context_tokens: int | None = None,
+        prefix: Prefix = (), session: str = "",
     ) -> Entry:
         """Ask the core about a request: it is forwarded, or held, and then its ``wake`` is called.
 
         Parameters
         ----------
         context_tokens : what one sequence needs of the context for certain; left out, prompt and limit as given.
+        prefix : what is known of the prompt's text (`sim.live.gateway.prompt_text.prefix_of`).
+        session : what the client calls its conversation or agent.
 
         Raises
         ------
@@ -181,7 +185,8 @@ class Admissions:
             max_tokens = self.core.default_max_output_tokens * sequences
         view = RequestView(
             f"{self.prefix}{next(self._numbers):x}", spec.name, spec.tenant, prompt_tokens, max_tokens, attempt,
-            priority, sequences, context_tokens,
+            priority, sequences, context_tokens, prefix=prefix,
+            session=session_name(session, spec.tenant) if self.core.wants_sessions else "",
         )
         if self.core.hierarchy is not None:
             view = view._replace(wall_s=self._wall_clock())

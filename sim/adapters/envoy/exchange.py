@@ -29,6 +29,7 @@ from sim.adapters.envoy.protos.processing_mode_pb2 import ProcessingMode
 from sim.live.gateway.endpoints import Endpoints
 from sim.live.gateway.error_responses import ApiError, allowance_headers
 from sim.live.gateway.media import sound_sequences, sound_tokens
+from sim.live.gateway.prompt_text import session_said
 from sim.live.gateway.prompt_tokens import EstimatingCounter
 from sim.live.gateway.request_body import Endpoint, ParsedBody, read_body, upstream_body
 from sim.live.gateway.settings import Estimate
@@ -249,6 +250,7 @@ class Exchange:
         asked = asked_of(endpoint, parsed, self._with.counter, self._with.admissions.core, self._with.slots)
         parsed.drop_fields()
         self._asked = parsed
+        asked["session"] = session_said(lambda name: self._headers.get(name.decode())) or parsed.session
         return asked
 
     def _ask_unread(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:

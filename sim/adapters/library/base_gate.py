@@ -9,10 +9,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from policies.api import ReplicaReport
 from policies.core import GatewayCore
 from sim.adapters.admission.requests import Admissions
+from sim.live.gateway.prompt_text import Prefix, prefix_of
+from sim.live.gateway.settings import Estimate
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Admitted = TypeVar("Admitted")
+
+
+def _prefix(prompt: str | Sequence[int]) -> Prefix:
+    return prefix_of("completion", {"prompt": prompt if isinstance(prompt, str) else list(prompt)}, "", Estimate())
 
 
 class BaseGate(ABC, Generic[Admitted]):
@@ -33,6 +39,7 @@ class BaseGate(ABC, Generic[Admitted]):
     def admit(
         self, *, tenant: str, prompt_tokens: int, max_tokens: int | None = None, entitlement: str | None = None,
         service_class: str | None = None, attempt: int = 1, priority: int = 0, n: int = 1,
+        prompt: str | Sequence[int] | None = None, session: str = "",
     ) -> Admitted:
         """Ask for a place, and wait while the request is held.
 
@@ -48,6 +55,8 @@ class BaseGate(ABC, Generic[Admitted]):
         attempt : which attempt this is, from 1 up; only the first counts as demand.
         priority : the engine's; lower goes first.
         n : answers asked for, each of which takes a slot.
+        prompt : its text or token ids, for routers and queues that go by what is cached; only hashes of it are kept.
+        session : its conversation or agent, for policies that go by sessions; only a hash of it is kept.
 
         Raises
         ------
@@ -58,6 +67,7 @@ class BaseGate(ABC, Generic[Admitted]):
         return self._admit({
             "tenant": tenant, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "entitlement": entitlement,
             "service_class": service_class, "attempt": attempt, "priority": priority, "sequences": n,
+            "prefix": _prefix(prompt) if prompt is not None and self.core.wants_prefixes else (), "session": session,
         })  # fmt: skip
 
     def set_ready(self, replica_ids: Sequence[int]) -> None:

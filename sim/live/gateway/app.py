@@ -30,6 +30,7 @@ from sim.live.gateway.in_flight import AbortReason, Exchange, InFlightTable
 from sim.live.gateway.intake import Intake, Receive
 from sim.live.gateway.media import sound_sequences
 from sim.live.gateway.openapi import description
+from sim.live.gateway.prompt_text import session_name, session_said
 from sim.live.gateway.prompt_tokens import PromptCounter
 from sim.live.gateway.relay import Relay
 from sim.live.gateway.replies import Outgoing
@@ -188,6 +189,8 @@ class Application:
         exchange.key_name, exchange.tenant, exchange.entitlement = key.name, spec.tenant, spec.name
         exchange.service_class = spec.service_class
         exchange.attempt = _attempt(headers)
+        if self.gateway.core.wants_sessions:
+            exchange.session = session_said(headers.get)
         if (why := self.unavailable()) is not None:
             raise why
         if self.in_flight.identified(exchange) > self.settings.limits.requests_per_key:
@@ -227,8 +230,13 @@ class Application:
 
     async def _read(self, exchange: Exchange, outgoing: Outgoing, endpoint: Endpoint, body: bytes) -> None:
         """Read a body, and note what it asks for in the exchange and in what goes to a replica."""
-        parsed = await self.intake.read(endpoint, body)
+        salted, core = self.settings.metering.cache_salt and endpoint.generates, self.gateway.core
+        salt = self.identity.salt(exchange.tenant) if salted else None
+        parsed = await self.intake.read(endpoint, body, (salt or "") if core.wants_prefixes else None)
         self._check_model(endpoint, parsed.model)
+        exchange.prefix = parsed.prefix
+        if core.wants_sessions and not exchange.session:
+            exchange.session = parsed.session
         exchange.model, exchange.stream, exchange.background = parsed.model, parsed.stream, parsed.background
         before_tokens = 0
         if parsed.previous is not None:
@@ -256,12 +264,8 @@ class Application:
         elif context is not None:
             exchange.most_output_tokens = context
         outgoing.show_usage, outgoing.show_continuous = parsed.wants_usage, parsed.wants_continuous
-        metering = self.settings.metering
-        salt = None
         parsed.drop_fields()
-        if metering.cache_salt and endpoint.generates:
-            salt = self.identity.salt(exchange.tenant)
-        default = metering.write_default_limit
+        default = self.settings.metering.write_default_limit
 
         def body_for(default_tokens: int, priority: int, continuous: bool) -> bytes:
             return upstream_body(
@@ -287,7 +291,7 @@ class Application:
         view = RequestView(
             exchange.request_id, exchange.entitlement, exchange.tenant, exchange.prompt_tokens,
             exchange.max_output_tokens, exchange.attempt, exchange.asked_priority, exchange.sequences,
-            exchange.context_tokens,
+            exchange.context_tokens, prefix=exchange.prefix, session=session_name(exchange.session, exchange.tenant),
         )  # fmt: skip
         if self.gateway.core.hierarchy is None:
             return view

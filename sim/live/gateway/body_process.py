@@ -45,15 +45,17 @@ class BodyProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def read(self, endpoint: Endpoint, body: bytes) -> ParsedBody:
+    def read(self, endpoint: Endpoint, body: bytes, salt: str | None = None) -> ParsedBody:
         """Return what a body asks for, and its prompts counted where they can be.
+
+        ``salt`` is that of `sim.live.gateway.request_body.read_body`.
 
         Raises
         ------
         ApiError : 400, it makes no sense.
         OSError : the process has ended; another is begun for the next body.
         """
-        head = json.dumps(self._asked | {"path": path_of(endpoint)}).encode()
+        head = json.dumps(self._asked | {"path": path_of(endpoint), "salt": salt}).encode()
         with self._lock:
             process = self._begun()
             assert process.stdin is not None
@@ -110,6 +112,7 @@ def _answered(said: Any) -> ParsedBody:
     parsed = dict(said["parsed"])
     parsed["where"] = {name: (begin, end) for name, (begin, end) in parsed["where"].items()}
     parsed["counted"] = None if parsed["counted"] is None else tuple(parsed["counted"])
+    parsed["prefix"] = tuple((name, end) for name, end in parsed["prefix"])
     return ParsedBody(**parsed)
 
 
@@ -118,10 +121,10 @@ def answer_to(head: bytes, body: bytes) -> bytes:
     asked = json.loads(head)
     endpoint = read_at(asked["path"])
     try:
-        parsed = read_body(endpoint, body, asked["choices"], asked["prompts"])
+        rule = Estimate() if asked["rule"] is None else Estimate(**asked["rule"])
+        parsed = read_body(endpoint, body, asked["choices"], asked["prompts"], salt=asked["salt"], rule=rule)
         fields, counted = parsed.fields, None
         if asked["rule"] is not None or only_ids(endpoint.shape, fields):
-            rule = Estimate() if asked["rule"] is None else Estimate(**asked["rule"])
             count = EstimatingCounter(rule).count_now(endpoint.shape, fields)
             counted = (count.tokens, 1 if never_too_long(fields) else count.least_tokens)
             fields = {}

@@ -12,7 +12,7 @@ _HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 _NOT_TO_UPSTREAM = _HOP_BY_HOP | {
-    b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"x-request-id",
+    b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"x-request-id", b"x-tokenpools-session",
 }  # fmt: skip
 _ROUTERS = (
     b"x-data-parallel-", b"data-parallel-", b"x-dp-rank", b"x-kv-", b"x-prefill", b"x-decode", b"x-gateway-",

@@ -69,9 +69,9 @@ class Exchange:
         "deadline_s", "endpoint", "entitlement", "error", "first_seen_s", "first_token_s", "forwarded_s", "http_status",
         "in_background", "is_identified", "kept_bytes", "key_name", "last_s", "last_token_s", "max_output_tokens",
         "model", "most_output_tokens", "most_prompt_tokens", "needed", "on_deadline", "outcome", "output_tokens",
-        "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s", "sent",
-        "sent_s", "sequences", "service_class", "started", "stream", "task", "template", "tenant", "tries", "verdict",
-        "waiter",
+        "prefix", "priority", "prompt_tokens", "reason", "replica_id", "reported_tokens", "request_id", "retry_after_s",
+        "sent", "sent_s", "sequences", "service_class", "session", "started", "stream", "task", "template", "tenant",
+        "tries", "verdict", "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: str, endpoint: str, arrival_s: float, last_s: float) -> None:
@@ -81,6 +81,8 @@ class Exchange:
         self.last_s = last_s
         self.client_request_id = self.key_name = self.tenant = self.entitlement = self.model = self.error = ""
         self.service_class: ServiceClass | None = None
+        self.prefix: tuple[tuple[int, int], ...] = ()  # what is known of its prompt's text, where the core asks for it
+        self.session = ""
         self.stream = False
         self.attempt = self.sequences = self.answers = 1
         self.priority = self.asked_priority = 0

@@ -12,6 +12,7 @@ import logging
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 
 from sim.live.gateway.body_process import BodyProcess
@@ -140,8 +141,8 @@ class Intake:
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def read(self, endpoint: Endpoint, body: bytes) -> ParsedBody:
-        """Return what a body asks for.
+    async def read(self, endpoint: Endpoint, body: bytes, salt: str | None = None) -> ParsedBody:
+        """Return what a body asks for; ``salt`` as in `sim.live.gateway.request_body.read_body`.
 
         Raises
         ------
@@ -149,15 +150,14 @@ class Intake:
         """
         limits = self._limits
         if len(body) < _OFF_LOOP_BYTES:
-            return read_body(endpoint, body, limits.choices, limits.prompts)
+            return read_body(endpoint, body, limits.choices, limits.prompts, salt=salt, rule=self._rule)
         if len(body) >= _APART_BYTES:
             try:
-                return await self._loop.run_in_executor(self._apart, self._process.read, endpoint, body)
+                return await self._loop.run_in_executor(self._apart, self._process.read, endpoint, body, salt)
             except OSError as error:
                 LOG.warning("a long body is read here: %s", error)
-        return await self._loop.run_in_executor(
-            self._threads, read_body, endpoint, body, limits.choices, limits.prompts
-        )
+        read = partial(read_body, endpoint, body, limits.choices, limits.prompts, salt=salt, rule=self._rule)
+        return await self._loop.run_in_executor(self._threads, read)
 
     async def count(self, endpoint: Endpoint, parsed: ParsedBody, entitlement: str, size_bytes: int) -> PromptCount:
         """Return how many tokens the prompts have. Who is refused in any case is not worth an exact count.

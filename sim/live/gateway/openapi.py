@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from policies.api import ServiceClass
+from sim.live.gateway.prompt_text import SESSION_HEADERS
 
 _TOKENS = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
 _CHOICES = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
@@ -161,7 +162,12 @@ def _post(name: str, body: dict[str, Any], class_header: str) -> dict[str, Any]:
                     "name": class_header, "in": "header", "required": False,
                     "schema": {"enum": [str(one) for one in ServiceClass]},
                     "description": "Serve this request under the tenant's entitlement of a lower class.",
-                }
+                },
+                {
+                    "name": SESSION_HEADERS[0].decode(), "in": "header", "required": False,
+                    "schema": {"type": "string"},
+                    "description": "The conversation or agent that it belongs to, for policies that go by sessions.",
+                },
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
             "responses": _answers(),

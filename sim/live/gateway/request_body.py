@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from sim.json_text import is_text
 from sim.live.gateway.error_responses import ApiError
 from sim.live.gateway.json_text import Json, Raw, Span, changed, describe, read_object, spans
+from sim.live.gateway.prompt_text import Prefix, prefix_of, session_in
+from sim.live.gateway.settings import Estimate
 
 _MOST_TOKENS = 2**31
 _NOT_FOR_CLIENTS = (
@@ -75,6 +77,8 @@ class ParsedBody:
     stream_options : as the client wrote them; empty where there are none.
     where : where the fields stand that the gateway may set.
     counted : the tokens of its prompts and the least of the largest, where they were counted as the body was read.
+    session : what it calls its conversation or agent; empty where it does not.
+    prefix : what is known of its prompt's text, where that was asked for.
     """
 
     model: str
@@ -91,6 +95,8 @@ class ParsedBody:
     stream_options: str
     where: Mapping[str, Span]
     counted: tuple[int, int] | None = None
+    session: str = ""
+    prefix: Prefix = ()
 
     @property
     def sequences(self) -> int:
@@ -122,8 +128,16 @@ def read_json(body: bytes) -> tuple[Json, str]:
         _refuse("invalid_json", f"The body is not valid JSON: {error}.")
 
 
-def read_body(endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: int) -> ParsedBody:
+def read_body(
+    endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: int, *, salt: str | None = None,
+    rule: Estimate | None = None,
+) -> ParsedBody:
     """Return what a body asks for. It needs nothing but its arguments, so that it may run in another thread.
+
+    Parameters
+    ----------
+    salt : whose cache its text would be found in; None where nobody wants to know of its text.
+    rule : how many bytes a token has, and what media cost; None for what estimates take by default.
 
     Raises
     ------
@@ -131,6 +145,11 @@ def read_body(endpoint: Endpoint, body: bytes, most_answers: int, most_prompts: 
     """
     fields, text = read_json(body)
     parsed = parse_body(endpoint, fields, most_answers, most_prompts)
+    if salt is not None and endpoint.generates:
+        try:
+            parsed.prefix = prefix_of(endpoint.shape, fields, salt, rule or Estimate())
+        except RecursionError:
+            _refuse("invalid_json", "The body is nested too deeply.")
     names = [name for name in _SET_BY_GATEWAY if name in fields]
     if parsed.max_output_tokens is None:  # a limit that the client named is never another's to set
         names += [name for name in endpoint.limits[:1] if name in fields]
@@ -183,7 +202,7 @@ def parse_body(endpoint: Endpoint, fields: Json, most_answers: int, most_prompts
         model=model, stream=bool(stream), max_output_tokens=max(limits) if limits else None, prompts=prompts,
         samples=samples, priority=priority, wants_usage=options.get("include_usage") is True,
         wants_continuous=options.get("continuous_usage_stats") is True, background=background, previous=previous,
-        fields=fields, stream_options="", where={},
+        fields=fields, stream_options="", where={}, session=session_in(endpoint.shape, fields),
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_every_path_that_is_read_has_a_place_in_the_table(process: BodyProcess) 
 
 
 def test_where_prompts_are_counted_elsewhere_only_texts_come_back() -> None:
-    asked = json.dumps({"path": "/v1/completions", "choices": 16, "prompts": 9, "rule": None}).encode()
+    asked = json.dumps({"path": "/v1/completions", "choices": 16, "prompts": 9, "rule": None, "salt": None}).encode()
     ids = json.loads(answer_to(asked, b'{"model": "m", "prompt": [5, 6, 7], "rest": [[], []]}'))["parsed"]
     assert (ids["counted"], ids["fields"]) == ([3, 3], {})
     text = json.loads(answer_to(asked, b'{"model": "m", "prompt": "a b", "rest": [[], []]}'))["parsed"]

@@ -25,7 +25,7 @@ from sim.studies.advise.capacity import tokens_per_s, use_of
 from sim.studies.advise.demand import at_factor, from_scenario, from_traces
 from sim.studies.advise.model import Measured, Objective, PolicyAdvice, Setting, Terms, counted
 from sim.studies.advise.reasons import as_good, promise_words, survey_words
-from sim.studies.advise.recheck import recheck, recheck_both, table
+from sim.studies.advise.recheck import advice, recheck, recheck_both, table
 from sim.studies.advise.search import _least_strict, advise_policy, ladder, lower_bound
 from sim.studies.advise.survey import survey
 from sim.studies.advise.trial import Bench, enough_slots
@@ -421,3 +421,14 @@ def test_a_noisy_rest_is_more_of_the_rest_only(bench: Bench) -> None:
 def test_the_least_good_share_is_found_by_halves() -> None:
     for least in range(len(SHARES)):
         assert _least(lambda share, most=SHARES[least]: share >= most) == least
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (None, "cannot be read"), ("{", "is no JSON"), ("[]", "holds no advice"),
+    ('{"best": null, "terms": {}}', "found nothing"),
+])  # fmt: skip
+def test_what_is_no_advice_is_not_rechecked(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "advice.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        advice(tmp_path)
