@@ -21,6 +21,9 @@ SCRAPE: Final = 2
 LAST: Final = 3
 """A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
 
+_Entry = tuple[float, int, int, Any]
+"""What lies on SimPy's heap: time, priority, number and event."""
+
 
 class Alarm:
     """Calls its callback once, with itself, when it is due; then it can be set again."""
@@ -33,21 +36,19 @@ class Alarm:
 
 
 class Agenda:
-    """The heap of a SimPy environment.
+    """The heap of a SimPy environment, and its time, which begins at 0.
 
     Parameters
     ----------
-    clock : the environment, whose time follows.
     heap, numbers : its heap of (time, priority, number, event), and what numbers the entries.
     """
 
-    __slots__ = ("_clock", "_heap", "_numbers", "now_s")
+    __slots__ = ("_heap", "_numbers", "now_s")
 
-    def __init__(self, clock: Any, heap: list[Any], numbers: Iterator[int]) -> None:
-        self._clock = clock
-        self._heap = heap
+    def __init__(self, heap: list[Any], numbers: Iterator[int]) -> None:
+        self._heap: list[_Entry] = heap
         self._numbers = numbers
-        self.now_s = float(clock.now)
+        self.now_s = 0.0
 
     def set(self, alarm: Alarm, at_s: float, priority: int = NORMAL) -> None:
         """Ring ``alarm``, which is not set, at ``at_s`` (not before now)."""
@@ -63,9 +64,8 @@ class Agenda:
         heap = self._heap
         if not heap:
             raise EmptySchedule
-        entry = heappop(heap)
+        entry: _Entry = heappop(heap)
         event = entry[3]
-        self._clock._now = entry[0]
         self.now_s = entry[0]
         if isinstance(event, Alarm):
             event.is_set = False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import simpy
+from simpy.events import NORMAL, Event, EventPriority
 
 from sim.cluster.agenda import Agenda, Alarm
 
@@ -15,7 +16,17 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.agenda = Agenda(self, self._queue, self._eid)
+        self.agenda = Agenda(self._queue, self._eid)
+
+    @property
+    def now(self) -> float:
+        """The simulated time, which the agenda keeps."""
+        return self.agenda.now_s
+
+    def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
+        """Schedule an event as SimPy does, whose own time is brought up to date for it."""
+        self._now = self.agenda.now_s
+        super().schedule(event, priority, delay)
 
     def step(self) -> None:
         """Process the next event."""
