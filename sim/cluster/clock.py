@@ -16,7 +16,7 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.agenda = Agenda(self._queue, self._eid)
+        self.agenda = Agenda(self._queue)
 
     @property
     def now(self) -> float:
@@ -24,13 +24,12 @@ class Clock(simpy.Environment):
         return self.agenda.now_s
 
     def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
-        """Schedule an event as SimPy does, whose own time is brought up to date for it."""
-        self._now = self.agenda.now_s
-        super().schedule(event, priority, delay)
+        """Schedule an event as SimPy does."""
+        self.agenda.add(event, self.agenda.now_s + delay, priority)
 
     def step(self) -> None:
         """Process the next event."""
-        self.agenda.step()
+        self.agenda.steps(1)
 
     def run(self, until: Any = None) -> Any:
         """Run as SimPy does, but for its loop: one step here goes on from event to event until one ends the run."""
