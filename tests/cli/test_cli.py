@@ -255,7 +255,7 @@ def test_a_plain_run_imports_no_kind_that_its_scenario_does_not_name(tmp_path: P
     unused = [
         "policies.bands", "policies.predictive_pool.policy", "policies.presets.gateways", "policies.token_pool.policy",
         "policies.routers.scored", "policies.scaling.capacity", "workloads.trace", "workloads.servegen",
-        "workloads.interactive", "sim.records.manifest_shape", "sim.scenario.manifests",
+        "workloads.interactive", "numpy.ma", "sim.records.manifest_shape", "sim.scenario.manifests",
     ]  # fmt: skip
     code = (
         "import sys; sys.argv = ['tokenpools', 'run', 's.yaml', '--out', 'o']\nimport sim.cli\nsim.cli.main()\n"
