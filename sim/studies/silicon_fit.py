@@ -216,7 +216,7 @@ def draws_table(sample: pd.DataFrame, draws: Mapping[By, Sequence[HeldOut]]) -> 
 
 
 def repeats(points: pd.DataFrame) -> tuple[float, float]:
-    """Return by how much measurements of one configuration differ, the greatest over the least, in the median; NaN for none."""
+    """Return how far measurements of one configuration differ, greatest over least, in the median; NaN for none."""
     distinct = points.assign(measurement=measurement(points)).drop_duplicates([*CONFIGURATION, "measurement"])
     groups = distinct.groupby(CONFIGURATION, dropna=False)
     several = groups.filter(lambda rows: len(rows) > 1).groupby(CONFIGURATION, dropna=False)
