@@ -23,9 +23,11 @@ from sim.engine.step_table import TableStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 from sim.scenario.validation_errors import suggestion
+from sim.scenario.yaml_file import one_line
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
 _SEEDS = 4  # of lengths, over which errors are means
+_MOST = 1e7  # of whatever a cell says: more is no measurement
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -110,17 +112,52 @@ def read_sweep(file: Path) -> list[SweepPoint]:
     ------
     InputError : unreadable, or a column is missing.
     """
+    return points_of(read_table(file))
+
+
+def read_table(file: Path, more: Sequence[str] = ()) -> pd.DataFrame:
+    """Read the columns of `SweepPoint`, and those of ``more`` that are there, as numbers; empty cells are NaN.
+
+    Raises
+    ------
+    InputError : unreadable, a column is missing, or a cell is no number that a sweep can have.
+    """
     names = [each.name for each in fields(SweepPoint)]
     try:
-        table = pd.read_csv(file)[names].dropna()
+        table = pd.read_csv(file)
+        table = table[[*names, *(name for name in more if name in table)]].astype(float)
     except OSError as error:
         raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
     except (ValueError, KeyError) as error:
-        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {', '.join(names)}") from None
+        problem = f"cannot be read ({one_line(str(error))[:200]})"
+        raise InputError(str(file), problem, f"give the columns {', '.join(names)}") from None
+    for name in table:
+        odd = table[name][(table[name] <= 0) | (table[name] > _MOST)]
+        if len(odd):
+            where = f"{file}, row {int(odd.index[0]) + 1}"
+            raise InputError(where, f"{name} is {odd.iloc[0]:g}", "give a number above 0, or leave the row out")
+    return table
+
+
+def points_of(table: pd.DataFrame) -> list[SweepPoint]:
+    """Return the points of a table that `read_table` read; rows that lack something are left out."""
+    names = [each.name for each in fields(SweepPoint)]
     return [
         SweepPoint(int(c), int(p), int(o), float(ttft_s), float(tpot_s))
-        for c, p, o, ttft_s, tpot_s in table.itertuples(index=False)
+        for c, p, o, ttft_s, tpot_s in table[names].dropna().itertuples(index=False)
     ]
+
+
+def check_points(points: Sequence[SweepPoint], profile: Profile, place: str) -> None:
+    """Raise an `InputError` for a point that cannot be simulated with a profile's engine."""
+    holds_tokens = profile.kv_blocks * profile.block_tokens
+    for point in points:
+        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
+            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
+        asked_tokens = point.prompt_tokens + point.output_tokens
+        if asked_tokens > holds_tokens:
+            problem = f"a request of {asked_tokens} tokens, and the KV cache holds {holds_tokens}"
+            raise InputError(place, problem, "give the kv_blocks that the engine had")
 
 
 def calibrate_sweep(
@@ -141,9 +178,7 @@ def calibrate_sweep(
     """
     if len(points) < len(terms) + 1:
         raise InputError(place, f"{len(points)} points for {len(terms)} terms", "measure at more concurrencies")
-    for point in points:
-        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
-            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
+    check_points(points, start, place)
     order = np.random.default_rng(seed).permutation(len(points))
     left_out = set(order[: int(held_out * len(points))].tolist())
     used = [p for i, p in enumerate(points) if i not in left_out]

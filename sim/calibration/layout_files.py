@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import SweepPoint, simulate_point
+from sim.calibration.from_sweep import SweepPoint, points_of, read_table, simulate_point
 from sim.calibration.noise import perturbed
 from sim.calibration.single_replica import Floats
 from sim.errors import InputError
@@ -40,21 +39,14 @@ def read_layouts(file: Path) -> list[Layout] | None:
     ------
     InputError : unreadable, a column is missing, a layout without GPUs, or one with several numbers of blocks.
     """
-    names = [each.name for each in fields(SweepPoint)]
-    try:
-        table = pd.read_csv(file)
-        if _GPUS not in table:
-            return None
-        table = table[[*names, _GPUS, *([_BLOCKS] if _BLOCKS in table else [])]].astype(float)
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
-    except (ValueError, KeyError) as error:
-        columns = ", ".join([*names, _GPUS])
-        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {columns}") from None
-    odd = table[~(table[_GPUS] >= 1) | (table[_GPUS] % 1 != 0)]
+    table = read_table(file, (_GPUS, _BLOCKS))
+    if _GPUS not in table:
+        return None
+    odd = table[~(table[_GPUS] % 1 == 0)]  # NaN, too
     if len(odd):
-        problem = f"gpus is {odd[_GPUS].iloc[0]:g} in row {int(odd.index[0]) + 1}"
-        raise InputError(str(file), problem, "give the GPUs that share a layer, e.g. 4")
+        problem = f"gpus is {odd[_GPUS].iloc[0]:g}"
+        where = f"{file}, row {int(odd.index[0]) + 1}"
+        raise InputError(where, problem, "give the GPUs that share a layer, e.g. 4")
     found = []
     for gpus in sorted(set(table[_GPUS])):
         rows = table[table[_GPUS] == gpus]
@@ -62,11 +54,7 @@ def read_layouts(file: Path) -> list[Layout] | None:
         if len(blocks) > 1:
             problem = f"several kv_blocks for {gpus:g} GPUs ({blocks[0]:g} and {blocks[1]:g})"
             raise InputError(str(file), problem, "give one for a layout")
-        points = [
-            SweepPoint(int(c), int(p), int(o), ttft_s, tpot_s)
-            for c, p, o, ttft_s, tpot_s in rows[names].dropna().itertuples(index=False)
-        ]
-        found.append(Layout(int(gpus), int(blocks[0]) if blocks else None, points))
+        found.append(Layout(int(gpus), max(1, int(blocks[0])) if blocks else None, points_of(rows)))
     return found
 
 

@@ -115,9 +115,14 @@ def measurement(points: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def predict(points: pd.DataFrame, used: NDArray[np.bool_]) -> pd.DataFrame:
-    """Return ``ttft_ms``, ``tpot_ms`` and their floors, for the points that are not ``used``, from those that are."""
+    """Return ``ttft_ms``, ``tpot_ms`` and their floors, for the points that are not ``used``, from those that are.
+
+    NaN where no point of a family is.
+    """
     made = np.full((len(points), 4), np.nan)
     for family in _places(points, FAMILY):
+        if not used[family].any():
+            continue
         layouts = [family[at] for at in _places(points.iloc[family], LAYOUT)]
         sweeps = [layout_sweep(points.iloc[at[used[at]]], points.iloc[at[0]]) for at in layouts]
         place = " ".join(map(str, points.iloc[family[0]][FAMILY]))

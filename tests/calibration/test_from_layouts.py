@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import SweepPoint, simulate_point
+from sim.calibration.from_sweep import SweepPoint, calibrate_sweep, read_sweep, simulate_point
 from sim.calibration.layout_files import calibrate_layouts, layout_sweeps, read_layouts
 from sim.engine.disaggregation import Disaggregated
 from sim.engine.speculation import Speculation
@@ -128,6 +128,8 @@ APART = Disaggregated(prefill_engines=1, decode_engines=1, kv_bytes_per_s=1e10)
         (engine(STEP, speculation=DRAFTS), [POINT], (),
          "here: a layout has speculation, whose work is not counted; leave speculation out"),
         (engine(STEP, kv_bytes_per_token=1e5, disaggregated=APART), [POINT], (), "has disaggregated, whose work"),
+        (engine(STEP, kv_blocks=257), [replace(POINT, prompt_tokens=4096)], (),
+         "here: a request of 4160 tokens, and the KV cache holds 4112; give the kv_blocks that the engine had"),
         (START, [POINT], ["weight_s"], "--without weight_s: no term of this fit; did you mean weights_s"),
     ],
 )  # fmt: skip
@@ -137,6 +139,12 @@ def test_what_cannot_be_fitted_is_named(
     with pytest.raises(InputError) as said:
         fit_layouts([LayoutSweep(profile, 4, points)], without=without, place="here")
     assert message in str(said.value)
+
+
+def test_a_sweep_of_one_layout_refuses_requests_that_do_not_fit() -> None:
+    points = [replace(POINT, concurrency=n, prompt_tokens=4096) for n in range(1, 12)]
+    with pytest.raises(InputError, match="a request of 4160 tokens, and the KV cache holds 4112"):
+        calibrate_sweep(engine(STEP, kv_blocks=257), points)
 
 
 HEAD = "concurrency,prompt_tokens,output_tokens,ttft_s,tpot_s,gpus,kv_blocks"
@@ -179,11 +187,16 @@ def test_a_file_of_several_layouts_makes_a_profile_of_each(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus\n1\n", "give the columns concurrency, prompt_tokens, output_tokens, ttft_s, tpot_s, gpus"),
-        (f"{HEAD}\n4,512,64,0.1,0.01,,900", "gpus is nan in row 1; give the GPUs that share a layer"),
-        (f"{HEAD}\n4,512,64,0.1,0.01,1.5,900", "gpus is 1.5 in row 1"),
+        ("gpus\n1\n", "give the columns concurrency, prompt_tokens, output_tokens, ttft_s, tpot_s"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,,900", "a.csv, row 1: gpus is nan; give the GPUs that share a layer"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,1.5,900", "a.csv, row 1: gpus is 1.5"),
         (f"{HEAD}\n4,512,64,0.1,0.01,2,900\n8,512,64,0.1,0.01,2,901", "several kv_blocks for 2 GPUs (900 and 901)"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,900\n-8,512,64,0.1,0.01,2,900", "row 2: concurrency is -8; give a number"),
+        (f"{HEAD}\ninf,512,64,0.1,0.01,2,900", "a.csv, row 1: concurrency is inf"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,0", "a.csv, row 1: kv_blocks is 0"),
         (f"{HEAD}\n4,many,64,0.1,0.01,2,900", "cannot be read (could not convert string to float"),
+        ("a,b\n1\n1,2,3\n", "cannot be read (Error tokenizing data"),
+        ("", "cannot be read (No columns to parse"),
     ],
 )
 def test_a_file_that_does_not_say_its_layouts_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -192,6 +205,10 @@ def test_a_file_that_does_not_say_its_layouts_is_refused(tmp_path: Path, text: s
     with pytest.raises(InputError) as said:
         read_layouts(file)
     assert message in str(said.value)
+    assert str(said.value).isprintable()
+    if not any(word in message for word in ("gpus", "GPUs", "kv_blocks")):
+        with pytest.raises(InputError):
+            read_sweep(file)
 
 
 def test_a_sweep_of_one_layout_is_read_as_before(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_a_layout_that_was_not_measured_is_met_by_its_family() -> None:
     for name in ("ttft", "tpot"):
         off = made[f"{name}_ms"] / SAMPLE_OF_LAWS[f"silicon_{name}_ms"][~used] - 1
         assert off.abs().median() < 0.05
+    other = SAMPLE_OF_LAWS[:1].assign(model_path="openai/gpt-oss-120b", precision="fp4")
+    both = pd.concat([SAMPLE_OF_LAWS[:8], other], ignore_index=True)
+    assert predict(both, np.arange(9) < 8).iloc[8].isna().all()  # of that family nothing is known
 
 
 def test_copies_of_a_measurement_are_left_out_together() -> None:
