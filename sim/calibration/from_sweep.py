@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, read_csv, row_of
 from sim.calibration.fitting import Fit, Term, fit
 from sim.calibration.from_records import with_values
 from sim.calibration.noise import perturbed
@@ -23,11 +24,11 @@ from sim.engine.step_table import TableStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 from sim.scenario.validation_errors import suggestion
-from sim.scenario.yaml_file import one_line
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
 _SEEDS = 4  # of lengths, over which errors are means
-_MOST = 1e7  # of whatever a cell says: more is no measurement
+_CONTRADICT = 3.0  # times that means of one point may differ by, measured twice; 1.2 are seen [choice]
+_MOST_CLIENTS = 20_000  # each sends ten requests in every simulation of a fit; published sweeps end at 16,384
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -75,6 +76,9 @@ class SweepPoint:
     tpot_s: float
 
 
+COLUMNS = tuple(each.name for each in fields(SweepPoint))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepCalibrated:
     """A profile found from a sweep, and a row for each point: what was measured, what is simulated, whether used."""
@@ -110,42 +114,40 @@ def read_sweep(file: Path) -> list[SweepPoint]:
 
     Raises
     ------
-    InputError : unreadable, or a column is missing.
+    InputError : unreadable, a column is missing, or a number that cannot be.
     """
-    return points_of(read_table(file))
+    return points_of(file, read_csv(file, COLUMNS))
 
 
-def read_table(file: Path, more: Sequence[str] = ()) -> pd.DataFrame:
-    """Read the columns of `SweepPoint`, and those of ``more`` that are there, as numbers; empty cells are NaN.
+def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
+    """Return the points of a file's rows, whose index counts the rows after the header.
 
     Raises
     ------
-    InputError : unreadable, a column is missing, or a cell is no number that a sweep can have.
+    InputError : a column is missing, or a number that cannot be.
     """
-    names = [each.name for each in fields(SweepPoint)]
-    try:
-        table = pd.read_csv(file)
-        table = table[[*names, *(name for name in more if name in table)]].astype(float)
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
-    except (ValueError, KeyError) as error:
-        problem = f"cannot be read ({one_line(str(error))[:200]})"
-        raise InputError(str(file), problem, f"give the columns {', '.join(names)}") from None
-    for name in table:
-        odd = table[name][(table[name] <= 0) | (table[name] > _MOST)]
-        if len(odd):
-            where = f"{file}, row {int(odd.index[0]) + 1}"
-            raise InputError(where, f"{name} is {odd.iloc[0]:g}", "give a number above 0, or leave the row out")
-    return table
+    need_columns(file, table, COLUMNS)
+    rows = [row_of(file, int(at)) for at in table.index]
+    bounds = {COLUMNS[0]: (1, _MOST_CLIENTS), COLUMNS[1]: (1, MOST_TOKENS), COLUMNS[2]: (2, MOST_TOKENS)}
+    whole = [numbers(file, table, name, least=a, most=b, whole=True, rows=rows) for name, (a, b) in bounds.items()]
+    ttft_s, tpot_s = (numbers(file, table, name, above=0, rows=rows) for name in COLUMNS[3:])
+    check_token_time(file, tpot_s)
+    _check_repeats(file, table)
+    points = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
+    return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in points]
 
 
-def points_of(table: pd.DataFrame) -> list[SweepPoint]:
-    """Return the points of a table that `read_table` read; rows that lack something are left out."""
-    names = [each.name for each in fields(SweepPoint)]
-    return [
-        SweepPoint(int(c), int(p), int(o), float(ttft_s), float(tpot_s))
-        for c, p, o, ttft_s, tpot_s in table[names].dropna().itertuples(index=False)
-    ]
+def _check_repeats(file: Path, table: pd.DataFrame) -> None:
+    """Refuse points that were measured twice and contradict each other: one is of another engine, or in other units."""
+    for key, rows in table.groupby(list(COLUMNS[:3])):
+        for name in COLUMNS[3:]:
+            times = rows[name].to_numpy(float)
+            least, most = times.min(), times.max()
+            if most > _CONTRADICT * least:
+                low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
+                point = "/".join(map(str, key))
+                problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"
+                raise InputError(str(file), problem, "leave one of them out")
 
 
 def check_points(points: Sequence[SweepPoint], profile: Profile, place: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sim.calibration.checked_tables import need_columns, numbers, read_csv
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import SweepPoint, points_of, read_table, simulate_point
+from sim.calibration.from_sweep import COLUMNS, SweepPoint, points_of, simulate_point
 from sim.calibration.noise import perturbed
 from sim.calibration.single_replica import Floats
 from sim.errors import InputError
@@ -39,14 +40,14 @@ def read_layouts(file: Path) -> list[Layout] | None:
     ------
     InputError : unreadable, a column is missing, a layout without GPUs, or one with several numbers of blocks.
     """
-    table = read_table(file, (_GPUS, _BLOCKS))
+    table = read_csv(file, ())
     if _GPUS not in table:
         return None
-    odd = table[~(table[_GPUS] % 1 == 0)]  # NaN, too
-    if len(odd):
-        problem = f"gpus is {odd[_GPUS].iloc[0]:g}"
-        where = f"{file}, row {int(odd.index[0]) + 1}"
-        raise InputError(where, problem, "give the GPUs that share a layer, e.g. 4")
+    need_columns(file, table, COLUMNS)
+    table[_GPUS] = numbers(file, table, _GPUS, least=1, whole=True, fix="give the GPUs that share a layer, e.g. 4")
+    if _BLOCKS in table:
+        table[_BLOCKS] = numbers(file, table, _BLOCKS, least=1, whole=True, gaps=True)
+    measured = ~table[list(COLUMNS)].isna().all(axis=1)
     found = []
     for gpus in sorted(set(table[_GPUS])):
         rows = table[table[_GPUS] == gpus]
@@ -54,7 +55,9 @@ def read_layouts(file: Path) -> list[Layout] | None:
         if len(blocks) > 1:
             problem = f"several kv_blocks for {gpus:g} GPUs ({blocks[0]:g} and {blocks[1]:g})"
             raise InputError(str(file), problem, "give one for a layout")
-        found.append(Layout(int(gpus), max(1, int(blocks[0])) if blocks else None, points_of(rows)))
+        here = rows[measured[rows.index]]
+        points = points_of(file, here) if len(here) else []
+        found.append(Layout(int(gpus), int(blocks[0]) if blocks else None, points))
     return found
 
 

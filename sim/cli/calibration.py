@@ -49,16 +49,16 @@ _Scenario = Annotated[
         autocompletion=completion.scenarios,
     ),
 ]  # fmt: skip
-_BatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started.")]
-_Seqs = Annotated[int, typer.Option("--max-num-seqs", min=1, help="As vLLM was started.")]
-_Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
 # Of a command that may begin from a profile: what is not given stays the profile's.
-_StartsSeqs = Annotated[
-    int | None, typer.Option("--max-num-seqs", min=1, help="As vLLM was started; else the profile's, or 256.")
-]
-_StartsBatchedTokens = Annotated[
+_Seqs = Annotated[
     int | None,
-    typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started; else the profile's, or 2048."),
+    typer.Option("--max-num-seqs", min=1, help="As vLLM was started; else the profile's, or its default."),
+]
+_BatchedTokens = Annotated[int | None, typer.Option("--max-num-batched-tokens", min=1, help="Likewise.")]
+_Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
+_OfGpu = Annotated[
+    str | None,
+    typer.Option("--gpu", help="GPU that vLLM ran on, e.g. H100-SXM: its default limits hang on it."),
 ]
 _StartsAsync = Annotated[
     bool | None,
@@ -114,8 +114,8 @@ def kernels(
         str | None, typer.Option("--link-gpu", help="GPU whose shipped all-reduces to take, e.g. H100-SXM.")
     ] = None,
     no_links: Annotated[bool, typer.Option("--no-links", help="Leave out what GPUs tell each other.")] = False,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _AsyncScheduling = True,
     prefix_caching: _PrefixCaching = True,
     out: _Out = None,
@@ -125,10 +125,10 @@ def kernels(
     Several GPUs: all-reduces and all-to-alls are in no such table. Without a `--link-` option those that come with
     tokenpools for the GPU that meta.yaml names are taken.
     """
-    from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
+    from sim.calibration.from_kernels import LinkChoice, calibrate_kernels, gpu_of
 
-    blocks = _blocks(kv_blocks, kv_tokens)
-    engine = _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
+    engine: dict[str, Any] = {"kv_blocks": _blocks(kv_blocks, kv_tokens), "async_scheduling": async_scheduling}
+    engine |= {"prefix_caching": prefix_caching, **_batch(gpu_of(folder), max_num_seqs, max_num_batched_tokens)}
     links = LinkChoice(
         table=link_table, latency_s=link_latency_s, bytes_per_s=link_bytes_per_s, gpu=link_gpu, none=no_links
     )
@@ -160,11 +160,12 @@ def records(
     ] = None,
     scenario: _Scenario = None,
     ttft_from: _TtftFrom = "arrival",
-    max_num_seqs: _StartsSeqs = None,
-    max_num_batched_tokens: _StartsBatchedTokens = None,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _StartsAsync = None,
     prefix_caching: _StartsCaching = None,
     gpus: _StartsGpus = None,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
@@ -178,7 +179,7 @@ def records(
     from sim.scenario.load import load_scenario
 
     run = _read(read_run, file, ttft_from)
-    begin = _start(start, kv_blocks, kv_tokens, {
+    begin = _start(start, gpu, kv_blocks, kv_tokens, {
         "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
         "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
     })  # fmt: skip
@@ -212,11 +213,12 @@ def sweep(
             help="Share of a layer's experts that a token uses, e.g. 0.0625: a mixture of experts.",
         ),
     ] = None,
-    max_num_seqs: _StartsSeqs = None,
-    max_num_batched_tokens: _StartsBatchedTokens = None,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _StartsAsync = None,
     prefix_caching: _StartsCaching = None,
     gpus: _StartsGpus = None,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s.
@@ -234,7 +236,7 @@ def sweep(
     }  # fmt: skip
     layouts = read_layouts(file)
     if layouts is None:
-        begin = _start(start, kv_blocks, kv_tokens, given, expert_share)
+        begin = _start(start, gpu, kv_blocks, kv_tokens, given, expert_share)
         terms = sweep_terms(begin, without=without or ())
         _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
         return
@@ -242,7 +244,7 @@ def sweep(
         raise InputError("--gpus", f"{gpus}, and {file} has a column gpus", "leave it out")
     if kv_blocks is None and kv_tokens is None and start is None:
         kv_blocks = next((layout.kv_blocks for layout in layouts if layout.kv_blocks is not None), None)
-    sweeps = layout_sweeps(_start(start, kv_blocks, kv_tokens, given, expert_share), layouts)
+    sweeps = layout_sweeps(_start(start, gpu, kv_blocks, kv_tokens, given, expert_share), layouts)
     for sweep, made in zip(sweeps, calibrate_layouts(sweeps, without=without or (), place=file.stem), strict=True):
         _write(made, None if out is None else out / f"gpus-{sweep.gpus}.yaml")
 
@@ -260,17 +262,18 @@ def aiconfigurator(
     version: Annotated[str | None, typer.Option("--vllm", help="Of vLLM; without it the newest measured.")] = None,
     kv_blocks: _KvBlocks = None,
     kv_tokens: _KvTokens = None,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 8192,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
 ) -> None:
     """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here."""
-    from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator
+    from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator, known_gpu
 
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    batch = _batch(known_gpu(gpu), max_num_seqs, max_num_batched_tokens)
     made = calibrate_aiconfigurator(
         model_name, gpu, tp=tp, ep=ep, dp=dp, gemm_quant=precision, version=version, kv_blocks=blocks,
-        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=batch["max_num_seqs"], max_num_batched_tokens=batch["max_num_batched_tokens"],
     )  # fmt: skip
     _write(made, out)
 
@@ -283,8 +286,8 @@ def endpoint(
     model: Annotated[
         str | None, typer.Option("--model", help="Model to ask for; without it the first that the server lists.")
     ] = None,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     max_model_tokens: Annotated[
         int | None, typer.Option("--max-model-tokens", min=32, help="Without it what the server says.")
     ] = None,
@@ -303,6 +306,7 @@ def endpoint(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer measurements: a third of the time, wider intervals.")
     ] = False,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a running server, measured with fresh prompts: its iterations, and what it takes outside them."""
@@ -310,8 +314,8 @@ def endpoint(
     from sim.calibration.measure_server import measure_endpoint
 
     measurements = measure_endpoint(
-        base_url, key=os.environ.get("OPENAI_API_KEY"), quick=quick, model=model, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens, max_model_tokens=max_model_tokens, kv_blocks=kv_blocks,
+        base_url, key=os.environ.get("OPENAI_API_KEY"), quick=quick, model=model,
+        **_batch(gpu, max_num_seqs, max_num_batched_tokens), max_model_tokens=max_model_tokens, kv_blocks=kv_blocks,
         block_tokens=block_tokens, kv_bytes_per_token=kv_bytes_per_token, async_scheduling=async_scheduling,
         token_ids=token_ids, progress=lambda words: typer.echo(f"measuring {words}", err=True),
     )  # fmt: skip
@@ -324,12 +328,18 @@ def model(
     gpu: Annotated[str, typer.Option("--gpu", help="GPU, e.g. H100-SXM.")],
     gpus: _Gpus = 1,
     weight_bits: Annotated[Literal["16", "8", "4"], typer.Option("--weight-bits")] = "16",
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
 ) -> None:
     """From no measurement: a roofline for the model of CONFIG on a GPU, with the links between several."""
     from sim.calibration.from_model import calibrate_model
 
-    _write(calibrate_model(config, gpu, gpus=gpus, weight_bits=int(weight_bits)), out)
+    blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    engine = _batch(gpu, max_num_seqs, max_num_batched_tokens)
+    _write(calibrate_model(config, gpu, gpus=gpus, weight_bits=int(weight_bits), kv_blocks=blocks, **engine), out)
 
 
 def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:
@@ -351,20 +361,29 @@ def _read(reader: Any, file: Path, ttft_from: str) -> Any:
     return run
 
 
-def _engine(
-    kv_blocks: int, max_num_seqs: int, max_num_batched_tokens: int, async_scheduling: bool, prefix_caching: bool
-) -> dict[str, Any]:
-    return {
-        "kv_blocks": kv_blocks,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "async_scheduling": async_scheduling,
-        "prefix_caching": prefix_caching,
-    }
+def _batch(gpu: str | None, max_num_seqs: int | None, max_num_batched_tokens: int | None) -> dict[str, int]:
+    """Return the sequences and tokens of an iteration: what is given, else vLLM's default on the GPU, and say so."""
+    from sim.profiles.gpus import batch_defaults
+
+    usual = batch_defaults(gpu)
+    seqs, tokens = max_num_seqs or usual.max_num_seqs, max_num_batched_tokens or usual.max_num_batched_tokens
+    if max_num_seqs is None:
+        seqs = min(seqs, tokens)  # as vLLM does
+    if tokens < seqs:
+        raise InputError(
+            "--max-num-batched-tokens", f"{tokens} is below --max-num-seqs ({seqs}), which vLLM refuses",
+            f"give at least {seqs}",
+        )  # fmt: skip
+    taken = [f"--max-num-seqs {seqs}"] if max_num_seqs is None else []
+    taken += [f"--max-num-batched-tokens {tokens}"] if max_num_batched_tokens is None else []
+    if taken:
+        typer.echo(f"taken: {' '.join(taken)} ({usual.words}); give what yours was started with", err=True)
+    return {"max_num_seqs": seqs, "max_num_batched_tokens": tokens}
 
 
 def _start(
     ref: str | None,
+    gpu: str | None,
     kv_blocks: int | None,
     kv_tokens: int | None,
     given: dict[str, Any],
@@ -376,9 +395,12 @@ def _start(
 
     engine = {name: value for name, value in given.items() if value is not None}
     if ref is None:
-        usual = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "async_scheduling": True, "prefix_caching": True}
+        engine |= _batch(gpu, given["max_num_seqs"], given["max_num_batched_tokens"])
+        usual: dict[str, Any] = {"async_scheduling": True, "prefix_caching": True}
         step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5, expert_share=expert_share or 0.0)
         return Profile(step_time=step_time, kv_blocks=_blocks(kv_blocks, kv_tokens), **usual | engine)
+    if gpu is not None:
+        raise InputError("--gpu", "given beside --profile, which says what its engine takes", "leave one of them out")
     begin = load_profile(ref, file="--profile")
     if expert_share is not None:
         if not isinstance(begin.step_time, FittedStepTime):
@@ -407,7 +429,9 @@ def validate_profile(
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for a plot of every request.")] = None,
     at_most: Annotated[
         float | None,
-        typer.Option("--at-most", help="Exit with 1 where a mean is off by more than this many percent."),
+        typer.Option(
+            "--at-most", callback=above_zero, help="Exit with 1 where a mean is off by more than this many percent."
+        ),
     ] = None,
 ) -> None:
     """Simulate a measured RUN with PROFILE (a name or a path) and print the errors, and what of them is chance.
@@ -450,6 +474,8 @@ def profiles(
     gpu: Annotated[str, typer.Argument(metavar="[GPU]", help="E.g. H200-SXM.")] = "",
 ) -> None:
     """Name the shipped profiles nearest to a MODEL and a GPU, with their errors and what they were measured for."""
-    from sim.profiles.nearest import described
+    from sim.profiles.nearest import described, unsaid
 
+    if unsaid(model_name, gpu):
+        typer.echo(unsaid(model_name, gpu), err=True)
     tables.show_rows(described(model_name, gpu))
