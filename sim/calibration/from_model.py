@@ -44,7 +44,7 @@ def read_model(ref: str) -> tuple[str, Mapping[str, Any]]:
 
 def calibrate_model(
     ref: str, gpu: str, *, gpus: int = 1, weight_bits: int = 16, kv_blocks: int | None = None,
-    max_num_seqs: int = 256, max_num_batched_tokens: int = 2048,
+    gpu_memory_utilization: float = 0.9, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048,
 ) -> Profile:
     """Return the roofline of a model, two all-reduces a layer included where times between such GPUs are shipped.
 
@@ -58,7 +58,8 @@ def calibrate_model(
     """
     name, shape = read_model(ref)
     profile = roofline_profile(
-        shape, gpu, gpus=gpus, weight_bits=weight_bits, name=name, kv_blocks=kv_blocks, max_num_seqs=max_num_seqs,
+        shape, gpu, gpus=gpus, weight_bits=weight_bits, name=name, kv_blocks=kv_blocks,
+        gpu_memory_utilization=gpu_memory_utilization, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
     table = shipped_links(gpu, gpus) if gpus > 1 else None

@@ -27,6 +27,7 @@ COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "fini
 _TIMES = ("arrival_s", "first_token_s", "finish_s")
 _EPOCH_S = 3e8  # more seconds than any machine has been up: clocks that differ by it do not begin at one time
 _FEW = 30
+_RECORDS = "requests.parquet"
 _HASHED_TOKENS = 512  # of a named block of a prompt, as Mooncake's traces have them
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -58,6 +59,7 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
 
     Parameters
     ----------
+    file : of a load generator or an engine, or a result folder of ``tokenpools replay``.
     ttft_from : "arrival", or "queue" to count from the engine's queue, where the file says when a request got there:
         what servers and load generators take before it is then no part of any latency.
 
@@ -66,6 +68,8 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     InputError : unreadable, columns missing, no request that finished, clocks that do not fit, or prefixes that
         contradict the lengths.
     """
+    if (file / _RECORDS).is_file():
+        file = file / _RECORDS
     table = read_table(file)
     notes = [f"read as {table.attrs.get('format', '')}; times to first token count from the {ttft_from}"]
     if ttft_from == "queue":
@@ -104,7 +108,7 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     )
     first_s, finish_s = (given[name].where(ended).to_numpy(float) - start_s for name in ("first_token_s", "finish_s"))
     return MeasuredRun(
-        name=file.parent.name if file.name == "requests.jsonl" else file.stem,
+        name=file.parent.name if file.name in ("requests.jsonl", _RECORDS) else file.stem,
         requests=requests,
         latencies=Latencies(first_s, finish_s),
         ttft_from=ttft_from,

@@ -33,6 +33,7 @@ calibrate = group(
     about="Make a profile from measurements; it goes to --out, or to stdout. Options alone mean `endpoint`.",
 )  # fmt: skip
 
+_TOO_NOISY = 0.2  # of the error on iterations that were left out, relative [choice]
 _Out = Annotated[Path | None, typer.Option("--out", help="Profile file to write; without it stdout.")]
 _PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching")]
 _AsyncScheduling = Annotated[bool, typer.Option("--async-scheduling/--no-async-scheduling")]
@@ -134,9 +135,14 @@ def kernels(
     )
     shape: dict[str, Any] = {"layers": layers, "hidden_size": hidden_size, "experts": experts}
     shape |= {"experts_per_token": experts_per_token}
-    _write(
-        calibrate_kernels(folder, gpus=gpus, expert_parallel=expert_parallel, links=links, **shape, **engine), out
-    )
+    made = calibrate_kernels(folder, gpus=gpus, expert_parallel=expert_parallel, links=links, **shape, **engine)
+    _write(made, out)
+    ends = made.step_time.measured_to
+    if made.max_num_batched_tokens > ends[0] or made.max_num_seqs > ends[1]:
+        typer.echo(
+            f"warning: the tables end at {ends[0]:.0f} tokens and {ends[1]:.0f} sequences of an iteration; what the "
+            "engine may run beyond is extrapolated", err=True,
+        )  # fmt: skip
 
 
 @command(of=calibrate)
@@ -170,8 +176,8 @@ def records(
 ) -> None:  # fmt: skip
     """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
 
-    Read are CSV, parquet and JSONL of such columns, requests.jsonl of LLMServingSim, `vllm bench serve
-    --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
+    Read are result folders of `tokenpools replay`, CSV, parquet and JSONL of such columns, requests.jsonl of
+    LLMServingSim, `vllm bench serve --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
     """
     from sim.calibration.from_records import calibrate_records, terms_for
     from sim.calibration.measured import read_run
@@ -319,7 +325,11 @@ def endpoint(
         block_tokens=block_tokens, kv_bytes_per_token=kv_bytes_per_token, async_scheduling=async_scheduling,
         token_ids=token_ids, progress=lambda words: typer.echo(f"measuring {words}", err=True),
     )  # fmt: skip
-    _write(calibrate_live(measurements), out)
+    made = calibrate_live(measurements)
+    _write(made, out)
+    if made.calibration is not None and max(made.calibration.noise_floor.values(), default=0.0) > _TOO_NOISY:
+        hint = "leave --quick out" if quick else "see that nobody else uses it"
+        typer.echo(f"warning: chance is a fifth of an iteration and more; measure again, and {hint}", err=True)
 
 
 @command(of=calibrate)
@@ -330,6 +340,9 @@ def model(
     weight_bits: Annotated[Literal["16", "8", "4"], typer.Option("--weight-bits")] = "16",
     kv_blocks: _KvBlocks = None,
     kv_tokens: _KvTokens = None,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option("--gpu-memory-utilization", max=1, callback=above_zero, help="As vLLM was started.")
+    ] = 0.9,
     max_num_seqs: _Seqs = None,
     max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
@@ -338,8 +351,13 @@ def model(
     from sim.calibration.from_model import calibrate_model
 
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
-    engine = _batch(gpu, max_num_seqs, max_num_batched_tokens)
-    _write(calibrate_model(config, gpu, gpus=gpus, weight_bits=int(weight_bits), kv_blocks=blocks, **engine), out)
+    batch = _batch(gpu, max_num_seqs, max_num_batched_tokens)
+    made = calibrate_model(
+        config, gpu, gpus=gpus, weight_bits=int(weight_bits), kv_blocks=blocks,
+        gpu_memory_utilization=gpu_memory_utilization, max_num_seqs=batch["max_num_seqs"],
+        max_num_batched_tokens=batch["max_num_batched_tokens"],
+    )  # fmt: skip
+    _write(made, out)
 
 
 def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:

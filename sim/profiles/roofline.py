@@ -13,7 +13,6 @@ from sim.scenario.profile import Physics, Profile
 from sim.scenario.validation_errors import suggestion
 
 _MOST = 1e9
-_USABLE = 0.9  # vLLM's gpu_memory_utilization
 _RESERVED_BYTES = 1.8e9  # of one GPU; 1.7e9 and 1.9e9 in two engines of 2,048 batched tokens, 3.1e9 in one of 8,192
 
 
@@ -99,13 +98,14 @@ def roofline_profile(
     weight_bits: int = 16,
     kv_bits: int = 16,
     kv_blocks: int | None = None,
+    gpu_memory_utilization: float = 0.9,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
     name: str = "roofline",
 ) -> Profile:
     """Return a profile that needs no measurement: peak rates, times the default efficiencies of `RooflineStepTime`.
 
-    Without ``kv_blocks`` the KV cache is reckoned: what nine tenths of the memory leave after weights and reserve.
+    Without ``kv_blocks`` the KV cache is reckoned: what the share of memory leaves after weights and reserve.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def roofline_profile(
     work = replace(shape.work, kv_bytes_per_token=copies * shape.work.kv_bytes_per_token)
     shape = replace(shape, work=work)
     hardware = GPUS[gpu].hardware(gpus, weight_bits)
-    room_bytes = gpus * (_USABLE * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
+    room_bytes = gpus * (gpu_memory_utilization * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
     block_tokens = 16
     reckoned = kv_blocks is None
     kv_blocks = kv_blocks or int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))

@@ -207,11 +207,15 @@ def data_folder(folder: Path | None = None) -> Path:
 
 def sweep_profile(folder: Path) -> Profile:
     """Return the H100's profile, from its closed-loop sweeps alone."""
-    points = _points(read_csv(folder / SWEEPS, ("workload", "series"), f"name a folder with {FOLDER}"))
+    return fitted_to(sweep_points(read_csv(folder / SWEEPS, ("workload", "series"), f"name a folder with {FOLDER}")))
+
+
+def fitted_to(points: Sequence[Point]) -> Profile:
+    """Return the profile that simulates some of the sweeps' runs best."""
     start = np.array(list(_TERMS.values()))
 
     def residuals(x: Floats) -> Floats:
-        profile = _profile(dict(zip(_TERMS, (x * start).tolist(), strict=True)))
+        profile = _profile(dict(zip(_TERMS, (x * start).tolist(), strict=True)), len(points))
         return np.concatenate([point.residuals(profile) for point in points])
 
     found = least_squares(
@@ -223,7 +227,7 @@ def sweep_profile(folder: Path) -> Profile:
         bounds=(0.05, 5.0),
         max_nfev=12,
     )
-    return _profile(dict(zip(_TERMS, (found.x * start).tolist(), strict=True)))
+    return _profile(dict(zip(_TERMS, (found.x * start).tolist(), strict=True)), len(points))
 
 
 def check_tenants(folder: Path | None = None, profile: Profile | None = None) -> list[Arm]:
@@ -281,19 +285,26 @@ def arms_table(arms: Sequence[Arm]) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Point:
-    """One closed-loop run: what was asked, and what the fit compares."""
+class Point:
+    """One closed-loop run: what was asked, what the fit compares, and what of the means is chance, relative."""
 
+    name: str
     requests: Requests
     concurrency: int
     measured: dict[str, float]
+    chance: dict[str, float]
 
-    def residuals(self, profile: Profile) -> Floats:
+    def simulated(self, profile: Profile) -> dict[str, float]:
+        """Return what a profile makes of what is compared."""
         made = closed_loop(profile, self.requests, self.concurrency, max_in_flight=_CONNECTIONS)
         assert made.arrival_s is not None
-        statistics = _statistics(
+        return _statistics(
             self.requests, self.concurrency, made.first_token_s - made.arrival_s, made.finish_s - made.arrival_s
         )
+
+    def residuals(self, profile: Profile) -> Floats:
+        """Return how far a profile is off, weighted by how well each statistic repeats."""
+        statistics = self.simulated(profile)
         return np.array(
             [
                 _WEIGHTS.get(name, 1.0) * np.log(statistics[name] / there)
@@ -302,7 +313,7 @@ class _Point:
         )
 
 
-def _points(sweeps: pd.DataFrame) -> list[_Point]:
+def sweep_points(sweeps: pd.DataFrame) -> list[Point]:
     """Return the runs of the later series; of ``fixed`` alone also the first, in which no prompt was cached."""
     points = []
     runs = sweeps[(sweeps.series == "benchmark") & (sweeps.ok == 1) & (sweeps.concurrency <= 2 * 64)]
@@ -319,7 +330,11 @@ def _points(sweeps: pd.DataFrame) -> list[_Point]:
         )
         measured = _statistics(requests, concurrency, rows.ttft_s.to_numpy(), rows.e2e_s.to_numpy())
         measured["tpot"] = float(rows.tpot_s.mean())
-        points.append(_Point(requests, concurrency, measured))
+        chance = {
+            name: 1.96 * float(values.std() / np.sqrt(len(values)) / values.mean())
+            for name, values in (("tpot", rows.tpot_s), ("e2e", rows.e2e_s), ("ttft mean", rows.ttft_s))
+        }
+        points.append(Point(f"{workload} x{concurrency}", requests, concurrency, measured, chance))
     return points
 
 
@@ -364,11 +379,11 @@ def _statistics(requests: Requests, concurrency: int, ttft_s: Floats, e2e_s: Flo
     return found
 
 
-def _profile(values: Mapping[str, float]) -> Profile:
+def _profile(values: Mapping[str, float], runs: int) -> Profile:
     of_step: dict[str, Any] = {name: value for name, value in values.items() if not name.startswith("request_")}
     return Profile(
         name="h100-llama-3.1-8b-kvwarden",
-        source="fitted to 16 closed-loop runs of kvwarden: vLLM 0.19.0, Llama-3.1-8B bf16, one H100",
+        source=f"fitted to {runs} closed-loop runs of kvwarden: vLLM 0.19.0, Llama-3.1-8B bf16, one H100",
         step_time=FittedStepTime(captured_tokens=_CAPTURED, **of_step),
         max_num_seqs=1024,
         max_num_batched_tokens=8192,

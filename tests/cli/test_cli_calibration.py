@@ -139,3 +139,26 @@ def test_a_sweep_of_several_layouts_writes_a_profile_of_each(tmp_path: Path) -> 
     code, said = invoke("calibrate", "sweep", file, "--profile", linear, "--expert-share", 0.25)
     assert "--expert-share: given, and the step time of" in said
     assert "begin from one of kind fitted" in " ".join(said.split())
+
+
+def test_what_a_replay_recorded_is_a_run(tmp_path: Path) -> None:
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(yaml.safe_dump({
+        "version": 1, "policies": ["none"], "horizon_s": 30,
+        "pool": {"profile": "h100-llama-3.1-8b", "entitlements": [{"name": "chat", "service_class": "elastic"}]},
+        "workload": [{"entitlement": "chat", "arrivals": {"kind": "poisson", "rate_per_s": 2}, "prompt_tokens": 300,
+                      "output_tokens": 60}],
+    }))  # fmt: skip
+    assert invoke("run", scenario, "--out", tmp_path / "r")[0] == 0
+    code, said = invoke("validate-profile", "h100-llama-3.1-8b", tmp_path / "r")
+    assert code == 0, said
+    errors = [float(line.split()[4]) for line in said.splitlines() if line.startswith("e2e")]
+    assert len(errors) == 4
+    assert max(map(abs, errors)) < 1
+
+
+def test_tables_that_end_before_the_engine_does_are_said(folder: Path, tmp_path: Path) -> None:
+    words = ("calibrate", "kernels", folder, "--kv-blocks", 9000, "--out", tmp_path / "out.yaml")
+    said = "the tables end at 2048 tokens and 128 sequences of an iteration"
+    assert said in invoke(*words)[1]  # an H100's default is 8,192 and 1,024
+    assert said not in invoke(*words, "--max-num-batched-tokens", 2048, "--max-num-seqs", 128)[1]

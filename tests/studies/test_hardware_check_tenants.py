@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +120,21 @@ def test_without_data_it_says_what_to_give(monkeypatch: pytest.MonkeyPatch, tmp_
         data_folder()
     with pytest.raises(InputError, match=f"name a folder with {FOLDER}"):
         data_folder(tmp_path)
+
+
+@needs_data
+def test_the_page_says_what_the_arms_show(arms: dict[str, Arm]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text()
+    on_h100 = [arm for name, arm in arms.items() if name.startswith("h100")]
+    row = next(line for line in page.splitlines() if line.startswith("| 9 on H100 |")).split("|")
+    for cell, name in zip(row[3:7], ("e2e mean", "e2e p50", "ttft p50", "ttft p99"), strict=True):
+        errors = [100 * (here / there - 1) for there, here in (arm.latencies()[name] for arm in on_h100)]
+        said = [float(number) for number in re.findall(r"[+-]\d+\.\d", cell)]
+        assert said == pytest.approx([min(errors), max(errors)], abs=0.06), name
+    undecided = [arm.name for arm in on_h100 if arm.misses()]
+    assert f"{len(undecided)} without verdict" in row[6]
+    for name in undecided:
+        there, here = arms[name].latencies()["ttft p99"]
+        assert f"{100 * (here / there - 1):.1f}" in page
+        assert f"{100 * arms[name].floor()['ttft p99']:.1f}" in page
+    assert page.count("<!-- silicon:") == 2
