@@ -143,7 +143,7 @@ def _check_repeats(file: Path, table: pd.DataFrame) -> None:
         for name in COLUMNS[3:]:
             times = rows[name].to_numpy(float)
             least, most = times.min(), times.max()
-            if most > _CONTRADICT * least:
+            if most / _CONTRADICT > least:
                 low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
                 point = "/".join(map(str, key))
                 problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"

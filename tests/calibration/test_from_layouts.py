@@ -191,6 +191,8 @@ def test_a_file_of_several_layouts_makes_a_profile_of_each(tmp_path: Path) -> No
         (f"{HEAD}\n4,512,64,0.1,0.01,,900", "row 2: gpus is missing; give the GPUs that share a layer"),
         (f"{HEAD}\n4,512,64,0.1,0.01,1.5,900", "row 2: gpus '1.5' is no whole number"),
         (f"{HEAD}\n4,512,64,0.1,0.01,2,900\n8,512,64,0.1,0.01,2,901", "several kv_blocks for 2 GPUs (900 and 901)"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,900,7,8", "has rows of more cells than its header; give each row as many"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,-{'9' * 400}", "row 2: kv_blocks '-9999"),
         (f"{HEAD}\n4,many,64,0.1,0.01,2,900", "row 2: prompt_tokens 'many' is no number"),
     ],
 )
