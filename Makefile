@@ -262,7 +262,7 @@ sbom: $(TOOLS)/.ready
 audit: $(TOOLS)/.ready
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(AUDIT)
 
-# The errors on every measured run of real engines in TOKENPOOLS_DATA, printed with their noise floors: some minutes.
+# The errors on every measured run and sweep of real engines in TOKENPOOLS_DATA, with their noise floors: some minutes.
 .PHONY: errors
 errors: $(VENV)/.ready
 	TOKENPOOLS_EVERY_RUN=1 $(BIN)/pytest -q tests/calibration/test_error_table.py

@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from policies.adaptive import Adaptive, AdaptivePolicy
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
-from policies.bands import Bands, BandsPolicy
-from policies.cap import Cap, CapPolicy
-from policies.class_slots import ClassSlots, ClassSlotsPolicy
-from policies.cohort import Cohort, CohortPolicy
-from policies.concur import Concur, ConcurPolicy
-from policies.dagor import Dagor, DagorPolicy
-from policies.datarobot import DataRobot, DataRobotPolicy
-from policies.dedicated import Dedicated, DedicatedPolicy
-from policies.dlpm import Dlpm, DlpmPolicy
-from policies.fair_queue import Drr, FairQueue, FairQueuePolicy, Las, Vtc
-from policies.fairserve import FairServe, FairServePolicy
-from policies.llm_d_flow_control import LlmDFlowControl, LlmDFlowControlPolicy
-from policies.no_control import NoControl, NoControlPolicy
-from policies.parts.estimates import ESTIMATES
-from policies.parts.orders import ORDERS
-from policies.parts.saturation import SATURATIONS
-from policies.polyserve import PolyServe, PolyServePolicy
-from policies.predictive_pool.params import PredictivePool
-from policies.predictive_pool.policy import PredictivePoolPolicy
-from policies.presets.gateways import AzurePtu, Bedrock, EnvoyAiGateway, Kuadrant, LiteLlm, SmgTenants
-from policies.presets.schedulers import Dynamo, K8sApf, Kthena, LlmD, Smg
-from policies.prio_reserve import PrioReserve, PrioReservePolicy
-from policies.ptu import Ptu, PtuPolicy
-from policies.rate_limit import RateLimit, RateLimitPolicy
-from policies.reserve import Reserve, ReservePolicy
-from policies.routers.adapter_aware import AdapterAware, AdapterAwareRouter
-from policies.routers.expected_time import LeastExpectedTime, LeastExpectedTimeRouter
-from policies.routers.prefix_aware import PrefixAware, PrefixAwareRouter
-from policies.routers.scored import Random, RandomRouter, Scored, ScoredRouter
-from policies.routers.slo_tier import SloTier, SloTierRouter
-from policies.routing import LeastOutstandingTokens, LeastOutstandingTokensRouter, RoundRobin, RoundRobinRouter
-from policies.scaling.capacity import Capacity, CapacityRule
-from policies.scaling.governor import Governor
-from policies.scaling.rules import Fixed, Saturation, SaturationRule, Sla, SlaRule, Utilisation, UtilisationRule
-from policies.slo_feasible import SloFeasible, SloFeasiblePolicy
-from policies.token_pool.params import TokenPool
-from policies.token_pool.policy import TokenPoolPolicy
-from policies.window import Window, WindowPolicy
+
+if TYPE_CHECKING:
+    from policies.no_control import NoControl
+    from policies.rate_limit import RateLimit
+    from policies.routing_params import LeastOutstandingTokens, RoundRobin
+    from policies.scaling.capacity import Capacity
+    from policies.scaling.rules import Fixed, Saturation, Sla, Utilisation
+    from policies.token_pool.params import TokenPool
 
 Built = TypeVar("Built", covariant=True)
 
@@ -87,21 +56,98 @@ class Entry(Generic[Built]):
     traits: Traits = Traits()
 
 
+def _found(place: str) -> Any:
+    """Return what ``module:name`` of this package is."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"policies.{module}"), name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an entry's parts are: ``module:name`` in this package.
+
+    ``build`` may be a name in the module of ``params``, or a function here.
+    """
+
+    params: str
+    build: str | Callable[..., Any]
+    traits: Traits = Traits()
+
+    def entry(self) -> Entry[Any]:
+        build = self.build
+        if isinstance(build, str):
+            build = _found(build if ":" in build else f"{self.params.partition(':')[0]}:{build}")
+        return Entry(_found(self.params), build, self.traits)
+
+
+class _Registry(Mapping[str, Entry[Any]]):
+    """Entries by kind. A kind's module is imported when it is asked for: all of them take a tenth of a second."""
+
+    def __init__(self, places: Mapping[str, _Place]) -> None:
+        self._places = places
+        self._entries: dict[str, Entry[Any]] = {}
+
+    def __getitem__(self, kind: str) -> Entry[Any]:
+        entry = self._entries.get(kind)
+        if entry is None:
+            entry = self._entries[kind] = self._places[kind].entry()
+        return entry
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _Parts(Mapping[str, Mapping[str, type]]):
+    """Parts of policies by the field that holds them, imported as entries are."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, part: str) -> Mapping[str, type]:
+        found: Mapping[str, type] = _found(self._places[part])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def import_all() -> None:
+    """Import every module that something registered is in."""
+    for one in (POLICIES, ROUTERS, SCALERS, PARTS):
+        for _ in one.values():
+            pass
+
+
 def _no_control(
     params: NoControl, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance  # noqa: ARG001
 ) -> AdmissionPolicy:
+    from policies.no_control import NoControlPolicy
+
     return NoControlPolicy()
 
 
 def _rate_limit(
     params: RateLimit, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance  # noqa: ARG001
 ) -> AdmissionPolicy:
+    from policies.rate_limit import RateLimitPolicy
+
     return RateLimitPolicy(params, entitlements)
 
 
 def _token_pool(
     params: TokenPool, *, entitlements: Sequence[EntitlementSpec], kv_bytes_per_token: float | None, chance: Chance
 ) -> AdmissionPolicy:
+    from policies.token_pool.policy import TokenPoolPolicy
+
     return TokenPoolPolicy(params, entitlements, kv_bytes_per_token=kv_bytes_per_token, chance=chance)
 
 
@@ -119,10 +165,14 @@ def _preset(params: Preset, **setting: Any) -> AdmissionPolicy:
 
 
 def _round_robin(params: RoundRobin) -> Router:  # noqa: ARG001
+    from policies.routing import RoundRobinRouter
+
     return RoundRobinRouter()
 
 
 def _least_outstanding_tokens(params: LeastOutstandingTokens) -> Router:  # noqa: ARG001
+    from policies.routing import LeastOutstandingTokensRouter
+
     return LeastOutstandingTokensRouter()
 
 
@@ -135,92 +185,108 @@ def _fixed(
 def _utilisation(
     params: Utilisation, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
 ) -> Scaler:
+    from policies.scaling.governor import Governor
+    from policies.scaling.rules import UtilisationRule
+
     return Governor(params, UtilisationRule(params))
 
 
 def _saturation(
     params: Saturation, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
 ) -> Scaler:
+    from policies.scaling.governor import Governor
+    from policies.scaling.rules import SaturationRule
+
     return Governor(params, SaturationRule(params), wants_reports=True)
 
 
 def _sla(
     params: Sla, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity  # noqa: ARG001
 ) -> Scaler:
+    from policies.scaling.governor import Governor
+    from policies.scaling.rules import SlaRule
+
     return Governor(params, SlaRule(params, per_replica), wants_progress=True)
 
 
 def _capacity(
     params: Capacity, *, policy: AdmissionPolicy, entitlements: Sequence[EntitlementSpec], per_replica: PoolCapacity
 ) -> Scaler:
+    from policies.scaling.capacity import CapacityRule
+    from policies.scaling.governor import Governor
+
     return Governor(params, CapacityRule(params, policy, entitlements, per_replica))
 
 
 _CONSERVES = Traits(work_conserving=True)
 
-POLICIES: Mapping[str, Entry[AdmissionPolicy]] = MappingProxyType({
-    "none": Entry(NoControl, _no_control, Traits(work_conserving=True, refuses_oversize=False)),
-    "cap": Entry(Cap, CapPolicy),
-    "rate-limit": Entry(RateLimit, _rate_limit),
-    "window": Entry(Window, WindowPolicy, Traits(refuses_oversize=False)),
-    "reserve": Entry(Reserve, ReservePolicy),
-    "ptu": Entry(Ptu, PtuPolicy, Traits(refuses_oversize=False)),
-    "prio-reserve": Entry(PrioReserve, PrioReservePolicy, Traits(refuses_oversize=False)),
-    "bands": Entry(Bands, BandsPolicy),
-    "class-slots": Entry(ClassSlots, ClassSlotsPolicy),
-    "cohort": Entry(Cohort, CohortPolicy, Traits(reads_baselines=True)),
-    "slo-feasible": Entry(SloFeasible, SloFeasiblePolicy),
-    "adaptive": Entry(Adaptive, AdaptivePolicy),
-    "dagor": Entry(Dagor, DagorPolicy),
-    "dedicated": Entry(Dedicated, DedicatedPolicy, Traits(keeps_floors=True)),
-    "fair-queue": Entry(FairQueue, FairQueuePolicy, _CONSERVES),
-    "vtc": Entry(Vtc, FairQueuePolicy, _CONSERVES),
-    "drr": Entry(Drr, FairQueuePolicy, _CONSERVES),
-    "las": Entry(Las, FairQueuePolicy, _CONSERVES),
-    "dlpm": Entry(Dlpm, DlpmPolicy, _CONSERVES),
-    "concur": Entry(Concur, ConcurPolicy),
-    "fairserve": Entry(FairServe, FairServePolicy),
-    "polyserve": Entry(PolyServe, PolyServePolicy),
-    "token-pool": Entry(TokenPool, _token_pool, Traits(keeps_floors=True, reads_baselines=True)),
-    "predictive-pool": Entry(PredictivePool, PredictivePoolPolicy, Traits(reads_baselines=True)),
-    "litellm": Entry(LiteLlm, _preset, Traits(refuses_oversize=False)),
-    "envoy-ai-gateway": Entry(EnvoyAiGateway, _preset, Traits(refuses_oversize=False)),
-    "kuadrant": Entry(Kuadrant, _preset, Traits(refuses_oversize=False)),
-    "llm-d": Entry(LlmD, _preset),
-    "llm-d-flow-control": Entry(LlmDFlowControl, LlmDFlowControlPolicy),
-    "datarobot": Entry(DataRobot, DataRobotPolicy, Traits(refuses_oversize=False)),
-    "smg": Entry(Smg, _preset),
-    "smg-tenants": Entry(SmgTenants, _preset, Traits(refuses_oversize=False)),
-    "azure-ptu": Entry(AzurePtu, _preset, Traits(refuses_oversize=False)),
-    "bedrock": Entry(Bedrock, _preset),
-    "dynamo": Entry(Dynamo, _preset, _CONSERVES),
-    "kthena": Entry(Kthena, _preset, _CONSERVES),
-    "k8s-apf": Entry(K8sApf, _preset, Traits(reads_baselines=True)),
+POLICIES: Mapping[str, Entry[AdmissionPolicy]] = _Registry({
+    "none": _Place("no_control:NoControl", _no_control, Traits(work_conserving=True, refuses_oversize=False)),
+    "cap": _Place("cap:Cap", "CapPolicy"),
+    "rate-limit": _Place("rate_limit:RateLimit", _rate_limit),
+    "window": _Place("window:Window", "WindowPolicy", Traits(refuses_oversize=False)),
+    "reserve": _Place("reserve:Reserve", "ReservePolicy"),
+    "ptu": _Place("ptu:Ptu", "PtuPolicy", Traits(refuses_oversize=False)),
+    "prio-reserve": _Place("prio_reserve:PrioReserve", "PrioReservePolicy", Traits(refuses_oversize=False)),
+    "bands": _Place("bands:Bands", "BandsPolicy"),
+    "class-slots": _Place("class_slots:ClassSlots", "ClassSlotsPolicy"),
+    "cohort": _Place("cohort:Cohort", "CohortPolicy", Traits(reads_baselines=True)),
+    "slo-feasible": _Place("slo_feasible:SloFeasible", "SloFeasiblePolicy"),
+    "adaptive": _Place("adaptive:Adaptive", "AdaptivePolicy"),
+    "dagor": _Place("dagor:Dagor", "DagorPolicy"),
+    "dedicated": _Place("dedicated:Dedicated", "DedicatedPolicy", Traits(keeps_floors=True)),
+    "fair-queue": _Place("fair_queue:FairQueue", "FairQueuePolicy", _CONSERVES),
+    "vtc": _Place("fair_queue:Vtc", "FairQueuePolicy", _CONSERVES),
+    "drr": _Place("fair_queue:Drr", "FairQueuePolicy", _CONSERVES),
+    "las": _Place("fair_queue:Las", "FairQueuePolicy", _CONSERVES),
+    "dlpm": _Place("dlpm:Dlpm", "DlpmPolicy", _CONSERVES),
+    "concur": _Place("concur:Concur", "ConcurPolicy"),
+    "fairserve": _Place("fairserve:FairServe", "FairServePolicy"),
+    "polyserve": _Place("polyserve:PolyServe", "PolyServePolicy"),
+    "token-pool": _Place("token_pool.params:TokenPool", _token_pool, Traits(keeps_floors=True, reads_baselines=True)),
+    "predictive-pool": _Place(
+        "predictive_pool.params:PredictivePool", "predictive_pool.policy:PredictivePoolPolicy",
+        Traits(reads_baselines=True),
+    ),
+    "litellm": _Place("presets.gateways:LiteLlm", _preset, Traits(refuses_oversize=False)),
+    "envoy-ai-gateway": _Place("presets.gateways:EnvoyAiGateway", _preset, Traits(refuses_oversize=False)),
+    "kuadrant": _Place("presets.gateways:Kuadrant", _preset, Traits(refuses_oversize=False)),
+    "llm-d": _Place("presets.schedulers:LlmD", _preset),
+    "llm-d-flow-control": _Place("llm_d_flow_control:LlmDFlowControl", "LlmDFlowControlPolicy"),
+    "datarobot": _Place("datarobot:DataRobot", "DataRobotPolicy", Traits(refuses_oversize=False)),
+    "smg": _Place("presets.schedulers:Smg", _preset),
+    "smg-tenants": _Place("presets.gateways:SmgTenants", _preset, Traits(refuses_oversize=False)),
+    "azure-ptu": _Place("presets.gateways:AzurePtu", _preset, Traits(refuses_oversize=False)),
+    "bedrock": _Place("presets.gateways:Bedrock", _preset),
+    "dynamo": _Place("presets.schedulers:Dynamo", _preset, _CONSERVES),
+    "kthena": _Place("presets.schedulers:Kthena", _preset, _CONSERVES),
+    "k8s-apf": _Place("presets.schedulers:K8sApf", _preset, Traits(reads_baselines=True)),
 })
 """Who is let in."""
 
-PARTS: Mapping[str, Mapping[str, type]] = MappingProxyType({
-    "estimate": ESTIMATES, "order": ORDERS, "saturation": SATURATIONS,
+PARTS: Mapping[str, Mapping[str, type]] = _Parts({
+    "estimate": "parts.estimates:ESTIMATES", "order": "parts.orders:ORDERS",
+    "saturation": "parts.saturation:SATURATIONS",
 })
 """What policies are made of: for each field that holds a part, the kinds it may be."""
 
-ROUTERS: Mapping[str, Entry[Router]] = MappingProxyType({
-    "round-robin": Entry(RoundRobin, _round_robin),
-    "least-outstanding-tokens": Entry(LeastOutstandingTokens, _least_outstanding_tokens),
-    "least-expected-time": Entry(LeastExpectedTime, LeastExpectedTimeRouter),
-    "random": Entry(Random, RandomRouter),
-    "scored": Entry(Scored, ScoredRouter),
-    "prefix-aware": Entry(PrefixAware, PrefixAwareRouter),
-    "adapter-aware": Entry(AdapterAware, AdapterAwareRouter),
-    "slo-tier": Entry(SloTier, SloTierRouter),
+ROUTERS: Mapping[str, Entry[Router]] = _Registry({
+    "round-robin": _Place("routing:RoundRobin", _round_robin),
+    "least-outstanding-tokens": _Place("routing:LeastOutstandingTokens", _least_outstanding_tokens),
+    "least-expected-time": _Place("routers.expected_time:LeastExpectedTime", "LeastExpectedTimeRouter"),
+    "random": _Place("routers.scored:Random", "RandomRouter"),
+    "scored": _Place("routers.scored:Scored", "ScoredRouter"),
+    "prefix-aware": _Place("routers.prefix_aware:PrefixAware", "PrefixAwareRouter"),
+    "adapter-aware": _Place("routers.adapter_aware:AdapterAware", "AdapterAwareRouter"),
+    "slo-tier": _Place("routers.slo_tier:SloTier", "SloTierRouter"),
 })
 """Which replica takes a request."""
 
-SCALERS: Mapping[str, Entry[Scaler | None]] = MappingProxyType({
-    "none": Entry(Fixed, _fixed),
-    "capacity": Entry(Capacity, _capacity),
-    "utilisation": Entry(Utilisation, _utilisation),
-    "saturation": Entry(Saturation, _saturation),
-    "sla": Entry(Sla, _sla),
+SCALERS: Mapping[str, Entry[Scaler | None]] = _Registry({
+    "none": _Place("scaling.rules:Fixed", _fixed),
+    "capacity": _Place("scaling.capacity:Capacity", _capacity),
+    "utilisation": _Place("scaling.rules:Utilisation", _utilisation),
+    "saturation": _Place("scaling.rules:Saturation", _saturation),
+    "sla": _Place("scaling.rules:Sla", _sla),
 })
 """How many replicas there should be."""

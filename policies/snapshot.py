@@ -33,7 +33,7 @@ from types import (
 )
 from typing import Any, Protocol, cast
 
-import policies.registry  # noqa: F401  (what is registered can be restored: its modules are loaded)
+from policies import registry
 from policies.core import GatewayCore
 
 FORMAT = 1
@@ -131,6 +131,7 @@ def load(
     data: object, *, chance: Callable[[], StatefulChance] | None = None, packages: Iterable[str] | None = None
 ) -> object:
     """Return what `dump` wrote down."""
+    registry.import_all()  # what is registered can be restored
     return _Reader(data, chance, tuple(_TRUSTED if packages is None else packages)).root()
 
 

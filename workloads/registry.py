@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from workloads.aimd import Aimd
-from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
-from workloads.clients import Adversarial, Drop, Impatient, OpenAiSdk, Retry, SharedCooldown
-from workloads.interactive import Agents, ClosedLoop, Sessions
-from workloads.lengths import Constant, Empirical, Lognormal, Pareto, Reasoning, Uniform
-from workloads.rates import Diurnal, Mmpp, Ramp, Spike
-from workloads.servegen import ServeGen
-from workloads.trace import Trace
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
 
-def _by_kind(*variants: type) -> Mapping[str, type]:
-    return MappingProxyType({variant.__dataclass_fields__["kind"].default: variant for variant in variants})  # type: ignore[attr-defined]
+class _Registry(Mapping[str, type]):
+    """Dataclasses by kind, each from its ``module:name`` in this package, which is imported when it is asked for."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, kind: str) -> type:
+        module, _, name = self._places[kind].partition(":")
+        found: type = getattr(import_module(f"workloads.{module}"), name)
+        return found
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
-ARRIVALS = _by_kind(
-    Even, Poisson, Gamma, Weibull, OnOff, Mmpp, Diurnal, Spike, Ramp, Trace, ServeGen, ClosedLoop, Sessions, Agents,
-    Aimd,
-)
+ARRIVALS: Mapping[str, type] = _Registry({
+    "even": "arrivals:Even", "poisson": "arrivals:Poisson", "gamma": "arrivals:Gamma", "weibull": "arrivals:Weibull",
+    "on-off": "arrivals:OnOff", "mmpp": "rates:Mmpp", "diurnal": "rates:Diurnal", "spike": "rates:Spike",
+    "ramp": "rates:Ramp", "trace": "trace:Trace", "servegen": "servegen:ServeGen",
+    "closed-loop": "interactive:ClosedLoop", "sessions": "interactive:Sessions", "agents": "interactive:Agents",
+    "aimd": "aimd:Aimd",
+})  # fmt: skip
 """When requests arrive: `workloads.arrivals.Arrivals`, `workloads.generate.Recorded` where lengths come with them, or
 `workloads.generate.Interactive` where they wait for answers."""
 
-LENGTHS = _by_kind(Constant, Uniform, Lognormal, Empirical, Pareto, Reasoning)
+LENGTHS: Mapping[str, type] = _Registry({
+    "constant": "lengths:Constant", "uniform": "lengths:Uniform", "lognormal": "lengths:Lognormal",
+    "empirical": "lengths:Empirical", "pareto": "lengths:Pareto", "reasoning": "lengths:Reasoning",
+})  # fmt: skip
 """How many tokens they have: each is a `workloads.lengths.LengthLaw`."""
 
-CLIENTS = _by_kind(Drop, Retry, OpenAiSdk, Impatient, SharedCooldown, Adversarial)
+CLIENTS: Mapping[str, type] = _Registry({
+    "drop": "clients:Drop", "retry": "clients:Retry", "openai-sdk": "clients:OpenAiSdk",
+    "impatient": "clients:Impatient", "shared-cooldown": "clients:SharedCooldown", "adversarial": "clients:Adversarial",
+})  # fmt: skip
 """What clients do when turned away: each is a `workloads.clients.Client`."""

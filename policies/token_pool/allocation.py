@@ -28,7 +28,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from policies.api import PoolCapacity, Resources, ServiceClass
@@ -41,7 +41,11 @@ ZERO: Vector = (0.0, 0.0, 0.0)
 UNLIMITED: Vector = (math.inf, math.inf, math.inf)
 _DIMENSIONS: Final = range(3)
 _ROUNDING: Final = 1e-9
+_NO_LIMIT: Final = float("inf")
+_PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _BURSTING: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
+# As in `policies.core`.
+_new: Final = tuple.__new__
 
 
 def vector(resources: Resources, missing: float) -> Vector:
@@ -103,178 +107,262 @@ def allocate(claims: Sequence[Claim], capacity: Vector) -> list[Grant]:
     Grants never sum to more than the capacity; no part of a demand within its limits stays unmet while there is enough
     left of everything it needs. Takes time n log n.
     """
-    shares = [0.0] * len(claims)
-    free = list(capacity)
-    limits = [claim.limit for claim in claims]
-    base = [_fraction(claim.demand, claim.baseline) for claim in claims]
-    most = [_fraction(claim.demand, claim.limit) for claim in claims]
-    for service_class in _BURSTING[:2]:
-        members = [i for i, c in enumerate(claims) if c.service_class is service_class]
-        _step(claims, members, base, shares, free, capacity)
-        if service_class is ServiceClass.DEDICATED:
-            for i in members:
-                _hold_idle(claims[i], shares[i], free)
+    parts = [_Part(claim) for claim in claims]
+    dedicated, guaranteed, elastic, spot, preemptible = _by_class(parts)
+    free = capacity
+    for part in (*dedicated, *guaranteed, *elastic):
+        part.goal = _fraction(part.demand, part.baseline)
+    _, free = _step(dedicated, free, capacity)
+    for part in dedicated:
+        free = _hold_idle(part, free)
+    _, free = _step(guaranteed, free, capacity)
     # Elastic: its baseline, then bursts beside the protected classes; and then class after class.
-    elastic = [i for i, c in enumerate(claims) if c.service_class is ServiceClass.ELASTIC]
-    held = _step(claims, elastic, base, shares, free, capacity)
-    for i in elastic:
-        limits[i] = held.limit(i, claims[i], shares[i], capacity)
-    bursting = [i for i, c in enumerate(claims) if c.service_class in _BURSTING]
-    held = _step(claims, bursting, most, shares, free, capacity)
-    for i in bursting:
-        limits[i] = _greater(_lesser(claims[i].baseline, limits[i]), held.limit(i, claims[i], shares[i], capacity))
-    for service_class in (ServiceClass.SPOT, ServiceClass.PREEMPTIBLE):
-        members = [i for i, c in enumerate(claims) if c.service_class is service_class]
-        held = _step(claims, members, most, shares, free, capacity)
-        for i in members:
-            limits[i] = held.limit(i, claims[i], shares[i], capacity)
+    level, free = _step(elastic, free, capacity)
+    for part in elastic:
+        part.bound = part.reach(level, free, capacity)
+    bursting = [part for part in parts if part.service_class in _BURSTING]
+    for members in (bursting, spot, preemptible):
+        for part in members:
+            part.goal = _fraction(part.demand, part.limit)
+        level, free = _step(members, free, capacity)
+        for part in members:
+            bound = part.reach(level, free, capacity)
+            part.bound = _greater(_lesser(part.baseline, part.bound), bound) if members is bursting else bound
     grants = []
-    for claim, share, limit in zip(claims, shares, limits, strict=True):
-        bound = _lesser(limit, claim.limit)
-        if claim.service_class in _BURSTING[:2]:
-            bound = _greater(bound, _lesser(claim.baseline, claim.limit))
-        grants.append(Grant(share, _times(claim.demand, share), bound))
+    for part in parts:
+        bound = _lesser(part.bound, part.limit)
+        if part.service_class in _PROTECTED:
+            bound = _greater(bound, _lesser(part.baseline, part.limit))
+        grants.append(_new(Grant, (part.share, _times(part.demand, part.share), bound)))
     return grants
 
 
 class _Part:
-    """One claim's part in one step of filling: how much, and what share of it was met."""
+    """A claim while it is filled, step after step.
 
-    __slots__ = ("dominant", "filled", "index", "need", "weight")
+    Every claim is gone through several times at every tick of a pool: hence numbers written out where a loop over the
+    three resources would be shorter, which costs ten times as much.
 
-    def __init__(self, index: int, weight: float, need: Vector) -> None:
-        self.index = index
-        self.weight = weight
-        self.need = need
-        self.dominant = 0.0
+    Attributes
+    ----------
+    goal : the share of its demand that a step fills it to; ``share`` is what it has, ``before`` what it had before.
+    need : what the step may give it: of each resource, and ``dominant``, the largest share of one.
+    filled : how much of the need was met, from 0 to 1.
+    satisfied_at : the level, dominant share per weight, at which all of it is.
+    bound : how far it may go, see `Grant`; its own limit until a step says.
+    """
+
+    __slots__ = (
+        "_along", "_along_dominant", "baseline", "before", "bound", "demand", "dominant", "filled", "goal", "limit",
+        "need", "satisfied_at", "service_class", "share", "weight",
+    )  # fmt: skip
+
+    def __init__(self, claim: Claim) -> None:
+        self.service_class, self.weight, self.baseline, self.limit, self.demand = claim
+        self.bound = self.limit
+        self.share = self.before = self.goal = 0.0
+        self.need = self._along = ZERO
+        self._along_dominant = -1.0
+        self.dominant = self.satisfied_at = 0.0
         self.filled = 1.0
 
+    def reach(self, level: float, free: Vector, capacity: Vector) -> Vector:
+        """Return how far it may go after a step that ended at a level with something left: see `Grant`."""
+        demand = self.demand
+        if self._along_dominant < 0:
+            self._along = demand if _any(demand) else _direction(self.baseline, capacity)
+            self._along_dominant = _dominant(self._along, capacity)
+        dominant = self._along_dominant
+        fair = level * self.weight / dominant if 0 < dominant < _NO_LIMIT else 0.0
+        reachable = _plus(_times(demand, self.share), free)
+        return _greater(reachable, _plus(_times(demand, self.before), _times(self._along, fair)))
 
-class _Step(NamedTuple):
-    """How a step ended.
 
-    ``level`` is the dominant share per weight at which the first resource ran out, or the highest reached where none
-    did; ``free`` is what was left, and ``before`` which share of its demand each member had from earlier steps.
+def _by_class(parts: Sequence[_Part]) -> tuple[list[_Part], list[_Part], list[_Part], list[_Part], list[_Part]]:
+    """Return the parts of each service class, in the order of `ServiceClass`."""
+    dedicated: list[_Part] = []
+    guaranteed: list[_Part] = []
+    elastic: list[_Part] = []
+    spot: list[_Part] = []
+    preemptible: list[_Part] = []
+    for part in parts:
+        kind = part.service_class
+        if kind is ServiceClass.ELASTIC:
+            elastic.append(part)
+        elif kind is ServiceClass.SPOT:
+            spot.append(part)
+        elif kind is ServiceClass.GUARANTEED:
+            guaranteed.append(part)
+        elif kind is ServiceClass.DEDICATED:
+            dedicated.append(part)
+        else:
+            preemptible.append(part)
+    return dedicated, guaranteed, elastic, spot, preemptible
+
+
+def _step(members: Sequence[_Part], free: Vector, capacity: Vector) -> tuple[float, Vector]:
+    """Fill each member from the share of its demand that it has to its goal; returns a level and what is left.
+
+    The level is the dominant share per weight at which the first resource ran out, or the highest reached.
     """
-
-    level: float
-    free: Vector
-    before: Mapping[int, float]
-
-    def limit(self, index: int, claim: Claim, share: float, capacity: Vector) -> Vector:
-        """Return how far a claim may go: see `Grant`."""
-        reachable = _plus(_times(claim.demand, share), self.free)
-        along = claim.demand if any(claim.demand) else _direction(claim, capacity)
-        dominant = _dominant(along, capacity)
-        fair = self.level * claim.weight / dominant if 0 < dominant < math.inf else 0.0
-        return _greater(reachable, _plus(_times(claim.demand, self.before[index]), _times(along, fair)))
-
-
-def _step(
-    claims: Sequence[Claim], members: Sequence[int], high: Sequence[float],
-    shares: list[float], free: list[float], capacity: Vector,
-) -> _Step:
-    """Fill each member from the share of its demand that it has to ``high``; ``shares`` and ``free`` follow."""
-    before = {i: shares[i] for i in members}
-    parts = [_Part(i, claims[i].weight, _times(claims[i].demand, max(0.0, high[i] - before[i]))) for i in members]
-    level = _fill(parts, free, capacity)
-    for part in parts:
-        i = part.index
-        shares[i] += max(0.0, high[i] - before[i]) * part.filled
-    return _Step(level, (free[0], free[1], free[2]), before)
-
-
-def _fill(parts: Sequence[_Part], free: list[float], capacity: Vector) -> float:
-    """Fill the parts out of ``free``; returns the level at which the first resource ran out, or the highest reached."""
     active = []
-    for part in parts:
-        part.dominant = _dominant(part.need, capacity)
-        if part.dominant == math.inf:  # it needs what the pool does not have at all
+    for part in members:
+        part.before = part.share
+        more = part.goal - part.share
+        part.need = need = _times(part.demand, more) if more > 0 else ZERO
+        part.dominant = dominant = _dominant(need, capacity)
+        part.filled = 1.0
+        if dominant == _NO_LIMIT:  # it needs what the pool does not have at all
             part.filled = 0.0
-        elif part.dominant > 0:
+        elif dominant > 0:
+            part.satisfied_at = dominant / part.weight
             active.append(part)
-    active.sort(key=lambda part: (part.dominant / part.weight, part.index))
+    active.sort(key=lambda part: part.satisfied_at)  # of equals the first stays the first
+    level, free = _fill(active, free, capacity)
+    for part in members:
+        more = part.goal - part.before
+        if more > 0:
+            part.share += more * part.filled
+    return level, free
+
+
+def _fill(active: list[_Part], free: Vector, capacity: Vector) -> tuple[float, Vector]:
+    """Fill parts, who come in the order in which they will be satisfied, out of ``free``; returns what `_step` does."""
     # Where nothing is left of something, whoever comes now is short from the start.
-    short_at = 0.0 if any(free[d] <= _ROUNDING * capacity[d] < math.inf for d in _DIMENSIONS) else math.inf
+    short_at = _NO_LIMIT
+    for d in _DIMENSIONS:
+        if free[d] <= _ROUNDING * capacity[d] < _NO_LIMIT:
+            short_at = 0.0
     level = 0.0
     while active:
-        short, level, active = _raise(active, free, level)
-        if short is None:
+        short, level, free, done = _raise(active, free, level)
+        if short < 0:
             break
         short_at = min(short_at, level)
-        for part in active:
-            if part.need[short] > 0:
+        rest = []
+        for part in active[done:]:
+            if _of(part.need, short) > 0:
                 part.filled = min(1.0, level * part.weight / part.dominant)
-        active = [part for part in active if not part.need[short] > 0]
-    return min(short_at, level)
+            else:
+                rest.append(part)
+        active = rest
+    return min(short_at, level), free
 
 
-def _raise(active: list[_Part], free: list[float], level: float) -> tuple[int | None, float, list[_Part]]:
-    """Raise the level until a resource that is still needed runs out: which, at what level, and who is not satisfied.
+def _raise(active: list[_Part], free: Vector, level: float) -> tuple[int, float, Vector, int]:
+    """Raise the level until a resource that is still needed runs out.
 
-    ``active`` comes in the order in which its members will be satisfied.
+    Returns which, or -1 where everybody is satisfied; at what level; what is left; and how many were satisfied by then.
     """
-    rates = [math.fsum(part.need[d] * part.weight / part.dominant for part in active) for d in _DIMENSIONS]
-    for done, part in enumerate(active):
-        satisfied_at = part.dominant / part.weight
+    free0, free1, free2 = free
+    rate0 = math.fsum([part.need[0] * part.weight / part.dominant for part in active])
+    rate1 = math.fsum([part.need[1] * part.weight / part.dominant for part in active])
+    rate2 = math.fsum([part.need[2] * part.weight / part.dominant for part in active])
+    done = 0
+    for part in active:
+        satisfied_at = part.satisfied_at
         while True:
-            room, short = min((_room(free[d], rates[d]), d) for d in _DIMENSIONS)
+            room, short = _room(free0, rate0), 0
+            other = _room(free1, rate1)
+            if other < room:
+                room, short = other, 1
+            other = _room(free2, rate2)
+            if other < room:
+                room, short = other, 2
             if level + room >= satisfied_at * (1 - _ROUNDING):
                 break
-            if any(other.need[short] > 0 for other in active[done:]):
-                _take(free, rates, room)
-                free[short] = 0.0
-                return short, level + room, active[done:]
-            rates[short] = 0.0  # what is left of a rate after subtracting all of its parts
-        _take(free, rates, max(0.0, satisfied_at - level))
-        level = max(level, satisfied_at)
+            if any(_of(left.need, short) > 0 for left in active[done:]):
+                free0, free1, free2 = _less(free0, rate0, room), _less(free1, rate1, room), _less(free2, rate2, room)
+                left_over = (
+                    0.0 if short == 0 else free0, 0.0 if short == 1 else free1, 0.0 if short == 2 else free2
+                )  # fmt: skip
+                return short, level + room, left_over, done
+            # What is left of a rate after subtracting all of its parts.
+            if short == 0:
+                rate0 = 0.0
+            elif short == 1:
+                rate1 = 0.0
+            else:
+                rate2 = 0.0
+        step = satisfied_at - level
+        if step > 0:
+            level = satisfied_at
+        else:
+            step = 0.0
+        free0, free1, free2 = _less(free0, rate0, step), _less(free1, rate1, step), _less(free2, rate2, step)
         per_level = part.weight / part.dominant
-        rates = [max(0.0, rates[d] - part.need[d] * per_level) for d in _DIMENSIONS]
-    return None, level, []
+        need0, need1, need2 = part.need
+        rate0 = _above_zero(rate0 - need0 * per_level)
+        rate1 = _above_zero(rate1 - need1 * per_level)
+        rate2 = _above_zero(rate2 - need2 * per_level)
+        done += 1
+    return -1, level, (free0, free1, free2), done
 
 
 def _room(free: float, rate: float) -> float:
-    return max(0.0, free) / rate if rate > 0 else math.inf
+    if rate > 0:
+        return free / rate if free > 0 else 0.0
+    return _NO_LIMIT
 
 
-def _take(free: list[float], rates: Sequence[float], step: float) -> None:
-    for d in _DIMENSIONS:
-        if rates[d] > 0 and free[d] != math.inf:
-            free[d] = max(0.0, free[d] - rates[d] * step)
+def _less(free: float, rate: float, step: float) -> float:
+    """Return what is left of a resource after it was taken at a rate for a step of the level."""
+    if rate > 0 and free != _NO_LIMIT:
+        return _above_zero(free - rate * step)
+    return free
 
 
-def _hold_idle(claim: Claim, share: float, free: list[float]) -> None:
+def _above_zero(value: float) -> float:
+    return value if value > 0 else 0.0
+
+
+def _hold_idle(part: _Part, free: Vector) -> Vector:
     """Take what a dedicated claim was promised and does not use, as far as there is that much."""
-    for d, (promised, used) in enumerate(zip(claim.baseline, _times(claim.demand, share), strict=True)):
-        if used < promised < math.inf:
-            free[d] = max(0.0, free[d] - (promised - used))
+    used = _times(part.demand, part.share)
+    left = [
+        max(0.0, there - (promised - own)) if own < promised < _NO_LIMIT else there
+        for there, promised, own in zip(free, part.baseline, used, strict=True)
+    ]
+    return (left[0], left[1], left[2])
 
 
 def _fraction(demand: Vector, bound: Vector) -> float:
     """Return how much of a demand is within a bound on each resource, from 0 to 1."""
     fraction = 1.0
-    for need, most in zip(demand, bound, strict=True):
-        if need > most:
-            fraction = min(fraction, most / need)
-    return fraction if any(demand) or any(bound) else 0.0
+    if demand[0] > bound[0]:
+        fraction = min(fraction, bound[0] / demand[0])
+    if demand[1] > bound[1]:
+        fraction = min(fraction, bound[1] / demand[1])
+    if demand[2] > bound[2]:
+        fraction = min(fraction, bound[2] / demand[2])
+    return fraction if _any(demand) or _any(bound) else 0.0
 
 
-def _direction(claim: Claim, capacity: Vector) -> Vector:
+def _direction(baseline: Vector, capacity: Vector) -> Vector:
     """Return in which proportions an idle claim would use resources: those of its baseline, else of the pool."""
-    promised = tuple(b if math.isfinite(b) else 0.0 for b in claim.baseline)
-    along = promised if any(promised) else tuple(c if math.isfinite(c) else 0.0 for c in capacity)
+    promised = [b if math.isfinite(b) else 0.0 for b in baseline]
+    along = promised if any(promised) else [c if math.isfinite(c) else 0.0 for c in capacity]
     return (along[0], along[1], along[2])
 
 
 def _dominant(need: Vector, capacity: Vector) -> float:
     """Return the largest share of any one resource."""
     largest = 0.0
-    for amount, total in zip(need, capacity, strict=True):
-        if amount > 0:
-            share = amount / total if total > 0 else math.inf
-            if share > largest:
-                largest = share
+    if need[0] > 0:
+        largest = max(largest, need[0] / capacity[0] if capacity[0] > 0 else _NO_LIMIT)
+    if need[1] > 0:
+        largest = max(largest, need[1] / capacity[1] if capacity[1] > 0 else _NO_LIMIT)
+    if need[2] > 0:
+        largest = max(largest, need[2] / capacity[2] if capacity[2] > 0 else _NO_LIMIT)
     return largest
+
+
+def _of(a: Vector, dimension: int) -> float:
+    return a[0] if dimension == 0 else a[1] if dimension == 1 else a[2]
+
+
+def _any(a: Vector) -> bool:
+    return a[0] != 0 or a[1] != 0 or a[2] != 0
 
 
 def _times(a: Vector, factor: float) -> Vector:
@@ -286,8 +374,12 @@ def _plus(a: Vector, b: Vector) -> Vector:
 
 
 def _lesser(a: Vector, b: Vector) -> Vector:
-    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
+    return (
+        b[0] if b[0] < a[0] else a[0], b[1] if b[1] < a[1] else a[1], b[2] if b[2] < a[2] else a[2]
+    )  # fmt: skip
 
 
 def _greater(a: Vector, b: Vector) -> Vector:
-    return (max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2]))
+    return (
+        b[0] if b[0] > a[0] else a[0], b[1] if b[1] > a[1] else a[1], b[2] if b[2] > a[2] else a[2]
+    )  # fmt: skip

@@ -46,12 +46,14 @@ class LeaseBook:
         rank = {service_class: place for place, service_class in enumerate(ServiceClass)}
         self._order = [spec.name for spec in sorted(specs, key=lambda spec: (rank[spec.service_class], spec.from_s))]
         self._bound: set[str] = set(bound) & self._leases.keys()
+        self._promised = self._sum(self._bound)
 
     def settle(self, in_force: Collection[str], capacity: PoolCapacity) -> Mapping[str, EntitlementState]:
         """Release the leases of who is no longer in force, and bind what fits of the others."""
         self._bound.intersection_update(in_force)
         allocatable = capacity_vector(capacity)
-        reserved = self._sum(self._bound)
+        self._promised = reserved = self._sum(self._bound)
+        bound_before = len(self._bound)
         for name in self._order:
             if name not in in_force or name in self._bound:
                 continue
@@ -64,13 +66,15 @@ class LeaseBook:
             ):
                 self._bound.add(name)
                 reserved = (with_it[0], with_it[1], with_it[2])
+        if len(self._bound) > bound_before:
+            self._promised = self._sum(self._bound)
         return {
             name: EntitlementState.BOUND if name in self._bound else EntitlementState.DEGRADED for name in in_force
         }
 
     def promised(self) -> Vector:
         """Return what all bound leases reserve."""
-        return self._sum(self._bound)
+        return self._promised
 
     def _sum(self, names: Collection[str]) -> Vector:
         leases = [self._leases[name] for name in names]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, ServiceClass
+from policies.api import EntitlementLedger, EntitlementSpec, EntitlementState, Resources, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.native import mypyc_attr
 from policies.token_pool import priority
-from policies.token_pool.allocation import ZERO, Vector
+from policies.token_pool.allocation import ZERO, Vector, baseline_vector
 from policies.token_pool.params import Rules
 
 _PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
@@ -28,8 +28,10 @@ class Account:
     Attributes
     ----------
     index : its place in the list of entitlements, which breaks ties: a name must not.
-    rank : of its service class; 0 for all where only weights count.
+    rank : of its service class; 0 for all where only weights count. ``class_weight`` is w_class of equation 1.
     protected : dedicated or guaranteed.
+    baseline : what it was promised, see `policies.token_pool.allocation.baseline_vector`.
+    reference : what its burst is measured from, 0 where nothing is.
     limits : what the entitlement says it may have at most; infinite where nothing is said.
     limit_slots, limit_kv_bytes : what check 3 and the KV check compare with: ``limits``, or what was allocated.
     most_tokens : a request of more than these can never be let in by check 4; infinite where there is no limit.
@@ -52,7 +54,10 @@ class Account:
     spec: EntitlementSpec
     index: int
     rank: int
+    class_weight: float
     protected: bool
+    baseline: Vector
+    reference: Vector
     limits: Vector
     limit_slots: float
     limit_kv_bytes: float
@@ -101,7 +106,10 @@ def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
         spec=spec,
         index=index,
         rank=priority.CLASS_RANK[spec.service_class] if rules.order == "class" else 0,
+        class_weight=priority.CLASS_WEIGHT[spec.service_class],
         protected=protected,
+        baseline=baseline_vector(baseline),
+        reference=_reference(spec, rules),
         limits=(
             _NO_LIMIT if rate is None else rate,
             _NO_LIMIT if kv_bytes is None else kv_bytes,
@@ -156,7 +164,7 @@ def meter(
         wanted = demand_per_s * _used_share(account) if rules.debt_gap == "demanded" else None
         account.gap = priority.debt_gap(promised, account.tokens_per_s, wanted)
         account.debt = priority.smoothed(account.debt, account.gap, rules.gamma_debt)
-    excess = priority.burst_excess(_used_and_promised(account, ledger, rules, kv_bytes_per_token))
+    excess = priority.burst_excess(_used_and_promised(account, ledger, kv_bytes_per_token))
     account.burst = priority.smoothed(account.burst, excess, rules.gamma_burst)
 
 
@@ -167,7 +175,7 @@ def weigh(account: Account, rules: Rules, mean_slo_s: float) -> None:
     """
     slo_s = account.spec.ttft_slo_s
     account.weight = priority.weight(
-        class_weight=priority.CLASS_WEIGHT[account.spec.service_class],
+        class_weight=account.class_weight,
         slo_s=mean_slo_s if slo_s is None else slo_s,
         mean_slo_s=mean_slo_s,
         burst=account.burst,
@@ -231,18 +239,24 @@ def _measured(account: Account, ledger: EntitlementLedger, rules: Rules, now_s: 
 
 
 def _used_and_promised(
-    account: Account, ledger: EntitlementLedger, rules: Rules, kv_bytes_per_token: float | None
-) -> Iterator[tuple[float, float]]:
-    """Yield what is used and promised of tokens, KV cache and slots; the last two as they are at the tick [choice]."""
-    baseline, limit = account.spec.baseline, account.spec.limit
-    kv_bytes = None if kv_bytes_per_token is None else ledger.reserved_tokens * kv_bytes_per_token
-    for used, promised, most in (
-        (account.tokens_per_s, baseline.tokens_per_s, limit.tokens_per_s),
-        (kv_bytes, baseline.kv_bytes, limit.kv_bytes),
-        (ledger.in_flight, baseline.slots, limit.slots),
-    ):
-        reference = promised
-        if not reference and rules.burst_without_baseline == "limit":
-            reference = most
-        if used is not None and reference:
-            yield used, reference
+    account: Account, ledger: EntitlementLedger, kv_bytes_per_token: float | None
+) -> list[tuple[float, float]]:
+    """Return what is used and promised of tokens, KV cache and slots; the last two as they are at the tick [choice]."""
+    found: list[tuple[float, float]] = []
+    tokens_per_s, kv_bytes, slots = account.reference
+    if tokens_per_s:
+        found.append((account.tokens_per_s, tokens_per_s))
+    if kv_bytes and kv_bytes_per_token is not None:
+        found.append((ledger.reserved_tokens * kv_bytes_per_token, kv_bytes))
+    if slots:
+        found.append((float(ledger.in_flight), slots))
+    return found
+
+
+def _reference(spec: EntitlementSpec, rules: Rules) -> Vector:
+    """Return what a burst is measured from: the promise, or the limit where the rules say so; 0 for nothing."""
+    promised, most = spec.baseline, spec.limit if rules.burst_without_baseline == "limit" else Resources()
+    return (
+        promised.tokens_per_s or most.tokens_per_s or 0.0, promised.kv_bytes or most.kv_bytes or 0.0,
+        promised.slots or most.slots or 0.0,
+    )  # fmt: skip

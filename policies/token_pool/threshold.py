@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from policies.api import EntitlementLedger, InFlight, PoolLedger
 from policies.token_pool.metering import Account
@@ -30,11 +30,8 @@ class Floor(Protocol):
         ...
 
 
-class _Standing(NamedTuple):
-    rank: int
-    weight: float
-    place: int
-    ledger: EntitlementLedger
+_Standing = tuple[int, float, int, EntitlementLedger]
+"""Rank, weight, place and ledger of an entitlement."""
 
 
 class LiveFloor:
@@ -48,17 +45,17 @@ class LiveFloor:
         """See `Floor`."""
         if account.index not in self._listed:
             self._listed.add(account.index)
-            heapq.heappush(self._heap, _Standing(account.rank, account.weight, account.index, flight.ledger))
+            heapq.heappush(self._heap, (account.rank, account.weight, account.index, flight.ledger))
 
     def reweighed(self, accounts: Iterable[Account], pool: PoolLedger) -> None:
         """See `Floor`: one look at every entitlement, which only ticks and changes of capacity cost."""
         books = pool.entitlements
         self._heap = [
-            _Standing(account.rank, account.weight, account.index, ledger)
+            (account.rank, account.weight, account.index, ledger)
             for account in accounts
             if (ledger := books[account.spec.name]).in_flight
         ]
-        self._listed = {standing.place for standing in self._heap}
+        self._listed = {index for _, _, index, _ in self._heap}
         heapq.heapify(self._heap)
 
     def least(self, pool: PoolLedger) -> tuple[int, float] | None:  # noqa: ARG002

@@ -120,6 +120,11 @@ def calibrate_aiconfigurator(
     )
 
 
+def known_gpu(gpu: str) -> str | None:
+    """Return a GPU's name if vLLM's defaults on it are known; what the package calls it is checked later."""
+    return gpu if gpu in SYSTEMS else None
+
+
 def _step_time(handle: Any, max_num_batched_tokens: int, gpus: int) -> TableStepTime:
     """Return the table of what the package says of prompts, of decodes, and of what the GPUs tell each other."""
     import pandas as pd

@@ -20,11 +20,13 @@ from sim.calibration.kernel_tables import (
 from sim.calibration.link_tables import LinkTable, gpu_named, read_link_table, shipped_links
 from sim.engine.links import Links
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
-from sim.errors import InputError
+from sim.errors import InputError, shortened
 from sim.profiles.gpus import GPUS
 from sim.profiles.models import MODELS, model_named
 from sim.scenario.profile import Calibration, Physics, Profile
 from sim.scenario.validation_errors import suggestion
+
+_SLOWEST, _FASTEST, _LONGEST_S = 1e8, 1e13, 0.1  # of links: gigabit Ethernet, five times NVLink of 2025 [choice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +82,13 @@ def calibrate_kernels(
     ------
     InputError : the folder does not hold what it should, or not for so many GPUs.
     """
+    if not folder.is_dir():
+        raise InputError(str(folder), "is no folder", "name a folder of kernel tables")
     meta = read_meta(folder)
     shape = _shape(meta)
     ranks = _ranks(folder, meta, gpus)
-    count = layers or _needed(shape.get("num_hidden_layers"), "layers", "the layers of the model, e.g. --layers 32")
+    _check_heads(folder, meta, shape, ranks)
+    count = layers or _needed(meta, shape.get("num_hidden_layers"), "layers", "the model's layers, e.g. --layers 32")
     tables = read_kernel_tables(
         folder,
         layers=int(count),
@@ -94,8 +99,12 @@ def calibrate_kernels(
         if tables.experts is None:
             problem = f"--expert-parallel {expert_parallel}, and the tables hold no moe.csv"
             raise InputError(str(folder), problem, "leave it out, or give tables of a mixture of experts")
+        if expert_parallel > tables.experts.count:
+            problem = f"{expert_parallel} ranks share {tables.experts.count} experts"
+            raise InputError("--expert-parallel", problem, f"give at most {tables.experts.count}")
         tables = replace(tables, experts=replace(tables.experts, ranks=expert_parallel))
     choice, found = links or LinkChoice(), None
+    _check_choice(choice)
     if max(ranks, expert_parallel) > 1 and not choice.none:
         hidden = hidden_size or shape.get("hidden_size")
         found = _links(choice, meta, ranks, expert_parallel, int(count), hidden)
@@ -142,6 +151,11 @@ def calibrate_kernels(
     )
 
 
+def gpu_of(folder: Path) -> str | None:
+    """Return the GPU that a folder's ``meta.yaml`` names; None where it names none that is known."""
+    return gpu_named(str(read_meta(folder).get("gpu", "")))
+
+
 def _against_itself(
     step_time: TableStepTime, tables: KernelTables, kv_blocks: int, max_num_batched_tokens: int
 ) -> tuple[str, int]:
@@ -166,20 +180,33 @@ def _shape(meta: dict[str, Any]) -> dict[str, Any]:
     return dict(known[1]) if known else {}
 
 
-def _needed(value: Any, option: str, fix: str) -> Any:
-    if value is None:
-        names = ", ".join(MODELS)
-        raise InputError(f"--{option}", "missing, and meta.yaml names no known model", f"give {fix} (known: {names})")
-    return value
+def _needed(meta: dict[str, Any], value: Any, option: str, fix: str) -> Any:
+    if value is not None:
+        return value
+    name = str(meta.get("model", ""))
+    known = suggestion(name.rsplit("/", 1)[-1].lower(), list(MODELS)) if name else f"known: {', '.join(MODELS)}"
+    said = f"meta.yaml names {shortened(name, 60)}, which is not known" if name else "meta.yaml names no known model"
+    raise InputError(f"--{option}", f"missing, and {said}", f"give {fix} ({known})")
+
+
+def _check_heads(folder: Path, meta: dict[str, Any], shape: dict[str, Any], ranks: int) -> None:
+    heads = int(shape.get("num_attention_heads", 0))
+    if heads % ranks:
+        problem = f"{ranks} GPUs do not divide the {heads} attention heads of {meta['model']}, which vLLM refuses"
+        raise InputError(str(folder), problem, "give the tables of a divisor, or correct the model in meta.yaml")
 
 
 def _ranks(folder: Path, meta: dict[str, Any], gpus: int | None) -> int:
     """Return the GPUs that the tables are of, and refuse another number."""
     named = re.search(r"tp(\d+)$", folder.resolve().name)
-    of_tables = int(named[1]) if named else None
-    if gpus is None:
+    of_tables = int(named[1]) or None if named else None
+    profiled = meta.get("tp_degrees") or [gpus or of_tables]
+    if gpus is None and (of_tables is None or of_tables in profiled):
         return of_tables or 1
-    profiled = meta.get("tp_degrees") or [gpus]
+    if gpus is None:
+        listed = ", ".join(map(str, profiled))
+        problem = f"is named for {of_tables} GPUs, and meta.yaml was written for tables of {listed}"
+        raise InputError(str(folder), problem, "give the folder that goes with it")
     if of_tables is not None and gpus != of_tables:
         problem = f"holds the tables of {of_tables} GPU{'s' * (of_tables > 1)}, not of {gpus}"
         raise InputError(str(folder), problem, f"give --gpus {of_tables}, or the folder of {gpus}")
@@ -187,6 +214,16 @@ def _ranks(folder: Path, meta: dict[str, Any], gpus: int | None) -> int:
         problem = f"was profiled for {', '.join(map(str, profiled))} GPUs, not for {gpus}"
         raise InputError(str(folder), problem, f"give --gpus {profiled[-1]}, or tables of {gpus}")
     return gpus
+
+
+def _check_choice(choice: LinkChoice) -> None:
+    """Refuse two answers to where the times of collectives come from."""
+    law = choice.latency_s is not None or choice.bytes_per_s is not None
+    given = {"--link-table": choice.table, "--link-bytes-per-s": law, "--link-gpu": choice.gpu}
+    given |= {"--no-links": choice.none}
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise InputError(names[0], f"given beside {' and '.join(names[1:])}", "give one of them")
 
 
 def _links(
@@ -210,11 +247,16 @@ def _links(
             raise InputError("--link-gpu", f"no times between {joined} {gpu} are shipped", "give --link-bytes-per-s")
         if table is None:
             return None
+    elif choice.bytes_per_s is not None and not _SLOWEST <= choice.bytes_per_s <= _FASTEST:
+        problem = f"{choice.bytes_per_s:g} bytes per second is no link between GPUs"
+        raise InputError("--link-bytes-per-s", problem, "give bytes and not gigabytes per second, e.g. 4.5e11")
+    elif choice.latency_s is not None and not choice.latency_s <= _LONGEST_S:
+        raise InputError("--link-latency-s", f"{choice.latency_s:g} s is no link's", "give seconds, e.g. 1e-5")
     elif choice.bytes_per_s is None:
         raise InputError("--link-latency-s", "given without a bandwidth", "give --link-bytes-per-s too, e.g. 4.5e11")
     else:
         source = f"{choice.latency_s or 0:g} s and {choice.bytes_per_s:g} bytes/s a GPU, as given"
-    width = _needed(hidden, "hidden-size", "the width of the model, e.g. --hidden-size 5120")
+    width = _needed(meta, hidden, "hidden-size", "the width of the model, e.g. --hidden-size 5120")
     per_iteration: dict[str, Any] = {"all_reduces": 2 * layers} if ranks > 1 else {"all_to_alls": 2 * layers}
     common: dict[str, Any] = {"ranks": joined, "bytes_per_token": 2.0 * int(width), **per_iteration}
     if table is not None:

@@ -29,7 +29,7 @@ def read_model(ref: str) -> tuple[str, Mapping[str, Any]]:
         known = model_named(ref)
         if known is not None:
             return known
-        if not path.exists():
+        if not path.is_file():
             raise InputError(f"model {ref}", "unknown, and no file", suggestion(ref, [*MODELS, "a config.json"]))
     try:
         shape = json.loads(path.read_text(encoding="utf-8"))
@@ -42,15 +42,26 @@ def read_model(ref: str) -> tuple[str, Mapping[str, Any]]:
     return path.stem, shape
 
 
-def calibrate_model(ref: str, gpu: str, *, gpus: int = 1, weight_bits: int = 16) -> Profile:
+def calibrate_model(
+    ref: str, gpu: str, *, gpus: int = 1, weight_bits: int = 16, kv_blocks: int | None = None,
+    gpu_memory_utilization: float = 0.9, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048,
+) -> Profile:
     """Return the roofline of a model, two all-reduces a layer included where times between such GPUs are shipped.
+
+    Parameters
+    ----------
+    kv_blocks : of 16 tokens; left out, what the GPUs' memory is reckoned to leave.
 
     Raises
     ------
     InputError : an unknown model or GPU, or a model that does not fit.
     """
     name, shape = read_model(ref)
-    profile = roofline_profile(shape, gpu, gpus=gpus, weight_bits=weight_bits, name=name)
+    profile = roofline_profile(
+        shape, gpu, gpus=gpus, weight_bits=weight_bits, name=name, kv_blocks=kv_blocks,
+        gpu_memory_utilization=gpu_memory_utilization, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
     table = shipped_links(gpu, gpus) if gpus > 1 else None
     if gpus == 1:
         return profile

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.calibration.fitting import Fit, Term, fit
-from sim.calibration.measured import MeasuredRun, errors, per_request, sampling
+from sim.calibration.measured import MeasuredRun, check_fits, errors, per_request, sampling
 from sim.calibration.noise import averaged, perturbed
 from sim.calibration.single_replica import Floats, Latencies, replay
 from sim.engine.step_fitted import FittedStepTime
@@ -97,6 +97,8 @@ def calibrate_records(
     """
     terms = terms_for(start) if terms is None else terms
     start = beginning(start)
+    if replaying is None:
+        check_fits(start, run)
     replayed = replaying or (lambda profile: replay(profile, run.requests))
     if not terms:
         raise InputError("terms", "nothing to fit", f"name coefficients of a {start.step_time.kind} step time")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, read_csv, row_of
 from sim.calibration.fitting import Fit, Term, fit
 from sim.calibration.from_records import with_values
 from sim.calibration.noise import perturbed
@@ -26,6 +27,8 @@ from sim.scenario.validation_errors import suggestion
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
 _SEEDS = 4  # of lengths, over which errors are means
+_CONTRADICT = 3.0  # times that means of one point may differ by, measured twice; 1.2 are seen [choice]
+_MOST_CLIENTS = 20_000  # each sends ten requests in every simulation of a fit; published sweeps end at 16,384
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -47,6 +50,8 @@ def sweep_terms(start: Profile, *, without: Sequence[str] = ()) -> tuple[Term, .
     """
     step_time = start.step_time
     terms = [term for term in SWEEP_TERMS if term.name.startswith("request_") or hasattr(step_time, term.name)]
+    if getattr(step_time, "expert_share", 0.0):
+        terms.insert(2, Term("experts_s", 5e-3, "points at several concurrencies below 32"))
     if isinstance(step_time, TableStepTime | RooflineStepTime):
         terms = [SWEEP_TERMS[0], Term("base_s", 1e-3, "a point at concurrency 1 to 4")]
     if isinstance(step_time, TableStepTime):
@@ -71,6 +76,9 @@ class SweepPoint:
     tpot_s: float
 
 
+COLUMNS = tuple(each.name for each in fields(SweepPoint))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepCalibrated:
     """A profile found from a sweep, and a row for each point: what was measured, what is simulated, whether used."""
@@ -80,18 +88,24 @@ class SweepCalibrated:
     points: pd.DataFrame
 
 
-def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
-    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+def loop_requests(point: SweepPoint, *, seed: int = 0) -> Requests:
+    """Return the requests that the clients of a point send, some for each."""
     rng = np.random.default_rng(seed)
     count = _ROUNDS * point.concurrency
     lengths = [
         np.maximum(1, np.round(nominal * rng.uniform(1 - _SPREAD, 1, count))).astype(np.int64)
         for nominal in (point.prompt_tokens, point.output_tokens)
     ]
-    made = closed_loop(profile, Requests(np.zeros(count), lengths[0], lengths[1]), point.concurrency)
+    return Requests(np.zeros(count), lengths[0], lengths[1])
+
+
+def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tuple[float, float]:
+    """Return the mean time to first token and per further token that a profile gives at a point, in seconds."""
+    requests = loop_requests(point, seed=seed)
+    made = closed_loop(profile, requests, point.concurrency)
     assert made.arrival_s is not None
     ttft_s = made.first_token_s - made.arrival_s
-    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, lengths[1] - 1)
+    tpot_s = (made.finish_s - made.first_token_s) / np.maximum(1, requests.output_tokens - 1)
     return float(ttft_s.mean()), float(tpot_s.mean())
 
 
@@ -100,19 +114,40 @@ def read_sweep(file: Path) -> list[SweepPoint]:
 
     Raises
     ------
-    InputError : unreadable, or a column is missing.
+    InputError : unreadable, a column is missing, or a number that cannot be.
     """
-    names = [each.name for each in fields(SweepPoint)]
-    try:
-        table = pd.read_csv(file)[names].dropna()
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
-    except (ValueError, KeyError) as error:
-        raise InputError(str(file), f"cannot be read ({error})", f"give the columns {', '.join(names)}") from None
-    return [
-        SweepPoint(int(c), int(p), int(o), float(ttft_s), float(tpot_s))
-        for c, p, o, ttft_s, tpot_s in table.itertuples(index=False)
-    ]
+    return points_of(file, read_csv(file, COLUMNS))
+
+
+def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
+    """Return the points of a file's rows, whose index counts the rows after the header.
+
+    Raises
+    ------
+    InputError : a column is missing, or a number that cannot be.
+    """
+    need_columns(file, table, COLUMNS)
+    rows = [row_of(file, int(at)) for at in table.index]
+    bounds = {COLUMNS[0]: (1, _MOST_CLIENTS), COLUMNS[1]: (1, MOST_TOKENS), COLUMNS[2]: (2, MOST_TOKENS)}
+    whole = [numbers(file, table, name, least=a, most=b, whole=True, rows=rows) for name, (a, b) in bounds.items()]
+    ttft_s, tpot_s = (numbers(file, table, name, above=0, rows=rows) for name in COLUMNS[3:])
+    check_token_time(file, tpot_s)
+    _check_repeats(file, table)
+    points = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
+    return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in points]
+
+
+def _check_repeats(file: Path, table: pd.DataFrame) -> None:
+    """Refuse points that were measured twice and contradict each other: one is of another engine, or in other units."""
+    for key, rows in table.groupby(list(COLUMNS[:3])):
+        for name in COLUMNS[3:]:
+            times = rows[name].to_numpy(float)
+            least, most = times.min(), times.max()
+            if most > _CONTRADICT * least:
+                low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
+                point = "/".join(map(str, key))
+                problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"
+                raise InputError(str(file), problem, "leave one of them out")
 
 
 def calibrate_sweep(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from sim.calibration.checked_tables import MOST_TOKENS, numbers, read_csv, refuse_repeats, row_of
 from sim.engine.experts import Experts
 from sim.engine.links import Links
 from sim.engine.step_table import TableStepTime
-from sim.errors import InputError
+from sim.errors import InputError, shortened
 
+_PLACES = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 _ONCE = ("embedding", "final_layernorm")  # of the dense layers, those that a model has once
 _TWICE = ("layernorm",)  # before attention and before the feed-forward part
 _MIXED = (  # where the ratio of `TableStepTime.mixed_ratio` is kept: by these 864 numbers, 20,000 are known to 1 to 2 %
@@ -29,6 +32,12 @@ _MIXED = (  # where the ratio of `TableStepTime.mixed_ratio` is kept: by these 8
     (1, 4, 16, 32, 64, 128),
     (16, 256, 1024, 2048, 4096, 16384),
 )
+_KERNEL_US = {"dense": (0.5, 1e3), "attention": (0.5, 1e3), "moe": (2.0, 2e4), "per_sequence": (10.0, 1e5)}
+"""Microseconds that the shortest time of a table takes at least and at most, per_sequence: its longest.
+
+A launch takes 2; the head of a model 30 to 2,000. Wider than what was measured, narrower than a thousand. [choice]
+"""
+_ITERATION_S = (5e-5, 2.0)  # the smallest iteration of a model, between the fastest GPUs and the slowest [choice]
 _TOLERANCE = 0.003  # relative error that leaving out knots of the dense layers may make
 
 
@@ -63,21 +72,26 @@ def read_kernel_tables(folder: Path, *, layers: int, experts_per_token: int = 8,
     ------
     InputError : a file is missing or has not the columns it should have.
     """
-    dense = _read(folder / "dense.csv", ["layer", "tokens", "time_us"]).pivot(
-        index="tokens", columns="layer", values="time_us"
-    )
-    per_sequence = _read(folder / "per_sequence.csv", ["layer", "sequences", "time_us"])
-    attention = _read(folder / "attention.csv", ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"])
+    of_tokens, of_sequences = folder / "dense.csv", folder / "per_sequence.csv"
+    dense = _crossed(of_tokens, _read(of_tokens, ["layer", "tokens", "time_us"]), "tokens", "layer")
+    per_sequence = _read(of_sequences, ["layer", "sequences", "time_us"])
+    attention = _read(folder / "attention.csv", [*_PLACES, "time_us"])
+    _check_attention(folder / "attention.csv", attention)
     meta = read_meta(folder)
     weight = {name: 1 if name in _ONCE else 2 * layers if name in _TWICE else layers for name in dense.columns}
     dense_s = sum((dense[name] * times for name, times in weight.items()), start=pd.Series(0.0, dense.index)) * 1e-6
     experts_of_folder = None
     if (folder / "moe.csv").exists():
         moe = _read(folder / "moe.csv", ["tokens", "activated_experts", "time_us"])
-        experts_of_folder = _experts(moe, layers, experts, experts_per_token)
+        experts_of_folder = _experts(folder / "moe.csv", moe, layers, experts, experts_per_token)
     attention["s"] = attention.time_us * layers * 1e-6
-    sequence_s = per_sequence.groupby("sequences").time_us.sum() * 1e-6
-    return KernelTables(dense_s, sequence_s, attention, experts_of_folder, meta)
+    sequence_s = _crossed(of_sequences, per_sequence, "sequences", "layer").sum(axis=1) * 1e-6
+    for file, times in ((of_tokens, dense_s), (of_sequences, sequence_s)):
+        if len(times) < 2:
+            raise InputError(str(file), "holds one size of iteration", "measure at least two")
+    found = KernelTables(dense_s, sequence_s, attention, experts_of_folder, meta)
+    _check_units(folder, found)
+    return found
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -98,12 +112,22 @@ def read_meta(folder: Path) -> dict[str, Any]:
             raise InputError(str(file), problem, "give the profiler's file as written") from None
         if not isinstance(meta, dict):
             raise InputError(str(file), "is not a mapping", "give the profiler's file as written")
+        degrees, skew = meta.get("tp_degrees", []), meta.get("skew_fit") or {}
+        if not isinstance(degrees, list) or not all(type(each) is int for each in degrees):
+            raise InputError(str(file), "tp_degrees is no list of whole numbers", "give e.g. [1, 2]")
+        if not isinstance(skew, dict) or not isinstance(skew.get("per_tp") or {}, dict):
+            raise InputError(str(file), "skew_fit is not a mapping", "give the profiler's file as written")
         return meta
     return {}
 
 
-def _experts(moe: pd.DataFrame, layers: int, count: int, per_token: int) -> Experts:
+def _experts(file: Path, moe: pd.DataFrame, layers: int, count: int, per_token: int) -> Experts:
     """Return the experts' times; few tokens cannot touch many experts, and take what they do with the most."""
+    if per_token > count:
+        problem = f"{per_token} experts of a token, of {count} in a layer"
+        raise InputError(str(file), problem, "correct --experts or --experts-per-token")
+    if moe.tokens.nunique() < 2 or moe.activated_experts.nunique() < 2:
+        raise InputError(str(file), "holds one number of tokens, or of experts", "measure at least two of each")
     grid = moe.pivot(index="tokens", columns="activated_experts", values="time_us").sort_index()
     filled = grid.interpolate(axis=1, method="index", limit_area="inside").ffill(axis=1).bfill(axis=1)
     return Experts(
@@ -123,7 +147,11 @@ def _skew(meta: dict[str, Any], gpus: int) -> float:
     """
     fit = meta.get("skew_fit") or {}
     found = (fit.get("per_tp") or {}).get(gpus) or {}
-    return float(found.get("alpha_default", 0.0)) if fit.get("enabled") else 0.0
+    share = found.get("alpha_default", 0.0) if fit.get("enabled") else 0.0
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        problem = f"skew_fit: alpha_default is {shortened(str(share), 40)}, and no share from 0 to 1"
+        raise InputError("meta.yaml", problem, "give the profiler's file as written")
+    return float(share)
 
 
 def unsplit_batch(multiprocessors: int, kv_heads: int) -> int:
@@ -145,15 +173,14 @@ def step_from_tables(
     tell each other, which no such table holds, and ``unsplit`` the least batch whose contexts attention reads in one
     piece.
     """
-    times = tables.attention.set_index(["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]).s
+    times = tables.attention.set_index(list(_PLACES)).s
     alone = _grid(times.xs((0, 0), level=("prefill_chunk", "kv_prefill")))
     prompts = _grid(times.xs((0, 0), level=("n_decode", "kv_decode")))
     least = int(prompts.index[0])
     beside = _grid(times.xs((least, 0), level=("prefill_chunk", "kv_prefill")).drop((0, 0)))
     dense_tokens, dense_s = thinned(tables.dense_s, _TOLERANCE)
     sequences, sequence_s = thinned(tables.sequence_s, _TOLERANCE)
-    index = [set(times.index.get_level_values(level)) for level in range(4)]
-    axes = [[x for x in axis if x in index[i]] for i, axis in enumerate(_MIXED)]
+    axes = _axes(tables.attention)
     together = dict(zip(times.index.to_list(), times.tolist(), strict=True))
     apart = {(p, c, 0, 0): together[p, c, 0, 0] for p in axes[0] for c in axes[1]}
     apart |= {(0, 0, n, k): together[least, 0, n, k] for n in axes[2] for k in axes[3]}
@@ -247,14 +274,67 @@ def _tuples(nested: Any) -> Any:
 
 
 def _read(file: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file)
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a folder of kernel tables") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, pd.errors.EmptyDataError) as error:
-        raise InputError(str(file), f"is no CSV table ({error})", "give the profiler's file as written") from None
+    """Return one of the profiler's tables: of so many columns, the last a time, the others what it was measured at."""
+    fix = "give the profiler's file as written"
+    table = read_csv(file, (), fix)
     if list(table.columns) != columns:
-        raise InputError(str(file), f"has the columns {', '.join(table.columns)}", f"give {', '.join(columns)}")
-    if table.isna().to_numpy().any() or (table.time_us <= 0).any():
-        raise InputError(str(file), "holds a time that is missing or not above 0", "measure it again")
+        problem = f"has the columns {', '.join(map(str, table.columns))}"
+        raise InputError(str(file), problem, f"give {', '.join(columns)}")
+    *places, time = columns
+    for name in places:
+        if name != "layer":
+            table[name] = numbers(file, table, name, least=0, most=MOST_TOKENS, whole=True, fix=fix).astype(np.int64)
+        elif table[name].isna().any():
+            raise InputError(str(file), f"row {row_of(file, int(table[name].isna().argmax()))}: layer is missing", fix)
+    table[time] = numbers(file, table, time, above=0, fix="measure it again")
+    shortest_us = float(table[time].min() if file.stem != "per_sequence" else table[time].max())
+    least_us, most_us = _KERNEL_US[file.stem]
+    if not least_us <= shortest_us <= most_us:
+        which = "shortest" if file.stem != "per_sequence" else "longest"
+        problem = f"has {shortest_us:.3g} us as its {which} time, which no kernel of one layer takes"
+        raise InputError(str(file), problem, "give times in microseconds")
+    refuse_repeats(file, table, places)
     return table
+
+
+def _crossed(file: Path, table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
+    """Return the times by ``rows`` and ``columns``, every one of them measured at every other."""
+    grid = table.pivot(index=rows, columns=columns, values="time_us")
+    if grid.isna().to_numpy().any():
+        at, layer = next((i, c) for i, row in grid.iterrows() for c in grid.columns if pd.isna(row[c]))
+        raise InputError(str(file), f"has no row of {columns} {layer} at {rows} {at}", "measure each at all of them")
+    return grid
+
+
+def _check_units(folder: Path, tables: KernelTables) -> None:
+    """Refuse times in another unit than microseconds, by what a single token takes in all layers."""
+    least_s = float(tables.dense_s.iloc[0] + tables.sequence_s.iloc[0])
+    if not _ITERATION_S[0] <= least_s <= _ITERATION_S[1]:
+        problem = f"makes {least_s:.3g} s of the smallest iteration, which no GPU takes"
+        raise InputError(str(folder), problem, "give times of one layer in microseconds, and the model's --layers")
+
+
+def _axes(attention: pd.DataFrame) -> list[list[int]]:
+    """Return where the ratio of prompts beside decodes is kept: of the usual places, those that were measured."""
+    measured = [set(attention[name]) for name in _PLACES]
+    return [[x for x in axis if x in found] for axis, found in zip(_MIXED, measured, strict=True)]
+
+
+def _check_attention(file: Path, attention: pd.DataFrame) -> None:
+    """Refuse an attention table that lacks one of the iterations that the step time is made of."""
+    axes = _axes(attention)
+    for name, axis, usual in zip(_PLACES, axes, _MIXED, strict=True):
+        if len(axis) < 2:
+            problem = f"has {len(axis)} of the usual values of {name} ({', '.join(map(str, usual))})"
+            raise InputError(str(file), problem, "measure at least two of them")
+    least = int(attention.prefill_chunk[attention.prefill_chunk > 0].min())
+    prompts, before, batches, contexts = axes
+    wanted = [(p, c, 0, 0) for p in prompts for c in before]
+    for batch, context in product(batches, contexts):
+        wanted += [(0, 0, batch, context), (least, 0, batch, context)]
+        wanted += [(p, c, batch, context) for p in prompts for c in before]
+    measured = set(attention[list(_PLACES)].itertuples(index=False, name=None))
+    gone = next((place for place in wanted if place not in measured), None)
+    if gone is not None:
+        words = ", ".join(f"{name} {value}" for name, value in zip(_PLACES, gone, strict=True))
+        raise InputError(str(file), f"has no row of {words}", "measure every pair of the grid")

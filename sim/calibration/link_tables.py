@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from sim.calibration.checked_tables import numbers, read_csv
 from sim.errors import InputError
 from sim.profiles.gpus import GPUS
 
+Floats = NDArray[np.float64]
 SOURCE = "vLLM's all-reduce inside CUDA graphs, as aiconfigurator-core 0.12.0 measured it (NVIDIA, Apache-2.0)"
 _RANKS = ("ranks", "gpus", "num_gpus")
 _SIZES = {"bytes": 1.0, "message_bytes": 1.0}
@@ -20,6 +23,8 @@ _TIMES = {
     "all_reduce_s": 1.0, "all_reduce_us": 1e-6, "median_s": 1.0, "time_s": 1.0, "time_us": 1e-6, "median_us": 1e-6,
     "median_ms": 1e-3, "time_ms": 1e-3, "mean_ms": 1e-3,
 }  # fmt: skip
+_SMALL_BYTES, _SMALL_S = 1 << 20, (5e-7, 5e-3)  # a small message, between the fastest GPUs and over a network [choice]
+_FASTEST_BYTES_PER_S = 1e13  # five times NVLink of 2025 [choice]
 _PER_OCTAVE = 2  # bins of message size that a scattered table is smoothed in
 
 
@@ -66,27 +71,20 @@ def read_link_table(file: Path, ranks: int) -> LinkTable:
     ------
     InputError : unreadable, columns missing, or nothing measured between so many GPUs.
     """
-    try:
-        table = pd.read_csv(file)
-    except OSError as error:
-        raise InputError(str(file), f"cannot be read ({error.strerror})", "name a table of all-reduce times") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(str(file), f"is no CSV table ({error})", "give columns gpus, bytes, median_ms") from None
+    table = read_csv(file, (), "give columns gpus, bytes and all_reduce_us (or median_ms)")
     count, size, time = (_first(table, names) for names in (_RANKS, tuple(_SIZES), tuple(_TIMES)))
     if count is None:
         raise InputError(str(file), "does not say between how many GPUs", "give a column gpus, e.g. 2, 4, 8")
     if size is None or time is None:
         missing = "bytes" if size is None else "all_reduce_us"
         raise InputError(str(file), f"has no column {missing}", "give gpus, bytes and all_reduce_us (or median_ms)")
-    measured = sorted({int(n) for n in table[count]})
-    rows = table[table[count] == ranks]
-    if rows.empty:
-        listed = ", ".join(map(str, measured))
+    of = numbers(file, table, count, least=1, whole=True)
+    all_bytes, all_s = numbers(file, table, size, above=0), _TIMES[time] * numbers(file, table, time, above=0)
+    if not (of == ranks).any():
+        listed = ", ".join(f"{n:.0f}" for n in np.unique(of))
         raise InputError(str(file), f"holds no times between {ranks} GPUs, but {listed}", "measure those too")
-    values = rows[time].to_numpy(float) * _TIMES[time]
-    sizes = rows[size].to_numpy(float)
-    if not (np.isfinite(values).all() and (values > 0).all() and (sizes > 0).all()):
-        raise InputError(str(file), "holds a size or a time that is missing or not above 0", "measure it again")
+    sizes, values = all_bytes[of == ranks], all_s[of == ranks]
+    _check_units(file, time, ranks, sizes, values)
     points = pd.DataFrame({"bin": np.floor(_PER_OCTAVE * np.log2(sizes)), "bytes": sizes, "s": values})
     smooth = points.groupby("bin").median()
     if len(smooth) < 2:
@@ -96,6 +94,20 @@ def read_link_table(file: Path, ranks: int) -> LinkTable:
         tuple(float(f"{x:.4g}") for x in np.maximum.accumulate(smooth.s.to_numpy())),
         f"{file.name}, {ranks} GPUs",
     )
+
+
+def _check_units(file: Path, column: str, ranks: int, sizes: Floats, seconds: Floats) -> None:
+    """Refuse times that no link has: they are in another unit than their column says."""
+    least, largest = int(np.argmin(sizes)), int(np.argmax(sizes))
+    moved_per_s = 2 * (ranks - 1) / ranks * sizes[largest] / seconds[largest]
+    fix = f"correct the unit of {column}"
+    slow = sizes[least] <= _SMALL_BYTES and seconds[least] > _SMALL_S[1]
+    if slow or seconds[least] < _SMALL_S[0]:
+        problem = f"has {seconds[least]:.3g} s for {sizes[least]:.0f} bytes, which no all-reduce takes"
+        raise InputError(str(file), problem, fix)
+    if moved_per_s > _FASTEST_BYTES_PER_S:
+        problem = f"moves {sizes[largest]:.0f} bytes at {moved_per_s:.3g} bytes/s, faster than any link"
+        raise InputError(str(file), problem, fix)
 
 
 def _first(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:

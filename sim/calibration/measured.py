@@ -6,21 +6,28 @@ simulated, and compared with nothing.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, row_of
 from sim.calibration.run_files import read_table
 from sim.calibration.single_replica import Floats, Latencies, Requests
 from sim.errors import InputError
+from sim.scenario.profile import Profile
 from workloads.formats.rows import Blocks
 from workloads.prefixes import BlockPrefixes, name_space
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "finish_s")
+_TIMES = ("arrival_s", "first_token_s", "finish_s")
 _EPOCH_S = 3e8  # more seconds than any machine has been up: clocks that differ by it do not begin at one time
+_FEW = 30
+_RECORDS = "requests.parquet"
 _HASHED_TOKENS = 512  # of a named block of a prompt, as Mooncake's traces have them
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -52,6 +59,7 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
 
     Parameters
     ----------
+    file : of a load generator or an engine, or a result folder of ``tokenpools replay``.
     ttft_from : "arrival", or "queue" to count from the engine's queue, where the file says when a request got there:
         what servers and load generators take before it is then no part of any latency.
 
@@ -60,23 +68,28 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     InputError : unreadable, columns missing, no request that finished, clocks that do not fit, or prefixes that
         contradict the lengths.
     """
+    if (file / _RECORDS).is_file():
+        file = file / _RECORDS
     table = read_table(file)
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise InputError(str(file), f"has no column {', '.join(missing)}", f"give {', '.join(COLUMNS)}")
-    form = str(table.attrs.get("format", ""))
-    for name in COLUMNS:
-        if not pd.api.types.is_numeric_dtype(table[name]):
-            raise InputError(str(file), f"has text in column {name}", "give numbers, times in seconds")
-    notes = [f"read as {form}; times to first token count from the {ttft_from}"]
+    notes = [f"read as {table.attrs.get('format', '')}; times to first token count from the {ttft_from}"]
     if ttft_from == "queue":
         table = _from_the_queue(file, table)
-    given = table.dropna(subset=["arrival_s", "prompt_tokens"])
+    rows = _checked(file, table)
+    given = rows.dropna(subset=["arrival_s", "prompt_tokens"])
+    if len(given) < len(rows):
+        notes.append(f"{len(rows) - len(given)} of {len(rows)} rows have no arrival or no prompt: they are left out")
     given = given.sort_values("arrival_s", kind="stable").reset_index(drop=True)
     ended = given.finish_s.notna() & given.first_token_s.notna() & given.output_tokens.notna()
     if not ended.any():
         raise InputError(str(file), "holds no request that finished", "give at least some dozens")
-    _check_clocks(file, given[ended])
+    _check_clocks(file, given, given[ended])
+    further = given.output_tokens.where(given.output_tokens > 1) - 1
+    check_token_time(file, ((given.finish_s - given.first_token_s) / further)[ended].to_numpy(float))
+    if ended.sum() < _FEW:
+        notes.append(f"{int(ended.sum())} requests ended: too few to know a P99, or what of an error is chance")
+    repeats = int(given.duplicated(list(COLUMNS)).sum())
+    if repeats:
+        notes.append(f"{repeats} rows repeat another in every column: if a file was joined twice, drop them")
     if not ended.all():
         mean = float(given.output_tokens[ended].mean())
         guessed = given.output_tokens.isna()
@@ -95,12 +108,23 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     )
     first_s, finish_s = (given[name].where(ended).to_numpy(float) - start_s for name in ("first_token_s", "finish_s"))
     return MeasuredRun(
-        name=file.parent.name if file.name == "requests.jsonl" else file.stem,
+        name=file.parent.name if file.name in ("requests.jsonl", _RECORDS) else file.stem,
         requests=requests,
         latencies=Latencies(first_s, finish_s),
         ttft_from=ttft_from,
         notes=tuple(notes),
     )
+
+
+def _checked(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a file with numbers in the columns of a run, and in ``row`` what to call each."""
+    need_columns(file, table, COLUMNS)
+    if table.empty:
+        raise InputError(str(file), "holds no request", "give a row for each")
+    found = {name: numbers(file, table, name, gaps=True, fix="give times in seconds") for name in _TIMES}
+    for name, least in (("prompt_tokens", 1), ("output_tokens", 0)):
+        found[name] = numbers(file, table, name, least=least, most=MOST_TOKENS, whole=True, gaps=True)
+    return table.assign(**found, row=[row_of(file, at) for at in range(len(table))])
 
 
 def _from_the_queue(file: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -109,14 +133,29 @@ def _from_the_queue(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     raise InputError(str(file), "does not say when requests came to the queue", "leave --ttft-from at arrival")
 
 
-def _check_clocks(file: Path, rows: pd.DataFrame) -> None:
-    early_s = float((rows.first_token_s - rows.arrival_s).min())
-    late_s = float((rows.first_token_s - rows.arrival_s).max())
-    if early_s < -_EPOCH_S or late_s > _EPOCH_S:
-        problem = f"mixes clocks: first tokens and arrivals are {max(-early_s, late_s):.3g} s apart"
-        raise InputError(str(file), problem, "give all times on one clock")
-    if early_s < 0 or (rows.finish_s < rows.first_token_s).any():
-        raise InputError(str(file), "holds a request that was answered before it came", "give all times on one clock")
+def _check_clocks(file: Path, asked: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """Refuse times that cannot be of one clock; ``asked`` are all rows, ``rows`` those that ended."""
+    fix = "give all times on one clock"
+    for here, there, words in (
+        (rows.first_token_s, rows.arrival_s, "first tokens and arrivals are"),
+        (rows.finish_s, rows.first_token_s, "first and last tokens are"),
+        (asked.arrival_s, asked.arrival_s.median(), "arrivals are"),
+    ):
+        apart_s = (here - there).abs()
+        if apart_s.max() > _EPOCH_S:
+            at = int(apart_s.index[int(apart_s.to_numpy().argmax())])
+            problem = f"mixes clocks: {words} {apart_s.max():.3g} s apart (row {int(asked.row.iloc[at])})"
+            raise InputError(str(file), problem, fix)
+    for here, there, words in (
+        (rows.first_token_s, rows.arrival_s, "was answered before it came"),
+        (rows.finish_s, rows.first_token_s, "ended before its first token"),
+    ):
+        early = here < there
+        if early.any():
+            at = int(np.flatnonzero(early)[0])
+            stamps = f"{here.iloc[at]:g} s against {there.iloc[at]:g} s"
+            problem = f"row {int(rows.row.iloc[at])}: a request {words} ({stamps})"
+            raise InputError(str(file), problem, f"{fix}, as points in time and not as durations")
 
 
 def _cached(file: Path, rows: pd.DataFrame) -> NDArray[np.int64] | None:
@@ -124,12 +163,16 @@ def _cached(file: Path, rows: pd.DataFrame) -> NDArray[np.int64] | None:
     name = next((n for n in ("cached_tokens", "prefix_hit_tokens") if n in rows), None)
     if name is None or rows[name].isna().all():
         return None
-    cached = rows[name].fillna(0).to_numpy(np.int64)
-    wrong = np.flatnonzero((cached < 0) | (cached > rows.prompt_tokens.to_numpy(np.int64)))
+    fix = f"correct {name}, or drop the column"
+    cached = np.nan_to_num(
+        numbers(file, rows, name, least=0, whole=True, gaps=True, fix=fix, rows=rows.row.tolist())
+    ).astype(np.int64)
+    wrong = np.flatnonzero(cached > rows.prompt_tokens.to_numpy(np.int64))
     if len(wrong):
         at = int(wrong[0])
-        problem = f"request {at} found {cached[at]} cached tokens of a prompt of {int(rows.prompt_tokens[at])}"
-        raise InputError(str(file), problem, f"correct {name}, or drop the column")
+        prompt = int(rows.prompt_tokens[at])
+        problem = f"row {int(rows.row[at])} found {cached[at]} cached tokens of a prompt of {prompt}"
+        raise InputError(str(file), problem, fix)
     return np.asarray(cached)
 
 
@@ -137,18 +180,61 @@ def _prefixes(file: Path, rows: pd.DataFrame) -> BlockPrefixes | None:
     """Return what prompts have in common, where a column ``hash_ids`` names the blocks of each."""
     if "hash_ids" not in rows or rows.hash_ids.isna().all():
         return None
-    ids = [list(each) if isinstance(each, list | tuple | np.ndarray) else [] for each in rows.hash_ids]
+    fix = "correct hash_ids, or drop the column"
+    ids = [_names(file, int(at), each, fix) for at, each in zip(rows.row.tolist(), rows.hash_ids, strict=True)]
     lengths = rows.prompt_tokens.to_numpy(np.int64)
     counts = np.array([len(each) for each in ids])
-    block_tokens = int(rows.block_tokens.iloc[0]) if "block_tokens" in rows else _HASHED_TOKENS
+    block_tokens = _HASHED_TOKENS
+    if "block_tokens" in rows:
+        sizes = numbers(file, rows, "block_tokens", least=1, most=MOST_TOKENS, whole=True, rows=rows.row.tolist())
+        if sizes.min() < sizes.max():
+            problem = f"names blocks of {sizes.min():.0f} and of {sizes.max():.0f} tokens"
+            raise InputError(str(file), problem, "give one size in block_tokens")
+        block_tokens = int(sizes[0])
     wrong = np.flatnonzero((counts > 0) & (counts != -(-lengths // block_tokens)))
     if len(wrong):
         at = int(wrong[0])
-        problem = f"request {at} has {counts[at]} hash_ids of {block_tokens} tokens for a prompt of {lengths[at]}"
+        problem = (
+            f"row {int(rows.row[at])} has {counts[at]} hash_ids of {block_tokens} tokens for a prompt of {lengths[at]}"
+        )
         raise InputError(str(file), problem, "correct hash_ids, or give their size in a column block_tokens")
-    flat = np.array([int(name) for each in ids for name in each], np.int64)
+    flat = np.array([name for each in ids for name in each], np.int64)
     blocks = Blocks(flat, np.cumsum(counts), block_tokens)
     return BlockPrefixes(name_space(str(file)), blocks, np.zeros(len(ids), np.int64), lengths)
+
+
+def _names(file: Path, row: int, written: Any, fix: str) -> list[int]:
+    """Return the names of a prompt's blocks: a list, or in a CSV file the text of one."""
+    if isinstance(written, str):
+        try:
+            written = json.loads(written)
+        except ValueError:
+            written = None
+    if isinstance(written, float) and np.isnan(written):
+        return []
+    names: list[Any] = list(written) if isinstance(written, list | tuple | np.ndarray) else [None]
+    if all(isinstance(name, int | np.integer) and abs(int(name)) < 2**63 for name in names):
+        return [int(name) for name in names]
+    raise InputError(str(file), f"row {row}: hash_ids are no list of whole numbers", fix)
+
+
+def check_fits(profile: Profile, run: MeasuredRun) -> None:
+    """Refuse an engine that could not have served a request of the run: it holds less, or takes no such length.
+
+    Raises
+    ------
+    InputError : with the longest request and what the profile allows.
+    """
+    tokens = run.requests.prompt_tokens + run.requests.output_tokens
+    longest, held = int(tokens.max()), profile.kv_blocks * profile.block_tokens
+    prompt = int(run.requests.prompt_tokens[int(tokens.argmax())])
+    request = f"a request of {prompt} + {longest - prompt} tokens"
+    if longest > held:
+        problem = f"holds {request}, and the KV cache of the profile {held} tokens"
+        raise InputError(run.name, problem, "give the engine's kv_blocks (--kv-blocks, --set kv_blocks=)")
+    if profile.max_model_tokens is not None and longest > profile.max_model_tokens:
+        problem = f"holds {request}, and the profile takes {profile.max_model_tokens} at most"
+        raise InputError(run.name, problem, "give the engine's max_model_tokens (--set max_model_tokens=)")
 
 
 def per_request(requests: Requests, latencies: Latencies) -> dict[str, Floats]:

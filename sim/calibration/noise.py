@@ -18,6 +18,7 @@ from sim.scenario.profile import Profile
 
 RUNS = 8
 _RELATIVE = 1e-4
+_NO_COEFFICIENTS = ("skew", "expert_share", "compute_efficiency", "memory_efficiency")
 T_OF_RUNS = 2.36
 """Student's t for 95 % and seven degrees of freedom."""
 
@@ -33,7 +34,7 @@ def _copy(profile: Profile, rng: np.random.Generator) -> Profile:
     changes: dict[str, Any] = {}
     for each in fields(step_time):
         value = getattr(step_time, each.name)
-        if isinstance(value, float) and value and each.name not in ("skew", "compute_efficiency", "memory_efficiency"):
+        if isinstance(value, float) and value and each.name not in _NO_COEFFICIENTS:
             changes[each.name] = value * (1 + _RELATIVE * float(rng.standard_normal()))
     for name in ("compute_efficiency", "memory_efficiency"):  # at most 1
         if hasattr(step_time, name):

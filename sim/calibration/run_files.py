@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.calibration.checked_tables import read_csv
 from sim.errors import InputError
 
 Json = dict[str, Any]
@@ -35,7 +36,7 @@ def read_table(file: Path) -> pd.DataFrame:
         if file.suffix == ".parquet":
             return _marked(pd.read_parquet(file), "parquet")
         if file.suffix not in (".json", ".jsonl"):
-            return _marked(pd.read_csv(file), "CSV")
+            return _marked(read_csv(file, (), "give a table with a row a request"), "CSV")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(str(file), f"cannot be read ({error.strerror})", "name a readable file") from None
@@ -61,7 +62,7 @@ def _documents(text: str) -> Iterator[Any]:
 
 def _from_json(file: Path, documents: list[Any]) -> pd.DataFrame:
     first = documents[0] if documents else None
-    if not isinstance(first, dict):
+    if not all(isinstance(each, dict) for each in documents) or not isinstance(first, dict):
         raise InputError(str(file), "holds no JSON mapping", "give a row a request, a JSON mapping each")
     for fits, reader in _READERS:
         if fits(first):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,36 @@ Floats = NDArray[np.float64]
 class Latencies:
     """When requests got their first and their last token, shape (n,), seconds on the clock of their arrivals.
 
-    ``arrival_s`` is given where the simulation made the arrivals.
+    Where the simulation made the arrivals, ``arrival_s`` says when, ``submitted_s`` when each request reached the
+    engine, after what the server did to it, and ``others`` how many were there when it came.
     """
 
     first_token_s: Floats
     finish_s: Floats
     preemptions: int = 0
     arrival_s: Floats | None = None
+    submitted_s: Floats | None = None
+    others: Floats | None = None
+
+
+class Work(NamedTuple):
+    """What an engine did from one change of its batch to the next: an iteration, or a run of them that only decoded.
+
+    Attributes
+    ----------
+    iterations : in the run; all have the same sequences.
+    prefill_tokens, prefill_pairs : of prompts, see `StepTime.iteration_s`.
+    decode_sequences : that got a token in each iteration.
+    context_tokens : KV entries that the first iteration read for them.
+    """
+
+    start_s: float
+    end_s: float
+    iterations: int
+    prefill_tokens: int
+    prefill_pairs: float
+    decode_sequences: int
+    context_tokens: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,20 +106,31 @@ def replay(
 
 
 def closed_loop(
-    profile: Profile, requests: Requests, concurrency: int, *, max_in_flight: int | None = None
+    profile: Profile,
+    requests: Requests,
+    concurrency: int,
+    *,
+    max_in_flight: int | None = None,
+    work: list[Work] | None = None,
 ) -> Latencies:
     """Simulate clients that each send the next request when their last one has ended, as load generators do.
 
     ``requests.arrival_s`` is not used: the first ``concurrency`` come at 0. The latencies' ``arrival_s`` says when.
-    ``max_in_flight`` is how many of them the generator's connections let through at a time.
+
+    Parameters
+    ----------
+    max_in_flight : how many of them the generator's connections let through at a time.
+    work : to which all that the engine does is added, in order.
     """
     run = _Run(profile, profile.step_time, given_hits=requests.cached_tokens is not None)
+    run.work = work
     run.max_in_flight = concurrency if max_in_flight is None else max_in_flight
     jobs = _jobs(requests)
     arrival_s = run.drive_closed(jobs, concurrency)
     return Latencies(
-        np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions, np.array(arrival_s)
-    )
+        np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions, np.array(arrival_s),
+        np.array([job.submitted_s for job in jobs]), np.array([float(job.others) for job in jobs]),
+    )  # fmt: skip
 
 
 def _jobs(requests: Requests) -> list[_Job]:
@@ -139,12 +174,12 @@ class _GivenHits:
 
 
 class _Job(EngineRequest):
-    __slots__ = ("finish_s", "first_token_s", "given_tokens", "index")
+    __slots__ = ("finish_s", "first_token_s", "given_tokens", "index", "others")
 
     def __init__(self, index: int, prompt_tokens: int, output_tokens: int) -> None:
         super().__init__(prompt_tokens, output_tokens)
         self.index = index
-        self.given_tokens = 0
+        self.given_tokens = self.others = 0
         self.first_token_s = self.finish_s = NEVER_S
 
 
@@ -152,6 +187,7 @@ class _Run:
     """The loop that stands in for SimPy."""
 
     max_in_flight = 1
+    work: list[Work] | None = None
 
     def __init__(self, profile: Profile, step_time: StepTime, *, given_hits: bool) -> None:
         self._wake_s = NEVER_S
@@ -179,7 +215,7 @@ class _Run:
         if self._in_flight < self.max_in_flight:
             self._in_flight += 1
             self._handled_s = max(self._handled_s, now_s) + self._handling_s
-            others = self.replica.running_count + self.replica.waiting_count
+            job.others = others = self.replica.running_count + self.replica.waiting_count
             self.replica.submit(job, self._handled_s + self._overhead_s + self._per_running_s * others)
         else:
             self._queue.append(job)
@@ -210,6 +246,10 @@ class _Run:
     def _run_until(self, until_s: float) -> None:
         while self._wake_s < until_s:
             now_s, self._wake_s = self._wake_s, NEVER_S
+            if self.work is not None:
+                since_s, iterations, tokens, pairs, sequences, entries = self.replica.under_way()
+                if iterations:
+                    self.work.append(Work(since_s, now_s, iterations, tokens, pairs, sequences, entries))
             self.replica.boundary(now_s)
 
     def _arm(self, at_s: float) -> None:

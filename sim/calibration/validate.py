@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.calibration.measured import METRICS, MeasuredRun, errors, per_request, sampling
+from sim.calibration.measured import METRICS, MeasuredRun, check_fits, errors, per_request, sampling
 from sim.calibration.noise import averaged, perturbed, verdict
 from sim.calibration.single_replica import Latencies, replay
 from sim.errors import InputError
@@ -40,6 +40,7 @@ def validate_profile(profile: Profile, run: MeasuredRun) -> tuple[pd.DataFrame, 
     The errors are means over copies of the profile that differ by next to nothing; ``floor`` is what one varies by,
     and ``sampling`` what the measured statistic would over other requests.
     """
+    check_fits(profile, run)
     made = [replay(each, run.requests) for each in perturbed(profile)]
     simulated = made[0]
     table = averaged([errors(run.requests, run.latencies, each) for each in made])
@@ -105,7 +106,10 @@ def plot_validation(run: MeasuredRun, simulated: Latencies, title: str) -> Figur
 
 def save_plot(figure: Figure, folder: Path, name: str) -> Path:
     """Write a figure as PNG and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=110)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be written ({error.strerror})", "name another folder") from None
     return path

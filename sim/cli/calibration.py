@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ calibrate = group(
     about="Make a profile from measurements; it goes to --out, or to stdout. Options alone mean `endpoint`.",
 )  # fmt: skip
 
+_TOO_NOISY = 0.2  # of the error on iterations that were left out, relative [choice]
 _Out = Annotated[Path | None, typer.Option("--out", help="Profile file to write; without it stdout.")]
 _PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching")]
 _AsyncScheduling = Annotated[bool, typer.Option("--async-scheduling/--no-async-scheduling")]
@@ -48,16 +50,16 @@ _Scenario = Annotated[
         autocompletion=completion.scenarios,
     ),
 ]  # fmt: skip
-_BatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started.")]
-_Seqs = Annotated[int, typer.Option("--max-num-seqs", min=1, help="As vLLM was started.")]
-_Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
 # Of a command that may begin from a profile: what is not given stays the profile's.
-_StartsSeqs = Annotated[
-    int | None, typer.Option("--max-num-seqs", min=1, help="As vLLM was started; else the profile's, or 256.")
-]
-_StartsBatchedTokens = Annotated[
+_Seqs = Annotated[
     int | None,
-    typer.Option("--max-num-batched-tokens", min=1, help="As vLLM was started; else the profile's, or 2048."),
+    typer.Option("--max-num-seqs", min=1, help="As vLLM was started; else the profile's, or its default."),
+]
+_BatchedTokens = Annotated[int | None, typer.Option("--max-num-batched-tokens", min=1, help="Likewise.")]
+_Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the model.")]
+_OfGpu = Annotated[
+    str | None,
+    typer.Option("--gpu", help="GPU that vLLM ran on, e.g. H100-SXM: its default limits hang on it."),
 ]
 _StartsAsync = Annotated[
     bool | None,
@@ -113,8 +115,8 @@ def kernels(
         str | None, typer.Option("--link-gpu", help="GPU whose shipped all-reduces to take, e.g. H100-SXM.")
     ] = None,
     no_links: Annotated[bool, typer.Option("--no-links", help="Leave out what GPUs tell each other.")] = False,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _AsyncScheduling = True,
     prefix_caching: _PrefixCaching = True,
     out: _Out = None,
@@ -124,18 +126,23 @@ def kernels(
     Several GPUs: all-reduces and all-to-alls are in no such table. Without a `--link-` option those that come with
     tokenpools for the GPU that meta.yaml names are taken.
     """
-    from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
+    from sim.calibration.from_kernels import LinkChoice, calibrate_kernels, gpu_of
 
-    blocks = _blocks(kv_blocks, kv_tokens)
-    engine = _engine(blocks, max_num_seqs, max_num_batched_tokens, async_scheduling, prefix_caching)
+    engine: dict[str, Any] = {"kv_blocks": _blocks(kv_blocks, kv_tokens), "async_scheduling": async_scheduling}
+    engine |= {"prefix_caching": prefix_caching, **_batch(gpu_of(folder), max_num_seqs, max_num_batched_tokens)}
     links = LinkChoice(
         table=link_table, latency_s=link_latency_s, bytes_per_s=link_bytes_per_s, gpu=link_gpu, none=no_links
     )
     shape: dict[str, Any] = {"layers": layers, "hidden_size": hidden_size, "experts": experts}
     shape |= {"experts_per_token": experts_per_token}
-    _write(
-        calibrate_kernels(folder, gpus=gpus, expert_parallel=expert_parallel, links=links, **shape, **engine), out
-    )
+    made = calibrate_kernels(folder, gpus=gpus, expert_parallel=expert_parallel, links=links, **shape, **engine)
+    _write(made, out)
+    ends = made.step_time.measured_to
+    if made.max_num_batched_tokens > ends[0] or made.max_num_seqs > ends[1]:
+        typer.echo(
+            f"warning: the tables end at {ends[0]:.0f} tokens and {ends[1]:.0f} sequences of an iteration; what the "
+            "engine may run beyond is extrapolated", err=True,
+        )  # fmt: skip
 
 
 @command(of=calibrate)
@@ -159,17 +166,18 @@ def records(
     ] = None,
     scenario: _Scenario = None,
     ttft_from: _TtftFrom = "arrival",
-    max_num_seqs: _StartsSeqs = None,
-    max_num_batched_tokens: _StartsBatchedTokens = None,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _StartsAsync = None,
     prefix_caching: _StartsCaching = None,
     gpus: _StartsGpus = None,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
 
-    Read are CSV, parquet and JSONL of such columns, requests.jsonl of LLMServingSim, `vllm bench serve
-    --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
+    Read are result folders of `tokenpools replay`, CSV, parquet and JSONL of such columns, requests.jsonl of
+    LLMServingSim, `vllm bench serve --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
     """
     from sim.calibration.from_records import calibrate_records, terms_for
     from sim.calibration.measured import read_run
@@ -177,7 +185,7 @@ def records(
     from sim.scenario.load import load_scenario
 
     run = _read(read_run, file, ttft_from)
-    begin = _start(start, kv_blocks, kv_tokens, {
+    begin = _start(start, gpu, kv_blocks, kv_tokens, {
         "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
         "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
     })  # fmt: skip
@@ -204,22 +212,47 @@ def sweep(
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="TERM", help="Leave this term as it is; repeat it.")
     ] = None,
-    max_num_seqs: _StartsSeqs = None,
-    max_num_batched_tokens: _StartsBatchedTokens = None,
+    expert_share: Annotated[
+        float | None,
+        typer.Option(
+            "--expert-share", max=1, callback=above_zero,
+            help="Share of a layer's experts that a token uses, e.g. 0.0625: a mixture of experts.",
+        ),
+    ] = None,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     async_scheduling: _StartsAsync = None,
     prefix_caching: _StartsCaching = None,
     gpus: _StartsGpus = None,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
-    """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s."""
-    from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
+    """From a sweep: CSV with concurrency, prompt_tokens, output_tokens, ttft_s and tpot_s.
 
-    begin = _start(start, kv_blocks, kv_tokens, {
+    With a column gpus it holds several layouts of one model, which are fitted together: what GPUs share is learnt from
+    all of them. A column kv_blocks says how much each holds; a row without a point is a layout that was not measured.
+    --out is a folder then, for a profile of each: gpus-1.yaml and so on.
+    """
+    from sim.calibration.from_sweep import calibrate_sweep, read_sweep, sweep_terms
+    from sim.calibration.layout_files import calibrate_layouts, layout_sweeps, read_layouts
+
+    given = {
         "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
         "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
-    })  # fmt: skip
-    terms = sweep_terms(begin, without=without or ())
-    _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
+    }  # fmt: skip
+    layouts = read_layouts(file)
+    if layouts is None:
+        begin = _start(start, gpu, kv_blocks, kv_tokens, given, expert_share)
+        terms = sweep_terms(begin, without=without or ())
+        _write(calibrate_sweep(begin, read_sweep(file), terms=terms, place=file.stem).profile, out)
+        return
+    if gpus is not None:
+        raise InputError("--gpus", f"{gpus}, and {file} has a column gpus", "leave it out")
+    if kv_blocks is None and kv_tokens is None and start is None:
+        kv_blocks = next((layout.kv_blocks for layout in layouts if layout.kv_blocks is not None), None)
+    sweeps = layout_sweeps(_start(start, gpu, kv_blocks, kv_tokens, given, expert_share), layouts)
+    for sweep, made in zip(sweeps, calibrate_layouts(sweeps, without=without or (), place=file.stem), strict=True):
+        _write(made, None if out is None else out / f"gpus-{sweep.gpus}.yaml")
 
 
 @command(of=calibrate)
@@ -235,17 +268,18 @@ def aiconfigurator(
     version: Annotated[str | None, typer.Option("--vllm", help="Of vLLM; without it the newest measured.")] = None,
     kv_blocks: _KvBlocks = None,
     kv_tokens: _KvTokens = None,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 8192,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
 ) -> None:
     """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here."""
-    from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator
+    from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator, known_gpu
 
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    batch = _batch(known_gpu(gpu), max_num_seqs, max_num_batched_tokens)
     made = calibrate_aiconfigurator(
         model_name, gpu, tp=tp, ep=ep, dp=dp, gemm_quant=precision, version=version, kv_blocks=blocks,
-        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=batch["max_num_seqs"], max_num_batched_tokens=batch["max_num_batched_tokens"],
     )  # fmt: skip
     _write(made, out)
 
@@ -258,8 +292,8 @@ def endpoint(
     model: Annotated[
         str | None, typer.Option("--model", help="Model to ask for; without it the first that the server lists.")
     ] = None,
-    max_num_seqs: _Seqs = 256,
-    max_num_batched_tokens: _BatchedTokens = 2048,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     max_model_tokens: Annotated[
         int | None, typer.Option("--max-model-tokens", min=32, help="Without it what the server says.")
     ] = None,
@@ -278,6 +312,7 @@ def endpoint(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer measurements: a third of the time, wider intervals.")
     ] = False,
+    gpu: _OfGpu = None,
     out: _Out = None,
 ) -> None:  # fmt: skip
     """From a running server, measured with fresh prompts: its iterations, and what it takes outside them."""
@@ -285,12 +320,16 @@ def endpoint(
     from sim.calibration.measure_server import measure_endpoint
 
     measurements = measure_endpoint(
-        base_url, key=os.environ.get("OPENAI_API_KEY"), quick=quick, model=model, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens, max_model_tokens=max_model_tokens, kv_blocks=kv_blocks,
+        base_url, key=os.environ.get("OPENAI_API_KEY"), quick=quick, model=model,
+        **_batch(gpu, max_num_seqs, max_num_batched_tokens), max_model_tokens=max_model_tokens, kv_blocks=kv_blocks,
         block_tokens=block_tokens, kv_bytes_per_token=kv_bytes_per_token, async_scheduling=async_scheduling,
         token_ids=token_ids, progress=lambda words: typer.echo(f"measuring {words}", err=True),
     )  # fmt: skip
-    _write(calibrate_live(measurements), out)
+    made = calibrate_live(measurements)
+    _write(made, out)
+    if made.calibration is not None and max(made.calibration.noise_floor.values(), default=0.0) > _TOO_NOISY:
+        hint = "leave --quick out" if quick else "see that nobody else uses it"
+        typer.echo(f"warning: chance is a fifth of an iteration and more; measure again, and {hint}", err=True)
 
 
 @command(of=calibrate)
@@ -299,12 +338,26 @@ def model(
     gpu: Annotated[str, typer.Option("--gpu", help="GPU, e.g. H100-SXM.")],
     gpus: _Gpus = 1,
     weight_bits: Annotated[Literal["16", "8", "4"], typer.Option("--weight-bits")] = "16",
+    kv_blocks: _KvBlocks = None,
+    kv_tokens: _KvTokens = None,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option("--gpu-memory-utilization", max=1, callback=above_zero, help="As vLLM was started.")
+    ] = 0.9,
+    max_num_seqs: _Seqs = None,
+    max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
 ) -> None:
     """From no measurement: a roofline for the model of CONFIG on a GPU, with the links between several."""
     from sim.calibration.from_model import calibrate_model
 
-    _write(calibrate_model(config, gpu, gpus=gpus, weight_bits=int(weight_bits)), out)
+    blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    batch = _batch(gpu, max_num_seqs, max_num_batched_tokens)
+    made = calibrate_model(
+        config, gpu, gpus=gpus, weight_bits=int(weight_bits), kv_blocks=blocks,
+        gpu_memory_utilization=gpu_memory_utilization, max_num_seqs=batch["max_num_seqs"],
+        max_num_batched_tokens=batch["max_num_batched_tokens"],
+    )  # fmt: skip
+    _write(made, out)
 
 
 def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:
@@ -326,29 +379,52 @@ def _read(reader: Any, file: Path, ttft_from: str) -> Any:
     return run
 
 
-def _engine(
-    kv_blocks: int, max_num_seqs: int, max_num_batched_tokens: int, async_scheduling: bool, prefix_caching: bool
-) -> dict[str, Any]:
-    return {
-        "kv_blocks": kv_blocks,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "async_scheduling": async_scheduling,
-        "prefix_caching": prefix_caching,
-    }
+def _batch(gpu: str | None, max_num_seqs: int | None, max_num_batched_tokens: int | None) -> dict[str, int]:
+    """Return the sequences and tokens of an iteration: what is given, else vLLM's default on the GPU, and say so."""
+    from sim.profiles.gpus import batch_defaults
+
+    usual = batch_defaults(gpu)
+    seqs, tokens = max_num_seqs or usual.max_num_seqs, max_num_batched_tokens or usual.max_num_batched_tokens
+    if max_num_seqs is None:
+        seqs = min(seqs, tokens)  # as vLLM does
+    if tokens < seqs:
+        raise InputError(
+            "--max-num-batched-tokens", f"{tokens} is below --max-num-seqs ({seqs}), which vLLM refuses",
+            f"give at least {seqs}",
+        )  # fmt: skip
+    taken = [f"--max-num-seqs {seqs}"] if max_num_seqs is None else []
+    taken += [f"--max-num-batched-tokens {tokens}"] if max_num_batched_tokens is None else []
+    if taken:
+        typer.echo(f"taken: {' '.join(taken)} ({usual.words}); give what yours was started with", err=True)
+    return {"max_num_seqs": seqs, "max_num_batched_tokens": tokens}
 
 
-def _start(ref: str | None, kv_blocks: int | None, kv_tokens: int | None, given: dict[str, Any]) -> Profile:
+def _start(
+    ref: str | None,
+    gpu: str | None,
+    kv_blocks: int | None,
+    kv_tokens: int | None,
+    given: dict[str, Any],
+    expert_share: float | None = None,
+) -> Profile:
     """Return what a fit begins from: a named profile with what is given changed, else one of a fitted step time."""
     from sim.engine.step_fitted import FittedStepTime
     from sim.scenario.profile import Profile, load_profile, parse_profile
 
     engine = {name: value for name, value in given.items() if value is not None}
     if ref is None:
-        usual = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "async_scheduling": True, "prefix_caching": True}
-        step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5)
+        engine |= _batch(gpu, given["max_num_seqs"], given["max_num_batched_tokens"])
+        usual: dict[str, Any] = {"async_scheduling": True, "prefix_caching": True}
+        step_time = FittedStepTime(weights_s=1e-2, per_token_s=4e-5, expert_share=expert_share or 0.0)
         return Profile(step_time=step_time, kv_blocks=_blocks(kv_blocks, kv_tokens), **usual | engine)
+    if gpu is not None:
+        raise InputError("--gpu", "given beside --profile, which says what its engine takes", "leave one of them out")
     begin = load_profile(ref, file="--profile")
+    if expert_share is not None:
+        if not isinstance(begin.step_time, FittedStepTime):
+            problem = f"given, and the step time of {begin.name} is of kind {begin.step_time.kind}"
+            raise InputError("--expert-share", problem, "leave it out, or begin from one of kind fitted")
+        begin = begin.model_copy(update={"step_time": replace(begin.step_time, expert_share=expert_share)})
     if kv_blocks is not None or kv_tokens is not None:
         engine["kv_blocks"] = max(1, _blocks(kv_blocks, kv_tokens) * 16 // begin.block_tokens)
     tree = begin.model_dump(mode="json", exclude_none=True)
@@ -371,7 +447,9 @@ def validate_profile(
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for a plot of every request.")] = None,
     at_most: Annotated[
         float | None,
-        typer.Option("--at-most", help="Exit with 1 where a mean is off by more than this many percent."),
+        typer.Option(
+            "--at-most", callback=above_zero, help="Exit with 1 where a mean is off by more than this many percent."
+        ),
     ] = None,
 ) -> None:
     """Simulate a measured RUN with PROFILE (a name or a path) and print the errors, and what of them is chance.
@@ -414,6 +492,8 @@ def profiles(
     gpu: Annotated[str, typer.Argument(metavar="[GPU]", help="E.g. H200-SXM.")] = "",
 ) -> None:
     """Name the shipped profiles nearest to a MODEL and a GPU, with their errors and what they were measured for."""
-    from sim.profiles.nearest import described
+    from sim.profiles.nearest import described, unsaid
 
+    if unsaid(model_name, gpu):
+        typer.echo(unsaid(model_name, gpu), err=True)
     tables.show_rows(described(model_name, gpu))

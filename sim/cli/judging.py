@@ -188,7 +188,7 @@ def hardware_check(
         bool, typer.Option("--silicon", help="Instead: profiles of `calibrate aiconfigurator` on its silicon sample.")
     ] = False,
     silicon_fit: Annotated[
-        bool, typer.Option("--silicon-fit", help="Instead: laws fitted to two thirds of it, on the last third.")
+        bool, typer.Option("--silicon-fit", help="Instead: profiles fitted to two thirds of it, on the last third.")
     ] = False,
     light_load: Annotated[
         bool, typer.Option("--light-load", help="Instead: first tokens under little load, and what S-LoRA's loop adds.")

@@ -111,6 +111,19 @@ class Replica(Scheduler[R]):
         run_s = self._step.decode_run_s(self._decoding, self._reads(self._decoding), over)
         return self._run_start_s + run_s * self.slowdown
 
+    def under_way(self) -> tuple[float, int, int, float, int, float]:
+        """Return what is computed now: since when, iterations, prompt tokens and pairs, decodes, and KV entries read.
+
+        A run of several iterations decodes only; the entries are those of its first. No iterations where it is idle.
+        """
+        prefill_tokens = 0
+        pairs = 0.0
+        for request, tokens in self._chunks or ():
+            prefill_tokens += tokens
+            pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
+        run = self._run if self._busy else 0
+        return self._run_start_s, run, prefill_tokens, pairs, self._decoding, self._reads(self._decoding)
+
     # --------------------------------------------------------------------------------------------------------- tell
 
     def submit(self, request: R, now_s: float) -> None:

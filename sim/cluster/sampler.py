@@ -8,15 +8,27 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
+from operator import itemgetter
+from typing import Final
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from policies.api import Gauge
 from sim.cluster.faults import Pool
 from sim.cluster.node import Node
 from sim.records.attempt_series import AttemptSeries
 from sim.records.schema import RequestColumns, TimelineBlock
+
+_Label = tuple[str, str, str]
+"""Scope, name and metric of a gauge."""
+_Floats = NDArray[np.float64]
+_Table = tuple[list[_Label], "array[float]", "array[float]"]
+"""The gauges of samples alike: labels; the times of the rows; the values, row after row."""
+_TABLES: Final = 8
+_label_of: Final = itemgetter(0, 1, 2)
+_value_of: Final = itemgetter(3)
 
 
 class Sampler:
@@ -41,7 +53,7 @@ class Sampler:
         self._t_s = _column()
         self._capacity = _column()
         self._replicas = [_column() for _ in nodes]
-        self._gauges: dict[tuple[str, str, str], tuple[array[float], array[float]]] = {}
+        self._gauges = GaugeLog()
 
     def run(self) -> Generator[simpy.Event, None, None]:
         """Sample until the run ends."""
@@ -60,13 +72,7 @@ class Sampler:
             replica = node.replica
             used = replica.kv_used_blocks_at(now_s) / max(1, replica.kv_total_blocks)
             rows.extend((replica.running_count, replica.waiting_count, used))
-        gauges = self._gauges
-        for scope, name, metric, value in self._read_gauges(now_s):
-            series = gauges.get((scope, name, metric))
-            if series is None:
-                series = gauges[scope, name, metric] = (_column(), _column())
-            series[0].append(now_s)
-            series[1].append(value)
+        self._gauges.add(now_s, self._read_gauges(now_s))
         if self._on_sample is not None:
             self._on_sample(now_s)
 
@@ -91,9 +97,66 @@ class Sampler:
                 blocks.append(TimelineBlock("replica", str(node.replica_id), t_s, metrics))
         for index, entitlement in enumerate(columns.entitlements):
             blocks.append(TimelineBlock("entitlement", entitlement.name, t_s, counts.of(index)))
-        for (scope, name, metric), (times, values) in self._gauges.items():
-            blocks.append(TimelineBlock(scope, name, np.asarray(times), {metric: np.asarray(values)}))
-        return blocks
+        return blocks + self._gauges.blocks()
+
+
+class GaugeLog:
+    """Gauges over time. Samples of a thousand entitlements have thousands of them, and nearly all have the same ones.
+
+    Those of samples alike stand in rows of one table; what belongs to no table, because there are `_TABLES` already,
+    stands in columns of its own.
+    """
+
+    def __init__(self) -> None:
+        self._labels: dict[_Label, None] = {}  # all, in the order in which they were first seen
+        self._tables: list[_Table] = []
+        self._apart: dict[_Label, tuple[array[float], array[float]]] = {}
+
+    def add(self, now_s: float, gauges: Iterable[Gauge]) -> None:
+        """Take in what one sample found."""
+        found = list(gauges)
+        labels = list(map(_label_of, found))
+        values = map(_value_of, found)
+        for place, (known, t_s, column) in enumerate(self._tables):
+            if known == labels:
+                t_s.append(now_s)
+                column.extend(values)
+                if place:  # the next sample is likely to be like this one
+                    self._tables.insert(0, self._tables.pop(place))
+                return
+        self._labels.update(dict.fromkeys(labels))
+        if len(self._tables) < _TABLES:
+            self._tables.insert(0, (labels, array("d", [now_s]), array("d", values)))
+            return
+        for label, value in zip(labels, values, strict=True):
+            series = self._apart.get(label)
+            if series is None:
+                series = self._apart[label] = _column(), _column()
+            series[0].append(now_s)
+            series[1].append(value)
+
+    def blocks(self) -> list[TimelineBlock]:
+        """Return each gauge over time, in the order in which they were first seen."""
+        parts: dict[_Label, list[tuple[_Floats, _Floats]]] = {label: [] for label in self._labels}
+        for labels, t_s, values in self._tables:
+            times = np.asarray(t_s)
+            rows = np.ascontiguousarray(np.asarray(values).reshape(len(times), len(labels)).T)
+            for label, row in zip(labels, rows, strict=True):
+                parts[label].append((times, row))
+        for label, (t_s, values) in self._apart.items():
+            parts[label].append((np.asarray(t_s), np.asarray(values)))
+        return [TimelineBlock(label[0], label[1], *_in_order(label[2], found)) for label, found in parts.items()]
+
+
+def _in_order(metric: str, parts: list[tuple[_Floats, _Floats]]) -> tuple[_Floats, dict[str, _Floats]]:
+    """Return the times and the values of a gauge whose samples are in several places."""
+    if len(parts) == 1:
+        t_s, values = parts[0]
+    else:
+        t_s, values = np.concatenate([t_s for t_s, _ in parts]), np.concatenate([values for _, values in parts])
+        order = np.argsort(t_s, kind="stable")
+        t_s, values = t_s[order], values[order]
+    return t_s, {metric: values}
 
 
 def _column() -> array[float]:

@@ -17,6 +17,10 @@ class FittedStepTime(LinearDecode):
     are: the greater of the two rules, which is the bend that a straight line misses. Attention of decodes is slower
     in an iteration that also computes prompts, because the engine then uses another kernel.
 
+    A mixture of experts reads those that some token chose: of n tokens that choose evenly and independently, each a
+    share s of the experts, 1 - (1 - s)^n of ``experts_s``. Of several ranks that share the experts, a rank's n tokens
+    come with as many of each other, so s is 1 - (1 - s)^ranks there.
+
     An iteration cannot be shorter than its launch by the host. Decodes are one captured graph, and so is a prompt of
     which one token is left to compute. Other prompts are launched in pieces, which takes ``lone_prefill_s`` where
     the engine has nothing else to do meanwhile; iterations of more tokens than the largest captured graph holds are
@@ -27,6 +31,14 @@ class FittedStepTime(LinearDecode):
     base_s: float = field(default=0.0, metadata={"ge": 0, "description": "give seconds per iteration, e.g. 0.001"})
     weights_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give the seconds that reading all weights takes, e.g. 0.010"}
+    )
+    experts_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give the seconds that reading all experts takes besides, e.g. 0.006"},
+    )
+    expert_share: float = field(
+        default=0.0,
+        metadata={"ge": 0, "le": 1, "description": "give the share of experts that a token uses, e.g. 0.0625"},
     )
     per_token_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds of computing per token, e.g. 4.0e-5"}
@@ -68,14 +80,22 @@ class FittedStepTime(LinearDecode):
                 "a decode iteration would take no time (base_s, weights_s, per_token_s and per_decode_sequence_s are "
                 "0); give one of them, e.g. weights_s: 0.010"
             )
+        if self.experts_s and not self.expert_share:
+            raise ValueError(
+                "experts_s is given and expert_share is 0; give the share of experts that a token uses, e.g. 0.0625"
+            )
 
     def iteration_s(
         self, prefill_tokens: int, prefill_pairs: float, decode_sequences: int, context_tokens: float
     ) -> float:
         """See `StepTime.iteration_s`."""
+        compute_s = self.per_token_s * (prefill_tokens + decode_sequences)
+        read_s = self.weights_s
+        if self.experts_s:
+            read_s += self.experts_s * (1 - (1 - self.expert_share) ** (prefill_tokens + decode_sequences))
         duration_s = (
             self.base_s
-            + max(self.weights_s, self.per_token_s * (prefill_tokens + decode_sequences))
+            + (read_s if read_s > compute_s else compute_s)
             + self.per_decode_sequence_s * decode_sequences
             + self.per_context_token_s * context_tokens
         )

@@ -153,6 +153,11 @@ class TableStepTime:
         """See `StepTime.iterations_until`."""
         return self._curve(sequences).until(context_tokens, elapsed_s)
 
+    @property
+    def measured_to(self) -> tuple[float, float]:
+        """The tokens and the decoding sequences of the largest iterations that were measured."""
+        return self.dense_tokens[-1], self.decode_batch[-1]
+
     def lone_paces(self) -> float:
         """Return how many sequences keep the memory busy where attention reads each at its own pace, by these tables.
 

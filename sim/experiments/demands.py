@@ -13,9 +13,9 @@ from sim.errors import InputError
 from sim.scenario.load import Cell, Scenario
 from sim.seeds import stream
 from workloads.catalogue import TRACES
+from workloads.formats.rows import TraceError
 from workloads.generate import Recorded, WorkloadSpec, generate
 from workloads.requests import Demand
-from workloads.trace import TraceError
 
 
 def demands(scenario: Scenario, replication: int) -> list[Demand]:

@@ -19,12 +19,32 @@ def described(model: str, gpu: str = "") -> list[tuple[str, str]]:
     return [(name, load_profile(name).summary) for name, _ in nearest(model, gpu)]
 
 
+def unsaid(model: str, gpu: str = "") -> str:
+    """Return that no shipped profile's name says all of what was asked for, and what would; empty where one does."""
+    asked = _asked(model) | _asked(gpu)
+    names = shipped_profiles()
+    if any(asked <= _words(name) for name in names) and asked:
+        return ""
+    known = set().union(*(_words(name) for name in names))
+    gone = ", ".join(sorted(asked - known))
+    lacks = f" (none says {gone})" if gone else ""
+    wanted = " on ".join(filter(None, (model, gpu))) or "nothing"
+    return (
+        f"no shipped profile is of {wanted}{lacks}: these are the nearest by name; tokenpools calibrate makes one, "
+        "from measurements or without (aiconfigurator, model)"
+    )
+
+
+def _asked(text: str) -> set[str]:
+    return _words(text.rsplit("/", 1)[-1]) - {"meta", "instruct", "sxm", "nvidia", "gpu"}
+
+
 def _likeness(name: str, model: str, gpu: str) -> float:
     """Return how much of what was asked for a profile's name says: words in common, and how alike the rest is."""
     said = _words(name)
     parts = []
-    for asked in (model.rsplit("/", 1)[-1], gpu):
-        words = _words(asked) - {"meta", "instruct", "sxm", "nvidia", "gpu"}
+    for asked in (model, gpu):
+        words = _asked(asked)
         if words:
             shared = len(words & said) / len(words)
             alike = SequenceMatcher(None, "-".join(sorted(words)), name).ratio()

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.engine.step_roofline import RooflineStepTime, Work
-from sim.errors import InputError
+from sim.errors import InputError, shortened
 from sim.profiles.gpus import GPUS
 from sim.scenario.profile import Physics, Profile
 from sim.scenario.validation_errors import suggestion
 
-_USABLE = 0.9  # vLLM's gpu_memory_utilization
-_RESERVED_BYTES = 1.5e9  # activations and CUDA graphs of one GPU, about what vLLM 0.19 reports for 2048 batched tokens
+_MOST = 1e9
+_RESERVED_BYTES = 1.8e9  # of one GPU; 1.7e9 and 1.9e9 in two engines of 2,048 batched tokens, 3.1e9 in one of 8,192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A model: its work in an iteration, the bytes of its weights, and the longest context it takes."""
+    """A model: its work in an iteration, the bytes of its weights, the longest context it takes, attention's heads."""
 
     work: Work
     weight_bytes: float
     max_tokens: int | None
+    heads: int
+    kv_heads: int
 
 
 def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int = 16) -> ModelShape:
@@ -37,12 +39,19 @@ def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int
     ------
     InputError : a number that is needed is missing.
     """
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config
+    if not isinstance(config, Mapping):
+        raise InputError("config.json", "text_config is not a mapping", "give the config.json of a decoder model")
 
-    def number(*names: str, default: int | None = None) -> int:
+    def number(*names: str, default: int | None = None, least: int = 1) -> int:
         for name in names:
-            if config.get(name) is not None:
-                return int(config[name])
+            value = config.get(name)
+            if value is None:
+                continue
+            if type(value) not in (int, float) or not least <= value <= _MOST or value != int(value):
+                problem = f"{name} is {shortened(str(value), 40)}, and no whole number from {least} to {_MOST:g}"
+                raise InputError("config.json", problem, "give the config.json of a decoder model")
+            return int(value)
         if default is None:
             raise InputError("config.json", f"{names[0]} is missing", "give the config.json of a decoder model")
         return default
@@ -50,9 +59,11 @@ def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int
     layers, hidden = number("num_hidden_layers"), number("hidden_size")
     heads = number("num_attention_heads")
     kv_heads = number("num_key_value_heads", default=heads)
+    if hidden < heads and config.get("head_dim") is None:
+        raise InputError("config.json", f"{heads} heads share a hidden_size of {hidden}", "correct one of them")
     head_dim = number("head_dim", default=hidden // heads)
     vocabulary = number("vocab_size")
-    experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
+    experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0, least=0)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     if experts:
         expert = 3 * hidden * number("moe_intermediate_size", "intermediate_size")
@@ -72,10 +83,11 @@ def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int
     tied = bool(config.get("tie_word_embeddings", False))
     embedding_bytes = 0 if tied else 2 * hidden * vocabulary
     weights = work.parameters + work.expert_parameters
-    longest = number("max_position_embeddings", default=0)
+    longest = number("max_position_embeddings", default=0, least=0)
     return ModelShape(
-        work=work, weight_bytes=weights * bytes_per_parameter + embedding_bytes, max_tokens=longest or None
-    )
+        work=work, weight_bytes=weights * bytes_per_parameter + embedding_bytes, max_tokens=longest or None,
+        heads=heads, kv_heads=kv_heads,
+    )  # fmt: skip
 
 
 def roofline_profile(
@@ -85,11 +97,15 @@ def roofline_profile(
     gpus: int = 1,
     weight_bits: int = 16,
     kv_bits: int = 16,
+    kv_blocks: int | None = None,
+    gpu_memory_utilization: float = 0.9,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
     name: str = "roofline",
 ) -> Profile:
     """Return a profile that needs no measurement: peak rates, times the default efficiencies of `RooflineStepTime`.
+
+    Without ``kv_blocks`` the KV cache is reckoned: what the share of memory leaves after weights and reserve.
 
     Raises
     ------
@@ -98,11 +114,19 @@ def roofline_profile(
     if gpu not in GPUS:
         raise InputError("gpu", f"unknown GPU {gpu}", suggestion(gpu, list(GPUS)))
     shape = read_shape(config, weight_bits=weight_bits, kv_bits=kv_bits)
+    if shape.heads % gpus:
+        problem = f"{gpus} GPUs do not divide the model's {shape.heads} attention heads, which vLLM refuses"
+        raise InputError("gpus", problem, "give a divisor")
+    # More GPUs than KV heads hold copies of them, and each reads its own.
+    copies = max(1, gpus // shape.kv_heads)
+    work = replace(shape.work, kv_bytes_per_token=copies * shape.work.kv_bytes_per_token)
+    shape = replace(shape, work=work)
     hardware = GPUS[gpu].hardware(gpus, weight_bits)
-    room_bytes = gpus * (_USABLE * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
+    room_bytes = gpus * (gpu_memory_utilization * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
     block_tokens = 16
-    kv_blocks = int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))
-    if kv_blocks < 1:
+    reckoned = kv_blocks is None
+    kv_blocks = kv_blocks or int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))
+    if reckoned and kv_blocks < 1:
         raise InputError(
             "gpu",
             f"{gpus} x {gpu} leave {room_bytes / 1e9:.1f} GB for the KV cache after {shape.weight_bytes / 1e9:.1f} GB "
@@ -113,7 +137,8 @@ def roofline_profile(
     return Profile(
         name=name,
         source=f"roofline of {gpus} x {gpu}: peak rates of the data sheet, efficiencies assumed",
-        error="not measured; on two measured runs such a roofline was off by 5 to 18 % (docs/fidelity.md)",
+        error="not measured; on two measured runs such a roofline was off by 5 to 18 % (docs/fidelity.md)"
+        + (f"; KV cache reckoned, {kv_blocks * block_tokens} tokens: give what vLLM prints" if reckoned else ""),
         step_time=RooflineStepTime(work=shape.work, hardware=hardware),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -63,7 +63,13 @@ def categories(codes: NDArray[np.int32], names: Sequence[str]) -> pa.Array:
 
 def constant(value: str, n: int) -> pa.Array:
     """Return one text ``n`` times."""
-    return categories(np.zeros(n, dtype=np.int32), [value])
+    return constants([value], n)[0]
+
+
+def constants(values: Sequence[str], n: int) -> list[pa.Array]:
+    """Return columns of one text each, ``n`` times; their codes, all 0, are the same memory."""
+    codes = numbers(np.zeros(n, dtype=np.int32), pa.int32())
+    return [pa.DictionaryArray.from_arrays(codes, texts([value])) for value in values]
 
 
 def floats(table: pa.Table, name: str) -> NDArray[np.float64]:

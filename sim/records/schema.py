@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from policies.api import EntitlementSpec, Reason
 from sim.records import metrics
-from sim.records.arrow_columns import CATEGORY, categories, constant, numbers, texts
+from sim.records.arrow_columns import CATEGORY, categories, constant, constants, numbers, texts
 
 
 class Outcome(IntEnum):
@@ -211,10 +211,9 @@ def timeline_table(
     blocks: Iterable[TimelineBlock], *, run_id: str, policy: str, variant: Mapping[str, str], replication: int
 ) -> pa.Table:
     """Return blocks of samples in the long form of ``timeline.parquet``, in the order of the blocks."""
-    t_parts, value_parts = [np.empty(0)], [np.empty(0)]
     labels: dict[str, dict[str, int]] = {"scope": {}, "name": {}, "metric": {}}
     codes: dict[str, list[int]] = {"scope": [], "name": [], "metric": []}
-    lengths: list[int] = []
+    series: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for block in blocks:
         t_s = _floats(block.t_s)
         for metric, values in block.metrics.items():
@@ -222,22 +221,19 @@ def timeline_table(
             if sampled.shape != t_s.shape:
                 problem = f"{block.scope} {block.name}: {metric} has {sampled.size} values for {t_s.size} times"
                 raise ValueError(f"{problem}; give one value for each t_s")
-            t_parts.append(t_s)
-            value_parts.append(sampled)
-            lengths.append(t_s.size)
+            series.append((t_s, sampled))
             for column, label in (("scope", block.scope), ("name", block.name), ("metric", metric)):
                 codes[column].append(labels[column].setdefault(label, len(labels[column])))
+    lengths = [t_s.size for t_s, _ in series]
     n = sum(lengths)
-    sampled = np.concatenate(value_parts)
-    arrays = [
-        constant(run_id, n),
-        constant(policy, n),
-        *(constant(value, n) for value in variant.values()),
-        numbers(np.full(n, replication), pa.int32()),
-        numbers(np.concatenate(t_parts), pa.float64()),
-        *(categories(np.repeat(np.asarray(codes[c], dtype=np.int32), lengths), list(labels[c])) for c in labels),
-        numbers(sampled, pa.float64(), np.isnan(sampled)),
-    ]
+    # A thousand entitlements make millions of rows: each column is made once, and nothing beside it.
+    same = constants([run_id, policy, *variant.values()], n)
+    replications = numbers(np.full(n, replication, np.int32), pa.int32())
+    times = numbers(np.concatenate([np.empty(0), *(t_s for t_s, _ in series)]), pa.float64())
+    texts_of = [categories(np.repeat(np.asarray(codes[c], dtype=np.int32), lengths), list(labels[c])) for c in labels]
+    sampled = np.concatenate([np.empty(0), *(values for _, values in series)])
+    series.clear()
+    arrays = [*same, replications, times, *texts_of, numbers(sampled, pa.float64(), np.isnan(sampled))]
     return pa.Table.from_arrays(arrays, schema=timeline_schema(list(variant)))
 
 

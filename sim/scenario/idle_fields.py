@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from policies.bands import Bands
 from sim.scenario.model import Scenario
 from sim.scenario.pool import Pool
 from sim.scenario.profile import Profile
@@ -62,7 +61,7 @@ def _demotes(run: Scenario) -> bool:
 
 
 def _fills_bands(params: Any) -> bool:
-    return isinstance(params, Bands) and params.occupancy != 1.0
+    return bool(params.kind == "bands" and params.occupancy != 1.0)
 
 
 def _scales(run: Scenario) -> bool:

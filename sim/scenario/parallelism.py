@@ -34,7 +34,7 @@ class Spread(Protocol):
 def gpus_of(profile: Spread) -> int:
     """Return the GPUs that a profile's parallelism needs, if it says of how many GPUs or stages it is; else its own."""
     if profile.tensor_parallel is None and profile.pipeline_parallel == 1:
-        return profile.gpus
+        return max(profile.gpus, profile.data_parallel)
     return (profile.tensor_parallel or 1) * profile.pipeline_parallel * profile.data_parallel
 
 
@@ -59,11 +59,16 @@ def _check_gpus(profile: Spread) -> None:
             f"{profile.gpus} beside tensor_parallel {tensor}, pipeline_parallel {stages} and data_parallel {ranks}",
             f"give {tensor * stages * ranks}, or leave it out",
         )
-    if profile.gpus > 1 and profile.gpus % ranks:
+    if profile.gpus < ranks:
+        problem = f"{profile.gpus} beside data_parallel: {ranks}, and each rank has a GPU of its own"
+        raise MisfitError("gpus", problem, f"give {ranks} or a multiple, or leave it out")
+    if profile.gpus % ranks:
         raise MisfitError("gpus", f"{profile.gpus} do not divide among {ranks} ranks", "give a multiple")
     if stages > 1 and profile.gpus % (ranks * stages):
         raise MisfitError("gpus", f"{profile.gpus} do not divide among {stages} stages", "give a multiple")
     links = getattr(profile.step_time, "links", None)
+    if links is not None and profile.gpus < links.ranks:
+        raise MisfitError("gpus", f"{profile.gpus}, and step_time.links join {links.ranks}", f"give {links.ranks}")
     if tensor is not None and links is not None and links.all_reduces and links.ranks != tensor:
         raise MisfitError(
             "tensor_parallel", f"{tensor}, and step_time.links are of {links.ranks} ranks",

@@ -36,9 +36,7 @@ from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
 
 _RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 
-SCALER_PARAMS = {kind: entry.params for kind, entry in SCALERS.items()}
-
-Autoscaler = Annotated[Any, OneOf(SCALER_PARAMS, short=named(SCALERS))]
+Autoscaler = Annotated[Any, OneOf(SCALERS, short=named(SCALERS))]
 
 DerivedName = Annotated[Name, Field(json_schema_extra=lambda schema: schema.pop("default", None))]
 Seconds = Annotated[float, Field(ge=0)]
@@ -135,7 +133,7 @@ class Pool(Strict):
     )
 
     autoscaler: Autoscaler = Field(
-        default_factory=SCALER_PARAMS["none"],
+        default_factory=SCALERS["none"].params,
         description="give who scales the pool, e.g. {kind: capacity, max_replicas: 8}; a policy may name its own",
     )
     start_up_s: float = Field(

@@ -27,6 +27,8 @@ from sim.scenario.registered_types import MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
 
+_SLOW_S = 2.0  # between two tokens of a lone request: no engine is so slow [choice]
+
 
 class Physics(Strict):
     """What no step time can beat: what the model asks of the hardware, and what that can do at most."""
@@ -105,7 +107,8 @@ class Profile(Strict):
         default=0.0, ge=0, description="give the seconds that a batch takes from one stage to the next, e.g. 0.0002"
     )
     data_parallel: int = Field(
-        default=1, gt=0, description="give the data-parallel ranks, each with max_num_seqs and kv_blocks, e.g. 2"
+        default=1, gt=0, le=1024,
+        description="give the data-parallel ranks, each with max_num_seqs and kv_blocks, e.g. 2",
     )
     expert_parallel: bool = Field(
         default=False, description="give true where ranks share the experts of a layer, so that they go in step"
@@ -175,9 +178,15 @@ class Profile(Strict):
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a reader of this profile's results must know, a sentence each."""
+        found = []
+        lone_s = self.step_time.iteration_s(0, 0.0, 1, 100)
+        if lone_s > _SLOW_S:
+            slow = f"profile {self.name} takes {lone_s:.3g} s for a token of one request"
+            found.append(f"{slow}: are the times of its step_time in seconds?")
         if not self.lacks_links:
-            return ()
+            return tuple(found)
         return (
+            *found,
             f"profile {self.name} has {self.gpus} GPUs and no links between them: iterations are too short by their "
             "all-reduces; give step_time.links, or make it again with tokenpools calibrate kernels --link-...",
         )
@@ -366,12 +375,19 @@ def with_settings(profile: Profile, settings: Sequence[str]) -> Profile:
     for setting in settings:
         path, equals, text = setting.partition("=")
         *above, last = path.split(".")
-        place = tree
+        place: Any = tree
         for name in above:
-            place = place.get(name) or {}
+            place = place.get(name) if isinstance(place, dict) else None
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
         if not equals or not path:
             raise ScenarioError("--set", setting, "is no NAME=VALUE", "give e.g. --set kv_blocks=2588")
-        place[last] = yaml.safe_load(text)
+        if not isinstance(place, dict):
+            problem = f"{'.'.join(above)} holds no fields"
+            raise ScenarioError("--set", setting, problem, "give e.g. step_time.base_s=0.01")
+        place[last] = value
     return parse_profile(tree, "--set")
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_json
 
 Kind = TypeVar("Kind")
 
@@ -26,7 +27,7 @@ class Strict(BaseModel):
     The configuration also holds for the dataclasses inside, which have none of their own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -89,6 +90,7 @@ def rebuild_models() -> None:
     """Have the models read the registries again, after a kind has joined one."""
     from sim.scenario import validation_errors
 
+    _reader.cache_clear()
     for model in _MODELS:
         model.model_rebuild(force=True)
     validation_errors.forget_schemas()
@@ -111,15 +113,63 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union tagged by ``kind``."""
-        choices: dict[Any, CoreSchema] = {
-            kind: handler.generate_schema(params_of(variant)) for kind, variant in self.variants.items()
-        }
-        return core_schema.tagged_union_schema(choices, discriminator="kind", strict=True)
+        return _union({kind: _Choice(self.variants, kind).schema() for kind in self.variants})
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the union's schema, beside the shorthand's."""
-        union = handler(schema)
+        union = handler(_union({kind: _reader(params_of(found)).core_schema for kind, found in self.variants.items()}))
         return {"anyOf": [dict(self.short), union]} if self.short else union
+
+
+def _union(choices: dict[str, CoreSchema]) -> CoreSchema:
+    return core_schema.tagged_union_schema(cast("dict[Any, CoreSchema]", choices), discriminator="kind", strict=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """One of the registered kinds, prepared when a file names it: to prepare all of them takes a tenth of a second.
+
+    What pydantic finds wrong in there it adds to what it finds elsewhere, in its place, as without this.
+    """
+
+    variants: Mapping[str, Any]
+    kind: str
+
+    def schema(self) -> CoreSchema:
+        """Return the schema, which says no more than whom to ask."""
+        return core_schema.with_info_plain_validator_function(
+            self.read,
+            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
+        )
+
+    def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
+        """Return the dataclass for what a file says, or for itself."""
+        reader = _reader(params_of(self.variants[self.kind]))
+        if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
+            return reader.validate_json(to_json(value, inf_nan_mode="constants"))
+        return reader.validate_python(value)
+
+
+def _written(value: Any, info: core_schema.SerializationInfo) -> Any:
+    """Return a registered dataclass as plain data."""
+    kind: type = type(value)
+    return _reader(kind).dump_python(value, mode="json" if info.mode == "json" else "python")
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """Marks a field of one registered dataclass. pydantic refuses a configuration beside the dataclass itself."""
+
+    params: type
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the dataclass's own."""
+        return handler.generate_schema(self.params)
+
+
+@cache
+def _reader(params: type) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[Any, _Registered(params)], config=Strict.model_config)
 
 
 def named(kinds: Mapping[str, object]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from sim.analysis.markdown_tables import markdown
+from sim.calibration.checked_tables import read_csv
 from sim.calibration.fitting import Term
 from sim.calibration.from_records import calibrate_records
 from sim.calibration.measured import MeasuredRun
@@ -42,6 +43,8 @@ POLICIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "rate-limit-5": ("LShare/rpm5", {"kind": "rate-limit", "requests_per_min": 5, "window": "sliding"}),
 }
 """What each measured policy is here, and what the measurements call it."""
+
+_COLUMNS = ("policy", "tenant", "prompt_len", "output_len", "req_time", "first_token_latency", "request_latency")
 
 TERMS = (
     Term("base_s", 3e-2, "requests sent to an idle engine"),
@@ -104,11 +107,7 @@ def measured_requests(folder: Path | None = None) -> pd.DataFrame:
         fix = f"set TOKENPOOLS_DATA to the folder that holds {FOLDER}"
         raise InputError("hardware-check", "needs measured data", fix)
     path = data / FOLDER / MEASURED
-    try:
-        table = pd.read_csv(path)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-        raise InputError(str(path), problem, f"name a folder with {FOLDER}") from None
+    table = read_csv(path, _COLUMNS, f"name a folder with {FOLDER}")
     refused = table.first_token_latency < 0
     table.loc[refused, ["first_token_latency", "request_latency"]] = np.nan
     number = table.tenant.str.rsplit("-", n=1).str[-1].astype(int)

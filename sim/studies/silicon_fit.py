@@ -1,88 +1,172 @@
-"""What two thirds of AIConfigurator's silicon sample say of the last third: laws of closed loops, by layout.
+"""What two thirds of AIConfigurator's silicon sample say of the last third: profiles of all layouts, simulated.
 
-A closed loop of c clients decodes batches of about c, of contexts of about ``isl + osl / 2``, beside ``c isl / osl``
-prompt tokens an iteration. So the time per token is a sum of non-negative terms of these, and of what saturates with c
-(the experts that a batch touches, launches that captured graphs hide); the time to first token one of the prompt, of
-the prompts of all clients, which come at once at the start, and of c. Each family (model, GPU, precision) has
-coefficients, and each layout in it (version, tensor, data and expert parallelism) its own, drawn towards the family's
-where it has few points. These are laws of what was measured, not profiles: they say nothing of a load that is no closed
-loop.
+The layouts of a family (model, GPU, precision of weights) are fitted together (`sim.calibration.from_layouts`), and
+every point that was left out is simulated with the profile of its layout. Of data-parallel engines it is one rank,
+with its share of the clients.
+
+The sample holds many a measurement twice, so a third drawn by row has seen a part of what it is asked for; drawn by
+measurement it has not. Beside the errors stand those of whoever says the family's median of everything, and by how much
+measurements of one configuration differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from sim.analysis.markdown_tables import markdown
+from sim.calibration.from_layouts import LayoutSweep, fit_layouts
+from sim.calibration.from_sweep import SweepPoint, simulate_point
+from sim.calibration.noise import perturbed
+from sim.engine.step_fitted import FittedStepTime
+from sim.errors import InputError
+from sim.scenario.profile import Profile
+from sim.scenario.validation_errors import suggestion
 from sim.studies.silicon_sample import read_sample
 
 Floats = NDArray[np.float64]
+By = Literal["row", "measurement"]
+_BY: tuple[By, ...] = ("row", "measurement")
 FAMILY = ["model_path", "system", "precision"]
 LAYOUT = [
     *FAMILY, "backend_version", "tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size"
 ]  # fmt: skip
+CONFIGURATION = [*LAYOUT, "isl", "osl", "concurrency"]
 METRICS = ("ttft", "tpot")
-_ROBUST_AT = 0.1  # of a logarithm: what is further off counts less
-_WEAKLY, _TOWARDS_FAMILY = 0.03, 0.1  # of a logarithm of a coefficient, beside a relative error of one point
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What of a model decides how much its engine holds: from its ``config.json``, weights by precision.
+
+    ``kv_values`` are those of a token in all layers, ``kv_shared`` whether tensor-parallel ranks share them: latent
+    attention keeps all on each.
+    """
+
+    weight_bytes: Mapping[str, float]
+    kv_values: int
+    kv_shared: bool = True
+    expert_share: float = 0.0
+
+
+MODELS: Mapping[str, Served] = MappingProxyType({
+    "meta-llama/Llama-3.1-70B": Served({"fp8": 70.6e9, "fp4": 41e9}, 163840),
+    "openai/gpt-oss-120b": Served({"fp4": 65e9}, 18432, expert_share=4 / 128),  # every other layer has a window
+    "MiniMaxAI/MiniMax-M2.5": Served({"fp8": 230e9, "fp4": 130e9}, 126976, expert_share=8 / 256),
+    "moonshotai/Kimi-K2.5": Served({"int4": 595e9, "fp4": 590e9}, 35136, kv_shared=False, expert_share=8 / 384),
+})  # fmt: skip
+_MEMORY_BYTES: Mapping[str, float] = MappingProxyType({"h200_sxm": 141e9, "b200_sxm": 180e9, "b300_sxm": 270e9})
+_USABLE = 0.9  # vLLM's gpu_memory_utilization
+_BLOCK_TOKENS = 16
+_BATCHED_TOKENS, _SEQUENCES = 8192, 2048  # vLLM's default on such GPUs, and more than any point's clients
+_COPIES = 4  # of a profile, next to equal, over which errors are means
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """A draw: the points that were left out, with columns ``ttft_error`` and ``tpot_error``, relative."""
+    """A draw: the points that were left out.
+
+    Columns ``ttft_error`` and ``tpot_error`` are relative, ``..._floor`` what of each is the simulation's chance,
+    ``..._chance`` the errors of the family's median.
+    """
 
     points: pd.DataFrame
 
-    def medians(self) -> dict[str, float]:
+    def medians(self, column: str = "error") -> dict[str, float]:
         """Return the median of each metric's absolute error over all points."""
-        return {name: float(self.points[f"{name}_error"].abs().median()) for name in METRICS}
+        return {name: float(self.points[f"{name}_{column}"].abs().median()) for name in METRICS}
 
 
-def terms(points: pd.DataFrame, metric: str) -> Floats:
-    """Return the terms of a metric for each point, of size one or so."""
-    ranks = points.attention_dp_size.clip(lower=1).to_numpy(float)
-    clients = points.concurrency.to_numpy(float) / ranks
-    isl, osl = points.isl.to_numpy(float), points.osl.to_numpy(float)
-    one = np.ones(len(points))
-    if metric == "tpot":
-        context = isl + osl / 2
-        saturating = [1 - np.exp(-clients / 8), 1 - np.exp(-clients / 64)]
-        columns = [one, *saturating, clients / 64, clients * context / 1e6, clients * isl / osl / 1e3]
-    else:
-        prompt, prompts = isl / 1e3, clients * isl / 1e5
-        columns = [one, prompt, prompt**2 / 8, prompts, prompts**2 / 10, clients / 64, np.sqrt(clients) * isl / 1e4]
-    return np.column_stack(columns)
+def held_out(points: pd.DataFrame, seed: int = 0, *, by: By = "row", share: float = 1 / 3) -> HeldOut:
+    """Fit a random part of the points and return the errors on the rest.
+
+    Parameters
+    ----------
+    points : a sample as `read_sample` returns it.
+    share : of the rows, or of the distinct measurements, that is left out.
+    """
+    what = np.arange(len(points)) if by == "row" else measurement(points)
+    count = int(what.max()) + 1
+    left_out = np.random.default_rng(seed).permutation(count) < round(share * count)
+    used = ~left_out[what]
+    found = predict(points, used)
+    for name in METRICS:
+        measured = points[f"silicon_{name}_ms"]
+        usual = measured[used].groupby([points[key] for key in FAMILY]).median()
+        chance = usual.reindex(pd.MultiIndex.from_frame(points[FAMILY])).to_numpy()
+        found[f"{name}_chance"] = chance / measured.to_numpy() - 1
+        found[f"{name}_error"] = found[f"{name}_ms"] / measured.to_numpy() - 1
+    return HeldOut(pd.concat([points, found], axis=1)[~used])
 
 
-def coefficients(there: Floats, measured: Floats, prior: Floats, weight: float) -> Floats:
-    """Return logarithms of the coefficients that fit best, relative, and stay near ``prior`` by ``weight``."""
-
-    def residuals(logs: Floats) -> Floats:
-        made = np.maximum(there @ np.exp(logs), 1e-9)
-        return np.concatenate([np.log(made / measured), weight * (logs - prior)])
-
-    return np.asarray(least_squares(residuals, prior, loss="soft_l1", f_scale=_ROBUST_AT, max_nfev=200).x)
+def measurement(points: pd.DataFrame) -> NDArray[np.int64]:
+    """Return the number of each row's measurement: rows that agree to three digits are one, under whatever layout."""
+    what = [points[name].map("{:.3g}".format) for name in ("silicon_ttft_ms", "silicon_tpot_ms")]
+    keys = [points[name] for name in ("model_path", "system", "isl", "osl", "concurrency")]
+    return np.asarray(points.groupby([*keys, *what], dropna=False).ngroup(), np.int64)
 
 
-def predict(points: pd.DataFrame, used: NDArray[np.bool_], metric: str) -> Floats:
-    """Return a metric of every point, in milliseconds, from those that are ``used``."""
-    there, measured = terms(points, metric), points[f"silicon_{metric}_ms"].to_numpy(float)
-    made = np.full(len(points), np.nan)
-    begin = np.full(there.shape[1], np.log(np.median(measured[used]) / there.shape[1]))
+def predict(points: pd.DataFrame, used: NDArray[np.bool_]) -> pd.DataFrame:
+    """Return ``ttft_ms``, ``tpot_ms`` and their floors, for the points that are not ``used``, from those that are."""
+    made = np.full((len(points), 4), np.nan)
     for family in _places(points, FAMILY):
-        of_family = family[used[family]]
-        shared = coefficients(there[of_family], measured[of_family], begin, _WEAKLY) if len(of_family) else begin
-        for at in _places(points.iloc[family], LAYOUT):
-            layout = family[at]
-            own = layout[used[layout]]
-            found = coefficients(there[own], measured[own], shared, _TOWARDS_FAMILY) if len(own) else shared
-            made[layout] = there[layout] @ np.exp(found)
-    return made
+        layouts = [family[at] for at in _places(points.iloc[family], LAYOUT)]
+        sweeps = [layout_sweep(points.iloc[at[used[at]]], points.iloc[at[0]]) for at in layouts]
+        place = " ".join(map(str, points.iloc[family[0]][FAMILY]))
+        for at, profile in zip(layouts, fit_layouts(sweeps, place=place), strict=True):
+            copies = perturbed(profile, _COPIES)
+            for row in at[~used[at]]:
+                asked = _point(points.iloc[row])
+                found = 1e3 * np.array([simulate_point(each, asked, seed=i) for i, each in enumerate(copies)])
+                made[row] = [*found.mean(axis=0), *(1.96 * found.std(axis=0, ddof=1) / found.mean(axis=0))]
+    return pd.DataFrame(made, index=points.index, columns=["ttft_ms", "tpot_ms", "ttft_floor", "tpot_floor"])
+
+
+def layout_sweep(used: pd.DataFrame, layout: pd.Series[float]) -> LayoutSweep:
+    """Return what is fitted of a layout: one rank of it, with a cache of what its GPUs have beside the weights.
+
+    Of data-parallel layouts the sample's ``tp_size`` is the GPUs of all ranks: only so does the KV cache fill where
+    its first tokens begin to wait.
+
+    Raises
+    ------
+    InputError : a model, precision or GPU of which nothing is known, or that does not hold the weights.
+    """
+    name, precision, system = str(layout.model_path), str(layout.precision), str(layout.system)
+    for what, key, known in (("model", name, MODELS), ("GPU", system, _MEMORY_BYTES)):
+        if key not in known:
+            raise InputError(f"{what} {key}", "unknown to the silicon fit", suggestion(key, list(known)))
+    model = MODELS[name]
+    if precision not in model.weight_bytes:
+        problem = f"unknown at precision {precision}"
+        raise InputError(f"model {name}", problem, suggestion(precision, list(model.weight_bytes)))
+    gpus, ranks = int(layout.tp_size), int(layout.attention_dp_size)
+    of_rank = max(1, gpus // ranks)
+    free_bytes = of_rank * _USABLE * _MEMORY_BYTES[system] - model.weight_bytes[precision] / ranks
+    kv_bytes = model.kv_values * (1 if model.kv_shared else of_rank)
+    blocks = int(free_bytes / kv_bytes) // _BLOCK_TOKENS
+    if blocks < 1:
+        raise InputError(f"{gpus} GPUs of {system}", f"do not hold {name} at {precision}", "leave the layout out")
+    step_time = FittedStepTime(weights_s=1e-2, expert_share=1 - (1 - model.expert_share) ** ranks)
+    profile = Profile(
+        step_time=step_time, max_num_seqs=_SEQUENCES, max_num_batched_tokens=_BATCHED_TOKENS, async_scheduling=True,
+        kv_blocks=blocks, block_tokens=_BLOCK_TOKENS,
+    )  # fmt: skip
+    return LayoutSweep(profile, of_rank, [_point(row) for _, row in used.iterrows()])
+
+
+def _point(row: pd.Series[float]) -> SweepPoint:
+    """Return what one rank's clients saw."""
+    clients = max(1, int(row.concurrency) // int(row.attention_dp_size))
+    ttft_s, tpot_s = float(row.silicon_ttft_ms) / 1e3, float(row.silicon_tpot_ms) / 1e3
+    return SweepPoint(clients, int(row.isl), int(row.osl), ttft_s, tpot_s)
 
 
 def _places(points: pd.DataFrame, by: list[str]) -> list[NDArray[np.int64]]:
@@ -91,36 +175,49 @@ def _places(points: pd.DataFrame, by: list[str]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
 
 
-def held_out(points: pd.DataFrame, seed: int = 0, share: float = 1 / 3) -> HeldOut:
-    """Fit a random part of the points and return the errors on the rest.
-
-    Parameters
-    ----------
-    points : a sample as `read_sample` returns it.
-    share : of the points, by row, that is left out.
-    """
-    used = np.random.default_rng(seed).permutation(len(points)) >= round(share * len(points))
-    errors = {
-        f"{metric}_error": predict(points, used, metric) / points[f"silicon_{metric}_ms"].to_numpy(float) - 1
-        for metric in METRICS
-    }
-    return HeldOut(points.assign(**errors)[~used])
-
-
-def held_out_table(folder: Path | None = None, draws: int = 3) -> str:
-    """Return medians by family over some draws as Markdown, and of the whole for each draw.
+def held_out_table(folder: Path | None = None, draws: int = 4) -> str:
+    """Return medians by draw, by row and by measurement, and by family over all draws, as two tables of Markdown.
 
     Raises
     ------
     InputError : the data are not there.
     """
     sample = read_sample(folder, most=None)
-    found = [held_out(sample, seed) for seed in range(draws)]
-    rows: list[tuple[str, ...]] = []
-    for key, points in pd.concat([each.points for each in found]).groupby(FAMILY):
-        cells = [f"{100 * points[f'{name}_error'].abs().median():.1f} %" for name in METRICS]
-        rows.append((str(key[0]).rsplit("/", 1)[-1], *map(str, key[1:]), str(len(points)), *cells))
-    for seed, each in enumerate(found):
-        medians = [f"{100 * each.medians()[name]:.1f} %" for name in METRICS]
-        rows.append(("all", "", "", f"draw {seed}: {len(each.points)}", *medians))
-    return markdown(("model", "GPU", "weights", "points left out", "TTFT, median error", "TPOT, median error"), rows)
+    rows, drawn = [], []
+    for by in _BY:
+        for seed in range(draws):
+            found = held_out(sample, seed, by=by)
+            ranked = HeldOut(found.points[found.points.attention_dp_size > 1])
+            drawn.append(found.points[FAMILY + [f"{name}_error" for name in METRICS]])
+            rows.append((
+                f"by {by}, draw {seed}", str(len(found.points)), *_percents(found), *_percents(found, "floor"),
+                *_percents(found, "chance"), f"{len(ranked.points)}: {' and '.join(_percents(ranked))}",
+            ))  # fmt: skip
+    heads = (
+        "left out", "points", "TTFT", "TPOT", "chance in TTFT", "in TPOT", "family's median, TTFT", "TPOT",
+        "data-parallel points: TTFT and TPOT",
+    )  # fmt: skip
+    families = [
+        (str(key[0]).rsplit("/", 1)[-1], *map(str, key[1:]), str(len(points)), *_percents(HeldOut(points)))
+        for key, points in pd.concat(drawn).groupby(FAMILY)
+    ]
+    again = [f"{100 * spread:.1f} %" for spread in repeats(sample)]
+    said = f"Median errors. Measurements of one configuration differ by {again[0]} in TTFT and {again[1]} in TPOT."
+    below = markdown(("model", "GPU", "weights", "points, all draws", "TTFT", "TPOT"), families)
+    return f"{said}\n\n{markdown(heads, rows)}\n\n{below}"
+
+
+def repeats(points: pd.DataFrame) -> tuple[float, float]:
+    """Return by how much measurements of one configuration differ, the greatest over the least, in the median."""
+    distinct = points.assign(measurement=measurement(points)).drop_duplicates([*CONFIGURATION, "measurement"])
+    groups = distinct.groupby(CONFIGURATION, dropna=False)
+    several = groups.filter(lambda rows: len(rows) > 1).groupby(CONFIGURATION, dropna=False)
+    ttft, tpot = (
+        float((several[f"silicon_{name}_ms"].max() / several[f"silicon_{name}_ms"].min() - 1).median())
+        for name in METRICS
+    )
+    return ttft, tpot
+
+
+def _percents(found: HeldOut, column: str = "error") -> list[str]:
+    return [f"{100 * median:.1f} %" for median in found.medians(column).values()]

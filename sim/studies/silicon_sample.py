@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sim.analysis.markdown_tables import markdown
+from sim.calibration.checked_tables import read_csv
 from sim.calibration.from_aiconfigurator import SYSTEMS, calibrate_aiconfigurator
 from sim.calibration.from_sweep import SweepPoint, simulate_point
 from sim.errors import InputError
@@ -43,11 +44,7 @@ def read_sample(folder: Path | None = None, most: int | None = _MOST) -> pd.Data
     data = folder or (Path(os.environ["TOKENPOOLS_DATA"]) if "TOKENPOOLS_DATA" in os.environ else None)
     if data is None:
         raise InputError("hardware-check", "needs measured data", f"set TOKENPOOLS_DATA to the folder with {FOLDER}")
-    try:
-        table = pd.read_csv(data / FOLDER / SAMPLE)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-        raise InputError(str(data / FOLDER / SAMPLE), problem, f"name a folder with {FOLDER}") from None
+    table = read_csv(data / FOLDER / SAMPLE, ("backend", "mode", "concurrency"), f"name a folder with {FOLDER}")
     here = (table.backend == "vllm") & (table["mode"] == "agg")
     return table[here if most is None else here & (table.concurrency <= most)]
 

@@ -16,9 +16,11 @@ def test_several_gpus_have_links_where_they_were_measured() -> None:
     two = calibrate_model("meta-llama/Meta-Llama-3.1-70B-Instruct", "H100-SXM", gpus=4)
     assert (two.gpus, two.step_time.links.all_reduces, two.step_time.links.ranks) == (4, 160, 4)
     assert not two.lacks_links
-    odd = calibrate_model("llama-3.1-70b", "H100-SXM", gpus=3)
-    assert odd.lacks_links
-    assert "without the links between its 3 GPUs" in odd.error
+    many = calibrate_model("llama-3.1-70b", "H100-SXM", gpus=16)
+    assert many.lacks_links
+    assert "without the links between its 16 GPUs" in many.error
+    with pytest.raises(InputError, match="3 GPUs do not divide the model's 64 attention heads"):
+        calibrate_model("llama-3.1-70b", "H100-SXM", gpus=3)
     assert calibrate_model("llama-3.1-8b", "A10G").gpus == 1
 
 

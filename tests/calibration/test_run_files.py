@@ -149,9 +149,9 @@ def test_two_clocks_are_aligned_where_they_run_alike_and_refused_where_they_drif
 @pytest.mark.parametrize(
     ("arrival_s", "first_s", "said"),
     [
-        (EPOCH_S, 15.2, "mixes clocks: first tokens and arrivals are 1.7e+09 s apart; give all times on one clock"),
+        (EPOCH_S, 15.2, "mixes clocks: first tokens and arrivals are 1.7e+09 s apart (row 2); give all times"),
         (15.0, EPOCH_S, "mixes clocks"),
-        (15.2, 15.0, "was answered before it came; give all times on one clock"),
+        (15.2, 15.0, "row 2: a request was answered before it came (15 s against 15.2 s); give all times on one clock"),
     ],
 )
 def test_times_of_different_clocks_are_refused(tmp_path: Path, arrival_s: float, first_s: float, said: str) -> None:
@@ -236,9 +236,9 @@ def test_clocks_and_prefixes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     for change, message in (
         ({"arrival_s": table().arrival_s + EPOCH_S}, r"mixes clocks: .* 1\.7e\+09 s apart"),
-        ({"cached_tokens": [0, 201, 0]}, "request 1 found 201 cached tokens of a prompt of 200"),
-        ({"hash_ids": [[1], [1, 2], [3]]}, r"request 1 has 2 hash_ids of 512 tokens for a prompt of 200"),
-        ({"finish_s": "soon"}, "has text in column finish_s"),
+        ({"cached_tokens": [0, 201, 0]}, "row 2 found 201 cached tokens of a prompt of 200"),
+        ({"hash_ids": [[1], [1, 2], [3]]}, r"row 2 has 2 hash_ids of 512 tokens for a prompt of 200"),
+        ({"finish_s": "soon"}, "row 1: finish_s 'soon' is no number; give times in seconds"),
     ):
         table().assign(**change).to_json(file, orient="records", lines=True)
         with pytest.raises(InputError, match=message):

@@ -102,3 +102,63 @@ def test_a_fit_begins_from_a_whole_profile(tmp_path: Path) -> None:
     code, said = invoke("calibrate", "records", file, "--kv-tokens", 64_000, "--gpus", 4, "--out", out)
     assert code == 0, said
     assert load_profile(str(out)).gpus == 4
+
+
+def test_a_sweep_of_several_layouts_writes_a_profile_of_each(tmp_path: Path) -> None:
+    file, out = tmp_path / "sweep.csv", tmp_path / "profiles"
+    rows = ["concurrency,prompt_tokens,output_tokens,ttft_s,tpot_s,gpus,kv_blocks"]
+    for gpus, blocks in ((1, 9000), (4, 60_000)):
+        for clients in (1, 4, 16):
+            for prompt in (512, 2048):
+                ttft_s = 0.02 + prompt * (1 + clients / 8) * 6e-5 / gpus
+                rows.append(f"{clients},{prompt},128,{ttft_s},{0.004 + (0.02 + clients / 2e3) / gpus},{gpus},{blocks}")
+    file.write_text("\n".join([*rows, ",,,,,2,25000"]))
+    code, said = invoke("calibrate", "sweep", file, "--max-num-batched-tokens", 8192, "--out", out)
+    assert code == 0, said
+    assert "no point of this layout" in said
+    found = {path.name: load_profile(str(path)) for path in out.iterdir()}
+    assert {name: (each.gpus, each.kv_blocks) for name, each in found.items()} == {
+        "gpus-1.yaml": (1, 9000), "gpus-2.yaml": (2, 25_000), "gpus-4.yaml": (4, 60_000),
+    }  # fmt: skip
+    weights = [found[f"gpus-{n}.yaml"].step_time.iteration_s(0, 0.0, 1, 600) for n in (1, 2, 4)]
+    assert weights == sorted(weights, reverse=True)
+    assert {each.max_num_batched_tokens for each in found.values()} == {8192}
+    code, said = invoke("calibrate", "sweep", file, "--gpus", 2)
+    assert "--gpus: 2, and" in said
+    code, said = invoke("calibrate", "sweep", file, "--without", "weight_s")
+    assert "no term of this fit; did you mean weights_s" in " ".join(said.split())
+    code, said = invoke("calibrate", "sweep", file, "--expert-share", 0.25, "--without", "base_s", "--out", out)
+    assert code == 0, said
+    step_time = load_profile(str(out / "gpus-4.yaml")).step_time
+    assert (step_time.expert_share, step_time.base_s) == (0.25, 0.0)
+    assert step_time.experts_s > 0
+    linear = tmp_path / "linear.yaml"
+    profile = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "kv_blocks": 99, "step_time": {"kind": "linear"}}
+    profile["step_time"] |= {"base_s": 0.01}
+    linear.write_text(yaml.safe_dump(profile))
+    code, said = invoke("calibrate", "sweep", file, "--profile", linear, "--expert-share", 0.25)
+    assert "--expert-share: given, and the step time of" in said
+    assert "begin from one of kind fitted" in " ".join(said.split())
+
+
+def test_what_a_replay_recorded_is_a_run(tmp_path: Path) -> None:
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(yaml.safe_dump({
+        "version": 1, "policies": ["none"], "horizon_s": 30,
+        "pool": {"profile": "h100-llama-3.1-8b", "entitlements": [{"name": "chat", "service_class": "elastic"}]},
+        "workload": [{"entitlement": "chat", "arrivals": {"kind": "poisson", "rate_per_s": 2}, "prompt_tokens": 300,
+                      "output_tokens": 60}],
+    }))  # fmt: skip
+    assert invoke("run", scenario, "--out", tmp_path / "r")[0] == 0
+    code, said = invoke("validate-profile", "h100-llama-3.1-8b", tmp_path / "r")
+    assert code == 0, said
+    errors = [float(line.split()[4]) for line in said.splitlines() if line.startswith("e2e")]
+    assert len(errors) == 4
+    assert max(map(abs, errors)) < 1
+
+
+def test_tables_that_end_before_the_engine_does_are_said(folder: Path, tmp_path: Path) -> None:
+    words = ("calibrate", "kernels", folder, "--kv-blocks", 9000, "--out", tmp_path / "out.yaml")
+    said = "the tables end at 2048 tokens and 128 sequences of an iteration"
+    assert said in invoke(*words)[1]  # an H100's default is 8,192 and 1,024
+    assert said not in invoke(*words, "--max-num-batched-tokens", 2048, "--max-num-seqs", 128)[1]

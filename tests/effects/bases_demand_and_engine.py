@@ -147,6 +147,7 @@ def profile_bases() -> dict[str, dict[str, Any]]:
     two = {"data_parallel": 2, "expert_parallel": True, "max_num_seqs": 4, "kv_blocks": 70}
     shapes: dict[str, dict[str, Any]] = {
         "fitted": {"step_time": fitted},
+        "fitted, experts": {"step_time": fitted | {"experts_s": 0.02, "expert_share": 0.25}},
         "fitted, links": {"step_time": fitted | {"links": links}, **two},
         "roofline": {"step_time": roofline},
         "roofline, links": {"step_time": roofline | {"links": links}, **two},

@@ -162,7 +162,7 @@ def small(profile: Profile, prompt_tokens: int = 64) -> Scenario:
 
 def test_a_run_says_what_its_profile_lacks_and_leaves() -> None:
     settings: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "kv_blocks": 9000}
-    bare = Profile(name="two", gpus=2, step_time=roofline(), **settings)
+    bare = Profile(name="two", gpus=4, step_time=roofline(), **settings)
     assert "no links between them" in " ".join(run_scenario(small(bare)).manifest["caveats"])
     linked = bare.model_copy(update={"step_time": roofline(links=RING)})
     assert "caveats" not in run_scenario(small(linked)).manifest

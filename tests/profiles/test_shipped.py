@@ -8,7 +8,7 @@ import pytest
 
 from sim.calibration.profile_file import profile_text, write_profile
 from sim.errors import InputError, ScenarioError
-from sim.profiles.gpus import GPUS
+from sim.profiles.gpus import GPUS, batch_defaults
 from sim.profiles.roofline import read_shape, roofline_profile
 from sim.scenario.profile import load_profile, parse_profile, shipped_profiles
 
@@ -60,6 +60,41 @@ def test_a_roofline_for_any_gpu_holds_what_its_memory_leaves(gpu: str) -> None:
     assert profile.kv_bytes is not None
     assert profile.kv_bytes + 16.06e9 < GPUS[gpu].memory_bytes
     assert profile.physics is not None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "share", "tokens"),
+    [
+        ("RTX-4090", 0.9, 41_408),  # vllm-0.19-sharegpt: meta.json of the run
+        ("A100-80GB", 0.85, 419_728),  # kvwarden: arms.yaml, from the engines' logs
+        ("H100-SXM", 0.85, 411_168),
+    ],
+)
+def test_the_reckoned_kv_cache_is_what_engines_printed(gpu: str, share: float, tokens: int) -> None:
+    found = roofline_profile(LLAMA_8B, gpu, gpu_memory_utilization=share)
+    assert 16 * found.kv_blocks == pytest.approx(tokens, rel=0.03)
+    assert f"KV cache reckoned, {16 * found.kv_blocks} tokens: give what vLLM prints" in found.error
+    given = roofline_profile(LLAMA_8B, gpu, kv_blocks=2000)
+    assert given.kv_blocks == 2000
+    assert "reckoned" not in given.error
+
+
+def test_more_gpus_than_kv_heads_hold_copies_of_them() -> None:
+    four, eight = (roofline_profile(QWEN_30B_A3B, "H100-SXM", gpus=n) for n in (4, 8))
+    assert eight.kv_bytes_per_token == 2 * four.kv_bytes_per_token
+    assert eight.step_time.work.kv_bytes_per_token == 2 * four.step_time.work.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seqs", "tokens"),
+    [(None, 256, 2048), ("RTX-4090", 256, 2048), ("A100-80GB", 256, 2048), ("H100-SXM", 1024, 8192),
+     ("RTX-PRO-6000", 1024, 8192), ("H200-SXM", 1024, 8192), ("B200-SXM", 1024, 16_384), ("GB300", 1024, 16_384)],
+)  # fmt: skip
+def test_batches_are_as_large_as_vllm_makes_them_by_default(gpu: str | None, seqs: int, tokens: int) -> None:
+    found = batch_defaults(gpu)
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == (seqs, tokens)
+    with pytest.raises(InputError, match="unknown GPU H100; did you mean H100-SXM"):
+        batch_defaults("H100")
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:

@@ -40,6 +40,7 @@ def table(**changes: Any) -> TableStepTime:
     return TableStepTime(**(values | changes))
 
 
+EXPERTS_READ = FittedStepTime(weights_s=0.004, experts_s=0.01, expert_share=1 / 16, per_token_s=4e-5)
 STEPS: dict[str, Any] = {
     "linear": LinearStepTime(base_s=0.01, per_decode_sequence_s=1e-5, per_context_token_s=1e-7),
     "fitted": FittedStepTime(weights_s=0.01, per_token_s=4e-5, per_decode_sequence_s=1e-5, per_context_token_s=1e-7),
@@ -151,3 +152,28 @@ def test_a_table_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 def test_decode_attention_is_slower_beside_prompts_where_the_profile_says_so() -> None:
     step = FittedStepTime(weights_s=0.01, per_context_token_s=1e-7, per_context_token_beside_prompts_s=5e-8)
     assert step.iteration_s(1, 1.0, 8, 8000) - step.iteration_s(0, 0.0, 8, 8000) == pytest.approx(8000 * 5e-8)
+
+
+@pytest.mark.parametrize("mixed", [0, 1])
+def test_an_iteration_reads_the_experts_that_its_tokens_touch(mixed: int) -> None:
+    def took_s(tokens: int) -> float:
+        return EXPERTS_READ.iteration_s(mixed * tokens, 0.0, (1 - mixed) * tokens, 0)
+
+    assert took_s(1) == pytest.approx(0.004 + 0.01 / 16)
+    assert took_s(2) == pytest.approx(0.004 + 0.01 * (1 - (15 / 16) ** 2))
+    assert took_s(100) == pytest.approx(0.014, rel=2e-3)
+    assert took_s(1000) == pytest.approx(0.04)  # computing takes longer than reading all
+    # Two ranks that share the experts touch together what twice the tokens of one do.
+    ranked = FittedStepTime(weights_s=0.004, experts_s=0.01, expert_share=1 - (15 / 16) ** 2, per_token_s=4e-5)
+    assert ranked.iteration_s(0, 0.0, 3, 0) == pytest.approx(took_s(6))
+
+
+@given(sequences=batches, each=st.integers(1, 3000), iterations=st.integers(1, 300))
+def test_a_run_reads_the_same_experts_in_each_iteration(sequences: int, each: int, iterations: int) -> None:
+    one_by_one = iterations * EXPERTS_READ.iteration_s(0, 0.0, sequences, sequences * each)
+    assert math.isclose(EXPERTS_READ.decode_run_s(sequences, sequences * each, iterations), one_by_one, rel_tol=1e-9)
+
+
+def test_experts_of_which_no_token_uses_any_are_refused() -> None:
+    with pytest.raises(ValueError, match="experts_s is given and expert_share is 0; give the share"):
+        FittedStepTime(weights_s=0.004, experts_s=0.01)

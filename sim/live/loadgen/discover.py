@@ -52,6 +52,9 @@ def discover(base_url: str, *, key: str | None = None, admin_url: str | None = N
     ------
     InputError : nobody answers there, or not as an OpenAI-compatible server does.
     """
+    if not base_url.startswith(("http://", "https://")):
+        fix = "give the root of an OpenAI-compatible server, e.g. http://127.0.0.1:8000"
+        raise InputError(base_url or "the server's address", "is no http:// or https:// address", fix)
     return asyncio.run(_discover(base_url.rstrip("/"), key, admin_url, token))
 
 
