@@ -58,7 +58,7 @@ def calibrate_aiconfigurator(
     name: str | None = None,
     today: date | None = None,
 ) -> Profile:
-    """Return the profile of one rank's iterations, of an engine of ``tp`` x ``dp`` GPUs.
+    """Return the profile of an engine of ``tp`` x ``dp`` GPUs: the iterations, sequences and KV blocks of each rank.
 
     Parameters
     ----------
@@ -83,6 +83,8 @@ def calibrate_aiconfigurator(
     experts = {"moe_tp_size": tp * dp // ep, "moe_ep_size": ep} if tp * dp % ep == 0 else None
     if experts is None:
         raise InputError("--ep", f"{ep} does not divide the {tp * dp} GPUs", "give a divisor of --tp x --dp")
+    if gemm_quant is not None and gemm_quant not in sdk.precisions():
+        raise InputError("--precision", f"unknown precision {gemm_quant}", suggestion(gemm_quant, sdk.precisions()))
     options: dict[str, Any] = {"tp_size": tp, "attention_dp_size": dp, **experts, "gemm_quant_mode": gemm_quant}
     try:
         version = version or sdk.newest(system, backend)
@@ -100,6 +102,8 @@ def calibrate_aiconfigurator(
         source=f"{PACKAGE} {release} (NVIDIA, Apache-2.0): {path} on {gpu}, {layout}, {backend} {version}",
         error="not compared with a run; such profiles by family: docs/fidelity.md",
         gpus=tp * dp,
+        data_parallel=dp,
+        expert_parallel=dp > 1 and ep > 1,
         step_time=step_time,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
@@ -211,6 +215,12 @@ class _Sdk:
         ends = "_config.json"
         names = [e.name.removesuffix(ends) for e in entries if e.name.endswith(ends) and "hf_quant" not in e.name]
         return sorted(name.replace("--", "/", 1) for name in names)
+
+    def precisions(self) -> list[str]:
+        """Return what weights may be, as the package names it."""
+        from aiconfigurator_core.sdk.common import GEMMQuantMode
+
+        return [mode.name for mode in GEMMQuantMode]
 
     def newest(self, system: str, backend: str) -> str:
         """Return the version whose measurements the package takes where none is named."""

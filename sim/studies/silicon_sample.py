@@ -87,7 +87,8 @@ def check_silicon(
             if profile is not None:
                 clients = max(1, _whole(point["concurrency"]) // dp)
                 asked = SweepPoint(clients, _whole(point["isl"]), _whole(point["osl"]), 1.0, 1.0)
-                ttft_s, tpot_s = simulate_point(profile, asked)
+                rank = profile.model_copy(update={"data_parallel": 1, "expert_parallel": False})
+                ttft_s, tpot_s = simulate_point(rank, asked)
                 errors = (1e3 * ttft_s / point["silicon_ttft_ms"] - 1, 1e3 * tpot_s / point["silicon_tpot_ms"] - 1)
             rows.append((model.rsplit("/", 1)[-1], gpus[system], precision, *errors))
     return pd.DataFrame(rows, columns=["model", "gpu", "precision", "ttft_error", "tpot_error"])

@@ -34,6 +34,9 @@ def test_a_model_on_a_gpu_reads_its_weights_and_computes_its_prompts() -> None:
     shared = calibrate_aiconfigurator("Qwen3-30B-A3B", "RTX-PRO-6000", dp=2, ep=2)
     alone = calibrate_aiconfigurator("Qwen3-30B-A3B", "RTX-PRO-6000")
     assert shared.kv_blocks > alone.kv_blocks  # half of the experts leave room
+    assert (shared.gpus, shared.data_parallel, shared.expert_parallel) == (2, 2, True)
+    assert shared.held_blocks == 2 * shared.kv_blocks
+    assert (alone.data_parallel, alone.expert_parallel) == (1, False)
     assert Profile.model_validate_json(shared.model_dump_json()) == shared
 
 
@@ -45,6 +48,8 @@ def test_a_model_on_a_gpu_reads_its_weights_and_computes_its_prompts() -> None:
         (["Llama-3.1-8B", "H100"], "unknown to aiconfigurator-core; did you mean H100"),
         (["Llama-3.1-8B", "H100-SXM", "--tp", "2", "--ep", "4"], "4 does not divide the 2 GPUs"),
         (["Llama-3.1-405B", "L4"], "cannot be estimated"),
+        (["Llama-3.1-8B", "H100-SXM", "--tp", "3"], "num_heads 32 should be divisible by tp_size 3"),
+        (["Llama-3.1-8B", "H100-SXM", "--precision", "fp88"], "--precision: unknown precision fp88; did you mean fp8?"),
     ],
 )
 def test_what_it_does_not_know_is_named(arguments: list[str], message: str) -> None:
