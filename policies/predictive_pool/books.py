@@ -16,24 +16,6 @@ _FIRST_SERVICE_S = 1.0
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Charge:
-    """What one running request is charged for.
-
-    Attributes
-    ----------
-    kv_tokens : KV cache reserved for it, in tokens.
-    paid_tokens : tokens taken from its promise.
-    """
-
-    __slots__ = ("kv_tokens", "leaf", "paid_tokens")
-
-    def __init__(self, leaf: Leaf, kv_tokens: float, paid_tokens: float) -> None:
-        self.leaf = leaf
-        self.kv_tokens = kv_tokens
-        self.paid_tokens = paid_tokens
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Books:
     """Reservations of all that runs.
 
@@ -51,7 +33,7 @@ class Books:
         self._predicts = params.reserve == "predicted"
         self._spared = 1.0 - params.cached_weight
         self._lengths = Lengths(params.quantile, params.answers)
-        self._charges: dict[str, Charge] = {}
+        self._charges: dict[str, tuple[Leaf, float, float]] = {}  # KV cache reserved, and taken from the promise
         for leaf in leaves.values():
             leaf.per_token = self._per_token
         self._dedicated = [
@@ -75,7 +57,7 @@ class Books:
 
     def kv_tokens_of(self, request_id: str) -> float:
         """Return what is reserved for a request in flight."""
-        return self._charges[request_id].kv_tokens
+        return self._charges[request_id][1]
 
     def kv_free(self, pool: PoolLedger) -> float:
         """Return the tokens of KV cache that are not reserved; infinite where the cache is not known."""
@@ -105,7 +87,7 @@ class Books:
             if of_kv > part:
                 part = of_kv
         held_s = part * service_s
-        prefill_s = self._leaves[name].uncached_tokens(request) * per_token_s / (ready_replicas or 1)
+        prefill_s = request.prompt_tokens * self._leaves[name].uncached_share * per_token_s / (ready_replicas or 1)
         return held_s if held_s > prefill_s else prefill_s
 
     # ---------------------------------------------------------------------------------------------------------- books
@@ -116,7 +98,7 @@ class Books:
         output = self._lengths.expected(request.entitlement, flight.max_output_tokens)
         paid = self.paid_tokens(request, output, leaf.cached_share)
         kv_tokens = request.prompt_tokens + (output if self._predicts else flight.max_output_tokens)
-        self._charges[request.request_id] = Charge(leaf, kv_tokens, paid)
+        self._charges[request.request_id] = leaf, kv_tokens, paid
         self.kv_tokens += kv_tokens
         leaf.kv_tokens += kv_tokens
         leaf.charge(paid, now_s)
@@ -128,10 +110,9 @@ class Books:
     def ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> Leaf:
         """Settle one that ended, and return its leaf: its promise pays for what was done, and what it was is learnt."""
         request = flight.request
-        charge = self._charges.pop(request.request_id)
-        leaf = charge.leaf
-        self.kv_tokens -= charge.kv_tokens
-        leaf.kv_tokens -= charge.kv_tokens
+        leaf, kv_tokens, paid = self._charges.pop(request.request_id)
+        self.kv_tokens -= kv_tokens
+        leaf.kv_tokens -= kv_tokens
         if not self._charges:
             self.kv_tokens = 0.0  # sums of parts would leave a rest
             for each in self._leaves.values():
@@ -145,27 +126,28 @@ class Books:
             cached = flight.cached_tokens
             share = min(1.0, cached / max(1, request.prompt_tokens)) if cached else 0.0
             leaf.cached_share += _FRESH * (share - leaf.cached_share)
+            leaf.uncached_share = 1.0 - leaf.cached_share
             self._lengths.learn(request.entitlement, flight.output_tokens)
             done = self.paid_tokens(request, flight.output_tokens, share)
             before = leaf.paid_tokens
             leaf.paid_tokens = done if before is None else before + _FRESH * (done - before)
-        leaf.charge(done - charge.paid_tokens, now_s)
+        leaf.charge(done - paid, now_s)
         return leaf
 
     def progressed(self, pool: PoolLedger) -> None:
         """Reserve for what runs what it will likely need, by how far it has come."""
         if not self._predicts or not self._per_token or pool.capacity.kv_bytes is None:
             return
-        for request_id, charge in self._charges.items():
+        for request_id, (leaf, kv_tokens, paid) in self._charges.items():
             flight = pool.in_flight[request_id]
             if flight.output_tokens:
                 request = flight.request
                 output = self._lengths.expected_after(
                     request.entitlement, flight.output_tokens, flight.max_output_tokens
                 )
-                more = request.prompt_tokens + output - charge.kv_tokens
-                charge.kv_tokens += more
-                charge.leaf.kv_tokens += more
+                more = request.prompt_tokens + output - kv_tokens
+                self._charges[request_id] = leaf, kv_tokens + more, paid
+                leaf.kv_tokens += more
                 self.kv_tokens += more
 
     def _count_idle(self, pool: PoolLedger) -> None:
@@ -176,6 +158,6 @@ class Books:
         """Return what does not agree with the core's books."""
         if self._charges.keys() != pool.in_flight.keys():
             yield f"{sorted(self._charges.keys() ^ pool.in_flight.keys())[:5]} are charged for or in flight, not both"
-        reserved = math.fsum(charge.kv_tokens for charge in self._charges.values())
+        reserved = math.fsum(kv_tokens for _, kv_tokens, _ in self._charges.values())
         if not math.isclose(reserved, self.kv_tokens, rel_tol=1e-6, abs_tol=1e-3):
             yield f"{self.kv_tokens} tokens are reserved, by request {reserved}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from policies.api import EntitlementLedger, EntitlementSpec, RequestView, Resources, ServiceClass
+from policies.api import EntitlementLedger, EntitlementSpec, Resources, ServiceClass
 from policies.meters import ContinuousBucket
 from policies.native import mypyc_attr
 from policies.parts.lines import Line
@@ -66,7 +66,7 @@ class Leaf:
     limited : whether it has limits of its own.
     waits_for_own : whether its place may get better when one of its own ends, and not only with time.
     turn, parent : its places in fair sharing.
-    cached_share : of its prompts' tokens, lately.
+    cached_share, uncached_share : of its prompts' tokens, lately: what was found in a cache, and what was computed.
     kv_tokens, per_token : what is reserved for it, and the bytes of each.
     fresh : how many of those that wait were never refused before.
     paid_tokens : what its finished requests took of its promise, lately, in the mean.
@@ -75,7 +75,7 @@ class Leaf:
     __slots__ = (
         "bucket", "cached_share", "deadline_s", "drain", "fresh", "has_objective", "inside", "kv_bytes", "kv_tokens",
         "limited", "line", "most", "most_kv_bytes", "most_slots", "outside", "paid_tokens", "parent", "per_token",
-        "slots", "spec", "turn", "waits_for_own",
+        "slots", "spec", "turn", "uncached_share", "waits_for_own",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +98,7 @@ class Leaf:
         self.turn, self.parent = turn, parent
         self.line = Line()
         self.drain = Drain()
-        self.cached_share = 0.0
+        self.cached_share, self.uncached_share = 0.0, 1.0
         self.kv_tokens = self.per_token = 0.0
         self.fresh = 0
         self.paid_tokens: float | None = None
@@ -113,10 +113,6 @@ class Leaf:
         if self.bucket is not None:
             return self.bucket.rate_per_s / self.paid_tokens if self.paid_tokens else math.inf
         return self.slots / service_s if self.slots and service_s > 0 else math.inf
-
-    def uncached_tokens(self, request: RequestView) -> float:
-        """Return the prompt tokens of a request that will have to be computed."""
-        return request.prompt_tokens * (1.0 - self.cached_share)
 
     def tier(self, ledger: EntitlementLedger, more: int, now_s: float) -> int:
         """Return the tier of its next request, which would take ``more`` sequences."""

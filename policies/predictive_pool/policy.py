@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from policies.api import (
     ADMIT,
@@ -46,6 +47,8 @@ from policies.predictive_pool.lineup import Lineup
 from policies.predictive_pool.pace import Prefill
 from policies.predictive_pool.params import PredictivePool
 
+# A NamedTuple's own constructor is a Python function that calls this, as `policies.core` has it.
+_new: Final = tuple.__new__
 _DECLARED_S = 1.0
 _LONGEST_RETRY_S = 60.0
 _SERVICE_S = 1.0
@@ -72,6 +75,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         self._books = Books(params, self._leaves, kv_bytes_per_token)
         self._headroom = Headroom(self._leaves, params.headroom, params.late)
         self._prefill = Prefill()
+        self._learns = params.capacity == "learnt"
         self._declared: ContinuousBucket | None = None
         self._lineup = Lineup(self._leaves, self._roots, self._books, params.trickle, self._cost_s)
         self._starting: tuple[Waiting, int, float] | None = None  # who is let in right now after waiting: tier, cost
@@ -115,7 +119,7 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _is_busy(self, pool: PoolLedger, now_s: float) -> bool:
         """Whether the replicas have as many prompts as they should: what is learnt, or what the profile declares."""
-        if self._params.capacity == "learnt":
+        if self._learns:
             return self._prefill.is_full(self._params.prefill_ahead_s, pool.capacity.ready_replicas)
         return self._declared is not None and self._declared.available(now_s) <= 0
 
@@ -125,7 +129,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         ready = pool.capacity.ready_replicas
         most = pool.capacity.slots / ready - sequences
         free = [replica.replica_id for replica in pool.replicas if replica.in_flight <= most and replica.ready]
-        return Admit((), None, tuple(free), True) if 0 < len(free) < ready else ADMIT
+        return _new(Admit, ((), None, tuple(free), True)) if 0 < len(free) < ready else ADMIT
 
     # --------------------------------------------------------------------------------------------------- verdicts
 
@@ -175,7 +179,7 @@ class PredictivePoolPolicy(QueueingPolicy):
         line_s = leaf.drain.wait_s(ahead, now_s, self._next_slot_s(pool))
         if not ahead and inside:
             line_s = 0.0  # it is next: a slot may come back sooner than they do in the mean
-        first_s = self._prefill.ttft_s(leaf.uncached_tokens(request), pool.capacity.ready_replicas)
+        first_s = self._prefill.ttft_s(request.prompt_tokens * leaf.uncached_share, pool.capacity.ready_replicas)
         ttft_s = line_s + self._params.margin * first_s
         if ttft_s > leaf.deadline_s:
             return Deny(Reason.SLO, ttft_s, leaf.deadline_s, min(whole_s(line_s), _LONGEST_RETRY_S))
@@ -272,7 +276,7 @@ class PredictivePoolPolicy(QueueingPolicy):
 
     def _late_s(self, item: Waiting, leaf: Leaf, pool: PoolLedger, now_s: float) -> float:
         """Return by how much it would miss its objective if it were let in now; below 0 where it would not."""
-        ttft_s = self._prefill.ttft_s(leaf.uncached_tokens(item.request), pool.capacity.ready_replicas)
+        ttft_s = self._prefill.ttft_s(item.request.prompt_tokens * leaf.uncached_share, pool.capacity.ready_replicas)
         return now_s + self._params.margin * ttft_s - item.since_s - leaf.deadline_s
 
     def _start(self, item: Waiting, leaf: Leaf, tier: int, pool: PoolLedger, now_s: float) -> None:
@@ -301,7 +305,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             self._missed(item)
             self._remove(item, now_s)
             if leaf.has_objective:
-                uncached_tokens = leaf.uncached_tokens(item.request)
+                uncached_tokens = item.request.prompt_tokens * leaf.uncached_share
                 ttft_s = waited_s + self._prefill.ttft_s(uncached_tokens, pool.capacity.ready_replicas)
                 yield item.request.request_id, self._too_late(leaf, ttft_s, now_s)
             else:
@@ -362,7 +366,7 @@ class PredictivePoolPolicy(QueueingPolicy):
             leaf.parent.charge(self._roots[tier], cost)
             leaf.turn.charge(leaf.parent, cost)
         self._books.admitted(flight, leaf, pool, now_s, kept=self._floor_paid == request.request_id)
-        self._prefill.admitted(flight, leaf.uncached_tokens(request))
+        self._prefill.admitted(flight, request.prompt_tokens * leaf.uncached_share)
         self._headroom.moved(name, flight.ledger.in_flight)
         if self._declared is not None:
             self._declared.reserve(request.prompt_tokens, now_s)

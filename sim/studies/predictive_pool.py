@@ -71,6 +71,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "`predictive-pool`": {"kind": "predictive-pool"},
 }
 REPLICATIONS = 3
+SERVICES = "azure-two-services"
 
 
 def ablation(places: Mapping[str, Place] = PLACES, executor: Executor | None = None) -> str:
@@ -147,6 +148,30 @@ def experiments_table(found: Sequence[Served]) -> str:
          f"{100 * one.refused:.1f}", f"{100 * one.in_time:.1f}", f"{one.ttft_p99_s:.2f}")
         for one in found
     ])  # fmt: skip
+
+
+def two_services(executor: Executor | None = None) -> str:
+    """Return what each service of the Azure trace has under each of the scenario's policies, as Markdown.
+
+    Raises
+    ------
+    ScenarioError : TOKENPOOLS_DATA does not name a folder with the trace.
+    RunError : a run broke.
+    """
+    tree = resolved(load_scenario(SERVICES))
+    cells = expand(parse_scenario(tree, SERVICES))
+    found = _measured([task(cell, f"{SERVICES}/{cell.policy}") for cell in cells], executor)
+    rows = []
+    for cell, measures in zip(cells, found, strict=True):
+        by_tenant = {str(row["tenant"]): row for row in measures}
+        of_each: list[str] = []
+        for tenant in ("conv", "code", ALL):
+            row = by_tenant[tenant]
+            in_time, refused = float(row["slo_attainment"]), float(row["refused"]) / float(row["offered"])
+            of_each += [f"{100 * in_time:.1f}", f"{100 * refused:.1f}", f"{float(row['ttft_p99_s']):.2f}"]
+        rows.append((f"`{cell.policy}`", *of_each))
+    heads = [f"{tenant}: {what}" for tenant in ("conv", "code", ALL) for what in ("in time %", "refused %", "P99 s")]
+    return markdown(("policy", *heads), rows)
 
 
 @style.styled

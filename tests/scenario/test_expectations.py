@@ -22,6 +22,8 @@ CLAIMS: dict[str, list[tuple[str, str, str, str, float]]] = {
         ("conv meets its objective in 97.5 %", "rate-limit", "conv", "slo_attainment", 0.975),
         ("54 % of code refused", "token-pool", "code", "refused", 0.54),
         ("conv meets its objective in 98.4 %", "token-pool", "conv", "slo_attainment", 0.984),
+        ("36 % of code refused", "predictive-pool", "code", "refused", 0.36),
+        ("conv meets its objective in 99.7 %", "predictive-pool", "conv", "slo_attainment", 0.997),
     ],
     "arena-27": [
         ("46.8 s / 45.8 s", "none", "all", "ttft_mean_s", 45.8),
