@@ -26,7 +26,7 @@ def read_csv(file: Path, wanted: Sequence[str], fix: str = "") -> pd.DataFrame:
 
     Raises
     ------
-    InputError : unreadable, empty, or without one of the columns that are wanted.
+    InputError : unreadable, empty, without one of the columns that are wanted, or with rows longer than the header.
     """
     readable, fix = fix or "name a readable file", fix or f"give a CSV file with the columns {', '.join(wanted)}"
     try:
@@ -38,6 +38,8 @@ def read_csv(file: Path, wanted: Sequence[str], fix: str = "") -> pd.DataFrame:
         raise InputError(str(file), "is empty", fix) from None
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(str(file), f"is no CSV table ({str(error).splitlines()[0]})", fix) from None
+    if not isinstance(table.index, pd.RangeIndex):  # as pandas takes the cells that are too many
+        raise InputError(str(file), "has rows of more cells than its header", "give each row as many")
     need_columns(file, table, wanted)
     if table.empty:
         raise InputError(str(file), "has no row after the header", fix)
@@ -78,7 +80,10 @@ def numbers(
     InputError : with the row of the first that is not, the header being row 1 of a CSV file, and why.
     """
     column = table[name]
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    try:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    except OverflowError:  # an integer of hundreds of digits
+        values = np.array([_as_float(cell) for cell in column])
     empty = column.isna().to_numpy(bool)
     if pd.api.types.is_bool_dtype(column):
         values = np.full(len(column), np.nan)
@@ -100,6 +105,14 @@ def numbers(
     found = "" if empty[at] else f" '{one_line(str(column.iloc[at])[:40])}'"
     row = row_of(file, at) if rows is None else list(rows)[at]
     raise InputError(str(file), f"row {row}: {name}{found} {what}", fix or "correct the row")
+
+
+def _as_float(cell: object) -> float:
+    """Return a cell as a number: NaN for what is none, infinity for more than there are."""
+    try:
+        return float(str(cell))
+    except ValueError:
+        return np.nan
 
 
 def row_of(file: Path, at: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from sim.calibration.from_records import with_values
-from sim.calibration.from_sweep import SweepPoint
+from sim.calibration.from_sweep import SweepPoint, check_points
 from sim.calibration.single_replica import Floats
 from sim.calibration.work_slopes import REQUEST_TERMS, point_slopes
 from sim.engine.step_fitted import FittedStepTime
@@ -83,7 +83,7 @@ def fit_layouts(
 
     Raises
     ------
-    InputError : no layout has a point, a point is not above 0, a layout is none that work can be counted of, or
+    InputError : no layout has a point, a point cannot be simulated, a layout is none that work can be counted of, or
         ``without`` names no term.
     """
     names = _terms(sweeps, without, place)
@@ -105,12 +105,8 @@ def fit_layouts(
 
 def _terms(sweeps: Sequence[LayoutSweep], without: Sequence[str], place: str) -> list[str]:
     """Return what is fitted: experts only where a layout has some."""
-    points = [point for sweep in sweeps for point in sweep.points]
-    if not points:
+    if not any(sweep.points for sweep in sweeps):
         raise InputError(place, "holds no point", "give what was measured at some concurrency")
-    for point in points:
-        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
-            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
     for sweep in sweeps:
         profile = sweep.profile
         if not isinstance(profile.step_time, FittedStepTime):
@@ -119,6 +115,7 @@ def _terms(sweeps: Sequence[LayoutSweep], without: Sequence[str], place: str) ->
         for name in ("speculation", "disaggregated"):
             if getattr(profile, name) is not None:
                 raise InputError(place, f"a layout has {name}, whose work is not counted", f"leave {name} out")
+        check_points(sweep.points, profile, place)
     with_experts = any(sweep.profile.step_time.expert_share for sweep in sweeps)
     names = [name for name in _USUAL if name != "experts_s" or with_experts]
     for name in without:

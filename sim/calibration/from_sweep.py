@@ -143,11 +143,23 @@ def _check_repeats(file: Path, table: pd.DataFrame) -> None:
         for name in COLUMNS[3:]:
             times = rows[name].to_numpy(float)
             least, most = times.min(), times.max()
-            if most > _CONTRADICT * least:
+            if most / _CONTRADICT > least:
                 low, high = (row_of(file, int(rows.index[int(at)])) for at in (times.argmin(), times.argmax()))
                 point = "/".join(map(str, key))
                 problem = f"rows {low} and {high} are one point ({point}) and give {name} {least:g} and {most:g}"
                 raise InputError(str(file), problem, "leave one of them out")
+
+
+def check_points(points: Sequence[SweepPoint], profile: Profile, place: str) -> None:
+    """Raise an `InputError` for a point that cannot be simulated with a profile's engine."""
+    holds_tokens = profile.kv_blocks * profile.block_tokens
+    for point in points:
+        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
+            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
+        asked_tokens = point.prompt_tokens + point.output_tokens
+        if asked_tokens > holds_tokens:
+            problem = f"a request of {asked_tokens} tokens, and the KV cache holds {holds_tokens}"
+            raise InputError(place, problem, "give the kv_blocks that the engine had")
 
 
 def calibrate_sweep(
@@ -168,9 +180,7 @@ def calibrate_sweep(
     """
     if len(points) < len(terms) + 1:
         raise InputError(place, f"{len(points)} points for {len(terms)} terms", "measure at more concurrencies")
-    for point in points:
-        if min(point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, point.tpot_s) <= 0:
-            raise InputError(place, f"a number that is not above 0 in {point}", "leave the point out")
+    check_points(points, start, place)
     order = np.random.default_rng(seed).permutation(len(points))
     left_out = set(order[: int(held_out * len(points))].tolist())
     used = [p for i, p in enumerate(points) if i not in left_out]

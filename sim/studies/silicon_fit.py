@@ -11,7 +11,7 @@ measurements of one configuration differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +46,8 @@ METRICS = ("ttft", "tpot")
 class Served:
     """What of a model decides how much its engine holds: from its ``config.json``, weights by precision.
 
-    ``kv_values`` are those of a token in all layers, ``kv_shared`` whether tensor-parallel ranks share them: latent
-    attention keeps all on each.
+    ``kv_values`` are those of a token in all layers, a byte each, ``kv_shared`` whether tensor-parallel ranks share
+    them: latent attention keeps all on each.
     """
 
     weight_bytes: Mapping[str, float]
@@ -62,8 +62,9 @@ MODELS: Mapping[str, Served] = MappingProxyType({
     "MiniMaxAI/MiniMax-M2.5": Served({"fp8": 230e9, "fp4": 130e9}, 126976, expert_share=8 / 256),
     "moonshotai/Kimi-K2.5": Served({"int4": 595e9, "fp4": 590e9}, 35136, kv_shared=False, expert_share=8 / 384),
 })  # fmt: skip
-_MEMORY_BYTES: Mapping[str, float] = MappingProxyType({"h200_sxm": 141e9, "b200_sxm": 180e9, "b300_sxm": 270e9})
-_USABLE = 0.9  # vLLM's gpu_memory_utilization
+_MEMORY_BYTES: Mapping[str, float] = MappingProxyType({"h200_sxm": 150e9, "b200_sxm": 191e9, "b300_sxm": 288e9})
+"""As CUDA shows them, which is more than data sheets name for H200 and B200."""
+_USABLE, _RESERVED_BYTES = 0.9, 5e9  # vLLM's gpu_memory_utilization, and what activations and graphs take of a GPU
 _BLOCK_TOKENS = 16
 _BATCHED_TOKENS, _SEQUENCES = 8192, 2048  # vLLM's default on such GPUs, and more than any point's clients
 _COPIES = 4  # of a profile, next to equal, over which errors are means
@@ -114,9 +115,14 @@ def measurement(points: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def predict(points: pd.DataFrame, used: NDArray[np.bool_]) -> pd.DataFrame:
-    """Return ``ttft_ms``, ``tpot_ms`` and their floors, for the points that are not ``used``, from those that are."""
+    """Return ``ttft_ms``, ``tpot_ms`` and their floors, for the points that are not ``used``, from those that are.
+
+    NaN where no point of a family is.
+    """
     made = np.full((len(points), 4), np.nan)
     for family in _places(points, FAMILY):
+        if not used[family].any():
+            continue
         layouts = [family[at] for at in _places(points.iloc[family], LAYOUT)]
         sweeps = [layout_sweep(points.iloc[at[used[at]]], points.iloc[at[0]]) for at in layouts]
         place = " ".join(map(str, points.iloc[family[0]][FAMILY]))
@@ -149,7 +155,8 @@ def layout_sweep(used: pd.DataFrame, layout: pd.Series[float]) -> LayoutSweep:
         raise InputError(f"model {name}", problem, suggestion(precision, list(model.weight_bytes)))
     gpus, ranks = int(layout.tp_size), int(layout.attention_dp_size)
     of_rank = max(1, gpus // ranks)
-    free_bytes = of_rank * _USABLE * _MEMORY_BYTES[system] - model.weight_bytes[precision] / ranks
+    free_bytes = of_rank * (_USABLE * _MEMORY_BYTES[system] - _RESERVED_BYTES)
+    free_bytes -= model.weight_bytes[precision] / ranks
     kv_bytes = model.kv_values * (1 if model.kv_shared else of_rank)
     blocks = int(free_bytes / kv_bytes) // _BLOCK_TOKENS
     if blocks < 1:
@@ -176,19 +183,22 @@ def _places(points: pd.DataFrame, by: list[str]) -> list[NDArray[np.int64]]:
 
 
 def held_out_table(folder: Path | None = None, draws: int = 4) -> str:
-    """Return medians by draw, by row and by measurement, and by family over all draws, as two tables of Markdown.
+    """Return medians by draw, by row and by measurement, and by family over the latter, as two tables of Markdown.
 
     Raises
     ------
     InputError : the data are not there.
     """
     sample = read_sample(folder, most=None)
-    rows, drawn = [], []
-    for by in _BY:
-        for seed in range(draws):
-            found = held_out(sample, seed, by=by)
+    return draws_table(sample, {by: [held_out(sample, seed, by=by) for seed in range(draws)] for by in _BY})
+
+
+def draws_table(sample: pd.DataFrame, draws: Mapping[By, Sequence[HeldOut]]) -> str:
+    """Return what draws from a sample show, as Markdown."""
+    rows = []
+    for by, several in draws.items():
+        for seed, found in enumerate(several):
             ranked = HeldOut(found.points[found.points.attention_dp_size > 1])
-            drawn.append(found.points[FAMILY + [f"{name}_error" for name in METRICS]])
             rows.append((
                 f"by {by}, draw {seed}", str(len(found.points)), *_percents(found), *_percents(found, "floor"),
                 *_percents(found, "chance"), f"{len(ranked.points)}: {' and '.join(_percents(ranked))}",
@@ -199,16 +209,19 @@ def held_out_table(folder: Path | None = None, draws: int = 4) -> str:
     )  # fmt: skip
     families = [
         (str(key[0]).rsplit("/", 1)[-1], *map(str, key[1:]), str(len(points)), *_percents(HeldOut(points)))
-        for key, points in pd.concat(drawn).groupby(FAMILY)
+        for key, points in pd.concat([each.points for each in draws["measurement"]]).groupby(FAMILY)
     ]
-    again = [f"{100 * spread:.1f} %" for spread in repeats(sample)]
-    said = f"Median errors. Measurements of one configuration differ by {again[0]} in TTFT and {again[1]} in TPOT."
-    below = markdown(("model", "GPU", "weights", "points, all draws", "TTFT", "TPOT"), families)
+    said = "Median errors."
+    again = repeats(sample)
+    if np.isfinite(again).all():
+        said += f" Measurements of one configuration differ by {100 * again[0]:.1f} % in TTFT"
+        said += f" and {100 * again[1]:.1f} % in TPOT."
+    below = markdown(("model", "GPU", "weights", "points, all draws by measurement", "TTFT", "TPOT"), families)
     return f"{said}\n\n{markdown(heads, rows)}\n\n{below}"
 
 
 def repeats(points: pd.DataFrame) -> tuple[float, float]:
-    """Return by how much measurements of one configuration differ, the greatest over the least, in the median."""
+    """Return how far measurements of one configuration differ, greatest over least, in the median; NaN for none."""
     distinct = points.assign(measurement=measurement(points)).drop_duplicates([*CONFIGURATION, "measurement"])
     groups = distinct.groupby(CONFIGURATION, dropna=False)
     several = groups.filter(lambda rows: len(rows) > 1).groupby(CONFIGURATION, dropna=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import SweepPoint, simulate_point
+from sim.calibration.from_sweep import SweepPoint, calibrate_sweep, simulate_point
 from sim.calibration.layout_files import calibrate_layouts, layout_sweeps, read_layouts
 from sim.engine.disaggregation import Disaggregated
 from sim.engine.speculation import Speculation
@@ -128,6 +128,8 @@ APART = Disaggregated(prefill_engines=1, decode_engines=1, kv_bytes_per_s=1e10)
         (engine(STEP, speculation=DRAFTS), [POINT], (),
          "here: a layout has speculation, whose work is not counted; leave speculation out"),
         (engine(STEP, kv_bytes_per_token=1e5, disaggregated=APART), [POINT], (), "has disaggregated, whose work"),
+        (engine(STEP, kv_blocks=257), [replace(POINT, prompt_tokens=4096)], (),
+         "here: a request of 4160 tokens, and the KV cache holds 4112; give the kv_blocks that the engine had"),
         (START, [POINT], ["weight_s"], "--without weight_s: no term of this fit; did you mean weights_s"),
     ],
 )  # fmt: skip
@@ -137,6 +139,12 @@ def test_what_cannot_be_fitted_is_named(
     with pytest.raises(InputError) as said:
         fit_layouts([LayoutSweep(profile, 4, points)], without=without, place="here")
     assert message in str(said.value)
+
+
+def test_a_sweep_of_one_layout_refuses_requests_that_do_not_fit() -> None:
+    points = [replace(POINT, concurrency=n, prompt_tokens=4096) for n in range(1, 12)]
+    with pytest.raises(InputError, match="a request of 4160 tokens, and the KV cache holds 4112"):
+        calibrate_sweep(engine(STEP, kv_blocks=257), points)
 
 
 HEAD = "concurrency,prompt_tokens,output_tokens,ttft_s,tpot_s,gpus,kv_blocks"
@@ -183,6 +191,8 @@ def test_a_file_of_several_layouts_makes_a_profile_of_each(tmp_path: Path) -> No
         (f"{HEAD}\n4,512,64,0.1,0.01,,900", "row 2: gpus is missing; give the GPUs that share a layer"),
         (f"{HEAD}\n4,512,64,0.1,0.01,1.5,900", "row 2: gpus '1.5' is no whole number"),
         (f"{HEAD}\n4,512,64,0.1,0.01,2,900\n8,512,64,0.1,0.01,2,901", "several kv_blocks for 2 GPUs (900 and 901)"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,900,7,8", "has rows of more cells than its header; give each row as many"),
+        (f"{HEAD}\n4,512,64,0.1,0.01,2,-{'9' * 400}", "row 2: kv_blocks '-9999"),
         (f"{HEAD}\n4,many,64,0.1,0.01,2,900", "row 2: prompt_tokens 'many' is no number"),
     ],
 )

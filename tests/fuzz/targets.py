@@ -131,6 +131,17 @@ def trace(data: bytes, folder: Path) -> None:
     replayed.requests(lambda name: stream(1, 0, name), "w", None, 0.0, 60.0, 50)
 
 
+def sweep(data: bytes, folder: Path) -> None:
+    """Read a sweep, of one layout and of several."""
+    from sim.calibration.from_sweep import read_sweep
+    from sim.calibration.layout_files import read_layouts
+
+    file = folder / "sweep.csv"
+    file.write_bytes(data)
+    read_layouts(file)
+    read_sweep(file)
+
+
 def recording(data: bytes, folder: Path) -> None:
     """Tell a recording to a fresh core, and explain its first request."""
     from sim.judging.explain import explain_recording
@@ -186,7 +197,7 @@ def _whole_result() -> Mapping[str, bytes]:
 
 Target = Callable[[bytes, Path], None]
 TARGETS: dict[str, Target] = {
-    one.__name__: one for one in (scenario, serve, manifest, profile, trace, recording, result)
+    one.__name__: one for one in (scenario, serve, manifest, profile, trace, sweep, recording, result)
 }
 
 

@@ -11,7 +11,8 @@ from fuzz.targets import TARGETS, FindingError, attempt, refusing, seeds
 from sim.errors import InputError, ScenarioError
 
 COUNTS = {
-    "scenario": 40, "serve": 60, "manifest": 150, "profile": 100, "trace": 60, "recording": 80, "result": 8,
+    "scenario": 40, "serve": 60, "manifest": 150, "profile": 100, "trace": 60, "sweep": 100, "recording": 80,
+    "result": 8,
 }  # fmt: skip
 
 

@@ -77,6 +77,9 @@ def test_a_layout_that_was_not_measured_is_met_by_its_family() -> None:
     for name in ("ttft", "tpot"):
         off = made[f"{name}_ms"] / SAMPLE_OF_LAWS[f"silicon_{name}_ms"][~used] - 1
         assert off.abs().median() < 0.05
+    other = SAMPLE_OF_LAWS[:1].assign(model_path="openai/gpt-oss-120b", precision="fp4")
+    both = pd.concat([SAMPLE_OF_LAWS[:8], other], ignore_index=True)
+    assert predict(both, np.arange(9) < 8).iloc[8].isna().all()  # of that family nothing is known
 
 
 def test_copies_of_a_measurement_are_left_out_together() -> None:
@@ -91,7 +94,7 @@ def test_copies_of_a_measurement_are_left_out_together() -> None:
     by_row = held_out(twice).points
     assert len(by_row) == 32
     assert len(set(measurement(by_row).tolist())) > 16  # a part of what was left out has been seen
-    assert repeats(twice) == pytest.approx((0.0, 0.0), abs=1e-4) or np.isnan(repeats(twice)).all()
+    assert np.isnan(repeats(twice)).all()
 
 
 def test_what_measurements_of_one_configuration_differ_by() -> None:
@@ -131,7 +134,8 @@ def test_the_table_says_what_each_draw_shows(tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     SAMPLE_OF_LAWS.to_csv(tmp_path / FOLDER / SAMPLE, index=False)
     text = " ".join(held_out_table(tmp_path, draws=1).split())
-    assert "| Llama-3.1-70B | h200_sxm | fp8 | 32 |" in text
+    assert "| Llama-3.1-70B | h200_sxm | fp8 | 16 |" in text
+    assert "differ by" not in text  # each was measured once
     assert "| by row, draw 0 | 16 |" in text
     assert "| by measurement, draw 0 | 16 |" in text
 
