@@ -212,11 +212,14 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has ai-dynamo-runtime (make peers)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     options = parser.parse_args()
+    cases = [one for one in options.cases.split(",") if one]
+    if unknown := [one for one in cases if one not in CASES]:
+        parser.error(f"--cases: unknown {', '.join(unknown)}; give some of {', '.join(CASES)}")
     print(f"{options.requests:,} requests, best and median of {options.repeats}, CPU seconds of the whole process")
     head = ("case", "load/s", "best req/CPU-s", "median", "req/SimPy event", "run alone", "CPU s", "events/req",
             "iterations/req", "RSS GB")  # fmt: skip
     print("".join(f"{cell:>{17 if place else 21}}" for place, cell in enumerate(head)))
-    for name in [one for one in options.cases.split(",") if one]:
+    for name in cases:
         case = CASES[name]
         rate_per_s = 0.8 * saturated_rate_per_s(case)
         description = scenario(case, options.requests, rate_per_s)

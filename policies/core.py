@@ -239,7 +239,10 @@ class GatewayCore(PoolState):
         # The state of an entitlement must not hang on whether the Tick or an arrival of the same instant comes first.
         before = self._change_states(now_s) if now_s >= self._next_change_s else ()
         request = event.request
-        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _, sequences, context_tokens, *_ = request
+        # Whole, as a rest would be made a list of for every request.
+        request_id, name, _, prompt_tokens, max_output_tokens, attempt, _, sequences, context_tokens, _, _, _, _, _ = (
+            request
+        )
         ledger = self._ledgers.get(name)
         if ledger is None:
             raise KeyError(f"request {request_id} names entitlement {name!r}; this pool has {list(self._ledgers)}")

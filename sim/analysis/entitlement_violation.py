@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from policies.api import EntitlementSpec
 from sim.analysis.windowed_sums import per_window as _per_window
+from sim.records.metrics import quantiles
 from sim.records.schema import Outcome, RequestColumns
 
 Floats = NDArray[np.float64]
@@ -115,10 +116,10 @@ def _unhindered(
     if not len(rows):
         return 0.0, 0.0, 1.0, 0.0
     first_s, output = _of(columns, "first_token_s", rows), _of(columns, "output_tokens", rows)
-    ttft_s = float(np.quantile(first_s - _of(columns, "arrival_s", rows), _FAST))
+    ttft_s = quantiles(first_s - _of(columns, "arrival_s", rows), [_FAST])[0]
     decode_s, steps = _stop_s(columns, rows, end_s) - first_s, output - 1
     several = steps > 0
-    tpot_s = float(np.quantile(decode_s[several] / steps[several], _FAST)) if several.any() else 0.0
+    tpot_s = quantiles(decode_s[several] / steps[several], [_FAST])[0] if several.any() else 0.0
     asked = _of(columns, "max_output_tokens", rows)
     known = asked > 0
     used = float(output[known].sum() / asked[known].sum()) if known.any() else 1.0

@@ -7,7 +7,7 @@ events. They also ring at exactly the time asked for, where a relative delay can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -21,6 +21,12 @@ SCRAPE: Final = 2
 LAST: Final = 3
 """A boundary comes after everything else at its instant, so that arrivals at one instant meet one engine state."""
 
+# Compiled, a name of another module is looked up whenever it is used, but for what is Final here.
+_heappop: Final = heappop
+_heappush: Final = heappush
+_Entry = tuple[float, int, int, Any]
+"""What lies on SimPy's heap: time, priority, number and event."""
+
 
 class Alarm:
     """Calls its callback once, with itself, when it is due; then it can be set again."""
@@ -33,55 +39,64 @@ class Alarm:
 
 
 class Agenda:
-    """The heap of a SimPy environment.
+    """The heap of a SimPy environment, and its time, which begins at 0.
 
     Parameters
     ----------
-    clock : the environment, whose time follows.
-    heap, numbers : its heap of (time, priority, number, event), and what numbers the entries.
+    heap : the environment's, of (time, priority, number, event).
+
+    Attributes
+    ----------
+    set_so_far : how many entries there were: the number of the next.
     """
 
-    __slots__ = ("_clock", "_heap", "_numbers", "now_s")
+    __slots__ = ("_heap", "now_s", "set_so_far")
 
-    def __init__(self, clock: Any, heap: list[Any], numbers: Iterator[int]) -> None:
-        self._clock = clock
-        self._heap = heap
-        self._numbers = numbers
-        self.now_s = float(clock.now)
+    def __init__(self, heap: list[Any]) -> None:
+        self._heap: list[_Entry] = heap
+        self.now_s = 0.0
+        self.set_so_far = 0
 
     def set(self, alarm: Alarm, at_s: float, priority: int = NORMAL) -> None:
         """Ring ``alarm``, which is not set, at ``at_s`` (not before now)."""
         alarm.is_set = True
-        heappush(self._heap, (at_s, priority, next(self._numbers), alarm))
+        number = self.set_so_far
+        self.set_so_far = number + 1
+        _heappush(self._heap, (at_s, priority, number, alarm))
+
+    def add(self, event: Any, at_s: float, priority: int) -> None:
+        """Put one of SimPy's own events on the heap."""
+        number = self.set_so_far
+        self.set_so_far = number + 1
+        _heappush(self._heap, (at_s, priority, number, event))
 
     def call_at(self, at_s: float, callback: Callable[[Alarm], None]) -> None:
         """Call ``callback`` at ``at_s``, or now where that has passed."""
         self.set(Alarm(callback), at_s if at_s > self.now_s else self.now_s)
 
-    def step(self) -> None:
-        """Process the next event, as SimPy does, with what alarms never need (defused failures) looked at last."""
-        heap = self._heap
-        if not heap:
-            raise EmptySchedule
-        entry = heappop(heap)
-        event = entry[3]
-        self._clock._now = entry[0]
-        self.now_s = entry[0]
-        if isinstance(event, Alarm):
-            event.is_set = False
-            event.callback(event)
-            return
-        callbacks = event.callbacks
-        event.callbacks = None
-        for callback in callbacks:
-            callback(event)
-        if not event._ok and not hasattr(event, "_defused"):
-            raise event._value
+    def steps(self, most: int = -1) -> None:
+        """Process event after event as SimPy does, until one raises or none is left; or ``most`` of them.
 
-    def steps(self) -> None:
-        """Process event after event, until one raises or none is left."""
-        while True:
-            self.step()
+        What alarms never need (defused failures) is looked at last.
+        """
+        heap = self._heap
+        while most != 0:
+            if not heap:
+                raise EmptySchedule
+            most -= 1
+            entry: _Entry = _heappop(heap)
+            event = entry[3]
+            self.now_s = entry[0]
+            if isinstance(event, Alarm):
+                event.is_set = False
+                event.callback(event)
+                continue
+            callbacks = event.callbacks
+            event.callbacks = None
+            for callback in callbacks:
+                callback(event)
+            if not event._ok and not hasattr(event, "_defused"):
+                raise event._value
 
 
 class Wake:

@@ -29,7 +29,7 @@ class Arrivals:
         with_prefixes: bool, every_chunk: Callable[[], None] | None = None,
     ) -> None:
         self._agenda = env.agenda
-        self._arrive = gateway.arrive
+        self._gateway = gateway
         self._names = [w.name for w in workloads]
         self._priorities = [w.priority for w in workloads]
         # Only a replica that keeps prefixes asks for them.
@@ -56,7 +56,7 @@ class Arrivals:
         prefixes = self._prefixes[w]
         if prefixes is not None:
             attempt.prefix = prefixes.of(n)
-        self._arrive(attempt, at_s)
+        self._gateway.arrive(attempt, at_s)
 
     @staticmethod
     def _in_order(

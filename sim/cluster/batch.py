@@ -11,8 +11,7 @@ The clock counts the tokens of a sequence that decoded all along: one an iterati
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from policies.native import mypyc_attr
 from sim.cluster.discipline import DISCIPLINES
@@ -24,6 +23,9 @@ from sim.cluster.prefix_cache import PrefixCache
 from sim.cluster.uneven_contexts import uneven_contexts
 
 R = TypeVar("R", bound=EngineRequest)
+# As in `sim.cluster.agenda`.
+_heappop: Final = heappop
+_heappush: Final = heappush
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -81,8 +83,8 @@ class Batch(EngineInbox[R]):
         self._iteration = 0
         self.waiting_count = 0
         self.preemptions = 0
-        self._ticket = count()
-        self._places = count()
+        self._ticket = 0
+        self._places = 0
         self._uneven = uneven_contexts(settings.step_time)
         self._clear()
         # Whether decodes read their contexts and no more: asked before `_reads`, which costs a call.
@@ -217,13 +219,14 @@ class Batch(EngineInbox[R]):
         target_tokens = request.target_tokens
         request.state = DECODE
         request.base_clock = clock
-        request.ticket = ticket = next(self._ticket)
+        request.ticket = ticket = self._ticket
+        self._ticket = ticket + 1
         self._decoding += 1
         self._context_tokens += target_tokens
         self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
         if self._uneven is not None:
             self._uneven.add(clock - target_tokens)
-        heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
+        _heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
 
     def _complete(self) -> list[R]:
         """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
@@ -241,7 +244,7 @@ class Batch(EngineInbox[R]):
         self.clock = clock = self.clock + gained
         ends = self._ends
         while ends and ends[0][0] <= clock:
-            _, ticket, request = heappop(ends)
+            _, ticket, request = _heappop(ends)
             if request.ticket == ticket and request.state == DECODE:
                 self._leave(request)
                 request.outputs = request.output_tokens
@@ -335,9 +338,14 @@ class Batch(EngineInbox[R]):
         self.waiting_count += 1
         self._waiting.push_front(request)
 
+    def _take_place(self, request: R) -> None:
+        """Put a request last in the order of admission."""
+        request.place = self._places
+        self._places += 1
+
     def _pause(self, request: R) -> None:
         """Leave a running request out of one iteration; it keeps its blocks and its place in the order."""
-        request.place = next(self._places)
+        self._take_place(request)
         if request.state == PREFILL:
             self._running[request] = self._running.pop(request)
             return

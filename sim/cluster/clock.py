@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import simpy
+from simpy.events import NORMAL, Event, EventPriority
 
 from sim.cluster.agenda import Agenda, Alarm
 
@@ -15,11 +16,20 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.agenda = Agenda(self, self._queue, self._eid)
+        self.agenda = Agenda(self._queue)
+
+    @property
+    def now(self) -> float:
+        """The simulated time, which the agenda keeps."""
+        return self.agenda.now_s
+
+    def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
+        """Schedule an event as SimPy does."""
+        self.agenda.add(event, self.agenda.now_s + delay, priority)
 
     def step(self) -> None:
         """Process the next event."""
-        self.agenda.step()
+        self.agenda.steps(1)
 
     def run(self, until: Any = None) -> Any:
         """Run as SimPy does, but for its loop: one step here goes on from event to event until one ends the run."""

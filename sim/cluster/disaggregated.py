@@ -59,7 +59,7 @@ class DecodeReplica(Replica[R]):
             self.waiting_count -= 1
             request.transferred = False
             self._running[request] = None
-            request.place = next(self._places)
+            self._take_place(request)
             kv.used_blocks += blocks_of(request.target_tokens, block_tokens)
             self._decode_from_here(request)
         return super()._schedule(now_s)

@@ -171,12 +171,13 @@ class SimulatedGateway:
         request_id = attempt.request_id
         self._open[request_id] = attempt
         entitlement, tenant = self._who[attempt.workload]
+        key, model = self._above[attempt.workload]
         asked_tokens = attempt.asked_tokens or None
         view = _new(
             RequestView,
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
-                1, None, *self._above[attempt.workload], None,
+                1, None, key, model, None,
                 attempt.prefix or () if self._with_prefixes else (),
                 self._session(attempt) if self._with_sessions else "",
             ),

@@ -16,7 +16,6 @@ This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is t
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Final, Protocol, TypeVar
 
 from policies.native import mypyc_attr
@@ -61,7 +60,7 @@ class Replica(Scheduler[R]):
     def __init__(self, settings: EngineSettings, *, listener: Listener[R], arm: Callable[[float], None]) -> None:
         super().__init__(settings, arm=arm)
         self._listener = listener
-        self._order = count()
+        self._order = 0
 
     def _clear(self) -> None:
         super()._clear()
@@ -129,7 +128,8 @@ class Replica(Scheduler[R]):
     def submit(self, request: R, now_s: float) -> None:
         """Hand over a request; ``now_s`` may lie ahead, if what is sent now takes until then to get here."""
         request.submitted_s = now_s
-        request.order = next(self._order)
+        request.order = self._order
+        self._order += 1
         self.waiting_count += 1
         self._inbox.append((now_s, SUBMIT, request))
         if not self._busy:

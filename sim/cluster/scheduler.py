@@ -191,7 +191,7 @@ class Scheduler(Batch[R]):
 
     def _note_admission(self, request: R, found_tokens: int, tokens: int) -> None:
         """Note the place of an admitted request and what it found, and let others find what it computes."""
-        request.place = next(self._places)
+        self._take_place(request)
         if self._cache is not None:
             if request.cached_tokens < 0:
                 request.cached_tokens = found_tokens

@@ -223,7 +223,7 @@ def simulate(
         timeline=sampler.blocks(columns, env.now) if sampler is not None else [],
         decisions=decisions,
         end_s=env.now,
-        simulated_events=next(env._eid),
+        simulated_events=env.agenda.set_so_far,
         iterations=sum(node.replica.iterations for node in nodes),
         preemptions=sum(node.replica.preemptions for node in nodes),
         gpu_s=None if fleet is None else fleet.gpu_s(),

@@ -5,6 +5,8 @@ Times are seconds from the start of the run, NaN where a request never got there
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -45,3 +47,22 @@ def slo_met(ttft_s: Column, ttft_slo_s: Column, cut_off: NDArray[np.bool_]) -> N
     (NaN) the answer is False and means nothing.
     """
     return np.asarray(ttft_s <= ttft_slo_s, dtype=np.bool_) & ~cut_off
+
+
+def quantiles(values: NDArray[np.float64], levels: Sequence[float]) -> list[float]:
+    """Return `numpy.quantile` of one or more values, to the bit: between two, in proportion.
+
+    A thousand tenants want five thousand of them, and numpy's own takes ten times as long for few values.
+    """
+    last = len(values) - 1
+    places = [last * level for level in levels]
+    below = [math.floor(place) for place in places]
+    ordered = np.partition(values, sorted({*below, *(min(place + 1, last) for place in below), last}))
+    if math.isnan(ordered[last]):  # they are put last
+        return [math.nan] * len(places)
+    found = []
+    for place, index in zip(places, below, strict=True):
+        share = place - index
+        low, high = float(ordered[index]), float(ordered[min(index + 1, last)])
+        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return found

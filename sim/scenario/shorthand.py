@@ -16,7 +16,6 @@ from typing import Any
 from policies.registry import PARTS
 from sim.errors import ScenarioError
 from sim.scenario import plugins
-from sim.scenario.manifests import pool_from_manifests
 from sim.scenario.profile import load_profile
 from sim.scenario.vary import with_profiles
 from sim.scenario.yaml_file import describe, one_line
@@ -78,6 +77,8 @@ def _with_manifests(raw: dict[str, Any], file: str) -> dict[str, Any]:
         raise ScenarioError(file, "pool.manifests", f"holds {describe(ref)}", "give the path of a YAML file")
     if "entitlements" in raw:
         raise ScenarioError(file, "pool.entitlements", "given beside manifests", "keep one of the two")
+    from sim.scenario.manifests import pool_from_manifests  # here, because few scenarios have any
+
     path = Path(file).parent / ref
     return pool_from_manifests(path, one_line(str(path))) | pool
 

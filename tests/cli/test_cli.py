@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -247,6 +248,23 @@ def test_a_plain_run_imports_no_analysis_libraries(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_plain_run_imports_no_kind_that_its_scenario_does_not_name(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(SCENARIO | {"policies": ["none"]}))
+    unused = [
+        "policies.bands", "policies.predictive_pool.policy", "policies.presets.gateways", "policies.token_pool.policy",
+        "policies.routers.scored", "policies.scaling.capacity", "workloads.trace", "workloads.servegen",
+        "workloads.interactive", "numpy.ma", "sim.records.manifest_shape", "sim.scenario.manifests",
+    ]  # fmt: skip
+    code = (
+        "import sys; sys.argv = ['tokenpools', 'run', 's.yaml', '--out', 'o']\nimport sim.cli\nsim.cli.main()\n"
+        f"print(sorted(set({unused}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "[]"
+    for name in unused:  # or the test would not notice that one has another name by now
+        assert importlib.util.find_spec(name) is not None, name
 
 
 def test_a_guaranteed_tenant_that_its_own_limit_refuses_is_named_before_and_after(tokenpools: Run) -> None:

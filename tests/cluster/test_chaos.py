@@ -153,7 +153,7 @@ def play(scenario: Mapped) -> tuple[Run, list[Fleet]]:
             super().__init__(*args, **more)
             fleets.append(self)
 
-    with patch("policies.registry.TokenPoolPolicy", CheckedPolicy):
+    with patch("policies.token_pool.policy.TokenPoolPolicy", CheckedPolicy):
         world = world_of(cell_of(scenario))
     with watched() as watch:
 
