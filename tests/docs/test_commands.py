@@ -36,6 +36,13 @@ NOT_RUN = {
     "mock-server": "does not end by itself; tests/docs/test_mock_server_document.py",
     "replay": "needs a server; tests/live/loadgen/test_replay.py",
     "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
+    "calibrate records run.csv": "needs a run; tests/docs/test_profiles_document.py",
+    "calibrate sweep sweep.csv": "likewise",
+    "calibrate kernels": "likewise",
+    "calibrate aiconfigurator": "needs an extra; tests/calibration/test_from_aiconfigurator.py",
+    "validate-profile mine.yaml": "needs a profile; tests/docs/test_profiles_document.py",
+    "validate-profile eight.yaml": "likewise",
+    "run mine-two.yaml": "likewise",
     "parity": "needs a recording; tests/docs/test_live_document.py",
 }
 # Shorter than shown: a minute of the documentation's time is not worth a minute of every test run.

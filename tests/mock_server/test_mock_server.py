@@ -217,8 +217,8 @@ def test_a_prompt_that_begins_alike_is_computed_once() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"data_parallel": 2},
-        {"data_parallel": 2, "expert_parallel": True},
+        {"gpus": 2, "data_parallel": 2},
+        {"gpus": 2, "data_parallel": 2, "expert_parallel": True},
         {
             "kv_bytes_per_token": 1e5,
             "disaggregated": {"prefill_engines": 1, "decode_engines": 1, "kv_bytes_per_s": 1e10, "latency_s": 0.001},
