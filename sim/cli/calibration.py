@@ -276,7 +276,9 @@ def aiconfigurator(
 ) -> None:
     """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here."""
     from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator, known_gpu
+    from sim.extras import require
 
+    require("aiconfigurator_core", "calibrate aiconfigurator")  # before anything is said of what it would take
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
     batch = _batch(known_gpu(gpu), max_num_seqs, max_num_batched_tokens)
     made = calibrate_aiconfigurator(
