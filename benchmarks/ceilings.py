@@ -26,7 +26,15 @@ from sim.analysis.standings import CLASS_WEIGHT
 from sim.analysis.study import Study
 from sim.scenario.load import Scenario
 from sim.studies.tournament import measured, scenarios_of
-from sim.studies.tournament_bounds import STEP_S, Floats, _ceiling, _cost_s, _Pool, _pool, _ready, _ready_at
+from sim.studies.tournament_bounds import (
+    BatchCapacity,
+    Floats,
+    batch_capacity,
+    most_goodput,
+    ready_replicas,
+    replica_seconds,
+    request_cost_s,
+)
 from sim.studies.tournament_loads import LOADS, at_load
 
 WINDOW_S = 2.0
@@ -34,12 +42,12 @@ CELLS = Path(__file__).parents[1] / "docs" / "tournament-cells.csv"
 POLICY, OTHER = "predictive-pool", "token-pool"
 
 
-def ceiling(rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: _Pool, scenario: Scenario, parts: int) -> float:
+def ceiling(
+    rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: BatchCapacity, scenario: Scenario, parts: int
+) -> float:
     """Return the most weighted goodput of what was offered (module), each tenant's requests in so many parts."""
-    from_s, end_s = float(scenario.warmup_s), float(scenario.horizon_s or 0.0)
-    edges = np.append(np.arange(from_s, end_s, WINDOW_S), end_s)
-    middle = np.arange(from_s + STEP_S / 2, end_s, STEP_S)
-    seconds = np.histogram(middle, edges, weights=STEP_S * _ready_at(ready, middle))[0]
+    edges, seconds = replica_seconds(scenario, ready, WINDOW_S)
+    from_s, end_s = float(edges[0]), float(edges[-1])
     offered = rows[rows["final"] & (rows["first_arrival_s"] >= from_s)]
     weight = {one.tenant: CLASS_WEIGHT[one.spec().service_class] for one in scenario.pool.entitlements}
     gain: list[float] = []
@@ -52,9 +60,9 @@ def ceiling(rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: _Pool, scena
             part = pd.qcut(own["prompt_tokens"].rank(method="first"), parts, labels=False).to_numpy()
         for number in np.unique(part):
             mine = own[part == number]
-            cost_s, lasts_s = _cost_s(mine, pool)
+            cost_s, lasts_s = request_cost_s(mine, pool)
             if not cost_s:
-                cost_s, lasts_s = _cost_s(own, pool)
+                cost_s, lasts_s = request_cost_s(own, pool)
             slo_s = float(mine["ttft_slo_s"].max()) if mine["ttft_slo_s"].notna().any() else end_s
             windows = max(1, math.ceil(lasts_s / WINDOW_S))
             came = np.histogram(mine["first_arrival_s"], edges)[0]
@@ -94,11 +102,11 @@ def main() -> None:
                 asked, study = at_load(scenario, load), Study(Path(scratch) / f"{name}@{load:g}")
                 for cell in study.cells.to_dict("records"):
                     rows = study.run(dict(cell))  # type: ignore[arg-type]
-                    ready, pool = _ready(study.run_timeline(dict(cell))), _pool(asked)  # type: ignore[arg-type]
+                    ready, pool = ready_replicas(study.run_timeline(dict(cell))), batch_capacity(asked)  # type: ignore[arg-type]
                     at = (cells["scenario"] == name) & (cells["load"] == load)
                     goodput = cells[at & (cells["replication"] == cell["replication"])].set_index("policy")["goodput"]
                     sums += [
-                        _ceiling(rows, ready, pool, asked), ceiling(rows, ready, pool, asked, 1),
+                        most_goodput(rows, ready, pool, asked), ceiling(rows, ready, pool, asked, 1),
                         ceiling(rows, ready, pool, asked, 4), goodput[POLICY], goodput[OTHER],
                     ]  # fmt: skip
         most, got = sums[:3] / sums[4], sums[3] / sums[4]

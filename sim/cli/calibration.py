@@ -248,11 +248,13 @@ def sweep(
         return
     if gpus is not None:
         raise InputError("--gpus", f"{gpus}, and {file} has a column gpus", "leave it out")
+    if out is None:
+        raise InputError("--out", f"missing, and {file} holds a profile for each number of gpus", "name a folder")
     if kv_blocks is None and kv_tokens is None and start is None:
         kv_blocks = next((layout.kv_blocks for layout in layouts if layout.kv_blocks is not None), None)
     sweeps = layout_sweeps(_start(start, gpu, kv_blocks, kv_tokens, given, expert_share), layouts)
     for sweep, made in zip(sweeps, calibrate_layouts(sweeps, without=without or (), place=file.stem), strict=True):
-        _write(made, None if out is None else out / f"gpus-{sweep.gpus}.yaml")
+        _write(made, out / f"gpus-{sweep.gpus}.yaml")
 
 
 @command(of=calibrate)
@@ -276,7 +278,7 @@ def aiconfigurator(
     from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator, known_gpu
     from sim.extras import require
 
-    require("aiconfigurator_core", "calibrate aiconfigurator")  # before anything is said of what is taken
+    require("aiconfigurator_core", "calibrate aiconfigurator")  # before anything is said of what it would take
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
     batch = _batch(known_gpu(gpu), max_num_seqs, max_num_batched_tokens)
     made = calibrate_aiconfigurator(

@@ -63,7 +63,9 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pool:
+class BatchCapacity:
+    """What a replica's batch holds, and the coefficients of its linear step time by name, in seconds."""
+
     slots: int
     batched_tokens: int
     kv_tokens: float
@@ -88,42 +90,58 @@ def bounds(
     """
     require("scipy", "the ceiling of a tournament")
     study = Study(folder)
-    pool = _pool(scenario)
+    pool = batch_capacity(scenario)
     found = []
     for cell in study.cells.to_dict("records"):
         policy, replication = str(cell["policy"]), int(cell["replication"])
         if policy not in policies:
             continue
         requests, timeline = study.run(dict(cell)), study.run_timeline(dict(cell))  # type: ignore[arg-type]
-        ready = _ready(timeline)
+        ready = ready_replicas(timeline)
         wanted_s, running, full = _use(requests, ready, pool, scenario)
         found.append(Bounds(
             name, load, policy, replication, wanted_s, running, full, goodput[policy, replication],
-            _ceiling(requests, ready, pool, scenario),
+            most_goodput(requests, ready, pool, scenario),
         ))  # fmt: skip
     return found
 
 
-def _pool(scenario: Scenario) -> _Pool:
+def batch_capacity(scenario: Scenario) -> BatchCapacity:
+    """Return what a replica of a scenario holds.
+
+    Raises
+    ------
+    ValueError : its step time is not linear.
+    """
     profile = scenario.pool.profile
     step = profile.step_time
     if getattr(step, "kind", None) != "linear":
         raise ValueError(f"the ceiling is worked out for linear step times, this profile's is {step!r}")
-    return _Pool(
+    return BatchCapacity(
         profile.max_num_seqs, profile.max_num_batched_tokens, profile.kv_blocks * profile.block_tokens,
         {"base": step.base_s, "prefill": step.per_prefill_token_s, "sequence": step.per_decode_sequence_s,
          "context": step.per_context_token_s},
     )  # fmt: skip
 
 
-def _ready(timeline: pd.DataFrame) -> tuple[Floats, Floats]:
+def ready_replicas(timeline: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Return the times of a timeline's samples and how many replicas were ready then."""
     rows = timeline[(timeline["scope"] == "pool") & (timeline["metric"] == "ready_replicas")].sort_values("t_s")
     return rows["t_s"].to_numpy(float), rows["value"].to_numpy(float)
 
 
-def _ready_at(ready: tuple[Floats, Floats], t_s: Floats) -> Floats:
+def ready_at(ready: tuple[Floats, Floats], t_s: Floats) -> Floats:
+    """Return how many replicas were ready at some times."""
     at = np.clip(np.searchsorted(ready[0], t_s, side="right") - 1, 0, len(ready[0]) - 1)
     return ready[1][at]
+
+
+def replica_seconds(scenario: Scenario, ready: tuple[Floats, Floats], window_s: float) -> tuple[Floats, Floats]:
+    """Return the edges of a run's windows after its warm-up, shape (n + 1,), and the replica-seconds of each, (n,)."""
+    from_s, end_s = float(scenario.warmup_s), float(scenario.horizon_s or 0.0)
+    edges = np.append(np.arange(from_s, end_s, window_s), end_s)
+    middle = np.arange(from_s + STEP_S / 2, end_s, STEP_S)
+    return edges, np.histogram(middle, edges, weights=STEP_S * ready_at(ready, middle))[0]
 
 
 def _open_at(t_s: Floats, from_s: Floats, until_s: Floats, amount: Floats | None = None) -> Floats:
@@ -138,7 +156,7 @@ def _open_at(t_s: Floats, from_s: Floats, until_s: Floats, amount: Floats | None
 
 
 def _use(
-    rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: _Pool, scenario: Scenario
+    rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: BatchCapacity, scenario: Scenario
 ) -> tuple[float, float, float]:
     """Return the seconds in which work was wanted, and how much of the ready replicas ran, and was full, in these."""
     end_s = float(scenario.horizon_s or 0.0)
@@ -150,7 +168,7 @@ def _use(
     at = np.sort(ended[refused])
     new = np.searchsorted(at, t_s, side="right") > np.searchsorted(at, t_s - STEP_S, side="right")
     wanted = (_open_at(t_s, column["arrival_s"], left) > 0) | new
-    there = _ready_at(ready, t_s)
+    there = ready_at(ready, t_s)
     running, full = np.zeros(len(t_s)), np.zeros(len(t_s))
     sent = rows[~np.isnan(column["forwarded_s"])].index.to_numpy()
     replica = rows["replica"].to_numpy(float)
@@ -176,21 +194,19 @@ def _use(
     return STEP_S * float(wanted.sum()), float(share[0].mean()), float(share[1].mean())
 
 
-def _ceiling(rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: _Pool, scenario: Scenario) -> float:
+def most_goodput(rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: BatchCapacity, scenario: Scenario) -> float:
     """Return the most weighted goodput of what was offered (module)."""
     from scipy.optimize import linprog
 
-    from_s, end_s = float(scenario.warmup_s), float(scenario.horizon_s or 0.0)
-    edges = np.append(np.arange(from_s, end_s, WINDOW_S), end_s)
-    middle = np.arange(from_s + STEP_S / 2, end_s, STEP_S)
-    seconds = np.histogram(middle, edges, weights=STEP_S * _ready_at(ready, middle))[0]
+    edges, seconds = replica_seconds(scenario, ready, WINDOW_S)
+    from_s, end_s = float(edges[0]), float(edges[-1])
     offered = rows[rows["final"] & (rows["first_arrival_s"] >= from_s)]
     weight = {one.tenant: CLASS_WEIGHT[one.spec().service_class] for one in scenario.pool.entitlements}
     gain: list[float] = []
     limits: list[tuple[int, int, float]] = []  # group, window, replica-seconds of one request
     counts: list[int] = []
     for tenant, own in offered.groupby("tenant", observed=True):
-        cost_s, lasts_s = _cost_s(own, pool)
+        cost_s, lasts_s = request_cost_s(own, pool)
         slo_s = float(own["ttft_slo_s"].max()) if own["ttft_slo_s"].notna().any() else end_s
         windows = math.ceil((slo_s + _DECODES * lasts_s) / WINDOW_S)
         came = np.histogram(own["first_arrival_s"], edges)[0]
@@ -210,7 +226,7 @@ def _ceiling(rows: pd.DataFrame, ready: tuple[Floats, Floats], pool: _Pool, scen
     return -float(solved.fun or 0.0) / (end_s - from_s)
 
 
-def _cost_s(rows: pd.DataFrame, pool: _Pool) -> tuple[float, float]:
+def request_cost_s(rows: pd.DataFrame, pool: BatchCapacity) -> tuple[float, float]:
     """Return what a tenant's mean request costs a replica whose batch is full, and how long its answer then takes."""
     done = rows[rows["outcome"] == "finished"]
     if not len(done):

@@ -125,7 +125,9 @@ def test_a_sweep_of_several_layouts_writes_a_profile_of_each(tmp_path: Path) -> 
     assert {each.max_num_batched_tokens for each in found.values()} == {8192}
     code, said = invoke("calibrate", "sweep", file, "--gpus", 2)
     assert "--gpus: 2, and" in said
-    code, said = invoke("calibrate", "sweep", file, "--without", "weight_s")
+    code, said = invoke("calibrate", "sweep", file)
+    assert "--out: missing, and" in said
+    code, said = invoke("calibrate", "sweep", file, "--without", "weight_s", "--out", out)
     assert "no term of this fit; did you mean weights_s" in " ".join(said.split())
     code, said = invoke("calibrate", "sweep", file, "--expert-share", 0.25, "--without", "base_s", "--out", out)
     assert code == 0, said
@@ -136,7 +138,7 @@ def test_a_sweep_of_several_layouts_writes_a_profile_of_each(tmp_path: Path) -> 
     profile = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "kv_blocks": 99, "step_time": {"kind": "linear"}}
     profile["step_time"] |= {"base_s": 0.01}
     linear.write_text(yaml.safe_dump(profile))
-    code, said = invoke("calibrate", "sweep", file, "--profile", linear, "--expert-share", 0.25)
+    code, said = invoke("calibrate", "sweep", file, "--profile", linear, "--expert-share", 0.25, "--out", out)
     assert "--expert-share: given, and the step time of" in said
     assert "begin from one of kind fitted" in " ".join(said.split())
 

@@ -38,6 +38,7 @@ NOT_RUN = {
     "calibrate --base-url": "needs a server; tests/docs/test_live_document.py, tests/calibration/test_from_server.py",
     "calibrate records run.csv": "needs a run; tests/docs/test_profiles_document.py",
     "calibrate sweep sweep.csv": "likewise",
+    "calibrate sweep layouts.csv": "likewise",
     "calibrate kernels": "likewise",
     "calibrate aiconfigurator": "needs an extra; tests/calibration/test_from_aiconfigurator.py",
     "validate-profile mine.yaml": "needs a profile; tests/docs/test_profiles_document.py",

@@ -45,6 +45,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     points = [SweepPoint(c, p, o, 1.0, 1.0) for c in (1, 2, 5) for p, o in ((200, 40), (1500, 40), (1500, 200))]
     rows = [(*astuple(point)[:3], *simulate_point(profile, point)) for point in points]
     pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(tmp_path / "sweep.csv", index=False)
+    shipped = {gpus: load_profile(f"b200-llama-3.1-70b-fp8-tp{gpus}") for gpus in (1, 4)}
+    layouts = [
+        (*astuple(point)[:3], *simulate_point(each, point), gpus, 90_000 * gpus)
+        for gpus, each in shipped.items()
+        for point in points
+    ]
+    columns = [*COLUMNS, "gpus", "kv_blocks"]
+    pd.DataFrame([*layouts, (*[None] * 5, 2, 180_000)], columns=columns).to_csv(tmp_path / "layouts.csv", index=False)
     links = [(2, size, 8 + size / 1e4) for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24)]
     pd.DataFrame(links, columns=["gpus", "bytes", "all_reduce_us"]).to_csv(tmp_path / "links.csv", index=False)
     for name, model in (("tables/tp2", "Qwen/Qwen3-32B"), ("experts/tp1", "Qwen/Qwen3-30B-A3B")):
@@ -64,7 +72,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore:step time extrapolates")
 def test_every_command_works(desk: Path) -> None:
     typed = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(typed) == 10
+    assert len(typed) == 11
     for line in typed:
         if "aiconfigurator" in line and importlib.util.find_spec("aiconfigurator_core") is None:
             continue
@@ -74,4 +82,8 @@ def test_every_command_works(desk: Path) -> None:
     assert (eight.gpus, eight.data_parallel, eight.expert_parallel) == (8, 8, True)
     assert (two.gpus, two.lacks_links) == (2, False)
     assert load_profile("mine.yaml").gpus == 2
+    shared = [load_profile(f"layouts/gpus-{gpus}.yaml") for gpus in (1, 2, 4)]
+    assert [(each.gpus, each.kv_blocks) for each in shared] == [(1, 90_000), (2, 180_000), (4, 360_000)]
+    took_s = [each.step_time.iteration_s(0, 0.0, 4, 4000) for each in shared]
+    assert took_s == sorted(took_s, reverse=True)
     assert (desk / "result" / "requests.parquet").is_file()

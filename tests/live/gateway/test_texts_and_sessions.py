@@ -226,3 +226,39 @@ def test_a_body_has_the_same_names_wherever_it_is_read(size: int) -> None:
         short, long = [event.request.prefix for _, event, _ in gate.events if isinstance(event, Arrived)]
     assert long[: len(short)] == short
     assert len(short) == 780 // 256
+
+
+def chat(*contents: Any, **more: Any) -> bytes:
+    return json.dumps(
+        {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": one} for one in contents], **more}
+    ).encode()
+
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
+HOSTILE = (
+    chat([{"type": "image_url", "image_url": {"url": PIXEL}}] * 50), chat([{"type": "image_url", "image_url": 7}, "x"]),
+    chat([{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 300_000}}]),
+    chat([{"type": "text", "text": ["a", {"b": 1.5}, None, True]}]), chat(None), chat([]), chat(7),
+    chat("\ud800" * 400),
+    chat("a", user={"x": []}, metadata="m", prompt_cache_key=["k"], conversation=7), chat("a", user="u" * 200_000),
+    chat("a", tools=[{"type": "function", "function": {"name": "f", "parameters": {"p": [1] * 5000}}}] * 20),
+    chat("a", tools="t", documents=7, chat_template={"x": "y"}), chat(*["word " * 20_000] * 8),
+    b'{"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": ' + b"[" * 900 + b"]" * 900 + b"}]}",
+    b'{"model": "tiny", "messages": [], "max_tokens": 1}', b'{"model": "tiny", "messages": {"role": "x"}}',
+)  # fmt: skip
+
+
+def test_whatever_a_client_sends_it_is_answered_as_where_nobody_looks_at_texts() -> None:
+    found = []
+    for changed in ({}, {"pool": {"router": "prefix-aware"}, "policy": "fairserve"}):
+        with running(behaviour=Behaviour()) as stand_in, gateway(stand_in, **changed) as gate:  # type: ignore[arg-type]
+            answers = [gate.ask(body, path="/v1/chat/completions") for body in HOSTILE]
+            found.append([(one.status, one.code if one.status >= 400 else "") for one in answers])
+            gate.balanced()
+            assert gate.ask().status == 200
+    assert found[0] == found[1]
+    assert {200, 400} <= {status for status, _ in found[0]}
+    assert all(status in (200, 400, 429) for status, _ in found[0]), found[0]
