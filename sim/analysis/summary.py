@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -188,7 +188,16 @@ class _Columns:
     latency: dict[str, Floats]
 
 
-def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns:
+class _Groups(NamedTuple):
+    """Which group each row belongs to, a cell's tenant; ``total`` of them, tenants within cells."""
+
+    of: NDArray[np.int32]
+    total: int
+    cases: list[tuple[dict[str, str], list[int]]]
+    tenants: list[str]
+
+
+def _grouped(requests: pa.Table, asked: Sequence[str]) -> _Groups:
     case = np.zeros(requests.num_rows, dtype=np.int64)
     labels: list[dict[str, str]] = [{}]
     for name in ("policy", *variant_columns(requests)):
@@ -203,21 +212,30 @@ def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns
     codes, categories = codes_of(requests, "tenant")
     present = np.bincount(codes, minlength=len(categories)) > 0
     present |= np.isin(categories, asked)
-    tenant = (np.cumsum(present) - 1)[codes]
     tenants = [name for name, there in zip(categories, present, strict=True) if there]
+    cell *= len(tenants)
+    cell += (np.cumsum(present) - 1)[codes]
+    return _Groups(cell.astype(np.int32), len(case_of_cell) * len(tenants), cases, tenants)
+
+
+def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns:
+    # A million requests make arrays of eight megabytes, so none is kept longer than it is needed.
+    groups = _grouped(requests, asked)
+    arrived = floats(requests, "first_arrival_s")
+    counted = arrived >= warmup_s
+    of_counted = groups.of[counted]
+    attempts = np.bincount(of_counted, minlength=groups.total)
+    tokens = floats(requests, "output_tokens")[counted]
+    output_tokens = np.bincount(of_counted, weights=tokens, minlength=groups.total).astype(float)
+    del of_counted, tokens
+    rows = np.flatnonzero(counted & flags(requests, "final"))
+    # Sixteen bits where they suffice: numpy sorts those by radix, several times faster.
+    order = groups.of[rows].astype(np.uint16 if groups.total < 2**16 else np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(order, minlength=groups.total))])
+    rows = rows[np.argsort(order, kind="stable")]
 
     def column(name: str) -> Floats:
         return floats(requests, name)[rows]
-
-    arrived = floats(requests, "first_arrival_s")
-    counted = arrived >= warmup_s
-    group = cell * len(tenants) + tenant
-    groups = len(case_of_cell) * len(tenants)
-    tokens = floats(requests, "output_tokens")
-    rows = np.flatnonzero(counted & flags(requests, "final"))
-    # Sixteen bits where they suffice: numpy sorts those by radix, several times faster.
-    order = group[rows].astype(np.uint16 if groups < 2**16 else np.int64)
-    rows = rows[np.argsort(order, kind="stable")]
 
     codes, categories = codes_of(requests, "outcome")
     outcome = np.asarray([OUTCOMES.index(category) for category in categories[:-1]])[codes[rows]]
@@ -231,12 +249,12 @@ def _read(requests: pa.Table, warmup_s: float, asked: Sequence[str]) -> _Columns
         "e2e": metrics.e2e_s(finish, arrived[rows]),
     }
     return _Columns(
-        cases=cases,
-        tenants=tenants,
+        cases=groups.cases,
+        tenants=groups.tenants,
         reasons=_order([(categories[i] or _UNSTATED, i) for i in _present(reason[outcome == Outcome.REFUSED])]),
-        bounds=np.concatenate([[0], np.cumsum(np.bincount(group[rows], minlength=groups))]),
-        attempts=np.bincount(group[counted], minlength=groups),
-        output_tokens=np.bincount(group[counted], weights=tokens[counted], minlength=groups).astype(float),
+        bounds=bounds,
+        attempts=attempts,
+        output_tokens=output_tokens,
         outcome=outcome,
         reason=reason,
         admitted=~np.isnan(column("forwarded_s")),
