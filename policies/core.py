@@ -398,9 +398,7 @@ class GatewayCore(PoolState):
             request = self._held.pop(request_id, None)
             if request is None:
                 raise KeyError(f"the policy releases request {request_id}, which is not held")
-            max_output_tokens = request.max_output_tokens
-            if max_output_tokens is None:
-                max_output_tokens = self.default_max_output_tokens
+            max_output_tokens = self._most_output_of(request)
             ledger = self._ledgers[request.entitlement]
             if self._hierarchy is not None and isinstance(verdict, Admit):
                 denied = self._hierarchy.denies(request, max_output_tokens, now_s)

@@ -92,12 +92,8 @@ class ContinuousBucket:
 
     def settle(self, reserved: float, actual: float, now_s: float) -> None:
         """Make a reservation what it turned out to be, and give the rest back."""
-        depth = self.depth
-        level = self._level + self.rate_per_s * (now_s - self._at_s)  # as `available` has it, which is asked most often
-        if level >= depth:
-            level = depth
-        level = level + reserved - actual
-        self._level = level if level < depth else depth
+        level = self.available(now_s) + reserved - actual
+        self._level = level if level < self.depth else self.depth
         self._at_s = now_s
 
 
