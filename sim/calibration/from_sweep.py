@@ -6,7 +6,7 @@ generator made it: so many clients, each sending its next request when the last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -109,6 +109,24 @@ def simulate_point(profile: Profile, point: SweepPoint, *, seed: int = 0) -> tup
     return float(ttft_s.mean()), float(tpot_s.mean())
 
 
+def simulated_copies(copies: Sequence[Profile], point: SweepPoint) -> tuple[Floats, Floats]:
+    """Return the means of `simulate_point` over next to equal profiles, and half of a 95 % interval, relative; (2,).
+
+    Each has lengths of its own (`sim.calibration.noise.perturbed`).
+    """
+    made = np.array([simulate_point(each, point, seed=seed) for seed, each in enumerate(copies)])
+    means = made.mean(axis=0)
+    return means, 1.96 * made.std(axis=0, ddof=1) / means
+
+
+def error_words(medians: Mapping[str, float], chance: Sequence[float], where: str) -> str:
+    """Return what a profile says of its median errors on some points, relative, and of chance in them."""
+    return (
+        f"median on {where}: TTFT {100 * medians['ttft_median_abs']:.1f} %, "
+        f"TPOT {100 * medians['tpot_median_abs']:.1f} %; chance +-{100 * chance[0]:.1f} and {100 * chance[1]:.1f} %"
+    )
+
+
 def read_sweep(file: Path) -> list[SweepPoint]:
     """Read points from a CSV with the fields of `SweepPoint` as columns.
 
@@ -201,9 +219,9 @@ def calibrate_sweep(
     rows, floors = [], []
     copies = perturbed(profile, _SEEDS)
     for i, point in enumerate(points):
-        made = np.array([simulate_point(each, point, seed=seed) for seed, each in enumerate(copies)])
-        ttft_s, tpot_s = made.mean(axis=0).tolist()
-        floors.append(made.std(axis=0, ddof=1) / made.mean(axis=0))
+        means_s, floor = simulated_copies(copies, point)
+        ttft_s, tpot_s = means_s.tolist()
+        floors.append(floor)
         rows.append((
             point.concurrency, point.prompt_tokens, point.output_tokens, point.ttft_s, ttft_s, point.tpot_s, tpot_s,
             i not in left_out,
@@ -219,13 +237,11 @@ def calibrate_sweep(
     scored = table[~table.used] if left_out else table
     medians = {f"{m}_median_abs": float(scored[f"{m}_error"].abs().median()) for m in ("ttft", "tpot")}
     where = f"{len(scored)} points that were not fitted" if left_out else "the fitted points"
-    chance = 1.96 * np.median(np.array(floors), axis=0)
+    chance = np.median(np.array(floors), axis=0).tolist()
     calibrated = profile.model_copy(
         update={
             "source": f"fitted to {len(used)} points of {place}",
-            "error": f"median on {where}: TTFT {100 * medians['ttft_median_abs']:.1f} %, "
-            f"TPOT {100 * medians['tpot_median_abs']:.1f} %; "
-            f"chance +-{100 * chance[0]:.1f} and {100 * chance[1]:.1f} %",
+            "error": error_words(medians, chance, where),
             "calibration": Calibration(
                 method="simulated closed loops fitted to mean TTFT and TPOT, robust",
                 date=(today or date.today()).isoformat(),
@@ -236,7 +252,7 @@ def calibrate_sweep(
                     "prompt_tokens": (min(p.prompt_tokens for p in points), max(p.prompt_tokens for p in points)),
                 },
                 held_out_error={k: round(v, 4) for k, v in medians.items()} if left_out else {},
-                noise_floor={"ttft": round(float(chance[0]), 4), "tpot": round(float(chance[1]), 4)},
+                noise_floor={"ttft": round(chance[0], 4), "tpot": round(chance[1], 4)},
             ),
         }
     )

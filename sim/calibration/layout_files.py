@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.calibration.checked_tables import need_columns, numbers, read_csv
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import COLUMNS, SweepPoint, points_of, simulate_point
+from sim.calibration.from_sweep import COLUMNS, SweepPoint, error_words, points_of, simulated_copies
 from sim.calibration.noise import perturbed
 from sim.calibration.single_replica import Floats
 from sim.errors import InputError
@@ -118,11 +118,7 @@ def _described(
         errors, chance = _scored(profile, points)
         medians = dict(zip(("ttft_median_abs", "tpot_median_abs"), np.median(np.abs(errors), axis=0), strict=True))
         floor = dict(zip(("ttft", "tpot"), np.median(chance, axis=0), strict=True))
-        error = (
-            f"median on {len(points)} {where}: TTFT {100 * medians['ttft_median_abs']:.1f} %, "
-            f"TPOT {100 * medians['tpot_median_abs']:.1f} %; "
-            f"chance +-{100 * floor['ttft']:.1f} and {100 * floor['tpot']:.1f} %"
-        )
+        error = error_words(medians, list(floor.values()), f"{len(points)} {where}")
     for name in ("concurrency", "prompt_tokens"):
         values = [float(getattr(point, name)) for point in used]
         if values:
@@ -146,7 +142,6 @@ def _described(
 def _scored(profile: Profile, points: Sequence[SweepPoint]) -> tuple[Floats, Floats]:
     """Return relative errors of both metrics at each point, shape (n, 2), and half the width of a 95 % interval."""
     copies = perturbed(profile, _SEEDS)
-    made = np.array([[simulate_point(p, point, seed=i) for i, p in enumerate(copies)] for point in points])
-    measured = np.array([(point.ttft_s, point.tpot_s) for point in points])
-    means = made.mean(axis=1)
-    return means / measured - 1, 1.96 * made.std(axis=1, ddof=1) / means
+    means_s, floors = zip(*(simulated_copies(copies, point) for point in points), strict=True)
+    measured_s = np.array([(point.ttft_s, point.tpot_s) for point in points])
+    return np.array(means_s) / measured_s - 1, np.array(floors)

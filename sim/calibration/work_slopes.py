@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.calibration.from_sweep import SweepPoint, loop_requests
 from sim.calibration.single_replica import Floats, Work, closed_loop
+from sim.engine.experts import touched_share
 from sim.engine.step_fitted import FittedStepTime
 from sim.scenario.profile import Profile
 
@@ -31,7 +32,7 @@ def multipliers(step: FittedStepTime, work: Sequence[Work]) -> Floats:
     """
     _, _, iterations, prefill, pairs, sequences, context = np.array(work, float).reshape(-1, 7).T
     tokens = prefill + sequences
-    touched = 1 - (1 - step.expert_share) ** tokens
+    touched = touched_share(step.expert_share, tokens)
     computes = step.per_token_s * tokens > step.weights_s + step.experts_s * touched
     reads = iterations * ~computes
     entries = iterations * context + sequences * iterations * (iterations - 1) / 2

@@ -9,10 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sim.engine.interpolation import clamped, on_square
 
 Row = tuple[float, ...]
+Tokens = TypeVar("Tokens", float, NDArray[np.float64])
+
+
+def touched_share(share: float, tokens: Tokens) -> Tokens:
+    """Return which share of the experts some tokens touch, each of which chooses a share evenly and independently."""
+    missed: Tokens = (1 - share) ** tokens
+    return 1 - missed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +62,8 @@ class Experts:
 
     def iteration_s(self, tokens: float) -> float:
         """Return the seconds of an iteration of ``tokens`` on each rank."""
-        missed = (1 - self.per_token / self.count) ** (self.ranks * tokens * self.busiest)
-        touched = self.count / self.ranks * (1 - missed)
+        share = touched_share(self.per_token / self.count, self.ranks * tokens * self.busiest)
+        touched = self.count / self.ranks * share
         pairs = tokens * self.busiest
         i, along = clamped(self.tokens, pairs)
         seconds = on_square(self.seconds, i, along, *clamped(self.touched, touched))

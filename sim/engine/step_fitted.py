@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sim.engine.experts import touched_share
 from sim.engine.linear_decode import LinearDecode
 from sim.engine.links import Links
 
@@ -92,7 +93,7 @@ class FittedStepTime(LinearDecode):
         compute_s = self.per_token_s * (prefill_tokens + decode_sequences)
         read_s = self.weights_s
         if self.experts_s:
-            read_s += self.experts_s * (1 - (1 - self.expert_share) ** (prefill_tokens + decode_sequences))
+            read_s += self.experts_s * touched_share(self.expert_share, prefill_tokens + decode_sequences)
         duration_s = (
             self.base_s
             + (read_s if read_s > compute_s else compute_s)

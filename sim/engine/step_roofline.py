@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sim.engine.experts import touched_share
 from sim.engine.linear_decode import LinearDecode
 from sim.engine.links import Links
 
@@ -48,7 +49,7 @@ class Work:
         """Return the bytes of weights that an iteration of ``tokens`` reads."""
         read = self.parameters
         if self.expert_parameters:
-            read += self.expert_parameters * (1 - (1 - self.experts_per_token / self.experts) ** tokens)
+            read += self.expert_parameters * touched_share(self.experts_per_token / self.experts, tokens)
         return read * self.bytes_per_parameter
 
     def flops_per_token(self) -> float:

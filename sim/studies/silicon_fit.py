@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from sim.analysis.markdown_tables import markdown
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import SweepPoint, simulate_point
+from sim.calibration.from_sweep import SweepPoint, simulated_copies
 from sim.calibration.noise import perturbed
+from sim.engine.experts import touched_share
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Profile
@@ -129,9 +130,8 @@ def predict(points: pd.DataFrame, used: NDArray[np.bool_]) -> pd.DataFrame:
         for at, profile in zip(layouts, fit_layouts(sweeps, place=place), strict=True):
             copies = perturbed(profile, _COPIES)
             for row in at[~used[at]]:
-                asked = _point(points.iloc[row])
-                found = 1e3 * np.array([simulate_point(each, asked, seed=i) for i, each in enumerate(copies)])
-                made[row] = [*found.mean(axis=0), *(1.96 * found.std(axis=0, ddof=1) / found.mean(axis=0))]
+                means_s, floor = simulated_copies(copies, _point(points.iloc[row]))
+                made[row] = [*(1e3 * means_s), *floor]
     return pd.DataFrame(made, index=points.index, columns=["ttft_ms", "tpot_ms", "ttft_floor", "tpot_floor"])
 
 
@@ -161,7 +161,7 @@ def layout_sweep(used: pd.DataFrame, layout: pd.Series[float]) -> LayoutSweep:
     blocks = int(free_bytes / kv_bytes) // _BLOCK_TOKENS
     if blocks < 1:
         raise InputError(f"{gpus} GPUs of {system}", f"do not hold {name} at {precision}", "leave the layout out")
-    step_time = FittedStepTime(weights_s=1e-2, expert_share=1 - (1 - model.expert_share) ** ranks)
+    step_time = FittedStepTime(weights_s=1e-2, expert_share=touched_share(model.expert_share, ranks))
     profile = Profile(
         step_time=step_time, max_num_seqs=_SEQUENCES, max_num_batched_tokens=_BATCHED_TOKENS, async_scheduling=True,
         kv_blocks=blocks, block_tokens=_BLOCK_TOKENS,
