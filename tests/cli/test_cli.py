@@ -240,6 +240,16 @@ def test_help_needs_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_no_garbage_is_looked_for_while_the_command_is_imported() -> None:
+    code = (
+        "import gc, sys; from tokenpools.__main__ import main; sys.argv = ['tokenpools', '--version']\n"
+        "seen = []; gc.callbacks.append(lambda *what: seen.append(what))\n"
+        "try: main()\nfinally: print(len(seen), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "0\n"
+
+
 def test_a_plain_run_imports_no_analysis_libraries(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
     code = (
