@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    """Return what a library that is imported says of itself, or what is installed, for which its metadata are parsed."""
+    """Return what an imported library says of itself; else what is installed, for which its metadata are parsed."""
     try:
         return str(getattr(sys.modules.get(name), "__version__", None) or version(name))
     except PackageNotFoundError:
