@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
 from sim.calibration.kernel_tables import read_kernel_tables
 from sim.calibration.measured import per_request, read_run
 from sim.calibration.profile_file import write_profile
-from sim.calibration.single_replica import replay
+from sim.calibration.single_replica import Requests, replay
 from sim.errors import InputError, ScenarioError
 from sim.scenario.profile import load_profile, with_settings
 
@@ -100,6 +101,19 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
     assert (shared.gpus, links.ranks, links.all_reduces, links.all_to_alls) == (2, 2, 0, 96)
     assert (shared.data_parallel, shared.expert_parallel, shared.tensor_parallel) == (2, True, None)
     assert shared.step_time.experts.iteration_s(2048) == pytest.approx(48e-6 * (10 + 64 + 20.48), rel=1e-3)
+
+
+def test_a_prompt_on_one_rank_meets_experts_that_share_it_with_an_idle_one(tmp_path: Path) -> None:
+    folder = tables(tmp_path / "tp1", META | {"model": "Qwen/Qwen3-30B-A3B-Instruct-2507"})
+    rows = [(t, e, 10.0 + e + 0.1 * t) for t in (1, 16, 256, 2048) for e in (8, 64, 128) if e <= 8 * t]
+    pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
+    shared = calibrate_kernels(folder, kv_blocks=9000, expert_parallel=2, max_num_seqs=128)
+    step = shared.step_time
+    for tokens, each in ((2048, 1024), (257, 128.5), (256, 256)):  # graphs of 2 x 128 tokens are captured, and padded
+        lone = replay(shared, Requests(np.zeros(1), np.array([tokens]), np.array([1]))).first_token_s[0]
+        alone_s = step.iteration_s(tokens, tokens * (tokens + 1) / 2, 0, 0)
+        assert lone == pytest.approx(alone_s - step.experts_s(tokens) + step.experts_s(each))
+    assert step.experts_s(2048) - step.experts_s(1024) == pytest.approx(48e-6 * 102.4, rel=1e-3)
 
 
 def test_shared_experts_and_the_ranks_of_a_profile_agree_or_are_refused(tmp_path: Path) -> None:
