@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 Score = Literal["in-flight", "waiting"]
 
 _CAPTURED_TOKENS = 512
+_LAST_BY_WAITING = (0, 19)
 
 SNAPSHOT_S = 0.1
 """How old the router's counts may be: vLLM's coordinator publishes them at most ten times a second."""
@@ -61,6 +63,12 @@ def rank_score(load: RankLoad, score: Score) -> float:
         return 4.0 * load.waiting + load.running
     pressed = 6.0 * max(0.0, load.kv_usage - 0.5) if load.waiting else 0.0
     return max(load.in_flight, load.waiting + load.running) + load.waiting * pressed
+
+
+def rank_score_of(vllm: str) -> Score:
+    """Return the score by which the router of a version of vLLM goes; of an unknown one, the newest."""
+    numbers = re.findall(r"\d+", vllm)[:2]
+    return "waiting" if len(numbers) == 2 and tuple(map(int, numbers)) <= _LAST_BY_WAITING else "in-flight"
 
 
 def choose_rank(loads: Sequence[RankLoad], score: Score, first: int) -> int:

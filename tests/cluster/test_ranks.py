@@ -16,7 +16,7 @@ from cluster.test_replica_against_reference import Story, Tagged, scripts
 from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Replica
 from sim.cluster.world import simulate
-from sim.engine.ranks import RankLoad, Ranks, captured_tokens, choose_rank, rank_score
+from sim.engine.ranks import RankLoad, Ranks, captured_tokens, choose_rank, rank_score, rank_score_of
 from sim.engine.step_time import LinearStepTime
 from sim.errors import ScenarioError
 from sim.experiments.run import world_of
@@ -187,6 +187,11 @@ def test_beyond_captured_graphs_each_rank_brings_to_the_experts_what_it_has():
     assert first_s(512, *both) == pytest.approx(2.0)  # padded
     assert first_s(64, *both) == pytest.approx(2.0 - 0.004 * 45)
     assert first_s(64, ask(0, 0, 100, 3)) == pytest.approx(2.0 - 0.004 * 50)  # the other rank is idle
+
+
+def test_a_version_of_vllm_routes_by_its_own_score():
+    versions = {"0.19.0": "waiting", "0.8.5": "waiting", "0.20.1": "in-flight", "0.32.0": "in-flight", "": "in-flight"}
+    assert {version: rank_score_of(version) for version in versions} == versions
 
 
 def test_padding_is_to_the_largest_graph_that_vllm_captures():
