@@ -151,6 +151,12 @@ class _Row:
             raise self.refuse(f"{column} {shown(str(value))} is that of a row above", "give each request its own")
         return value
 
+    def parent(self, column: str) -> object:
+        value = self.get(column)
+        if isinstance(value, list | dict):
+            raise self.refuse(f"{column} {shown(str(value))} names no request", "give the id of a row above, or -1")
+        return value
+
 
 def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, file: str, before: Before) -> Columns:
     """Return the columns of rows given as (row number, cell of a column), or name the first that is wrong."""
@@ -173,7 +179,7 @@ def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, 
         if layout.request_id is not None:
             found["request_id"].append(row.identity(layout.request_id, before))
         if layout.parent is not None:
-            found["parent"].append(get(layout.parent))
+            found["parent"].append(row.parent(layout.parent))
     size = layout.block_tokens or before.block_tokens
     try:
         return {role: _column(role, values, size) for role, values in found.items()}
