@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from workloads.formats import documents
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS
 from workloads.formats.lines import LONGEST_LINE_BYTES, line_blocks
 from workloads.formats.read import layout_of, read_trace
-from workloads.formats.rows import Rows, TraceError, join_rows
+from workloads.formats.rows import Rows, join_rows
 from workloads.formats.write import write_trace
 from workloads.trace import Trace
 

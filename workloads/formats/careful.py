@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from workloads.formats.errors import TraceError
 from workloads.formats.ids import Ids
 from workloads.formats.layouts import LABELS, Layout
 from workloads.formats.lines import Block
-from workloads.formats.rows import Blocks, TraceError, labels_of
+from workloads.formats.rows import Blocks, labels_of
 from workloads.formats.times import NS_PER, has_zone, is_time, parse_time_ns, shown, to_ns
 
 MAX_COUNT = 2**31 - 1
