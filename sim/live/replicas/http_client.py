@@ -232,6 +232,11 @@ class Response:
 class _Connection(asyncio.Protocol):
     """One connection, and the answer that comes on it."""
 
+    __slots__ = (
+        "_begun", "_body", "_bodyless", "_gone", "_head", "_head_bytes", "_loop", "_parser", "_pieces", "_raw_headers",
+        "_release", "_response", "_sending", "_transport", "_until_end", "_writable", "idle_since_s",
+    )  # fmt: skip
+
     def __init__(self, release: Callable[[_Connection], None], gone: Callable[[_Connection], None]) -> None:
         self._release = release
         self._gone = gone
@@ -243,7 +248,8 @@ class _Connection(asyncio.Protocol):
         )
         self._head: asyncio.Future[Response] | None = None
         self._response: Response | None = None
-        self._pieces: list[bytes] = []  # of its body, from what is being parsed
+        self._body: Body | None = None  # the response's
+        self._pieces: list[bytes] = []  # of it, from what is being parsed
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._bodyless = self._sending = self._begun = self._until_end = False
         self._head_bytes = 0
@@ -379,6 +385,7 @@ class _Connection(asyncio.Protocol):
             return
         self._begun = True
         self._response = response = Response(status, self._raw_headers, self)
+        self._body = response.content
         self._until_end = not self._bodyless and status not in (204, 304) and not _framed(self._raw_headers)
         head.set_result(response)
         if self._bodyless:
@@ -400,13 +407,13 @@ class _Connection(asyncio.Protocol):
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if self._response is not None:
-            self._response.content.feed(data)
+        if self._body is not None:
+            self._body.feed(data)
 
     def _complete(self, *, reusable: bool) -> None:
         if self._pieces:
             self._hand_over()
-        response, self._response, self._head = self._response, None, None
+        response, self._response, self._head, self._body = self._response, None, None, None
         self._until_end = False
         if response is None:
             return
@@ -423,7 +430,7 @@ class _Connection(asyncio.Protocol):
         if self._pieces:
             self._hand_over()
         head, response = self._head, self._response
-        self._head = self._response = None
+        self._head = self._response = self._body = None
         why = "" if cause is None else f": {cause}"
         if response is not None:
             response.ended()
