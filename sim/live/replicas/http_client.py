@@ -234,7 +234,7 @@ class _Connection(asyncio.Protocol):
 
     __slots__ = (
         "_begun", "_body", "_bodyless", "_gone", "_head", "_head_bytes", "_loop", "_parser", "_pieces", "_raw_headers",
-        "_release", "_response", "_sending", "_transport", "_until_end", "_writable", "idle_since_s",
+        "_release", "_response", "_sending", "_transport", "_until_end", "_writable", "idle_since_s", "on_body",
     )  # fmt: skip
 
     def __init__(self, release: Callable[[_Connection], None], gone: Callable[[_Connection], None]) -> None:
@@ -242,6 +242,9 @@ class _Connection(asyncio.Protocol):
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._pieces: list[bytes] = []  # of the answer's body, from what is being parsed
+        # Of the parser's calls the one for each event. Pieces that come together go on together: see `_hand_over`.
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
@@ -249,7 +252,6 @@ class _Connection(asyncio.Protocol):
         self._head: asyncio.Future[Response] | None = None
         self._response: Response | None = None
         self._body: Body | None = None  # the response's
-        self._pieces: list[bytes] = []  # of it, from what is being parsed
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._bodyless = self._sending = self._begun = self._until_end = False
         self._head_bytes = 0
@@ -391,10 +393,6 @@ class _Connection(asyncio.Protocol):
         if self._bodyless:
             self._complete(reusable=False)
 
-    def on_body(self, data: bytes) -> None:
-        """Take a piece. Those that came together go on together: a reader that is late has less to do for each."""
-        self._pieces.append(data)
-
     def on_message_complete(self) -> None:
         """End the answer."""
         if self._response is not None:
@@ -403,7 +401,7 @@ class _Connection(asyncio.Protocol):
     # ----------------------------------------------------------------------------------------------------------------
 
     def _hand_over(self) -> None:
-        """Hand on what has come of the body."""
+        """Hand on what has come of the body, in one piece: a gateway that is late has less to do for each event."""
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
