@@ -90,7 +90,7 @@ def rebuild_models() -> None:
     """Have the models read the registries again, after a kind has joined one."""
     from sim.scenario import validation_errors
 
-    _reader.cache_clear()
+    reader_of.cache_clear()
     for model in _MODELS:
         model.model_rebuild(force=True)
     validation_errors.forget_schemas()
@@ -113,11 +113,12 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union tagged by ``kind``."""
-        return _union({kind: _Choice(self.variants, kind).schema() for kind in self.variants})
+        return _union({kind: Choice(self.variants, kind).schema() for kind in self.variants})
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the union's schema, beside the shorthand's."""
-        union = handler(_union({kind: _reader(params_of(found)).core_schema for kind, found in self.variants.items()}))
+        readers = {kind: reader_of(params_of(found)) for kind, found in self.variants.items()}
+        union = handler(_union({kind: reader.core_schema for kind, reader in readers.items()}))
         return {"anyOf": [dict(self.short), union]} if self.short else union
 
 
@@ -126,7 +127,7 @@ def _union(choices: dict[str, CoreSchema]) -> CoreSchema:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Choice:
+class Choice:
     """One of the registered kinds, prepared when a file names it: to prepare all of them takes a tenth of a second.
 
     What pydantic finds wrong in there it adds to what it finds elsewhere, in its place, as without this.
@@ -144,7 +145,7 @@ class _Choice:
 
     def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
         """Return the dataclass for what a file says, or for itself."""
-        reader = _reader(params_of(self.variants[self.kind]))
+        reader = reader_of(params_of(self.variants[self.kind]))
         if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
             return reader.validate_json(to_json(value, inf_nan_mode="constants"))
         return reader.validate_python(value)
@@ -153,7 +154,7 @@ class _Choice:
 def _written(value: Any, info: core_schema.SerializationInfo) -> Any:
     """Return a registered dataclass as plain data."""
     kind: type = type(value)
-    return _reader(kind).dump_python(value, mode="json" if info.mode == "json" else "python")
+    return reader_of(kind).dump_python(value, mode="json" if info.mode == "json" else "python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,8 @@ class _Registered:
 
 
 @cache
-def _reader(params: type) -> TypeAdapter[Any]:
+def reader_of(params: type) -> TypeAdapter[Any]:
+    """Return what reads and writes a registered dataclass, as strict as the models."""
     return TypeAdapter(Annotated[Any, _Registered(params)], config=Strict.model_config)
 
 
