@@ -7,9 +7,10 @@ descriptions and unknown keys need no code, and a validated value is an instance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
@@ -138,17 +139,63 @@ class Choice:
 
     def schema(self) -> CoreSchema:
         """Return the schema, which says no more than whom to ask."""
-        return core_schema.with_info_plain_validator_function(
-            self.read,
-            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
-        )
+        return _asking(self.read)
 
     def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
         """Return the dataclass for what a file says, or for itself."""
-        reader = reader_of(params_of(self.variants[self.kind]))
-        if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
-            return reader.validate_json(to_json(value, inf_nan_mode="constants"))
-        return reader.validate_python(value)
+        return _read(params_of(self.variants[self.kind]), value, info)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Marks a field that holds a dataclass which is imported and prepared when a file gives one, as few do.
+
+    Use it under the name of the class, which a type checker takes for the class itself::
+
+        if TYPE_CHECKING:
+            from sim.engine.lora import Lora
+        else:
+            Lora = Annotated[Any, Later("sim.engine.lora:Lora")]
+
+    Attributes
+    ----------
+    place : where the class is, as ``module:name``.
+    """
+
+    place: str
+
+    def found(self) -> type:
+        """Return the class."""
+        module, _, name = self.place.partition(":")
+        found: type = getattr(import_module(module), name)
+        return found
+
+    def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
+        """Return the dataclass for what a file says, or for itself."""
+        return _read(self.found(), value, info)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return a schema that says no more than whom to ask."""
+        return _asking(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the class's own, which has a name in the schema of the whole."""
+        name = self.place.replace(":", ".")
+        own = cast("CoreSchema", {**reader_of(self.found()).core_schema, "ref": name})
+        return handler(core_schema.definitions_schema(core_schema.definition_reference_schema(name), [own]))
+
+
+def _asking(read: Callable[[object, core_schema.ValidationInfo], Any]) -> CoreSchema:
+    return core_schema.with_info_plain_validator_function(
+        read, serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True)
+    )
+
+
+def _read(params: type, value: object, info: core_schema.ValidationInfo) -> Any:
+    reader = reader_of(params)
+    if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
+        return reader.validate_json(to_json(value, inf_nan_mode="constants"))
+    return reader.validate_python(value)
 
 
 def _written(value: Any, info: core_schema.SerializationInfo) -> Any:
