@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from sim.engine.ranks import Score
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
@@ -119,7 +118,7 @@ class Profile(Strict):
     expert_parallel: bool = Field(
         default=False, description="give true where ranks share the experts of a layer, so that they go in step"
     )
-    data_parallel_score: Score = Field(
+    data_parallel_score: Literal["in-flight", "waiting"] = Field(
         default="in-flight", description="give by what requests go to ranks: in-flight (vLLM 0.32), or waiting (0.19)"
     )
     async_scheduling: bool = Field(
