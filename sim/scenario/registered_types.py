@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema, to_json
+
+from policies.lazy_mapping import imported
 
 Kind = TypeVar("Kind")
 
@@ -166,8 +167,7 @@ class Later:
 
     def found(self) -> type:
         """Return the class."""
-        module, _, name = self.place.partition(":")
-        found: type = getattr(import_module(module), name)
+        found: type = imported(self.place)
         return found
 
     def read(self, value: object, info: core_schema.ValidationInfo) -> Any:

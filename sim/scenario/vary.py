@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from policies.lazy_mapping import LazyMapping
+from policies.lazy_mapping import LazyMapping, imported
 from sim.errors import ScenarioError
 from sim.scenario.overrides import labels_of
 from sim.scenario.registered_types import Choice, reader_of
@@ -31,13 +30,9 @@ Setting = tuple[str, Any, str]
 MOST_CELLS = 10_000
 
 
-def _found(name: str) -> type:
-    """Return a kind of sample; most scenarios name none."""
-    return getattr(import_module("sim.scenario.samples"), name)  # type: ignore[no-any-return]
-
-
 SAMPLES: Mapping[str, type] = LazyMapping(
-    {"list": "Listed", "random": "RandomDraws", "latin-hypercube": "LatinHypercube"}, _found
+    {"list": "Listed", "random": "RandomDraws", "latin-hypercube": "LatinHypercube"},
+    lambda name: imported(f"sim.scenario.samples:{name}"),
 )
 Grid = Mapping[str, Sequence[Any]]
 Vary: TypeAlias = "Grid | Listed | RandomDraws | LatinHypercube"
