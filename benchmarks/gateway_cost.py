@@ -94,7 +94,8 @@ def busy(programs: int) -> Iterator[None]:
 def commands(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int, list[str], Path, str]]:
     """Yield each server: its name, port, command, folder, and the path that answers once it is there."""
     port = FIRST_PORT
-    trees = {"gateway": ROOT, **({"preferred": ROOT} if args.preferred else {}), **{name: Path(tree) for name, _, tree in (one.partition("=") for one in args.other)}}
+    trees = {"gateway": ROOT, **({"preferred": ROOT} if args.preferred else {})}
+    trees |= {name: Path(tree) for name, _, tree in (one.partition("=") for one in args.other)}
     for name, tree in trees.items():
         config = folder / f"{name}.yaml"
         text = CONFIG.format(port=port, upstream=UPSTREAM, digest=sha256(KEY.encode()).hexdigest())
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--gap-ms", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=40, help="events of a stream")
-    parser.add_argument("--preferred", action="store_true", help="this gateway once more, ten steps of nice before others")
+    parser.add_argument("--preferred", action="store_true", help="this gateway once more, by nice before others")
     parser.add_argument("--busy", type=int, default=0, help="programs beside that want a core each")
     parser.add_argument("--other", action="append", default=[], help="NAME=TREE, the gateway of another checkout")
     parser.add_argument("--envoy")
