@@ -21,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 
-from workloads.arrivals import Gamma, Weibull
+from workloads.bursts import Gamma, Weibull
 from workloads.catalogue import locate
 from workloads.coupling import coupled
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 from workloads.requests import Floats, Ints, Replayed, Streams
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
+from policies.lazy_mapping import LazyMapping, imported
 from sim.engine.linear_times import LinearTimes
-from sim.engine.step_fitted import FittedStepTime
-from sim.engine.step_roofline import RooflineStepTime
-from sim.engine.step_table import TableStepTime
 
 
 class StepTime(Protocol):
@@ -105,10 +103,8 @@ def answering(step_time: StepTime) -> LinearTimes | StepTime:
     return step_time.times if isinstance(step_time, LinearStepTime) else step_time
 
 
-STEP_TIMES: Mapping[str, type[StepTime]] = {
-    "linear": LinearStepTime,
-    "fitted": FittedStepTime,
-    "table": TableStepTime,
-    "roofline": RooflineStepTime,
-}
+STEP_TIMES: Mapping[str, type[StepTime]] = LazyMapping({
+    "linear": "step_time:LinearStepTime", "fitted": "step_fitted:FittedStepTime", "table": "step_table:TableStepTime",
+    "roofline": "step_roofline:RooflineStepTime",
+}, lambda place: imported(f"sim.engine.{place}"))  # fmt: skip
 """Kinds of step time that a profile may name."""

@@ -352,14 +352,15 @@ def load_generator(sweeps: pd.DataFrame) -> LoadGenerator:
     """
     used = sweeps[(sweeps.series == "benchmark") & (sweeps.ok == 1) & (sweeps.concurrency <= _CONNECTIONS)]
     pauses_s, prompts, sends_s = [], [], []
-    for (_, concurrency, _), unordered in used.groupby(["workload", "concurrency", "run"]):
+    for key, unordered in used.groupby(["workload", "concurrency", "run"]):
+        concurrency = int(str(key[1]))
         rows = unordered.sort_values("start_s")
         start_s = rows.start_s.to_numpy(float)
         if concurrency == 1:
             pauses_s.append((start_s[1:] - (start_s + rows.e2e_s.to_numpy(float))[:-1])[_COLD:])
             prompts.append(rows.prompt_tokens.to_numpy(float)[:-1][_COLD:])
         else:
-            sends_s.append((start_s[int(concurrency) - 1] - start_s[0]) / (int(concurrency) - 1))
+            sends_s.append((start_s[concurrency - 1] - start_s[0]) / (concurrency - 1))
     per_token_s, per_request_s = np.polyfit(np.concatenate(prompts), np.concatenate(pauses_s), 1)
     return LoadGenerator(float(per_request_s), float(per_token_s), float(np.median(sends_s)))
 

@@ -153,13 +153,15 @@ class Body:
 
     def feed(self, data: bytes) -> None:
         """Take a piece from the connection."""
-        if self._through is not None and not self._parts:
+        through = self._through
+        if through is not None:
             try:
-                if self._through(data):
+                if through(data):
                     return
             except Exception as error:
                 self.end(error)
                 return
+            self._through = None  # what comes before the task has woken waits behind this
         self._parts.append(data)
         self._size += len(data)
         if self._size > _HIGH_BYTES and self._connection is not None:
@@ -230,17 +232,26 @@ class Response:
 class _Connection(asyncio.Protocol):
     """One connection, and the answer that comes on it."""
 
+    __slots__ = (
+        "_begun", "_body", "_bodyless", "_gone", "_head", "_head_bytes", "_loop", "_parser", "_pieces", "_raw_headers",
+        "_release", "_response", "_sending", "_transport", "_until_end", "_writable", "idle_since_s", "on_body",
+    )  # fmt: skip
+
     def __init__(self, release: Callable[[_Connection], None], gone: Callable[[_Connection], None]) -> None:
         self._release = release
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._pieces: list[bytes] = []  # of the answer's body, from what is being parsed
+        # Of the parser's calls the one for each event. Pieces that come together go on together: see `_hand_over`.
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
         self._head: asyncio.Future[Response] | None = None
         self._response: Response | None = None
+        self._body: Body | None = None  # the response's
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._bodyless = self._sending = self._begun = self._until_end = False
         self._head_bytes = 0
@@ -322,6 +333,8 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._fail(BadHeadError("it goes on in another protocol"))
             return
+        if self._pieces:
+            self._hand_over()
         if self._response is None and self._head is not None:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:
@@ -374,15 +387,11 @@ class _Connection(asyncio.Protocol):
             return
         self._begun = True
         self._response = response = Response(status, self._raw_headers, self)
+        self._body = response.content
         self._until_end = not self._bodyless and status not in (204, 304) and not _framed(self._raw_headers)
         head.set_result(response)
         if self._bodyless:
             self._complete(reusable=False)
-
-    def on_body(self, data: bytes) -> None:
-        """Hand over a piece."""
-        if self._response is not None:
-            self._response.content.feed(data)
 
     def on_message_complete(self) -> None:
         """End the answer."""
@@ -391,8 +400,18 @@ class _Connection(asyncio.Protocol):
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _hand_over(self) -> None:
+        """Hand on what has come of the body, in one piece: a gateway that is late has less to do for each event."""
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self._body is not None:
+            self._body.feed(data)
+
     def _complete(self, *, reusable: bool) -> None:
-        response, self._response, self._head = self._response, None, None
+        if self._pieces:
+            self._hand_over()
+        response, self._response, self._head, self._body = self._response, None, None, None
         self._until_end = False
         if response is None:
             return
@@ -406,8 +425,10 @@ class _Connection(asyncio.Protocol):
 
     def _fail(self, cause: BaseException | None) -> None:
         """Tell whoever waits that no more comes, and close."""
+        if self._pieces:
+            self._hand_over()
         head, response = self._head, self._response
-        self._head = self._response = None
+        self._head = self._response = self._body = None
         why = "" if cause is None else f": {cause}"
         if response is not None:
             response.ended()
