@@ -69,6 +69,13 @@ Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 
 # A NamedTuple's own constructor is a Python function that calls this; once per request the detour shows.
 _new: Final = tuple.__new__
+# Compiled, what is Final here is found without a look-up.
+_ADMIT: Final = ADMIT
+_Arrived: Final = Arrived
+_Finished: Final = Finished
+_FirstToken: Final = FirstToken
+_Forward: Final = Forward
+_Progress: Final = Progress
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -140,7 +147,8 @@ class GatewayCore(PoolState):
         }
         self._quiet_until_s = policy.quiet_until_s if isinstance(policy, Dozing) else None
         self._dozes = False
-        if self._quiet_until_s is not None:
+        self._may_doze = self._quiet_until_s is not None
+        if self._may_doze:
             self._waking = {kind: handler for kind, handler in self._handlers.items() if kind is not Tick}
             self._handlers |= dict.fromkeys(self._waking, self._awake)
 
@@ -182,6 +190,16 @@ class GatewayCore(PoolState):
         KeyError : the request names an entitlement that the pool does not have.
         ValueError : a request with this id is in flight or held already.
         """
+        # The commonest without the detour of a bound method.
+        if not self._may_doze:
+            if isinstance(event, _Arrived):
+                return self._arrived(event, now_s)
+            if isinstance(event, _Finished):
+                return self._finished(event, now_s)
+            if isinstance(event, _FirstToken):
+                return self._first_token(event, now_s)
+            if isinstance(event, _Progress):
+                return self._progress(event, now_s)
         return self._handlers[type(event)](event, now_s)
 
     @property
@@ -266,7 +284,7 @@ class GatewayCore(PoolState):
             if denied is not None:
                 return (*before, self._refused_above(denied, request, ledger, max_output_tokens))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
-        if verdict is ADMIT and not before:
+        if verdict is _ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
 
@@ -371,7 +389,7 @@ class GatewayCore(PoolState):
             flight.only_at = only_at
         flight.counted_demand = request.attempt == 1
         self._book(flight, now_s)
-        return _new(Forward, (request_id, replica_id, max_output_tokens))
+        return _new(_Forward, (request_id, replica_id, max_output_tokens))
 
     @staticmethod
     def _fitting(

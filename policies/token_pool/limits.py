@@ -13,6 +13,8 @@ from policies.token_pool.metering import Account
 from policies.token_pool.params import Rules
 from policies.token_pool.priority import CLASS_RANK
 
+# As in `policies.token_pool.policy`.
+_DEDICATED: Final = ServiceClass.DEDICATED
 _BASELINED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 _PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _LEAST_WEIGHT: Final = 1e-9
@@ -73,7 +75,7 @@ def whole_slots(claims: Sequence[Claim], grants: Sequence[Grant], capacity: floa
     short: list[int] = []
     for i, (claim, grant) in enumerate(zip(claims, grants, strict=True)):
         service_class, baseline, has, limit = claim.service_class, claim.baseline[2], grant.granted[2], grant.limit[2]
-        if service_class is ServiceClass.DEDICATED and baseline < _NO_LIMIT:
+        if service_class is _DEDICATED and baseline < _NO_LIMIT:
             held.append(max(has, baseline))
         else:
             held.append(has)

@@ -41,6 +41,9 @@ class Alarm:
 class Agenda:
     """The heap of a SimPy environment, and its time, which begins at 0.
 
+    Who rings mostly sets an alarm, often one that is due before all others (an iteration ends before anybody comes):
+    that one stands beside the heap, and never costs a way through it.
+
     Parameters
     ----------
     heap : the environment's, of (time, priority, number, event).
@@ -50,10 +53,13 @@ class Agenda:
     set_so_far : how many entries there were: the number of the next.
     """
 
-    __slots__ = ("_heap", "now_s", "set_so_far")
+    __slots__ = ("_first", "_first_number", "_first_priority", "_first_s", "_heap", "now_s", "set_so_far")
 
     def __init__(self, heap: list[Any]) -> None:
         self._heap: list[_Entry] = heap
+        self._first: Alarm | None = None  # due before all that is on the heap
+        self._first_s = 0.0
+        self._first_priority = self._first_number = 0
         self.now_s = 0.0
         self.set_so_far = 0
 
@@ -62,13 +68,38 @@ class Agenda:
         alarm.is_set = True
         number = self.set_so_far
         self.set_so_far = number + 1
-        _heappush(self._heap, (at_s, priority, number, alarm))
+        if self._first is not None:
+            if at_s > self._first_s or (at_s == self._first_s and priority >= self._first_priority):
+                _heappush(self._heap, (at_s, priority, number, alarm))
+                return
+            self._put_back()
+        elif self._heap and self._heap[0][0] <= at_s:
+            _heappush(self._heap, (at_s, priority, number, alarm))
+            return
+        self._first = alarm
+        self._first_s = at_s
+        self._first_priority = priority
+        self._first_number = number
+
+    def _put_back(self) -> None:
+        """Put the first alarm on the heap: something is due before it."""
+        _heappush(self._heap, (self._first_s, self._first_priority, self._first_number, self._first))
+        self._first = None
 
     def add(self, event: Any, at_s: float, priority: int) -> None:
         """Put one of SimPy's own events on the heap."""
         number = self.set_so_far
         self.set_so_far = number + 1
+        if self._first is not None and (at_s, priority) < (self._first_s, self._first_priority):
+            self._put_back()
         _heappush(self._heap, (at_s, priority, number, event))
+
+    @property
+    def next_s(self) -> float:
+        """When the next is due; infinity where none is."""
+        if self._first is not None:
+            return self._first_s
+        return self._heap[0][0] if self._heap else NEVER_S
 
     def call_at(self, at_s: float, callback: Callable[[Alarm], None]) -> None:
         """Call ``callback`` at ``at_s``, or now where that has passed."""
@@ -81,9 +112,16 @@ class Agenda:
         """
         heap = self._heap
         while most != 0:
+            most -= 1
+            first = self._first
+            if first is not None:
+                self._first = None
+                self.now_s = self._first_s
+                first.is_set = False
+                first.callback(first)
+                continue
             if not heap:
                 raise EmptySchedule
-            most -= 1
             entry: _Entry = _heappop(heap)
             event = entry[3]
             self.now_s = entry[0]

@@ -177,7 +177,7 @@ class Replica(Scheduler[R]):
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
-        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
         run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -193,7 +193,7 @@ def simulate(
         env.process(apply_events(env, world.events, pool, nodes, gateway, fleet))
     gateway.connect(nodes)
     log = AttemptLog(
-        gateway.attempts, gateway.may_change, [w.entitlement for w in world.workloads], world.entitlements
+        gateway.attempts, gateway.unsettled, [w.entitlement for w in world.workloads], world.entitlements
     )  # fmt: skip
     arrivals = Arrivals(
         env, world.workloads, world.demands, gateway,
@@ -262,11 +262,11 @@ def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler 
     )
 
 
-def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -> list[Gauge]:
+def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -> Iterable[Gauge]:
     """Return what neither the replicas nor the records tell."""
-    gauges = list(world.policy.gauges(pool, now_s))
+    gauges = world.policy.gauges(pool, now_s)
     if fleet is not None and world.scaler is not None:
-        gauges += [*world.scaler.gauges(), *fleet.gauges()]
+        return [*gauges, *world.scaler.gauges(), *fleet.gauges()]
     return gauges
 
 

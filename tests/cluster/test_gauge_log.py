@@ -27,7 +27,7 @@ def test_samples_alike_stand_in_one_table() -> None:
     ((labels, times, values),) = log._tables
     assert (len(labels), len(times), len(values)) == (50, 1000, 50_000)
     assert values.itemsize == 8  # numbers, not objects
-    assert not log._apart
+    assert not log._apart_values
     assert seen(log)["entitlement", "e7", "debt"] == [(float(t), t + 7 / 8) for t in range(1000)]
 
 
@@ -41,7 +41,7 @@ def test_gauges_that_come_and_go_are_as_they_were_added_whatever_the_table() -> 
             expected.setdefault((scope, name, metric), []).append((float(at_s), value))
         log.add(float(at_s), gauges)
     assert len(log._tables) == _TABLES
-    assert log._apart  # some samples fitted none
+    assert log._apart_values  # some samples fitted none
     assert list(seen(log)) == list(expected)  # in the order in which they were first seen
     assert seen(log) == expected
 
