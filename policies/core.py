@@ -192,13 +192,13 @@ class GatewayCore(PoolState):
         """
         # The commonest without the detour of a bound method.
         if not self._may_doze:
-            if isinstance(event, _Arrived):
+            if type(event) is _Arrived:
                 return self._arrived(event, now_s)
-            if isinstance(event, _Finished):
+            if type(event) is _Finished:
                 return self._finished(event, now_s)
-            if isinstance(event, _FirstToken):
+            if type(event) is _FirstToken:
                 return self._first_token(event, now_s)
-            if isinstance(event, _Progress):
+            if type(event) is _Progress:
                 return self._progress(event, now_s)
         return self._handlers[type(event)](event, now_s)
 

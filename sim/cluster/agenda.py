@@ -31,11 +31,10 @@ _Entry = tuple[float, int, int, Any]
 class Alarm:
     """Calls its callback once, with itself, when it is due; then it can be set again."""
 
-    __slots__ = ("callback", "is_set")
+    __slots__ = ("callback",)
 
     def __init__(self, callback: Callable[[Alarm], None]) -> None:
         self.callback = callback
-        self.is_set = False
 
 
 class Agenda:
@@ -65,7 +64,6 @@ class Agenda:
 
     def set(self, alarm: Alarm, at_s: float, priority: int = NORMAL) -> None:
         """Ring ``alarm``, which is not set, at ``at_s`` (not before now)."""
-        alarm.is_set = True
         number = self.set_so_far
         self.set_so_far = number + 1
         if self._first is not None:
@@ -117,7 +115,6 @@ class Agenda:
             if first is not None:
                 self._first = None
                 self.now_s = self._first_s
-                first.is_set = False
                 first.callback(first)
                 continue
             if not heap:
@@ -126,7 +123,6 @@ class Agenda:
             event = entry[3]
             self.now_s = entry[0]
             if isinstance(event, Alarm):
-                event.is_set = False
                 event.callback(event)
                 continue
             callbacks = event.callbacks
@@ -156,16 +152,15 @@ class Wake:
 
     def arm(self, at_s: float) -> None:
         """Wake at ``at_s`` in place of the time asked for before; infinity for not at all."""
-        if at_s == NEVER_S:
+        if self._alarm is not None:  # what is replaced still rings, and is ignored
+            self._spare = Alarm(self._ring)
             self._alarm = None
+        if at_s == NEVER_S:
             return
-        alarm = self._spare
-        if alarm.is_set:  # and being replaced
-            alarm = self._spare = Alarm(self._ring)
-        self._alarm = alarm
+        self._alarm = alarm = self._spare
         self._agenda.set(alarm, at_s, LAST)
 
     def _ring(self, alarm: Alarm) -> None:
-        # An alarm that was replaced still rings, and is ignored.
         if alarm is self._alarm:
+            self._alarm = None
             self.call(self._agenda.now_s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from workloads.prefix_chains import in_chains
 from workloads.requests import Demand
 
 _CHUNK: Final = 10_000  # arrivals turned into Python numbers at a time, to bound memory
+_next: Final = next  # as in `sim.cluster.agenda`
 _Row = tuple[float, int, int, int, int, int]
 """Arrival, workload, number, prompt, output and asked tokens."""
 
@@ -33,28 +35,22 @@ class Arrivals:
         self._priorities = [w.priority for w in workloads]
         # Only a replica that keeps prefixes asks for them.
         self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
-        self._chunks = self._in_order(demands, every_chunk)
-        self._rows: list[_Row] = []
-        self._next = 0  # of the rows
+        # A chain of zips, and no generator of rows: of all that, C makes each row.
+        self._rows: Iterator[_Row] = chain.from_iterable(self._in_order(demands, every_chunk))
         self._alarm = Alarm(self._ring)
         self.left = sum(len(d) for d in demands)
         if self.left:
-            self._rows = next(self._chunks)
-            self._agenda.set(self._alarm, self._rows[0][0])
+            self._next = next(self._rows)
+            self._agenda.set(self._alarm, self._next[0])
 
     def _ring(self, _: Alarm) -> None:
-        rows, i = self._rows, self._next
-        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = rows[i]
+        at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
         self.left -= 1
         if self.left:
-            i += 1
-            if i == len(rows):
-                self._rows = rows = next(self._chunks)
-                i = 0
-            self._next = i
-            self._agenda.set(self._alarm, rows[i][0])
+            self._next = row = _next(self._rows)
+            self._agenda.set(self._alarm, row[0])
         else:
-            self._rows, self._chunks = [], iter(())  # lets the columns go
+            self._rows = iter(())  # lets the columns go
         priority = self._priorities[w]
         name = f"{self._names[w]}-{n}"
         attempt = Attempt(name, 1, w, priority, at_s, at_s, prompt_tokens, output_tokens, asked_tokens)
@@ -66,7 +62,7 @@ class Arrivals:
     @staticmethod
     def _in_order(
         demands: Sequence[Demand], every_chunk: Callable[[], None] | None
-    ) -> Iterator[list[_Row]]:
+    ) -> Iterator[Iterable[_Row]]:
         """Yield, a chunk at a time, all rows by time; ties in the order of the workloads."""
         arrival_s = np.concatenate([d.arrival_s for d in demands])
         order = np.argsort(arrival_s, kind="stable")
@@ -82,4 +78,4 @@ class Arrivals:
             if start and every_chunk is not None:
                 every_chunk()
             part = order[start : start + _CHUNK]
-            yield list(zip(*(column[part].tolist() for column in columns), strict=True))
+            yield zip(*(column[part].tolist() for column in columns), strict=True)

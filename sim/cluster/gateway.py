@@ -60,6 +60,22 @@ _RequestView: Final = RequestView
 _FINISHED: Final = Outcome.FINISHED
 
 
+class _Logged:
+    """A core whose events and answers are written down."""
+
+    __slots__ = ("_core", "_log")
+
+    def __init__(self, core: GatewayCore | Gateways | ShadowedCore, log: Log) -> None:
+        self._core = core
+        self._log = log
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
+        """See `policies.core.GatewayCore.handle`."""
+        instructions = self._core.handle(event, now_s)
+        self._log(now_s, event, instructions)
+        return instructions
+
+
 class SimulatedGateway:
     """Gateway, clients and replicas on one clock.
 
@@ -93,11 +109,13 @@ class SimulatedGateway:
     ) -> None:
         self._agenda = env.agenda
         self._core = core
-        self._log = log
+        self._told: GatewayCore | Gateways | ShadowedCore | _Logged = core if log is None else _Logged(core, log)
         self._metered = core.wants_progress
         # What every request of a workload has in common.
-        self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
-        self._above = [(w.key or "", w.model or "") for w in workloads]  # what limits and prices above go by
+        # Limits and prices above go by the last two.
+        self._who = [
+            (w.entitlement, tenant, w.key or "", w.model or "") for w, tenant in zip(workloads, tenants, strict=True)
+        ]
         self._clients: list[Client] = [w.client for w in workloads]
         self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
         self._impatient = [isinstance(w.client, Impatient) for w in workloads]
@@ -163,14 +181,8 @@ class SimulatedGateway:
         """Call with the number of replicas that the core wants, whenever that changes."""
         self._on_scale = call
 
-    def _handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
-        instructions = self._core.handle(event, now_s)
-        if self._log is not None:
-            self._log(now_s, event, instructions)
-        return instructions
-
     def _tell(self, event: Event, now_s: float) -> None:
-        instructions = self._handle(event, now_s)
+        instructions = self._told.handle(event, now_s)
         if instructions:
             self._carry_out(instructions, now_s)
 
@@ -181,8 +193,7 @@ class SimulatedGateway:
         self.attempts.append(attempt)
         request_id = attempt.request_id
         self._open[request_id] = attempt
-        entitlement, tenant = self._who[attempt.workload]
-        key, model = self._above[attempt.workload]
+        entitlement, tenant, key, model = self._who[attempt.workload]
         asked_tokens = attempt.asked_tokens or None
         view = _new(
             _RequestView,
@@ -196,7 +207,7 @@ class SimulatedGateway:
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:
             until_s = deadline_s(self._clients[attempt.workload], now_s)
             self._agenda.call_at(until_s, partial(self._lose_patience, attempt))
-        self._carry_out(self._handle(_new(_Arrived, (view,)), now_s), now_s)
+        self._carry_out(self._told.handle(_new(_Arrived, (view,)), now_s), now_s)
 
     def _end(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
         """Close an attempt that did not finish; its client may come again."""
@@ -333,7 +344,7 @@ class SimulatedGateway:
         cached_tokens = request.cached_tokens
         if cached_tokens < 0:  # the replica keeps no prefixes
             cached_tokens = 0
-        instructions = self._handle(_new(_Finished, (request_id, outputs, cached_tokens, None)), now_s)
+        instructions = self._told.handle(_new(_Finished, (request_id, outputs, cached_tokens, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:
@@ -350,7 +361,7 @@ class SimulatedGateway:
     def _lost(self, attempt: Attempt, now_s: float) -> None:
         outputs = attempt.outputs
         _deliver(attempt, outputs)
-        instructions = self._handle(Failed(attempt.request_id, outputs), now_s)
+        instructions = self._told.handle(Failed(attempt.request_id, outputs), now_s)
         if any(isinstance(step, Forward) and step.request_id == attempt.request_id for step in instructions):
             attempt.begin_again()
         else:
@@ -396,7 +407,7 @@ class SimulatedGateway:
                     attempt.forwarded_s = now_s
                 attempt.replica = replica_id
                 if self._with_adapters:
-                    attempt.adapter = self._above[attempt.workload][1]
+                    attempt.adapter = self._who[attempt.workload][3]
                 if self._ttft_slos_s is not None:
                     attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
                 if attempt.output_tokens > max_output_tokens:
