@@ -8,7 +8,7 @@ the same events at the same times do the same things.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from policies.api import (
     ADMIT,
@@ -56,10 +56,12 @@ from policies.api import (
     Verdict,
     Watching,
 )
-from policies.budgets import BudgetState
-from policies.hierarchy import Hierarchy
 from policies.native import mypyc_attr
 from policies.pool_state import BOUND, NEVER_S, PoolState
+
+if TYPE_CHECKING:
+    from policies.budgets import BudgetState
+    from policies.hierarchy import Hierarchy
 
 NO_CAPACITY_RETRY_S: Final = 5.0
 """Retry-After while no replica is ready or a lease does not fit: nobody knows until when, so ask soon. [choice]"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from policies.api import (
     AdmissionPolicy,
@@ -34,8 +34,10 @@ from policies.api import (
     Router,
     Timekeeping,
 )
-from policies.hierarchy import Hierarchy
 from policies.native import mypyc_attr
+
+if TYPE_CHECKING:
+    from policies.hierarchy import Hierarchy
 
 NEVER_S: Final = float("inf")
 BOUND: Final = EntitlementState.BOUND

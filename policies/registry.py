@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
+from policies.lazy_mapping import LazyMapping
 
 if TYPE_CHECKING:
     from policies.no_control import NoControl
     from policies.rate_limit import RateLimit
     from policies.routing_params import LeastOutstandingTokens, RoundRobin
     from policies.scaling.capacity import Capacity
-    from policies.scaling.rules import Fixed, Saturation, Sla, Utilisation
+    from policies.scaling.fixed import Fixed
+    from policies.scaling.rules import Saturation, Sla, Utilisation
     from policies.token_pool.params import TokenPool
 
 Built = TypeVar("Built", covariant=True)
-Place = TypeVar("Place")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,32 +80,6 @@ class _Place:
         if isinstance(build, str):
             build = _found(build if ":" in build else f"{self.params.partition(':')[0]}:{build}")
         return Entry(_found(self.params), build, self.traits)
-
-
-class _Registry(Mapping[str, Built], Generic[Place, Built]):
-    """What is registered, by kind or field, each found from its place when it is asked for.
-
-    To import all of the modules that they are in takes a tenth of a second.
-    """
-
-    def __init__(self, places: Mapping[str, Place], find: Callable[[Place], Built]) -> None:
-        self._places = places
-        self._find = find
-        self._found: dict[str, Built] = {}
-
-    def __getitem__(self, name: str) -> Built:
-        if name not in self._found:
-            self._found[name] = self._find(self._places[name])
-        return self._found[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def import_all() -> None:
@@ -207,7 +182,7 @@ def _capacity(
 
 _CONSERVES = Traits(work_conserving=True)
 
-POLICIES: Mapping[str, Entry[AdmissionPolicy]] = _Registry({
+POLICIES: Mapping[str, Entry[AdmissionPolicy]] = LazyMapping({
     "none": _Place("no_control:NoControl", _no_control, Traits(work_conserving=True, refuses_oversize=False)),
     "cap": _Place("cap:Cap", "CapPolicy"),
     "rate-limit": _Place("rate_limit:RateLimit", _rate_limit),
@@ -251,13 +226,13 @@ POLICIES: Mapping[str, Entry[AdmissionPolicy]] = _Registry({
 }, _Place.entry)
 """Who is let in."""
 
-PARTS: Mapping[str, Mapping[str, type]] = _Registry({
+PARTS: Mapping[str, Mapping[str, type]] = LazyMapping({
     "estimate": "parts.estimates:ESTIMATES", "order": "parts.orders:ORDERS",
     "saturation": "parts.saturation:SATURATIONS",
 }, _found)
 """What policies are made of: for each field that holds a part, the kinds it may be."""
 
-ROUTERS: Mapping[str, Entry[Router]] = _Registry({
+ROUTERS: Mapping[str, Entry[Router]] = LazyMapping({
     "round-robin": _Place("routing:RoundRobin", _round_robin),
     "least-outstanding-tokens": _Place("routing:LeastOutstandingTokens", _least_outstanding_tokens),
     "least-expected-time": _Place("routers.expected_time:LeastExpectedTime", "LeastExpectedTimeRouter"),
@@ -269,8 +244,8 @@ ROUTERS: Mapping[str, Entry[Router]] = _Registry({
 }, _Place.entry)
 """Which replica takes a request."""
 
-SCALERS: Mapping[str, Entry[Scaler | None]] = _Registry({
-    "none": _Place("scaling.rules:Fixed", _fixed),
+SCALERS: Mapping[str, Entry[Scaler | None]] = LazyMapping({
+    "none": _Place("scaling.fixed:Fixed", _fixed),
     "capacity": _Place("scaling.capacity:Capacity", _capacity),
     "utilisation": _Place("scaling.rules:Utilisation", _utilisation),
     "saturation": _Place("scaling.rules:Saturation", _saturation),

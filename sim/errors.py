@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _LONGEST_PLACE = 300
 _LONGEST_PROBLEM = 800
+_LONGEST_FIX = 600
 """Characters of what a file may have had a say in: names, keys, anchors. [choice]"""
 
 
@@ -29,7 +30,7 @@ class ScenarioError(TokenpoolsError):
         """Return the one line that is shown."""
         file, field, problem, fix = self.args
         file, field = (shortened(str(one), _LONGEST_PLACE) for one in (file, field))
-        problem = shortened(str(problem), _LONGEST_PROBLEM)
+        problem, fix = shortened(str(problem), _LONGEST_PROBLEM), shortened(str(fix), _LONGEST_FIX)
         place = f"{file}: {field}" if field else f"{file}"
         return f"{place}: {problem}; {fix}" if fix else f"{place}: {problem}"
 
@@ -43,7 +44,8 @@ class InputError(TokenpoolsError):
     def __str__(self) -> str:
         """Return the one line that is shown."""
         place, problem, fix = self.args
-        place, problem = shortened(str(place), _LONGEST_PLACE), shortened(str(problem), _LONGEST_PROBLEM)
+        place = shortened(str(place), _LONGEST_PLACE)
+        problem, fix = shortened(str(problem), _LONGEST_PROBLEM), shortened(str(fix), _LONGEST_FIX)
         return f"{place}: {problem}; {fix}" if fix else f"{place}: {problem}"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import tokenpools  # noqa: F401  (from here on its packages are found where they belong)
 
 
 def main() -> None:
     """Run the command."""
+    gc.disable()  # imports make many objects and no garbage; commands turn it on again
     from sim.cli import main as command
 
     command()

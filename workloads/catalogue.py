@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 
 TRACES: Mapping[str, str] = MappingProxyType(
     {

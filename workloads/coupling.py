@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 
@@ -20,6 +19,8 @@ def normal_cdf(z: Floats) -> Floats:
 
 def normal_quantile(u: Floats) -> Floats:
     """Return the inverse of `normal_cdf`; 0 and 1 are taken for the nearest doubles between them."""
+    from statistics import NormalDist  # here, because most laws have no need of it
+
     inside = np.clip(u, _TINY, 1 - _TINY).tolist()
     return np.fromiter(map(NormalDist().inv_cdf, inside), np.float64, len(u))
 

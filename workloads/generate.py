@@ -15,7 +15,6 @@ from workloads.arrivals import Arrivals
 from workloads.clients import Adversarial, Client, Drop
 from workloads.coupling import coupled
 from workloads.lengths import LengthLaw
-from workloads.prefixes import every
 from workloads.requests import Demand, Ints, Lengths, Replayed, Streams
 
 
@@ -197,6 +196,8 @@ def split_over_keys(
         keys = keys_of(spec)
         if len(keys) == 1:
             continue
+        from workloads.prefixes import every
+
         parts = [
             Demand(
                 demand.arrival_s[k :: len(keys)],

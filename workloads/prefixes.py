@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workloads.formats.rows import Blocks
 from workloads.requests import ENDLESS, Ints, Prefix, Prefixes
+
+if TYPE_CHECKING:
+    from workloads.formats.rows import Blocks
 
 
 def name_space(text: str) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from workloads.arrivals import Gamma, Weibull
 from workloads.catalogue import locate
 from workloads.coupling import coupled
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 from workloads.requests import Floats, Ints, Replayed, Streams
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"

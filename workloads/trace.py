@@ -13,9 +13,10 @@ from workloads import transforms
 from workloads.arrivals import MAX_ARRIVALS
 from workloads.catalogue import TRACES, locate
 from workloads.formats.careful import LATEST_S
+from workloads.formats.errors import EmptyCutError, TraceError
 from workloads.formats.layouts import ROLES, SUFFIXES, Container, Layout
 from workloads.formats.read import layout_of, load, own_layout
-from workloads.formats.rows import EmptyCutError, Rows, TraceError
+from workloads.formats.rows import Rows
 from workloads.formats.times import Unit, parse_time_ns
 from workloads.lengths import MAX_TOKENS
 from workloads.prefixes import BlockPrefixes, name_space

@@ -16,13 +16,6 @@ _FLOOR = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
-    """As many replicas as the pool was given."""
-
-    kind: Literal["none"] = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Utilisation(Bounds):
     """Target utilisation of the slots, like the Kubernetes HorizontalPodAutoscaler on a custom metric.
 

@@ -112,8 +112,8 @@ def _terms(sweeps: Sequence[LayoutSweep], without: Sequence[str], place: str) ->
         if not isinstance(profile.step_time, FittedStepTime):
             problem = f"a layout's step time is of kind {profile.step_time.kind}"
             raise InputError(place, problem, "begin from one of kind fitted")
-        for name in ("speculation", "disaggregated"):
-            if getattr(profile, name) is not None:
+        for name in ("speculation", "disaggregated", "lora", "data_parallel", "pipeline_parallel"):
+            if getattr(profile, name) not in (None, 1):
                 raise InputError(place, f"a layout has {name}, whose work is not counted", f"leave {name} out")
         check_points(sweep.points, profile, place)
     with_experts = any(sweep.profile.step_time.expert_share for sweep in sweeps)

@@ -1,4 +1,7 @@
-"""One replica, fed with requests whose arrivals and lengths are known: what calibration and validation simulate."""
+"""One replica, fed with requests whose arrivals and lengths are known: what calibration and validation simulate.
+
+It is whatever the profile calls one replica: an engine, the data-parallel ranks of one behind their router, stages.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from numpy.typing import NDArray
 
 from sim.cluster.discipline import Batcher
 from sim.cluster.engine_request import NEVER_S, EngineRequest
-from sim.cluster.node import replica_of
+from sim.cluster.node import Unit, unit_of
+from sim.cluster.ranks import RankedReplica
 from sim.cluster.replica import Replica
 from sim.engine.step_time import StepTime
+from sim.errors import InputError
 from sim.scenario.profile import Profile
 from workloads.requests import Prefixes
 
@@ -96,10 +101,11 @@ def replay(
     -----
     No gateway and no SimPy: an arrival is handed to the replica as soon as its clock has come there.
     """
-    run = _Run(profile, step_time or profile.step_time, given_hits=requests.cached_tokens is not None)
+    unit = profile if step_time is None else profile.model_copy(update={"step_time": step_time})
+    run = _Run(unit, given_hits=requests.cached_tokens is not None)
     run.max_in_flight = len(requests) if max_in_flight is None else max_in_flight
     if batcher is not None:
-        run.replica._batcher = batcher
+        run.engine._batcher = batcher
     jobs = _jobs(requests)
     run.drive(zip(requests.arrival_s.tolist(), jobs, strict=True))
     return Latencies(np.array(run.first_token_s(jobs)), np.array(run.finish_s(jobs)), run.replica.preemptions)
@@ -120,9 +126,9 @@ def closed_loop(
     Parameters
     ----------
     max_in_flight : how many of them the generator's connections let through at a time.
-    work : to which all that the engine does is added, in order.
+    work : to which all that the engine does is added, in order; only of a profile that is one engine.
     """
-    run = _Run(profile, profile.step_time, given_hits=requests.cached_tokens is not None)
+    run = _Run(profile, given_hits=requests.cached_tokens is not None)
     run.work = work
     run.max_in_flight = concurrency if max_in_flight is None else max_in_flight
     jobs = _jobs(requests)
@@ -189,7 +195,7 @@ class _Run:
     max_in_flight = 1
     work: list[Work] | None = None
 
-    def __init__(self, profile: Profile, step_time: StepTime, *, given_hits: bool) -> None:
+    def __init__(self, profile: Profile, *, given_hits: bool) -> None:
         self._wake_s = NEVER_S
         self._next: Iterator[_Job] = iter(())
         self._overhead_s = profile.request_overhead_s
@@ -200,9 +206,25 @@ class _Run:
         self._queue: deque[_Job] = deque()
         if given_hits:
             profile = profile.model_copy(update={"prefix_caching": True})
-        self.replica: Replica[_Job] = replica_of(profile, step_time, self, self._arm)
+        self.replica: Unit[_Job] = unit_of(profile, self, self._arm)
         if given_hits:
-            self.replica._cache = _GivenHits(profile.block_tokens)  # type: ignore[assignment]
+            for engine in self._engines("says what each prompt found in its cache"):
+                engine._cache = _GivenHits(profile.block_tokens)  # type: ignore[assignment]
+
+    @property
+    def engine(self) -> Replica[_Job]:
+        """The one engine that the replica is."""
+        assert isinstance(self.replica, Replica)
+        return self.replica
+
+    def _engines(self, what: str) -> list[Replica[_Job]]:
+        """Return the engine, or those of the ranks; no other replica can be given what was measured of an engine."""
+        found = self.replica.engines if isinstance(self.replica, RankedReplica) else [self.replica]
+        engines = [each for each in found if isinstance(each, Replica)]
+        if len(engines) < len(found):
+            problem = f"{what}, and the profile's replica is made of several engines"
+            raise InputError("run", problem, "leave cached_tokens out, or give a profile of one engine or of ranks")
+        return engines
 
     def drive(self, arrivals: Iterable[tuple[float, _Job]]) -> None:
         """Run until all requests have ended."""
@@ -247,7 +269,7 @@ class _Run:
         while self._wake_s < until_s:
             now_s, self._wake_s = self._wake_s, NEVER_S
             if self.work is not None:
-                since_s, iterations, tokens, pairs, sequences, entries = self.replica.under_way()
+                since_s, iterations, tokens, pairs, sequences, entries = self.engine.under_way()
                 if iterations:
                     self.work.append(Work(since_s, now_s, iterations, tokens, pairs, sequences, entries))
             self.replica.boundary(now_s)

@@ -12,8 +12,8 @@ import numpy as np
 
 from sim.calibration.from_sweep import SweepPoint, loop_requests
 from sim.calibration.single_replica import Floats, Work, closed_loop
-from sim.engine.experts import touched_share
 from sim.engine.step_fitted import FittedStepTime
+from sim.engine.work import touched_share
 from sim.scenario.profile import Profile
 
 STEP_TERMS = (

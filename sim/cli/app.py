@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -141,7 +140,6 @@ def _name(one: CommandInfo) -> str:
 
 def _start_light() -> None:
     """Take a third off the time until a run begins, which for a small scenario is most of it."""
-    gc.disable()  # imports make many objects and no garbage; `run` turns it on again
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some means reading every installed package
 

@@ -13,8 +13,7 @@ from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
 from sim.cluster.gateway import SimulatedGateway
 from workloads.generate import WorkloadSpec
-from workloads.prefix_chains import in_chains
-from workloads.requests import Demand
+from workloads.requests import Demand, Prefixes
 
 _CHUNK: Final = 10_000  # arrivals turned into Python numbers at a time, to bound memory
 _next: Final = next  # as in `sim.cluster.agenda`
@@ -33,8 +32,11 @@ class Arrivals:
         self._gateway = gateway
         self._names = [w.name for w in workloads]
         self._priorities = [w.priority for w in workloads]
-        # Only a replica that keeps prefixes asks for them.
-        self._prefixes = in_chains([d.prefixes if with_prefixes else None for d in demands])
+        self._prefixes: Sequence[Prefixes | None] = [None] * len(demands)
+        if with_prefixes:  # only a replica that keeps prefixes asks for them
+            from workloads.prefix_chains import in_chains
+
+            self._prefixes = in_chains([d.prefixes for d in demands])
         # A chain of zips, and no generator of rows: of all that, C makes each row.
         self._rows: Iterator[_Row] = chain.from_iterable(self._in_order(demands, every_chunk))
         self._alarm = Alarm(self._ring)

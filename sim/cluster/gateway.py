@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from policies.api import (
     Arrived,
@@ -33,16 +33,18 @@ from policies.api import (
     Tick,
 )
 from policies.core import GatewayCore
-from policies.shadow import ShadowedCore
 from sim.cluster.agenda import Alarm
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
-from sim.cluster.gateways import Gateways
 from sim.cluster.node import Node
 from sim.records.schema import Outcome
 from workloads.clients import Chance, Client, Impatient, SharedCooldown, deadline_s
 from workloads.generate import WorkloadSpec
 from workloads.requests import Following, FollowUp
+
+if TYPE_CHECKING:
+    from policies.shadow import ShadowedCore
+    from sim.cluster.gateways import Gateways
 
 Log = Callable[[float, Event, Sequence[Instruction]], None]
 

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sim.cluster.agenda import Wake
 from sim.cluster.attempt import Attempt
 from sim.cluster.clock import Clock
-from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
-from sim.cluster.engine_group import Engine
 from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
-from sim.cluster.fair_batching import FairBatcher
-from sim.cluster.flow_prefill import FlowReplica
-from sim.cluster.lora import LoraReplica
-from sim.cluster.pipeline import PipelinedReplica
-from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Listener, Replica
-from sim.engine.pipeline import Stages
-from sim.engine.ranks import Ranks
-from sim.engine.speculation import SpeculativeStepTime
 from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
 
+if TYPE_CHECKING:  # each is imported where a profile asks for it
+    from sim.cluster.disaggregated import DisaggregatedReplica
+    from sim.cluster.engine_group import Engine
+    from sim.cluster.lora import LoraReplica
+    from sim.cluster.pipeline import PipelinedReplica
+    from sim.cluster.ranks import RankedReplica
+
 R = TypeVar("R", bound=EngineRequest)
-Unit = Replica[R] | PipelinedReplica[R] | DisaggregatedReplica[R] | RankedReplica[R] | LoraReplica[R]
+Unit: TypeAlias = "Replica[R] | PipelinedReplica[R] | DisaggregatedReplica[R] | RankedReplica[R] | LoraReplica[R]"
 """What a profile may call one replica."""
 
 
@@ -35,6 +32,8 @@ def replica_of(
 ) -> Replica[R]:
     """Return an engine with the settings of a profile; ``step_time`` may be another than the profile's."""
     if profile.scheduling == "flow-prefill":
+        from sim.cluster.flow_prefill import FlowReplica
+
         settings = _settings(profile, step_time)
         return FlowReplica(settings, operator_s=profile.operator_s, listener=listener, arm=arm)
     return Replica(_scheduled_settings(profile, step_time), listener=listener, arm=arm)
@@ -44,10 +43,14 @@ def _scheduled_settings(profile: Profile, step_time: StepTime) -> EngineSettings
     """Return the settings of a profile, its scheduling and speculation included."""
     settings = _settings(profile, step_time)
     if profile.scheduling == "fair-batching":
+        from sim.cluster.fair_batching import FairBatcher
+
         settings = replace(settings, batcher=FairBatcher(step_time, profile.tpot_slo_s or NEVER_S))
     else:
         settings = replace(settings, scheduling=profile.scheduling)
     if profile.speculation is not None:
+        from sim.engine.speculation import SpeculativeStepTime
+
         settings = replace(
             settings,
             step_time=SpeculativeStepTime(step_time, profile.speculation),
@@ -66,12 +69,16 @@ def unit_of(
         return _staged(profile, listener, arm)
     layout = profile.disaggregated
     if profile.lora is not None:
+        from sim.cluster.lora import LoraReplica
+
         return LoraReplica(
             profile.lora, make=lambda listener, arm: replica_of(profile, profile.step_time, listener, arm),
             listener=listener, arm=arm,
         )  # fmt: skip
     if layout is None:
         return replica_of(profile, profile.step_time, listener, arm)
+    from sim.cluster.disaggregated import DecodeReplica, DisaggregatedReplica
+
     # A cache of prompts is of no use to an engine that computes none.
     decode = replace(_settings(profile, profile.step_time), prefix_caching=False)
     return DisaggregatedReplica(
@@ -86,6 +93,9 @@ def unit_of(
 
 def _ranked(profile: Profile, listener: Listener[R], arm: Callable[[float], None]) -> RankedReplica[R]:
     """Return the ranks of a profile; experts that are shared keep them in step."""
+    from sim.cluster.ranks import RankedReplica, RankInStep
+    from sim.engine.ranks import Ranks
+
     ranks = Ranks(
         count=profile.data_parallel, in_step=profile.expert_parallel, score=profile.data_parallel_score
     )  # fmt: skip
@@ -102,6 +112,9 @@ def _ranked(profile: Profile, listener: Listener[R], arm: Callable[[float], None
 
 def _staged(profile: Profile, listener: Listener[R], arm: Callable[[float], None]) -> PipelinedReplica[R]:
     """Return an engine whose layers are spread over the stages of a profile."""
+    from sim.cluster.pipeline import PipelinedReplica
+    from sim.engine.pipeline import Stages
+
     stages = Stages(count=profile.pipeline_parallel, transfer_s=profile.pipeline_transfer_s)
     return PipelinedReplica(_scheduled_settings(profile, profile.step_time), stages, listener=listener, arm=arm)
 

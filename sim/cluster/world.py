@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import simpy
 
@@ -23,9 +23,6 @@ from policies.api import (
     Scaler,
 )
 from policies.core import GatewayCore
-from policies.hierarchy import Hierarchy, HierarchySpec
-from policies.invariants import CheckedCore, Checker
-from policies.shadow import Opinion, ShadowedCore
 from sim.cluster.agenda import SCRAPE, Agenda, Alarm
 from sim.cluster.arrivals import Arrivals
 from sim.cluster.attempt_log import AttemptLog
@@ -34,7 +31,6 @@ from sim.cluster.engine_request import NEVER_S
 from sim.cluster.faults import Pool, PoolEvent, apply_events, provisioned
 from sim.cluster.fleet import Fleet
 from sim.cluster.gateway import SimulatedGateway
-from sim.cluster.gateways import Gateways
 from sim.cluster.kinds import context_tokens, kinds_of
 from sim.cluster.node import Node
 from sim.cluster.sampler import Sampler
@@ -45,9 +41,14 @@ from workloads.clients import Chance
 from workloads.generate import WorkloadSpec, split_over_keys
 from workloads.requests import Demand
 
+if TYPE_CHECKING:
+    from policies.hierarchy import HierarchySpec
+    from policies.shadow import Opinion, ShadowedCore
+    from sim.cluster.gateways import Gateways
+
 _STALLED_S = 3600.0
 """How long nothing at all happens before who is held at the gateway is taken to be held for good."""
-Core = GatewayCore | Gateways | ShadowedCore
+Core: TypeAlias = "GatewayCore | Gateways | ShadowedCore"
 Logged = tuple[float, Event, Sequence[Instruction]]
 
 
@@ -145,16 +146,23 @@ def simulate(
     if through is not None:
         core, *others = (through(one) for one in (core, *others))
     if check_invariants:
+        from policies.invariants import CheckedCore, Checker
+
         core, *others = (cast("GatewayCore", CheckedCore(one, Checker())) for one in (core, *others))
     policies = [world.policy, *(policy for policy, _ in world.others)]
     watching = [policy for policy, _ in world.shadows.values()]
     opinions: list[Opinion] = []
     gateways: Core = core
+    shadowed: ShadowedCore | None = None
     if others:
+        from sim.cluster.gateways import Gateways
+
         gateways = Gateways([core, *others], policies, world.share_s, leases=world.leases)
     elif world.shadows:
+        from policies.shadow import ShadowedCore
+
         beside = {name: _core(world, policy, router, None) for name, (policy, router) in world.shadows.items()}
-        gateways = ShadowedCore(core, beside, opinions.append)
+        gateways = shadowed = ShadowedCore(core, beside, opinions.append)
     deciding = (*policies, *watching, *_routers(world))
     with_prefixes = any(getattr(one, "wants_prefixes", False) for one in deciding)
     decisions: list[Logged] = []
@@ -215,8 +223,8 @@ def simulate(
     else:
         env.run(until=world.horizon_s)
     gateway.close()
-    if isinstance(gateways, ShadowedCore):
-        gateways.close()
+    if shadowed is not None:
+        shadowed.close()
     columns = log.columns()  # and no attempt is kept: gateway and replicas know each other, a cycle
     return Outcomes(
         columns=columns,
@@ -245,6 +253,11 @@ def _ttft_slos_s(world: World) -> list[float] | None:
 
 def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler | None) -> GatewayCore:
     profiles = [*[world.profile] * world.replicas, *world.also]
+    hierarchy = None
+    if world.hierarchy is not None:
+        from policies.hierarchy import Hierarchy
+
+        hierarchy = Hierarchy(world.hierarchy, world.entitlements, world.profile.kv_bytes_per_token)
     return GatewayCore(
         entitlements=world.entitlements,
         capacity=provisioned(profiles),
@@ -256,9 +269,7 @@ def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler 
         max_context_tokens=max(context_tokens(profile) for profile in profiles),
         scaler=scaler,
         retry_failed=world.retry_failed,
-        hierarchy=None if world.hierarchy is None else Hierarchy(
-            world.hierarchy, world.entitlements, world.profile.kv_bytes_per_token
-        ),
+        hierarchy=hierarchy,
     )
 
 

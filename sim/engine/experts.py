@@ -9,21 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sim.engine.interpolation import clamped, on_square
+from sim.engine.work import touched_share
 
 Row = tuple[float, ...]
-Tokens = TypeVar("Tokens", float, NDArray[np.float64])
-
-
-def touched_share(share: float, tokens: Tokens) -> Tokens:
-    """Return which share of the experts some tokens touch, each of which chooses a share evenly and independently."""
-    missed: Tokens = (1 - share) ** tokens
-    return 1 - missed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sim.engine.experts import touched_share
 from sim.engine.linear_decode import LinearDecode
 from sim.engine.links import Links
+from sim.engine.work import touched_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

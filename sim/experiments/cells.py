@@ -15,7 +15,7 @@ from sim.analysis.summary import Row
 from sim.scenario import plugins
 from sim.scenario.load import Cell, normalised, resolved
 from workloads.catalogue import locate
-from workloads.trace import TraceError
+from workloads.formats.errors import TraceError
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 # What decides a cell's records. A change of a report or of a document runs nothing again.

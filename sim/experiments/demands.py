@@ -13,7 +13,7 @@ from sim.errors import InputError
 from sim.scenario.load import Cell, Scenario
 from sim.seeds import stream
 from workloads.catalogue import TRACES
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 from workloads.generate import Recorded, WorkloadSpec, generate
 from workloads.requests import Demand
 

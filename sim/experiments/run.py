@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from policies.api import AdmissionPolicy
-from policies.invariants import InvariantError
-from policies.limit_leases import why_unfit
 from policies.registry import SCALERS
 from sim import collector
 from sim.analysis.entitlement_violation import by_tenant, lost_tokens, shortfalls
@@ -119,11 +117,11 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
     world = world_of(cell)
     try:
         outcomes = _simulate(world, scenario.record_decisions, on_progress, check_invariants)
-    except InvariantError as error:
-        raise RunError(f"{cell.policy}, replication {cell.replication}: {error}; please report it") from None
     except TokenpoolsError:
         raise
     except Exception as error:
+        if check_invariants and _is_broken(error):
+            raise RunError(f"{cell.policy}, replication {cell.replication}: {error}; please report it") from None
         if whose := plugins.raised_by(scenario, error):
             raise RunError(whose) from error
         raise
@@ -158,6 +156,13 @@ def run_cell(cell: Cell, on_progress: Progress | None = None, check_invariants: 
     return CellResult(cell.index, requests, timeline, decisions, shadows, outcomes.end_s, stats)
 
 
+def _is_broken(error: Exception) -> bool:
+    """Whether an error says that an invariant did not hold."""
+    from policies.invariants import InvariantError
+
+    return isinstance(error, InvariantError)
+
+
 def _knows_more(scenario: Scenario) -> bool:
     """Whether policy or router know what no gateway can, output lengths or caches: every such result says so."""
     params = scenario.policies[0].params
@@ -181,8 +186,11 @@ def world_of(cell: Cell) -> World:
         )
 
     policy = built("policy/chance")
-    if pool.share == "leases" and (why := why_unfit(policy)):
-        raise InputError(f"policy {scenario.policies[0].name}", f"{why}, as pool.share: leases asks", "give totals")
+    if pool.share == "leases":
+        from policies.limit_leases import why_unfit
+
+        if why := why_unfit(policy):
+            raise InputError(f"policy {scenario.policies[0].name}", f"{why}, as pool.share: leases asks", "give totals")
     router = plugins.ROUTER_KINDS[pool.router.kind]
     scaling = scenario.autoscaler_of(scenario.policies[0])
     scaler = SCALERS[scaling.kind].build(

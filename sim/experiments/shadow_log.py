@@ -16,8 +16,8 @@ from sim.errors import InputError, ScenarioError
 from sim.experiments.run import ScenarioResult, run_scenario
 from sim.scenario.load import Scenario, parse_scenario
 from sim.scenario.yaml_file import one_line, plain, read_mapping
+from workloads.formats.errors import TraceError
 from workloads.formats.read import layout_of, load
-from workloads.formats.rows import TraceError
 from workloads.formats.times import told
 
 

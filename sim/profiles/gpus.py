@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sim.engine.step_roofline import Hardware
+from sim.engine.work import Hardware
 from sim.errors import InputError
 from sim.scenario.validation_errors import suggestion
 

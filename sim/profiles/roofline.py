@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.engine.step_roofline import RooflineStepTime, Work
+from sim.engine.step_roofline import RooflineStepTime
+from sim.engine.work import Work
 from sim.errors import InputError, shortened
 from sim.profiles.gpus import GPUS
 from sim.scenario.profile import Physics, Profile

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from policies.api import Arrived, Demote, Event, Evict, Forward, Hold, Instruction, Refuse
-from policies.shadow import Opinion
 from sim.records.arrow_columns import constant
+
+if TYPE_CHECKING:
+    from policies.shadow import Opinion
 
 
 def decisions_table(

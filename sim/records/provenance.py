@@ -34,13 +34,15 @@ def origin(scenario: Scenario) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def _version(name: str) -> str:
+    """Return what an imported library says of itself; else what is installed, for which its metadata are parsed."""
+    try:
+        return str(getattr(sys.modules.get(name), "__version__", None) or version(name))
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def commit() -> str:
@@ -52,11 +54,14 @@ def commit() -> str:
     if not (root / ".git").exists():
         return _built_from()
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        said = _git(root, "status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return _built_from()
-    return f"{head}-dirty" if changes else head
+    lines = said.splitlines()
+    head = lines[0].removeprefix("# branch.oid ")
+    if head == "(initial)":
+        return _built_from()
+    return head if all(line.startswith("#") for line in lines) else f"{head}-dirty"
 
 
 def form() -> str:

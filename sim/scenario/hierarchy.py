@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from policies.api import Resources, ServiceClass
-from policies.budgets import Budget, Calendar, Price
-from policies.hierarchy import HierarchySpec, Node, entitlement_id, group_id, key_id
 from sim.scenario.pool_amounts import DIMENSIONS, Amounts, Name, check_known, check_unique
 from sim.scenario.registered_types import MisfitError, Strict
+
+if TYPE_CHECKING:
+    from policies.budgets import Budget, Calendar
+    from policies.hierarchy import HierarchySpec
 
 
 class BudgetLimit(Strict):
@@ -37,6 +39,8 @@ class BudgetLimit(Strict):
 
     def budget(self) -> Budget:
         """Return the budget as the core sees it."""
+        from policies.budgets import Budget
+
         return Budget(
             unit=self.unit, per=self.per, limit=self.limit, carry_over=self.carry_over, carry_most=self.carry_most
         )
@@ -90,18 +94,24 @@ class PoolCalendar(Strict):
     @model_validator(mode="after")
     def _fits(self) -> PoolCalendar:
         try:
-            self.calendar()
+            self._starts_s()
         except (ValueError, OverflowError):
             raise MisfitError("starts", f"{self.starts!r} is no time", "give e.g. 2026-01-01T00:00:00Z") from None
         return self
 
     def calendar(self) -> Calendar:
-        """Return the calendar as the core sees it; a time without a zone is one of the calendar's own."""
+        """Return the calendar as the core sees it."""
+        from policies.budgets import Calendar
+
+        return Calendar(starts_s=self._starts_s(), utc_offset_s=timedelta(hours=self.utc_offset_h).total_seconds())
+
+    def _starts_s(self) -> float:
+        """Return second 0 in seconds since 1970; a time without a zone is one of the calendar's own."""
         offset = timedelta(hours=self.utc_offset_h)
         starts = datetime.fromisoformat(self.starts or "2026-01-01T00:00:00")
         if starts.tzinfo is None:
             starts = starts.replace(tzinfo=timezone(offset) if abs(offset) < timedelta(hours=24) else UTC)
-        return Calendar(starts_s=starts.timestamp(), utc_offset_s=offset.total_seconds())
+        return starts.timestamp()
 
 
 def is_usual_calendar(calendar: PoolCalendar) -> bool:
@@ -117,6 +127,9 @@ def hierarchy_spec(
     members = list(entitlements)
     if not groups and not keys and not prices and not any(one.budgets or one.parent is not None for one in members):
         return None
+    from policies.budgets import Price
+    from policies.hierarchy import HierarchySpec, Node, entitlement_id, group_id, key_id
+
     nodes = [
         Node(
             node_id=group_id(one.name), parent=None if one.parent is None else group_id(one.parent),

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from sim.engine.disaggregation import Disaggregated
 from sim.engine.speculation import Speculation
-from sim.engine.step_table import TableStepTime
 from sim.scenario.registered_types import MisfitError
 
 
@@ -118,7 +117,7 @@ def _check_experts(profile: Spread) -> None:
     """Refuse a table whose experts are shared by other ranks than the profile's, or by none."""
     step = profile.step_time
     ranks = profile.data_parallel if profile.expert_parallel else 1
-    if not isinstance(step, TableStepTime):
+    if step.kind != "table":
         return
     said = f"data_parallel: {ranks} and expert_parallel: true" if ranks > 1 else "expert_parallel: false"
     shared = {} if step.experts is None else {"experts": step.experts.ranks}

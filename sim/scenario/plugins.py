@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
-from policies import snapshot
 from policies.api import AdmissionPolicy, Router
 from policies.registry import POLICIES, ROUTERS, Entry, Traits
 from sim.errors import InputError
@@ -236,6 +235,8 @@ def register(group: str, params: type, *, kind: str | None = None) -> Plugin:
     params.__dataclass_fields__["kind"].type = Literal[tuple(called)]  # type: ignore[attr-defined]
     kinds.add(plugin.kind, _entry(plugin) if group in _BUILT_NEEDS else params)
     _LOADED[params] = plugin
+    from policies import snapshot  # here, because a run without plug-ins need not know it
+
     snapshot.trust(_package(params.__module__))
     rebuild_models()
     return plugin

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from policies.api import EntitlementSpec, PoolCapacity, ServiceClass
-from policies.hierarchy import HierarchySpec
 from policies.registry import SCALERS
 from sim.engine.replica_life import Life
 from sim.scenario import plugins
@@ -33,6 +32,9 @@ from sim.scenario.pool_amounts import (
 )
 from sim.scenario.profile import Profile
 from sim.scenario.registered_types import MisfitError, OneOf, Strict, named
+
+if TYPE_CHECKING:
+    from policies.hierarchy import HierarchySpec
 
 _RESERVED = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 
@@ -279,7 +281,11 @@ class Pool(Strict):
     def hierarchy(self) -> HierarchySpec | None:
         """Return the tree above the entitlements; None where there is none."""
         found = hierarchy_spec(self.groups, self.keys, self.entitlements, self.prices, self.calendar)
-        return HierarchySpec(calendar=self.calendar.calendar()) if found is None and self.count_use else found
+        if found is not None or not self.count_use:
+            return found
+        from policies.hierarchy import HierarchySpec
+
+        return HierarchySpec(calendar=self.calendar.calendar())
 
     def life(self) -> Life:
         """Return how long the coming and going of replicas takes."""

@@ -17,9 +17,8 @@ from sim.engine.disaggregation import Disaggregated
 from sim.engine.lora import Lora
 from sim.engine.ranks import Score
 from sim.engine.speculation import Speculation
-from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_iteration_s
-from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.engine.step_time import STEP_TIMES
+from sim.engine.work import Hardware, Work, least_iteration_s
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
 from sim.scenario.pool_amounts import is_none
@@ -164,7 +163,7 @@ class Profile(Strict):
 
         Coefficients that were fitted to measured runs hold it in what they say of tokens and iterations.
         """
-        of_kernels = isinstance(self.step_time, TableStepTime | RooflineStepTime)
+        of_kernels = self.step_time.kind in ("table", "roofline")
         return self.gpus > 1 and of_kernels and self.step_time.links is None
 
     @property
@@ -307,6 +306,8 @@ class Profile(Strict):
 
     def _check_physics(self, physics: Physics) -> None:
         """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""
+        from sim.engine.step_table import ExtrapolationWarning
+
         for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
             decodes = min(decodes, self.max_num_seqs, self.max_num_batched_tokens - prefill)
             tokens_read = decodes * context

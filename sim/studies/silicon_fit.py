@@ -25,8 +25,8 @@ from sim.analysis.markdown_tables import markdown
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
 from sim.calibration.from_sweep import SweepPoint, simulated_copies
 from sim.calibration.noise import perturbed
-from sim.engine.experts import touched_share
 from sim.engine.step_fitted import FittedStepTime
+from sim.engine.work import touched_share
 from sim.errors import InputError
 from sim.scenario.profile import Profile
 from sim.scenario.validation_errors import suggestion

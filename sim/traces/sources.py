@@ -13,9 +13,10 @@ import numpy as np
 from sim.errors import InputError
 from sim.seeds import stream
 from workloads.catalogue import TRACES, locate
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS, Layout
 from workloads.formats.read import layout_of, read_trace
-from workloads.formats.rows import Labels, Rows, TraceError, join_rows
+from workloads.formats.rows import Labels, Rows, join_rows
 from workloads.servegen import ServeGen, clients_in
 from workloads.trace import Columns, container_of
 from workloads.transforms import is_rounded, jitter_within_bins

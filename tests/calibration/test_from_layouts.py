@@ -125,6 +125,7 @@ APART = Disaggregated(prefill_engines=1, decode_engines=1, kv_bytes_per_s=1e10)
         (START, [], (), "here: holds no point; give what was measured"),
         (START, [replace(POINT, tpot_s=0.0)], (), "here: a number that is not above 0 in SweepPoint"),
         (engine(LinearStepTime(base_s=0.01)), [POINT], (), "time is of kind linear; begin from one of kind fitted"),
+        (engine(STEP, data_parallel=2, gpus=2), [POINT], (), "here: a layout has data_parallel, whose work is not"),
         (engine(STEP, speculation=DRAFTS), [POINT], (),
          "here: a layout has speculation, whose work is not counted; leave speculation out"),
         (engine(STEP, kv_bytes_per_token=1e5, disaggregated=APART), [POINT], (), "has disaggregated, whose work"),

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.calibration.measured import MeasuredRun
+from sim.calibration.on_scenario import replay_on
 from sim.calibration.single_replica import Requests, closed_loop, replay
 from sim.engine.step_fitted import FittedStepTime
-from sim.scenario.profile import Profile
+from sim.errors import InputError
+from sim.scenario.load import parse_scenario
+from sim.scenario.profile import Profile, parse_profile
 
 STEP = FittedStepTime(weights_s=0.01, per_token_s=1e-4)
 
@@ -52,3 +56,64 @@ def test_who_finds_no_connection_waits_in_order() -> None:
     assert loop.arrival_s is not None
     assert (np.diff(np.sort(loop.finish_s)) > 0.05).all()
     assert list(loop.arrival_s[:3]) == [0.0, 0.0, 0.0]
+
+
+def spread(n: int = 40) -> Requests:
+    rng = np.random.default_rng(2)
+    return Requests(np.cumsum(rng.exponential(0.02, n)), rng.integers(50, 900, n), rng.integers(5, 60, n))
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "ranks": {"data_parallel": 2, "gpus": 2},
+    "ranks in step": {"data_parallel": 2, "gpus": 2, "expert_parallel": True},
+    "stages": {"pipeline_parallel": 2, "pipeline_transfer_s": 0.002, "gpus": 2, "prefix_caching": False},
+    "prefill and decode apart": {
+        "disaggregated": {"prefill_engines": 1, "decode_engines": 1, "kv_bytes_per_s": 5e10, "latency_s": 0.002},
+        "kv_bytes_per_token": 1e5,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_replica_of_several_engines_is_all_of_them_as_in_a_scenario(layout: str) -> None:
+    profile = parse_profile(
+        {"step_time": {"kind": "fitted", "weights_s": 0.01, "per_token_s": 1e-4}, "max_num_seqs": 4,
+         "max_num_batched_tokens": 4096, "kv_blocks": 20000, **LAYOUTS[layout]}, layout,
+    )  # fmt: skip
+    requests = spread()
+    made = replay(profile, requests)
+    scenario = parse_scenario(
+        {
+            "version": 1, "horizon_s": 60, "policies": [{"kind": "none"}],
+            "pool": {
+                "profile": profile.model_dump(mode="json", exclude={"name"}), "replicas": 1,
+                "entitlements": [{"name": "a", "service_class": "spot"}],
+            },
+            "workload": [{
+                "entitlement": "a", "arrivals": {"kind": "poisson", "rate_per_s": 1}, "prompt_tokens": 8,
+                "output_tokens": 8,
+            }],
+        },
+        "SCENARIO",
+    )  # fmt: skip
+    there = replay_on(scenario, MeasuredRun("run", requests, made))
+    assert made.first_token_s == pytest.approx(there.first_token_s, abs=1e-9)
+    assert made.finish_s == pytest.approx(there.finish_s, abs=1e-9)
+    one = replay(engine().model_copy(update={"max_num_seqs": 4}), requests)
+    assert not np.allclose(one.finish_s, made.finish_s)  # what it would be if the layout did not matter
+
+
+def test_clients_of_a_closed_loop_are_spread_over_ranks() -> None:
+    narrow = engine().model_copy(update={"max_num_seqs": 1})
+    ranks = narrow.model_copy(update={"data_parallel": 2, "gpus": 2})
+    waits = [np.ptp(closed_loop(each, at_once(2, 10), 2).first_token_s) for each in (narrow, ranks)]
+    assert waits[0] > 0.09
+    assert waits[1] == pytest.approx(0.0)
+
+
+def test_measured_hits_are_those_of_each_rank_and_of_no_other_group() -> None:
+    ranks = engine().model_copy(update={"data_parallel": 2, "gpus": 2})
+    assert replay(ranks, at_once(2, cached=800)).first_token_s == pytest.approx([0.02, 0.02])
+    staged = engine().model_copy(update={"pipeline_parallel": 2, "gpus": 2})
+    with pytest.raises(InputError, match="made of several engines; leave cached_tokens out"):
+        replay(staged, at_once(2, cached=800))

@@ -31,6 +31,11 @@ def line(second: int, **changed: Any) -> str:
 
 
 GOOD = HEAD + "".join(row(second) for second in range(20))
+TELLING = (
+    "request_id,client_id,tenant_id,slo_class,session_id,round_index,prefix_group,streaming,input_tokens,output_tokens,"
+    "text_tokens,image_tokens,audio_tokens,video_tokens,reason_ratio,arrival_time_us,send_time_us"
+)
+"""By these columns a format is known, whatever else a file has."""
 JSON_OF_4 = '"prompt_tokens": 4'
 
 READ: dict[str, bytes] = {
@@ -65,6 +70,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "empty-cell.csv": ((HEAD + row(0) + row(1, "")).encode(), "row 3"),
     "short-row.csv": ((HEAD + row(0) + "2023-11-16 18:15:05.0,1\n").encode(), "row 3"),
     "long-row.csv": ((HEAD + row(0) + "2023-11-16 18:15:05.0,1,2,3\n").encode(), "row 3"),
+    "wide.csv": (
+        f"{TELLING},{','.join(f'column_{i}' for i in range(200))}\n{'1,' * 14}1\n".encode(), "15 columns instead of 217"
+    ),
     "torn.csv": (GOOD[:-9].encode(), "row 21"),
     "open-quote.csv": ((HEAD + '2023-11-16 18:15:05.0,"1,2\n').encode(), "row 2"),
     "unsorted.csv": ((HEAD + row(9) + row(3)).encode(), "row 3: time 2023-11-16 18:15:03.6805900 is before"),

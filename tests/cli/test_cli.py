@@ -240,6 +240,16 @@ def test_help_needs_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_no_garbage_is_looked_for_while_the_command_is_imported() -> None:
+    code = (
+        "import gc, sys; from tokenpools.__main__ import main; sys.argv = ['tokenpools', '--version']\n"
+        "seen = []; gc.callbacks.append(lambda *what: seen.append(what))\n"
+        "try: main()\nfinally: print(len(seen), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "0\n"
+
+
 def test_a_plain_run_imports_no_analysis_libraries(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
     code = (
@@ -256,6 +266,11 @@ def test_a_plain_run_imports_no_kind_that_its_scenario_does_not_name(tmp_path: P
         "policies.bands", "policies.predictive_pool.policy", "policies.presets.gateways", "policies.token_pool.policy",
         "policies.routers.scored", "policies.scaling.capacity", "workloads.trace", "workloads.servegen",
         "workloads.interactive", "numpy.ma", "sim.records.manifest_shape", "sim.scenario.manifests",
+        "policies.budgets", "policies.hierarchy", "policies.invariants", "policies.limit_leases", "policies.shadow",
+        "policies.scaling.rules", "policies.snapshot", "sim.engine.links", "sim.engine.step_fitted",
+        "sim.engine.step_roofline", "sim.engine.step_table", "sim.cluster.disaggregated", "sim.cluster.flow_prefill",
+        "sim.cluster.gateways", "sim.cluster.lora", "sim.cluster.pipeline", "sim.cluster.ranks", "statistics",
+        "workloads.formats.rows", "workloads.prefixes",
     ]  # fmt: skip
     code = (
         "import sys; sys.argv = ['tokenpools', 'run', 's.yaml', '--out', 'o']\nimport sim.cli\nsim.cli.main()\n"

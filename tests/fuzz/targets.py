@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sim.errors import RunError, TokenpoolsError
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 
 LONGEST_S = 20
 """CPU seconds of one input, after which it is a finding: they take milliseconds."""

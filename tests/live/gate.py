@@ -21,11 +21,12 @@ from policies.api import Event, Instruction
 from policies.invariants import Checker, Violation
 from sim.live.gateway.authentication import hashed
 from sim.live.gateway.config_file import parse_config
-from sim.live.gateway.core_from_config import make_core
+from sim.live.gateway.core_from_config import core_of_head, make_core, recorded_head
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.gateway.service import Service
 from sim.live.gateway.settings import Settings
 from sim.live.gateway.settings_from_config import make_settings
+from sim.live.gateway.shadowing import Shadowing
 from sim.live.observability.observer import RequestLog
 from sim.live.observability.wiring import Observability
 from sim.live.shared_state.response_owners import ResponseOwners
@@ -267,3 +268,19 @@ def gateway(
         assert not thread.is_alive(), "the gateway did not stop"
         if failed:
             raise failed[0]
+
+
+def shadowed(gate: Any, given: dict[str, Any], tell: Callable[[Any], None]) -> tuple[Shadowing, dict[str, Any]]:
+    """Put the shadows of a configuration beside a running gateway's core, as a reload does."""
+    read = parse_config(given, "test.yaml")
+    shadowing = Shadowing(lambda found, leaving: core_of_head(found, "test.yaml", leaving), tell)
+    about = recorded_head(read)
+
+    def change() -> None:
+        service = gate.service
+        core, said = shadowing.change_over(about, service.gateway.core, service.gateway.now_s())
+        service.gateway.core = core
+        service.gateway.carry_out(said)
+
+    gate.call(change)
+    return shadowing, about

@@ -16,7 +16,8 @@ from sim.calibration.single_replica import Requests, replay
 from sim.engine.experts import Experts
 from sim.engine.links import Links
 from sim.engine.step_fitted import FittedStepTime
-from sim.engine.step_roofline import Hardware, RooflineStepTime, Work
+from sim.engine.step_roofline import RooflineStepTime
+from sim.engine.work import Hardware, Work
 from sim.errors import InputError
 from sim.experiments.run import run_scenario
 from sim.profiles.gpus import GPUS

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.engine.step_fitted import FittedStepTime
-from sim.engine.step_roofline import Hardware, RooflineStepTime, Work, least_iteration_s
+from sim.engine.step_roofline import RooflineStepTime
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.engine.step_time import STEP_TIMES, LinearStepTime
+from sim.engine.work import Hardware, Work, least_iteration_s
 
 WORK = Work(parameters=7.5e9, kv_bytes_per_token=131072, flops_per_pair=524288)
 EXPERTS = Work(

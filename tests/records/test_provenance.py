@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,48 @@ def test_a_checkout_without_git_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setitem(sys.modules, "sim._build", None)
     assert provenance.commit() == "unknown"
+
+
+def test_the_commit_of_a_checkout_and_whether_it_was_changed(installed: None, tmp_path: Path) -> None:
+    def git(*command: str) -> str:
+        named = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run([*named, *command], capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    assert provenance.commit() == provenance._built_from(), "nothing was committed yet"
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    head = git("rev-parse", "HEAD")
+    assert provenance.commit() == head
+    (tmp_path / "b").write_text("1")
+    assert provenance.commit() == head, "what git does not track changes nothing"
+    (tmp_path / "a").write_text("2")
+    assert provenance.commit() == f"{head}-dirty"
+    git("checkout", "-q", "--detach", head)
+    assert provenance.commit() == f"{head}-dirty"
+    git("checkout", "-q", "a")
+    assert provenance.commit() == head
+
+
+def test_versions_are_those_of_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {name: version(name) for name in provenance._LIBRARIES}
+    assert provenance.versions() == {"python": platform.python_version(), **installed}
+    monkeypatch.delitem(sys.modules, "pydantic")
+    assert provenance.versions()["pydantic"] == installed["pydantic"], "what is not imported is looked up"
+    monkeypatch.setattr(provenance, "_LIBRARIES", ("no-such-library",))
+    assert provenance.versions()["no-such-library"] == "not installed"
+
+
+def test_versions_of_what_is_imported_parse_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(provenance, "version", lambda name: asked.append(name) or "1")
+    monkeypatch.setattr(provenance, "_LIBRARIES", ("simpy", "numpy", "pyarrow", "pydantic", "no-such-library"))
+    import pyarrow  # noqa: F401
+    import simpy  # noqa: F401
+
+    provenance.versions()
+    assert asked == ["no-such-library"]
 
 
 def hook() -> Any:

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS
 from workloads.formats.read import read_trace
-from workloads.formats.rows import TraceError, join_rows
+from workloads.formats.rows import join_rows
 from workloads.formats.times import parse_time_ns
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"

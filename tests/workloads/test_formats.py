@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workloads.formats import lines
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS
 from workloads.formats.read import layout_of, load, own_layout, read_trace
-from workloads.formats.rows import Blocks, Labels, Rows, TraceError, join_rows, without_silent
+from workloads.formats.rows import Blocks, Labels, Rows, join_rows, without_silent
 from workloads.formats.write import lost, write_trace
 
 DATA = os.environ.get("TOKENPOOLS_DATA")

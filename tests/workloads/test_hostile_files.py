@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from workloads.formats import documents
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS
 from workloads.formats.lines import LONGEST_LINE_BYTES, line_blocks
 from workloads.formats.read import layout_of, read_trace
-from workloads.formats.rows import Rows, TraceError, join_rows
+from workloads.formats.rows import Rows, join_rows
 from workloads.formats.write import write_trace
 from workloads.trace import Trace
 
@@ -170,6 +171,14 @@ def test_request_ids_of_64_bits_are_told_apart(tmp_path: Path) -> None:
     assert len(read(bailian(2**64 - 1, 2**64 - 2, 2**63))) == 3
     with pytest.raises(TraceError, match="row 2: chat_id '18446744073709551615' is that of a row above"):
         read(bailian(2**64 - 1, 2**64 - 1))
+
+
+@pytest.mark.parametrize("parent", [[0], {"id": 0}, [[]]])
+def test_a_parent_that_can_name_no_request_is_refused(parent: object, tmp_path: Path) -> None:
+    plain = {"timestamp": 0.0, "input_length": 1, "output_length": 1, "type": "text", "turn": 1, "hash_ids": [1]}
+    file = lines(tmp_path, *({"chat_id": at, "parent_chat_id": of} | plain for at, of in ((0, -1), (1, parent))))
+    with pytest.raises(TraceError, match=r"row 2: parent_chat_id .* names no request; give the id of a row above"):
+        read(file)
 
 
 def test_a_csv_cell_of_any_length_is_read_or_refused(tmp_path: Path) -> None:

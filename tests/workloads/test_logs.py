@@ -20,9 +20,10 @@ from sim.live.loadgen.completions_client import PromptKind
 from sim.live.observability.logs import JsonFormatter, as_fields
 from sim.live.observability.observer import NEVER_S, Ended, RequestLog
 from sim.scenario.load import parse_scenario
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS, recognised
 from workloads.formats.read import layout_of, load, read_trace
-from workloads.formats.rows import Rows, TraceError, join_rows
+from workloads.formats.rows import Rows, join_rows
 from workloads.formats.write import write_trace
 from workloads.trace import Columns, Trace
 

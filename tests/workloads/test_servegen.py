@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sim.seeds import stream
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 from workloads.servegen import ServeGen, clients_in, parse_histogram, read_client
 
 DATA = os.environ.get("TOKENPOOLS_DATA")

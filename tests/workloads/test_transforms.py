@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sim.seeds import stream
 from workloads import transforms
-from workloads.formats.rows import Blocks, Labels, Rows, TraceError
+from workloads.formats.errors import TraceError
+from workloads.formats.rows import Blocks, Labels, Rows
 from workloads.generate import WorkloadSpec, generate
 from workloads.lengths import Constant
 from workloads.trace import Columns, Trace, TraceWindow

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from workloads.formats.errors import TraceError
 from workloads.formats.ids import Ids
 from workloads.formats.layouts import LABELS, Layout
 from workloads.formats.lines import Block
-from workloads.formats.rows import Blocks, TraceError, labels_of
+from workloads.formats.rows import Blocks, labels_of
 from workloads.formats.times import NS_PER, has_zone, is_time, parse_time_ns, shown, to_ns
 
 MAX_COUNT = 2**31 - 1
@@ -151,6 +152,12 @@ class _Row:
             raise self.refuse(f"{column} {shown(str(value))} is that of a row above", "give each request its own")
         return value
 
+    def parent(self, column: str) -> object:
+        value = self.get(column)
+        if isinstance(value, list | dict):
+            raise self.refuse(f"{column} {shown(str(value))} names no request", "give the id of a row above, or -1")
+        return value
+
 
 def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, file: str, before: Before) -> Columns:
     """Return the columns of rows given as (row number, cell of a column), or name the first that is wrong."""
@@ -173,7 +180,7 @@ def read_rows(rows: Iterable[tuple[int, Callable[[str], Any]]], layout: Layout, 
         if layout.request_id is not None:
             found["request_id"].append(row.identity(layout.request_id, before))
         if layout.parent is not None:
-            found["parent"].append(get(layout.parent))
+            found["parent"].append(row.parent(layout.parent))
     size = layout.block_tokens or before.block_tokens
     try:
         return {role: _column(role, values, size) for role, values in found.items()}

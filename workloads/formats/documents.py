@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from workloads.formats.careful import LATEST_S, json_objects
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import LAYOUTS, Layout
 from workloads.formats.lines import Block
-from workloads.formats.rows import TraceError
 from workloads.formats.times import shown
 
 Cells = Iterator[tuple[int, Callable[[str], Any]]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from workloads.formats.rows import TraceError
+from workloads.formats.errors import TraceError
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE_BYTES = 16 << 20

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from workloads.formats.documents import whole_text
+from workloads.formats.errors import TraceError
 from workloads.formats.lines import LONGEST_LINE_BYTES, opened
 from workloads.formats.log_lines import Fields, Logged, Torn, numbered_lines, object_of
-from workloads.formats.rows import TraceError
 from workloads.formats.times import shown
 
 _WANTED = frozenset(("request_id", "startTime", "prompt_tokens", "completion_tokens"))

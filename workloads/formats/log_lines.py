@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workloads.formats.careful import MAX_COUNT
+from workloads.formats.errors import TraceError
 from workloads.formats.lines import line_blocks
-from workloads.formats.rows import TraceError
 from workloads.formats.times import parse_time_ns, shown
 
 BYTES_PER_TOKEN = 4

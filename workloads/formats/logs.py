@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.formats import envoy_log, gateway_log, litellm_log, vllm_log
+from workloads.formats.errors import TraceError
 from workloads.formats.layouts import Layout
 from workloads.formats.log_lines import Logged, Torn
-from workloads.formats.rows import Labels, Rows, TraceError, labels_of
+from workloads.formats.rows import Labels, Rows, labels_of
 from workloads.requests import Ints
 
 _SEED = 20_240_611

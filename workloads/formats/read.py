@@ -13,19 +13,10 @@ import numpy as np
 
 from workloads.formats import documents, fast, logs
 from workloads.formats.careful import Before, Columns, cells_of, csv_cells, json_cells, read_rows
+from workloads.formats.errors import EmptyCutError, TraceError
 from workloads.formats.layouts import LAYOUTS, ROLES, SUFFIXES, Container, Layout, recognised
 from workloads.formats.lines import Block, first_line, line_blocks, line_ends
-from workloads.formats.rows import (
-    Blocks,
-    EmptyCutError,
-    Labels,
-    Rows,
-    TraceError,
-    carried,
-    join_rows,
-    labels_of,
-    without_silent,
-)
+from workloads.formats.rows import Blocks, Labels, Rows, carried, join_rows, labels_of, without_silent
 from workloads.formats.times import Unit, has_zone, shown, to_ns
 
 DATED_FROM_NS = 10**18

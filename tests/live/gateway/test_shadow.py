@@ -8,12 +8,12 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from live.gate import ENTITLEMENTS, config, gateway, head
+from live.gate import ENTITLEMENTS, config, gateway, head, shadowed
 from live.stand_in import running
 from typer.testing import CliRunner
 
@@ -78,22 +78,6 @@ def recorder() -> Iterator[Recorder]:
         yield one
     finally:
         one.close()
-
-
-def shadowed(gate: Any, given: dict[str, Any], tell: Callable[[Any], None]) -> tuple[Shadowing, dict[str, Any]]:
-    """Put the shadows of a configuration beside a running gateway's core, as a reload does."""
-    read = parse_config(given, "test.yaml")
-    shadowing = Shadowing(lambda found, leaving: core_of_head(found, "test.yaml", leaving), tell)
-    about = recorded_head(read)
-
-    def change() -> None:
-        service = gate.service
-        core, said = shadowing.change_over(about, service.gateway.core, service.gateway.now_s())
-        service.gateway.core = core
-        service.gateway.carry_out(said)
-
-    gate.call(change)
-    return shadowing, about
 
 
 def raw_requests(port: int) -> None:

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from live.gate import Gate, config, gateway
+from live.gate import Gate, config, gateway, shadowed
 from live.stand_in import Behaviour, running
 
 from policies import snapshot
 from policies.api import Arrived, Finished, Forward, Hold
+from policies.shadow import Opinion
 from policies.wire import event_from, to_plain
 from sim.judging.parity import check_parity
 from sim.live.gateway.config_file import parse_config
@@ -201,6 +202,24 @@ def test_the_gateways_own_header_goes_no_further_and_nobody_is_told_of_sessions_
         view = next(event.request for _, event, _ in gate.events if isinstance(event, Arrived))
         assert (view.session, view.prefix) == ("", ())
         assert all("x-tokenpools-session" not in map(str.lower, request.headers) for request in stand_in.seen)
+
+
+def test_a_shadow_knows_texts_and_sessions_that_the_acting_policy_did_not_ask_for() -> None:
+    shadows = [{"name": "agents", "kind": "concur", "agents": 1}, {"name": "longest", "kind": "dlpm"}]
+    found: list[Opinion] = []
+    with running(behaviour=Behaviour()) as stand_in, gateway(stand_in) as gate:
+        shadowed(gate, config([stand_in], shadow=shadows), found.append)
+        gate.service.recorders.remove(gate.check)
+        gate.checker = None
+        for session in ("first", "first", "second"):
+            gate.ask(prompt="the same text " * 100, headers={"x-tokenpools-session": session})
+        gate.balanced()
+        views = [event.request for _, event, _ in gate.events if isinstance(event, Arrived)]
+    # One agent has a place, and keeps it between its calls: were sessions unknown, the second call would wait, too.
+    assert [one.verdict for one in found if one.shadow == "agents"] == ["forward", "forward", "hold"]
+    assert [one.session for one in views] == [session_name(one, "acme") for one in ("first", "first", "second")]
+    assert len({one.prefix for one in views}) == 1
+    assert len(views[0].prefix) > 3
 
 
 @pytest.mark.parametrize("salted", [True, False])
