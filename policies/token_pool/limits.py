@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from policies.api import PoolCapacity, ServiceClass
@@ -24,13 +24,13 @@ _NO_LIMIT: Final = float("inf")
 _new: Final = tuple.__new__
 
 
-def share_out(accounts: Iterable[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:
-    """Share out what the pool has among who is Bound."""
-    bound = sorted((account for account in accounts if account.bound), key=lambda account: account.index)
+def share_out(accounts: Sequence[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:
+    """Share out what the pool has among who is Bound; the accounts come in the order of their index."""
+    bound = [account for account in accounts if account.bound]
     margin = rules.demand_margin
     claims = [
         _new(Claim, (
-            account.spec.service_class, max(account.weight, _LEAST_WEIGHT), account.baseline, account.limits,
+            account.service_class, max(account.weight, _LEAST_WEIGHT), account.baseline, account.limits,
             claimed(account, margin),
         ))
         for account in bound
@@ -51,7 +51,7 @@ def claimed(account: Account, margin: float) -> Vector:
     """
     demand = account.demand
     slots = demand[2]
-    if not margin or not slots or account.spec.service_class not in _BASELINED:
+    if not margin or not slots or account.service_class not in _BASELINED:
         return demand
     most, more = account.baseline, 1 + margin / math.sqrt(max(slots, 1.0))
     return (

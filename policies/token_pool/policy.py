@@ -79,6 +79,7 @@ class TokenPoolPolicy:
         listed = {spec.name: index for index, spec in enumerate(entitlements)}
         specs = sorted(entitlements, key=lambda spec: spec.name)
         self._accounts = {spec.name: open_account(spec, listed[spec.name], rules) for spec in specs}
+        self._as_listed = sorted(self._accounts.values(), key=lambda account: account.index)
         self._labels = {spec.name: _labels_of(spec.name) for spec in specs}
         self._kv_bytes_per_token = kv_bytes_per_token
         self._chance = chance
@@ -208,7 +209,7 @@ class TokenPoolPolicy:
         if slots_over <= 0 and tokens_over <= 0:
             return ADMIT
         victims: list[str] = []
-        if account.spec.service_class is not _PREEMPTIBLE:
+        if account.service_class is not _PREEMPTIBLE:
             for request_id, flight in reversed(self._preemptible.items()):
                 victims.append(request_id)
                 slots_over -= flight.request.sequences
@@ -247,7 +248,7 @@ class TokenPoolPolicy:
             account.bucket.reserve(flight.reserved_tokens, now_s)
             self._paid[flight.request.request_id] = account.bucket
         self._floor.admitted(account, flight)
-        service_class = account.spec.service_class
+        service_class = account.service_class
         if service_class is _DEDICATED:
             self._count_idle(account, flight.ledger)
         elif service_class is _PREEMPTIBLE:
@@ -266,7 +267,7 @@ class TokenPoolPolicy:
         bucket = self._paid.pop(flight.request.request_id, None)
         if bucket is not None and bucket is account.bucket:
             bucket.settle(flight.reserved_tokens, used_tokens, now_s)
-        service_class = account.spec.service_class
+        service_class = account.service_class
         if service_class is _DEDICATED:
             self._count_idle(account, flight.ledger)
         elif service_class is _PREEMPTIBLE:
@@ -303,7 +304,7 @@ class TokenPoolPolicy:
             account = self._accounts[name]
             if account.bucket is not None and used_tokens:
                 account.bucket.reserve(used_tokens, now_s)
-            if account.spec.service_class is _DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
@@ -332,7 +333,7 @@ class TokenPoolPolicy:
                 depth = max(rate * self.rules.bucket_s, self.rules.max_request_tokens)
                 account.bucket.scale(rate_per_s=rate, depth=depth, kept=min(1.0, part / before if before else 1.0),
                                      now_s=now_s)
-            if account.spec.service_class is _DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
@@ -351,7 +352,7 @@ class TokenPoolPolicy:
             equalise(self._accounts.values(), self.rules)
         self._weigh(pool)
         if self._allocated:
-            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
+            share_out(self._as_listed, pool.capacity, self.rules, now_s)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
@@ -360,11 +361,11 @@ class TokenPoolPolicy:
         for account in self._accounts.values():
             ledger = pool.entitlements[account.spec.name]
             bind(account, ledger, self.rules, now_s)
-            if account.spec.service_class is _DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, ledger)
         self._weigh(pool)
         if self._allocated:
-            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
+            share_out(self._as_listed, pool.capacity, self.rules, now_s)
 
     def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:  # noqa: ARG002
         """Evict the youngest preemptible requests while more is in flight than the pool has."""

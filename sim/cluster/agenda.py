@@ -14,8 +14,9 @@ from typing import Any, Final
 from simpy.core import EmptySchedule
 
 NEVER_S: Final = float("inf")
+URGENT: Final = 0
 NORMAL: Final = 1
-"""As `simpy.events.NORMAL`."""
+"""As `simpy.events.URGENT` and `simpy.events.NORMAL`."""
 SCRAPE: Final = 2
 """A scrape comes after what else a gateway hears at its instant, whoever asked for which first."""
 LAST: Final = 3

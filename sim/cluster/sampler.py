@@ -7,15 +7,15 @@ in-flight counts follow exactly from the attempts, so they are computed once at 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
 from policies.api import Gauge, GaugeTable
+from sim.cluster.agenda import URGENT, Agenda, Alarm
 from sim.cluster.faults import Pool
 from sim.cluster.node import Node
 from sim.records.attempt_series import AttemptSeries
@@ -36,14 +36,15 @@ class Sampler:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        agenda: Agenda,
         gauges: Callable[[float], Iterable[Gauge]],
         pool: Pool,
         nodes: Sequence[Node],
         interval_s: float,
         on_sample: Callable[[float], None] | None = None,
     ) -> None:
-        self._env = env
+        self._agenda = agenda
+        self._samples = 0
         self._read_gauges = gauges
         self._pool = pool
         self._nodes = nodes
@@ -55,16 +56,17 @@ class Sampler:
         self._replicas = [_column() for _ in nodes]
         self._gauges = GaugeLog()
 
-    def run(self) -> Generator[simpy.Event, None, None]:
-        """Sample until the run ends."""
-        samples = 0
-        while True:
-            self._sample()
-            samples += 1
-            yield self._env.timeout(max(0.0, samples * self._interval_s - self._env.now))
+    def begin(self) -> None:
+        """Sample now, before all else that is due, and until the run ends."""
+        self._agenda.set(Alarm(self._ring), self._agenda.now_s, URGENT)
 
-    def _sample(self) -> None:
-        now_s = self._env.now
+    def _ring(self, alarm: Alarm) -> None:
+        now_s = self._agenda.now_s
+        self._sample(now_s)
+        self._samples += 1
+        self._agenda.set(alarm, now_s + max(0.0, self._samples * self._interval_s - now_s))
+
+    def _sample(self, now_s: float) -> None:
         self._t_s.append(now_s)
         capacity = self._pool.capacity()
         self._capacity.extend((capacity.slots, capacity.ready_replicas))

@@ -214,8 +214,8 @@ def simulate(
     sampler = None
     if interval_s is not None:
         gauges = partial(_gauges, world, core.pool, fleet)
-        sampler = Sampler(env, gauges, pool, nodes, interval_s, report)
-        env.process(sampler.run())
+        sampler = Sampler(env.agenda, gauges, pool, nodes, interval_s, report)
+        sampler.begin()
     if gateways.wants_reports:
         _begin_scrapes(env.agenda, gateway, world.scrape_interval_s)
     if world.horizon_s is None:

@@ -7,10 +7,8 @@ import random
 import pytest
 import simpy
 
-from sim.cluster.agenda import LAST, NORMAL, Alarm
+from sim.cluster.agenda import LAST, NORMAL, URGENT, Alarm
 from sim.cluster.clock import Clock
-
-URGENT = 0
 
 
 @pytest.mark.parametrize("seed", range(40))
