@@ -471,7 +471,10 @@ class GatewayCore(PoolState):
         ledger.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         mean_s = pool.mean_service_s
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
-        if not flight.prompt_credited:  # an answer in one piece has no first token of its own
+        # An answer in one piece has no first token of its own; the output that it may have is counted with the prompt.
+        if not flight.prompt_credited and (
+            event.prompt_tokens is not None or event.output_tokens <= flight.output_tokens
+        ):
             self._credit(flight, flight.output_tokens)
         if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
             # Of a prompt that other books have counted (`Adopted`), these may not hold what is taken off here.

@@ -74,7 +74,7 @@ class AttemptLog:
 
     def _set_down(self, rows: Rows, attempts: Sequence[Attempt]) -> None:
         """Put attempts into their rows of the columns, which grow by doubling: what is not yet used takes no memory."""
-        found = attempt_columns(attempts, self._workload_entitlements, self._entitlements)
+        found = attempt_columns(attempts, self._workload_entitlements, self._entitlements, Attempt.numbers)
         parts = {name: np.asarray(getattr(found, name)) for name in _COLUMNS}
         room = len(self._columns["request_id"]) if self._columns else 0
         if room < self._count or not self._columns:  # also where nobody came
