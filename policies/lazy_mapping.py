@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
 Place = TypeVar("Place")
 Found = TypeVar("Found", covariant=True)
@@ -33,3 +34,9 @@ class LazyMapping(Mapping[str, Found], Generic[Place, Found]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def imported(place: str) -> Any:
+    """Return what ``module:name`` is."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

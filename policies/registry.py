@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from policies.api import AdmissionPolicy, Chance, EntitlementSpec, PoolCapacity, Router, Scaler
-from policies.lazy_mapping import LazyMapping
+from policies.lazy_mapping import LazyMapping, imported
 
 if TYPE_CHECKING:
     from policies.no_control import NoControl
@@ -60,8 +59,7 @@ class Entry(Generic[Built]):
 
 def _found(place: str) -> Any:
     """Return what ``module:name`` of this package is."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(f"policies.{module}"), name)
+    return imported(f"policies.{place}")
 
 
 @dataclass(frozen=True, slots=True)

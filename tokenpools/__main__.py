@@ -9,7 +9,7 @@ import tokenpools  # noqa: F401  (from here on its packages are found where they
 
 def main() -> None:
     """Run the command."""
-    gc.disable()  # imports make many objects and no garbage; commands turn it on again
+    gc.disable()  # imports make many objects and no garbage; what runs for long turns it on again
     from sim.cli import main as command
 
     command()

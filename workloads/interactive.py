@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from workloads.arrivals import Gamma
+from workloads.bursts import Gamma
 from workloads.lengths import MAX_TOKENS
 from workloads.points import LEAST_RATE_PER_S
 from workloads.prefixes import ChainPrefixes, Chosen, name_space

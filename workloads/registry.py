@@ -28,8 +28,8 @@ class _Registry(Mapping[str, type]):
 
 
 ARRIVALS: Mapping[str, type] = _Registry({
-    "even": "arrivals:Even", "poisson": "arrivals:Poisson", "gamma": "arrivals:Gamma", "weibull": "arrivals:Weibull",
-    "on-off": "arrivals:OnOff", "mmpp": "rates:Mmpp", "diurnal": "rates:Diurnal", "spike": "rates:Spike",
+    "even": "arrivals:Even", "poisson": "arrivals:Poisson", "gamma": "bursts:Gamma", "weibull": "bursts:Weibull",
+    "on-off": "bursts:OnOff", "mmpp": "rates:Mmpp", "diurnal": "rates:Diurnal", "spike": "rates:Spike",
     "ramp": "rates:Ramp", "trace": "trace:Trace", "servegen": "servegen:ServeGen",
     "closed-loop": "interactive:ClosedLoop", "sessions": "interactive:Sessions", "agents": "interactive:Agents",
     "aimd": "aimd:Aimd",
@@ -39,7 +39,7 @@ ARRIVALS: Mapping[str, type] = _Registry({
 
 LENGTHS: Mapping[str, type] = _Registry({
     "constant": "lengths:Constant", "uniform": "lengths:Uniform", "lognormal": "lengths:Lognormal",
-    "empirical": "lengths:Empirical", "pareto": "lengths:Pareto", "reasoning": "lengths:Reasoning",
+    "empirical": "lengths:Empirical", "pareto": "long_tails:Pareto", "reasoning": "long_tails:Reasoning",
 })  # fmt: skip
 """How many tokens they have: each is a `workloads.lengths.LengthLaw`."""
 

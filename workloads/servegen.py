@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from workloads.arrivals import Gamma, Weibull
+from workloads.bursts import Gamma, Weibull
 from workloads.catalogue import locate
 from workloads.coupling import coupled
 from workloads.formats.errors import TraceError

@@ -19,10 +19,12 @@ from sim.calibration.kernel_tables import (
 )
 from sim.calibration.link_tables import LinkTable, gpu_named, read_link_table, shipped_links
 from sim.engine.links import Links
+from sim.engine.ranks import rank_score_of
 from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.errors import InputError, shortened
 from sim.profiles.gpus import GPUS
 from sim.profiles.models import MODELS, model_named
+from sim.profiles.roofline import read_shape, room_for_kv_bytes
 from sim.scenario.profile import Calibration, Physics, Profile
 from sim.scenario.validation_errors import suggestion
 
@@ -48,7 +50,7 @@ class LinkChoice:
 def calibrate_kernels(
     folder: Path,
     *,
-    kv_blocks: int,
+    kv_blocks: int | None = None,
     layers: int | None = None,
     hidden_size: int | None = None,
     experts: int | None = None,
@@ -70,6 +72,7 @@ def calibrate_kernels(
 
     Parameters
     ----------
+    kv_blocks : of a rank, of 16 tokens; left out, what a rank's GPUs are reckoned to leave after the weights.
     layers, hidden_size, experts, experts_per_token : of the model; left out, those of the model that ``meta.yaml``
         names, if `MODELS` knows it.
     gpus : that share the layers by tensor parallelism, as in the tables; left out, what the folder's name ends in
@@ -110,10 +113,15 @@ def calibrate_kernels(
         found = _links(choice, meta, ranks, expert_parallel, int(count), hidden)
     elif choice != LinkChoice() and not choice.none:
         raise InputError("--link-*", "given for one GPU, which has none to talk to", "leave it out, or give --gpus")
+    error = ""
+    if kv_blocks is None:
+        kv_blocks = _reckoned_blocks(meta, shape, ranks, expert_parallel)
+        error = f"; KV cache reckoned, {16 * kv_blocks} tokens a rank: give what vLLM prints"
     gpu, kv_heads = GPUS.get(gpu_named(str(meta.get("gpu", ""))) or ""), int(shape.get("num_key_value_heads", 0))
     unsplit = unsplit_batch(gpu.multiprocessors, max(1, kv_heads // ranks)) if gpu and kv_heads else 0
     step_time = step_from_tables(tables, ranks, found[0] if found else None, unsplit)
-    error, measurements = _against_itself(step_time, tables, kv_blocks, max_num_batched_tokens)
+    sentence, measurements = _against_itself(step_time, tables, kv_blocks, max_num_batched_tokens)
+    error = sentence + error
     measured = " ".join(str(meta[key]) for key in ("gpu", "model") if key in meta) or folder.name
     engine = f"vLLM {meta['vllm_version']}, CUDA {meta['cuda_version']}" if "vllm_version" in meta else ""
     source = f"kernel times of {measured}, {engine or 'engine unknown'}"
@@ -128,6 +136,7 @@ def calibrate_kernels(
         tensor_parallel=ranks if ranks > 1 else None,
         data_parallel=expert_parallel,
         expert_parallel=expert_parallel > 1,
+        data_parallel_score=rank_score_of(str(meta.get("vllm_version", ""))),
         step_time=step_time,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -149,6 +158,27 @@ def calibrate_kernels(
             },
         ),
     )
+
+
+def _reckoned_blocks(meta: dict[str, Any], shape: dict[str, Any], ranks: int, expert_ranks: int) -> int:
+    """Return the KV blocks of a rank: what 0.9 of its GPUs' memory leaves after its weights, of 16 bits.
+
+    Experts are dealt out over the ranks that share them, the rest of the model is whole on each.
+    """
+    gpu = gpu_named(str(meta.get("gpu", "")))
+    if gpu is None or not shape:
+        what = "GPU" if gpu is None else "model"
+        problem = f"missing, and meta.yaml names no known {what} to reckon it of"
+        raise InputError("--kv-blocks", problem, "give it, or --kv-tokens; vLLM prints both when it starts")
+    model = read_shape(shape)
+    elsewhere_bytes = model.work.expert_parameters * model.work.bytes_per_parameter * (1 - 1 / expert_ranks)
+    room_bytes = room_for_kv_bytes(gpu, model.weight_bytes - elsewhere_bytes, ranks)
+    copies = max(1, ranks // model.kv_heads)
+    blocks = int(room_bytes / (16 * copies * model.work.kv_bytes_per_token))
+    if blocks < 1:
+        problem = f"missing, and the weights leave {room_bytes / 1e9:.1f} GB of {ranks} x {gpu} for it"
+        raise InputError("--kv-blocks", problem, "give it, or tables of more GPUs")
+    return blocks
 
 
 def gpu_of(folder: Path) -> str | None:

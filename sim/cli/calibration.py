@@ -128,7 +128,8 @@ def kernels(
     """
     from sim.calibration.from_kernels import LinkChoice, calibrate_kernels, gpu_of
 
-    engine: dict[str, Any] = {"kv_blocks": _blocks(kv_blocks, kv_tokens), "async_scheduling": async_scheduling}
+    blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
+    engine: dict[str, Any] = {"kv_blocks": blocks, "async_scheduling": async_scheduling}
     engine |= {"prefix_caching": prefix_caching, **_batch(gpu_of(folder), max_num_seqs, max_num_batched_tokens)}
     links = LinkChoice(
         table=link_table, latency_s=link_latency_s, bytes_per_s=link_bytes_per_s, gpu=link_gpu, none=no_links
@@ -177,18 +178,26 @@ def records(
     """From a measured run: a table with arrival, lengths, first-token and finish times, or a load generator's file.
 
     Read are result folders of `tokenpools replay`, CSV, parquet and JSONL of such columns, requests.jsonl of
-    LLMServingSim, `vllm bench serve --save-detailed`, GuideLLM, aiperf, and vLLM's OTLP traces.
+    LLMServingSim (what meta.json beside it says of the engine is taken where no option does), GuideLLM, aiperf, and
+    `vllm bench serve --save-detailed`, and vLLM's OTLP traces.
     """
     from sim.calibration.from_records import calibrate_records, terms_for
     from sim.calibration.measured import read_run
     from sim.calibration.on_scenario import replay_on
+    from sim.calibration.run_engine import engine_of
     from sim.scenario.load import load_scenario
 
     run = _read(read_run, file, ttft_from)
+    there = engine_of(file)
+    if kv_blocks is None and kv_tokens is None:
+        kv_tokens = there.kv_tokens
     begin = _start(start, gpu, kv_blocks, kv_tokens, {
-        "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
+        "max_num_seqs": max_num_seqs or there.settings.get("max_num_seqs"),
+        "max_num_batched_tokens": max_num_batched_tokens or there.settings.get("max_num_batched_tokens"),
         "async_scheduling": async_scheduling, "prefix_caching": prefix_caching, "gpus": gpus,
     })  # fmt: skip
+    for misfit in there.misfits(begin) if start is not None else ():
+        typer.echo(f"warning: {misfit}", err=True)
     replaying = None
     if scenario is not None:
         loaded = load_scenario(scenario)
@@ -458,19 +467,28 @@ def validate_profile(
 ) -> None:
     """Simulate a measured RUN with PROFILE (a name or a path) and print the errors, and what of them is chance.
 
-    RUN is what `tokenpools calibrate records` takes. With `--scenario` the run goes through that scenario's replicas,
-    router and first policy, each replica being PROFILE.
+    RUN is what `tokenpools calibrate records` takes. What a meta.json beside it says of the engine's sequences, batched
+    tokens and KV blocks is taken where `--set` says nothing. With `--scenario` the run goes through that scenario's
+    replicas, router and first policy, each replica being PROFILE.
     """
     from sim.calibration.measured import read_run
     from sim.calibration.on_scenario import validate_scenario
+    from sim.calibration.run_engine import FILE, engine_of
     from sim.calibration.validate import error_table, judge, plot_validation, save_plot
     from sim.calibration.validate import validate_profile as compare
     from sim.scenario.load import load_scenario
     from sim.scenario.profile import load_profile, with_settings
 
     measured = _read(read_run, run, ttft_from)
+    there = engine_of(run)
     loaded = with_settings(load_profile(profile, file="PROFILE"), overrides or ())
-    for caveat in loaded.caveats:
+    set_here = tuple(each.partition("=")[0] for each in overrides or ())
+    taken = there.unlike(loaded, set_here)
+    if taken:
+        said = ", ".join(f"{name} {value} (the profile has {getattr(loaded, name)})" for name, value in taken.items())
+        typer.echo(f"taken from {FILE} beside the run: {said}; --set gives others", err=True)
+        loaded = with_settings(loaded, [f"{name}={value}" for name, value in taken.items()])
+    for caveat in (*loaded.caveats, *there.misfits(loaded)):
         typer.echo(f"warning: {caveat}", err=True)
     if scenario is None:
         table, simulated = compare(loaded, measured)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sim.cluster.discipline import Batcher
-from sim.engine.speculation import Speculation
 from sim.engine.step_time import StepTime
+
+if TYPE_CHECKING:
+    from sim.engine.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

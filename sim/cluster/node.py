@@ -94,10 +94,14 @@ def unit_of(
 def _ranked(profile: Profile, listener: Listener[R], arm: Callable[[float], None]) -> RankedReplica[R]:
     """Return the ranks of a profile; experts that are shared keep them in step."""
     from sim.cluster.ranks import RankedReplica, RankInStep
-    from sim.engine.ranks import Ranks
+    from sim.engine.ranks import Ranks, captured_tokens
+    from sim.engine.step_table import TableStepTime
 
+    step_time = profile.step_time
+    shared = isinstance(step_time, TableStepTime) and step_time.shares_experts and profile.speculation is None
     ranks = Ranks(
-        count=profile.data_parallel, in_step=profile.expert_parallel, score=profile.data_parallel_score
+        count=profile.data_parallel, in_step=profile.expert_parallel, score=profile.data_parallel_score,
+        experts_s=step_time.experts_s if shared else None, captured_tokens=captured_tokens(profile.max_num_seqs),
     )  # fmt: skip
     make = RankInStep if ranks.in_step else Replica
     settings = _scheduled_settings(profile, profile.step_time)

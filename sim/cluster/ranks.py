@@ -2,8 +2,9 @@
 
 Ranks of a dense model know nothing of each other. Those of a mixture of experts share the experts of every layer
 (expert parallelism), so no rank can go on before all have come as far: every iteration lasts as long as that of the
-busiest rank, to whose batch vLLM pads the others. A rank with nothing to do computes an empty batch beside them, and
-whoever comes to it waits for its end.
+busiest rank. Captured graphs are padded to its batch by the others, and so bring as many tokens to the experts; beyond
+them each brings what it has (``vllm/v1/worker/dp_utils.py``). A rank with nothing to do computes an empty batch beside
+them, and whoever comes to it waits for its end.
 
 Behind a gateway this is one replica, whose slots and KV blocks are the sums of the ranks'.
 """
@@ -38,6 +39,12 @@ class RankInStep(Replica[R]):
     def busy(self) -> bool:
         """Whether it computes something."""
         return self._busy
+
+    @property
+    def planned_tokens(self) -> int:
+        """The tokens of the iteration that it has planned."""
+        _, _, prefill_tokens, _, decode_sequences, _ = self.under_way()
+        return prefill_tokens + decode_sequences
 
     def _begin(self, now_s: float, duration_s: float) -> None:
         self._busy = True
@@ -166,7 +173,18 @@ class RankedReplica(EngineGroup[R]):
 
     def _begin_together(self, now_s: float) -> None:
         """Let the iterations that the ranks have planned last as long as the longest."""
-        longest_s = max((e.due_in_s for e in self.engines if isinstance(e, RankInStep) and e.busy), default=NEVER_S)
+        busy = [engine for engine in self.engines if isinstance(engine, RankInStep) and engine.busy]
+        longest_s = max((engine.due_in_s for engine in busy), default=NEVER_S)
+        experts_s = self._layout.experts_s
+        if experts_s is not None and busy:  # what they planned took all ranks to have as many tokens as they
+            tokens = [engine.planned_tokens for engine in busy]
+            most = max(tokens)
+            each = float(most) if most <= self._layout.captured_tokens else sum(tokens) / len(self.engines)
+            theirs_s = experts_s(each)
+            longest_s = max(
+                engine.due_in_s + engine.slowdown * (theirs_s - experts_s(n))
+                for engine, n in zip(busy, tokens, strict=True)
+            )
         self._ends_s = now_s + longest_s
 
     def _next_s(self) -> float:

@@ -158,6 +158,15 @@ class TableStepTime:
         """The tokens and the decoding sequences of the largest iterations that were measured."""
         return self.dense_tokens[-1], self.decode_batch[-1]
 
+    @property
+    def shares_experts(self) -> bool:
+        """Whether experts are shared over ranks, so that an iteration hangs on the tokens of all of them."""
+        return self.experts is not None and self.experts.ranks > 1
+
+    def experts_s(self, tokens: float) -> float:
+        """Return what of an iteration's seconds its experts take, where each rank brings so many tokens."""
+        return 0.0 if self.experts is None else self.scale * self.experts.iteration_s(tokens)
+
     def lone_paces(self) -> float:
         """Return how many sequences keep the memory busy where attention reads each at its own pace, by these tables.
 

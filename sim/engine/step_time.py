@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from typing import Literal, Protocol
 
-from policies.lazy_mapping import LazyMapping
+from policies.lazy_mapping import LazyMapping, imported
 from sim.engine.linear_times import LinearTimes
 
 
@@ -104,15 +103,8 @@ def answering(step_time: StepTime) -> LinearTimes | StepTime:
     return step_time.times if isinstance(step_time, LinearStepTime) else step_time
 
 
-def _found(place: str) -> type[StepTime]:
-    """Return what ``module:name`` of this package is."""
-    module, _, name = place.partition(":")
-    found: type[StepTime] = getattr(import_module(f"sim.engine.{module}"), name)
-    return found
-
-
 STEP_TIMES: Mapping[str, type[StepTime]] = LazyMapping({
     "linear": "step_time:LinearStepTime", "fitted": "step_fitted:FittedStepTime", "table": "step_table:TableStepTime",
     "roofline": "step_roofline:RooflineStepTime",
-}, _found)  # fmt: skip
+}, lambda place: imported(f"sim.engine.{place}"))  # fmt: skip
 """Kinds of step time that a profile may name."""

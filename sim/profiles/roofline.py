@@ -91,6 +91,11 @@ def read_shape(config: Mapping[str, Any], *, weight_bits: int = 16, kv_bits: int
     )  # fmt: skip
 
 
+def room_for_kv_bytes(gpu: str, weight_bytes: float, gpus: int = 1, gpu_memory_utilization: float = 0.9) -> float:
+    """Return what vLLM's share of the GPUs' memory leaves for their KV cache after weights and activations."""
+    return gpus * (gpu_memory_utilization * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - weight_bytes
+
+
 def roofline_profile(
     config: Mapping[str, Any],
     gpu: str,
@@ -123,7 +128,7 @@ def roofline_profile(
     work = replace(shape.work, kv_bytes_per_token=copies * shape.work.kv_bytes_per_token)
     shape = replace(shape, work=work)
     hardware = GPUS[gpu].hardware(gpus, weight_bits)
-    room_bytes = gpus * (gpu_memory_utilization * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - shape.weight_bytes
+    room_bytes = room_for_kv_bytes(gpu, shape.weight_bytes, gpus, gpu_memory_utilization)
     block_tokens = 16
     reckoned = kv_blocks is None
     kv_blocks = kv_blocks or int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))

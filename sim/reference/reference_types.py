@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sim.scenario.registered_types import OneOf, params_of
+from sim.scenario.registered_types import Later, OneOf, params_of
 
 Row = tuple[str, str, str, str]
 """A field's name, type, default and description."""
@@ -50,7 +50,8 @@ def in_words(annotation: Any) -> str:
         registry = next((one for one in inner[1:] if isinstance(one, OneOf)), None)
         if registry is not None:
             return ", ".join(f"`{kind}`" for kind in registry.variants)
-        return in_words(inner[0])
+        later = next((one for one in inner[1:] if isinstance(one, Later)), None)
+        return in_words(inner[0] if later is None else later.found())
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, types.UnionType):
@@ -92,6 +93,8 @@ def _within(annotation: Any) -> Iterator[type]:
     for one in get_args(annotation):
         if isinstance(one, OneOf):
             yield from map(params_of, one.variants.values())
+        elif isinstance(one, Later):
+            yield one.found()
         else:
             yield from _within(one)
 

@@ -155,19 +155,17 @@ def shipped_scenarios() -> list[str]:
 def _find(ref: str | Path) -> tuple[Path | Traversable, str]:
     """Return where a scenario is and what to call it."""
     path, name = Path(ref), str(ref)
-    names = shipped_scenarios()
-    if name in names:
+    bare = path.name == name and path.suffix not in _SUFFIXES
+    if bare and name in shipped_scenarios():
         return files("scenarios") / f"{name}.yaml", f"scenarios/{name}.yaml"
     file = name if name.isprintable() and name else shown(name)
-    bare = path.name == name and path.suffix not in _SUFFIXES
     try:
         there = path.exists()
     except (OSError, ValueError):
         there = False
     if not there:
-        raise ScenarioError(
-            file, "", "no such file or shipped scenario" if bare else "no such file", suggestion(path.stem, names)
-        )
+        problem = "no such file or shipped scenario" if bare else "no such file"
+        raise ScenarioError(file, "", problem, suggestion(path.stem, shipped_scenarios()))
     return path, file
 
 

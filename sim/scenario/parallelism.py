@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sim.engine.disaggregation import Disaggregated
-from sim.engine.speculation import Speculation
 from sim.scenario.registered_types import MisfitError
+
+if TYPE_CHECKING:
+    from sim.engine.disaggregation import Disaggregated
+    from sim.engine.speculation import Speculation
 
 
 class Spread(Protocol):

@@ -8,23 +8,29 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from sim.engine.disaggregation import Disaggregated
-from sim.engine.lora import Lora
-from sim.engine.ranks import Score
-from sim.engine.speculation import Speculation
 from sim.engine.step_time import STEP_TIMES
-from sim.engine.work import Hardware, Work, least_iteration_s
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
 from sim.scenario.pool_amounts import is_none
-from sim.scenario.registered_types import MisfitError, OneOf, Strict
+from sim.scenario.registered_types import Later, MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
+
+if TYPE_CHECKING:
+    from sim.engine.disaggregation import Disaggregated
+    from sim.engine.lora import Lora
+    from sim.engine.speculation import Speculation
+    from sim.engine.work import Hardware, Work
+else:
+    Disaggregated = Annotated[Any, Later("sim.engine.disaggregation:Disaggregated")]
+    Lora = Annotated[Any, Later("sim.engine.lora:Lora")]
+    Speculation = Annotated[Any, Later("sim.engine.speculation:Speculation")]
+    Hardware, Work = (Annotated[Any, Later(f"sim.engine.work:{name}")] for name in ("Hardware", "Work"))
 
 _SLOW_S = 2.0  # between two tokens of a lone request: no engine is so slow [choice]
 
@@ -112,7 +118,7 @@ class Profile(Strict):
     expert_parallel: bool = Field(
         default=False, description="give true where ranks share the experts of a layer, so that they go in step"
     )
-    data_parallel_score: Score = Field(
+    data_parallel_score: Literal["in-flight", "waiting"] = Field(
         default="in-flight", description="give by what requests go to ranks: in-flight (vLLM 0.32), or waiting (0.19)"
     )
     async_scheduling: bool = Field(
@@ -307,6 +313,7 @@ class Profile(Strict):
     def _check_physics(self, physics: Physics) -> None:
         """Refuse a step time that is faster than the hardware's peak rates allow, on a grid of iterations."""
         from sim.engine.step_table import ExtrapolationWarning
+        from sim.engine.work import least_iteration_s
 
         for prefill, decodes, context in product((0, 1, 512, self.max_num_batched_tokens), (0, 1, 32, 256), (16, 4096)):
             decodes = min(decodes, self.max_num_seqs, self.max_num_batched_tokens - prefill)

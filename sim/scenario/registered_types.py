@@ -7,7 +7,7 @@ descriptions and unknown keys need no code, and a validated value is an instance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast
@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema, to_json
+
+from policies.lazy_mapping import imported
 
 Kind = TypeVar("Kind")
 
@@ -90,7 +92,7 @@ def rebuild_models() -> None:
     """Have the models read the registries again, after a kind has joined one."""
     from sim.scenario import validation_errors
 
-    _reader.cache_clear()
+    reader_of.cache_clear()
     for model in _MODELS:
         model.model_rebuild(force=True)
     validation_errors.forget_schemas()
@@ -113,11 +115,12 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union tagged by ``kind``."""
-        return _union({kind: _Choice(self.variants, kind).schema() for kind in self.variants})
+        return _union({kind: Choice(self.variants, kind).schema() for kind in self.variants})
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the union's schema, beside the shorthand's."""
-        union = handler(_union({kind: _reader(params_of(found)).core_schema for kind, found in self.variants.items()}))
+        readers = {kind: reader_of(params_of(found)) for kind, found in self.variants.items()}
+        union = handler(_union({kind: reader.core_schema for kind, reader in readers.items()}))
         return {"anyOf": [dict(self.short), union]} if self.short else union
 
 
@@ -126,7 +129,7 @@ def _union(choices: dict[str, CoreSchema]) -> CoreSchema:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Choice:
+class Choice:
     """One of the registered kinds, prepared when a file names it: to prepare all of them takes a tenth of a second.
 
     What pydantic finds wrong in there it adds to what it finds elsewhere, in its place, as without this.
@@ -137,23 +140,68 @@ class _Choice:
 
     def schema(self) -> CoreSchema:
         """Return the schema, which says no more than whom to ask."""
-        return core_schema.with_info_plain_validator_function(
-            self.read,
-            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
-        )
+        return _asking(self.read)
 
     def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
         """Return the dataclass for what a file says, or for itself."""
-        reader = _reader(params_of(self.variants[self.kind]))
-        if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
-            return reader.validate_json(to_json(value, inf_nan_mode="constants"))
-        return reader.validate_python(value)
+        return _read(params_of(self.variants[self.kind]), value, info)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Marks a field that holds a dataclass which is imported and prepared when a file gives one, as few do.
+
+    Use it under the name of the class, which a type checker takes for the class itself::
+
+        if TYPE_CHECKING:
+            from sim.engine.lora import Lora
+        else:
+            Lora = Annotated[Any, Later("sim.engine.lora:Lora")]
+
+    Attributes
+    ----------
+    place : where the class is, as ``module:name``.
+    """
+
+    place: str
+
+    def found(self) -> type:
+        """Return the class."""
+        found: type = imported(self.place)
+        return found
+
+    def read(self, value: object, info: core_schema.ValidationInfo) -> Any:
+        """Return the dataclass for what a file says, or for itself."""
+        return _read(self.found(), value, info)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return a schema that says no more than whom to ask."""
+        return _asking(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the class's own, which has a name in the schema of the whole."""
+        name = self.place.replace(":", ".")
+        own = cast("CoreSchema", {**reader_of(self.found()).core_schema, "ref": name})
+        return handler(core_schema.definitions_schema(core_schema.definition_reference_schema(name), [own]))
+
+
+def _asking(read: Callable[[object, core_schema.ValidationInfo], Any]) -> CoreSchema:
+    return core_schema.with_info_plain_validator_function(
+        read, serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True)
+    )
+
+
+def _read(params: type, value: object, info: core_schema.ValidationInfo) -> Any:
+    reader = reader_of(params)
+    if info.mode == "json":  # which knows no tuples and no dataclasses, and is strict in another way
+        return reader.validate_json(to_json(value, inf_nan_mode="constants"))
+    return reader.validate_python(value)
 
 
 def _written(value: Any, info: core_schema.SerializationInfo) -> Any:
     """Return a registered dataclass as plain data."""
     kind: type = type(value)
-    return _reader(kind).dump_python(value, mode="json" if info.mode == "json" else "python")
+    return reader_of(kind).dump_python(value, mode="json" if info.mode == "json" else "python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +216,8 @@ class _Registered:
 
 
 @cache
-def _reader(params: type) -> TypeAdapter[Any]:
+def reader_of(params: type) -> TypeAdapter[Any]:
+    """Return what reads and writes a registered dataclass, as strict as the models."""
     return TypeAdapter(Annotated[Any, _Registered(params)], config=Strict.model_config)
 
 

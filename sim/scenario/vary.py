@@ -7,131 +7,36 @@ Drawn numbers are rounded to six significant digits, so that a label says all th
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, Tag
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from policies.lazy_mapping import LazyMapping, imported
 from sim.errors import ScenarioError
 from sim.scenario.overrides import labels_of
+from sim.scenario.registered_types import Choice, reader_of
 from sim.scenario.yaml_file import join
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from sim.scenario.samples import LatinHypercube, Listed, RandomDraws
 
 Setting = tuple[str, Any, str]
 """A path, the value it has in a cell and that value's label."""
 
 MOST_CELLS = 10_000
-_DIGITS = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """Numbers between two ends."""
-
-    low: float = field(metadata={"description": "give the least value, e.g. 0.5"})
-    high: float = field(metadata={"description": "give the greatest value, e.g. 8"})
-    scale: Literal["linear", "log"] = field(
-        default="linear", metadata={"description": "give log where a doubling matters as much at either end"}
-    )
-    whole: bool = field(default=False, metadata={"description": "give true for whole numbers only"})
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low:g} is not below high {self.high:g}; give low < high")
-        if self.scale == "log" and not self.low > 0:
-            raise ValueError(f"low {self.low:g} has no logarithm; give low > 0, or scale: linear")
-        if self.whole and math.ceil(self.low) > math.floor(self.high):
-            raise ValueError(f"no whole number lies between {self.low:g} and {self.high:g}; widen the range")
-
-    def at(self, u: float) -> float | int:
-        """Return the value at the share ``u`` of [0, 1) of the range."""
-        low, high = self.low, self.high
-        if self.whole:  # each whole number has the same share, on the scale
-            low, high = math.ceil(low) - 0.5 * (self.scale == "linear"), math.floor(high) + 0.5
-        value = low * (high / low) ** u if self.scale == "log" else low + u * (high - low)
-        if self.whole:
-            return min(math.floor(self.high), max(math.ceil(self.low), round(value)))
-        return float(f"{value:.{_DIGITS}g}")
-
-
-def _shape(value: Any) -> str:
-    return "range" if isinstance(value, dict | Range) else "values"
-
-
-Choice = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[tuple[JsonValue, ...], Tag("values")], Discriminator(_shape)
-]
-Over = dict[str, Choice]
-_OVER = {"min_length": 1, "description": "give paths and what to draw from, e.g. {pool.replicas: [1, 2, 4]}"}
-_CELLS = {"gt": 0, "le": MOST_CELLS, "description": "give the number of combinations to draw, e.g. 50"}
-_SEED = {"ge": 0, "description": "give the seed of the draws, e.g. 1; it has nothing to do with the scenario's"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """These combinations and no others."""
-
-    kind: Literal["list"] = "list"
-    cells: tuple[dict[str, JsonValue], ...] = field(
-        metadata={
-            "min_length": 1,
-            "max_length": MOST_CELLS,
-            "description": "give combinations, e.g. [{pool.replicas: 2, seed: 1}]",
-        }
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomDraws:
-    """Independent draws."""
-
-    kind: Literal["random"] = "random"
-    cells: int = field(metadata=_CELLS)
-    seed: int = field(default=0, metadata=_SEED)
-    over: Over = field(metadata=_OVER)
-
-    def shares(self) -> NDArray[np.float64]:
-        """Return a number in [0, 1) for each cell and path."""
-        import numpy as np
-
-        return np.random.default_rng(self.seed).random((self.cells, len(self.over)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatinHypercube:
-    """Draws that cut every path's range into as many strata as there are cells, and meet each stratum once.
-
-    References
-    ----------
-    M. D. McKay, R. J. Beckman, W. J. Conover, "A comparison of three methods for selecting values of input variables",
-    Technometrics 21, 1979.
-    """
-
-    kind: Literal["latin-hypercube"] = "latin-hypercube"
-    cells: int = field(metadata=_CELLS)
-    seed: int = field(default=0, metadata=_SEED)
-    over: Over = field(metadata=_OVER)
-
-    def shares(self) -> NDArray[np.float64]:
-        """Return a number in [0, 1) for each cell and path."""
-        import numpy as np
-        from scipy.stats import qmc
-
-        drawn = qmc.LatinHypercube(d=len(self.over), rng=np.random.default_rng(self.seed)).random(self.cells)
-        return np.asarray(drawn, dtype=np.float64)
-
-
-Sample = RandomDraws | LatinHypercube
-SAMPLES: Mapping[str, type] = {"list": Listed, "random": RandomDraws, "latin-hypercube": LatinHypercube}
+SAMPLES: Mapping[str, type] = LazyMapping(
+    {"list": "Listed", "random": "RandomDraws", "latin-hypercube": "LatinHypercube"},
+    lambda name: imported(f"sim.scenario.samples:{name}"),
+)
 Grid = Mapping[str, Sequence[Any]]
-Vary = Grid | Listed | Sample
+Vary: TypeAlias = "Grid | Listed | RandomDraws | LatinHypercube"
+_GRID = dict[str, tuple[JsonValue, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,13 +45,15 @@ class Varied:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union: what has a ``kind`` that is text is a sample."""
-        choices: dict[Any, CoreSchema] = {kind: handler.generate_schema(one) for kind, one in SAMPLES.items()}
-        choices["grid"] = handler.generate_schema(dict[str, tuple[JsonValue, ...]])
+        choices: dict[Any, CoreSchema] = {kind: Choice(SAMPLES, kind).schema() for kind in SAMPLES}
+        choices["grid"] = handler.generate_schema(_GRID)
         return core_schema.tagged_union_schema(choices, discriminator=_kind)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the union's schema."""
-        return handler(schema)
+        choices: dict[Any, CoreSchema] = {kind: reader_of(one).core_schema for kind, one in SAMPLES.items()}
+        choices["grid"] = TypeAdapter(_GRID).core_schema
+        return handler(core_schema.tagged_union_schema(choices, discriminator=_kind))
 
 
 def _kind(value: Any) -> str:
@@ -161,10 +68,8 @@ def combinations(vary: Vary, file: str) -> list[tuple[Setting, ...]]:
     ------
     ScenarioError : nothing to vary, too much, or the same twice.
     """
-    if isinstance(vary, Listed):
-        return _listed(vary, file)
-    if isinstance(vary, RandomDraws | LatinHypercube):
-        return _drawn(vary, file)
+    if not isinstance(vary, Mapping):
+        return _listed(vary, file) if vary.kind == "list" else _drawn(vary, file)
     columns = []
     cells = 1
     for path, values in vary.items():
@@ -250,7 +155,7 @@ def _listed(vary: Listed, file: str) -> list[tuple[Setting, ...]]:
     return cells
 
 
-def _drawn(vary: Sample, file: str) -> list[tuple[Setting, ...]]:
+def _drawn(vary: RandomDraws | LatinHypercube, file: str) -> list[tuple[Setting, ...]]:
     choices = {
         path: _labelled(over, join("vary.over", path), file)
         for path, over in vary.over.items()
@@ -260,10 +165,10 @@ def _drawn(vary: Sample, file: str) -> list[tuple[Setting, ...]]:
     for shares in vary.shares().tolist():
         cell: list[Setting] = []
         for u, (path, over) in zip(shares, vary.over.items(), strict=True):
-            if isinstance(over, Range):
+            if isinstance(over, tuple):
+                cell.append((path, *choices[path][int(u * len(over))]))
+            else:
                 value = over.at(u)
                 cell.append((path, value, str(value)))
-            else:
-                cell.append((path, *choices[path][int(u * len(over))]))
         cells.setdefault(tuple(label for _, _, label in cell), tuple(cell))  # few values may be drawn twice: run once
     return list(cells.values())

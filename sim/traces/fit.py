@@ -12,7 +12,8 @@ from scipy import optimize, special, stats
 
 from sim.seeds import stream
 from sim.traces.statistics import WINDOWS_S
-from workloads.arrivals import Arrivals, Gamma, Poisson, Weibull
+from workloads.arrivals import Arrivals, Poisson
+from workloads.bursts import Gamma, Weibull
 from workloads.formats.rows import Rows
 from workloads.lengths import Empirical, LengthLaw, Lognormal
 from workloads.rates import Mmpp

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from sim.calibration.from_kernels import LinkChoice, calibrate_kernels
 from sim.calibration.kernel_tables import read_kernel_tables
 from sim.calibration.measured import per_request, read_run
 from sim.calibration.profile_file import write_profile
-from sim.calibration.single_replica import replay
+from sim.calibration.single_replica import Requests, replay
 from sim.errors import InputError, ScenarioError
 from sim.scenario.profile import load_profile, with_settings
 
@@ -99,7 +100,40 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
     links = shared.step_time.links
     assert (shared.gpus, links.ranks, links.all_reduces, links.all_to_alls) == (2, 2, 0, 96)
     assert (shared.data_parallel, shared.expert_parallel, shared.tensor_parallel) == (2, True, None)
+    assert shared.data_parallel_score == "waiting"  # as vLLM 0.19, of which the tables are, routes
     assert shared.step_time.experts.iteration_s(2048) == pytest.approx(48e-6 * (10 + 64 + 20.48), rel=1e-3)
+
+
+def test_the_kv_cache_of_a_rank_is_what_its_gpus_leave_after_its_weights(tmp_path: Path) -> None:
+    gpu = {"gpu": "NVIDIA RTX PRO 6000 Blackwell Server Edition"}
+    dense = calibrate_kernels(tables(tmp_path / "dense" / "tp2", META | gpu))
+    assert "KV cache reckoned" in dense.error
+    room_bytes = 2 * (0.9 * 97_887 * 2**20 - 1.8e9) - 2 * 32.76e9  # of Qwen3-32B, 262,144 bytes a token in all
+    assert 16 * dense.kv_blocks == pytest.approx(room_bytes / 262_144, rel=0.01)
+    folder = tables(tmp_path / "moe" / "tp1", META | gpu | {"model": "Qwen/Qwen3-30B-A3B-Instruct-2507"})
+    rows = [(t, e, 10.0 + e + 0.01 * t) for t in (1, 16, 256, 2048) for e in (8, 64, 128) if e <= 8 * t]
+    pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
+    one, two = (calibrate_kernels(folder, expert_parallel=ranks) for ranks in (1, 2))
+    # Each of two ranks holds half of 29e9 parameters of experts less, at 98,304 bytes a token.
+    assert 16 * (two.kv_blocks - one.kv_blocks) == pytest.approx(29e9 / 98_304, rel=0.01)
+    with pytest.raises(InputError, match=r"--kv-blocks: missing, and meta.yaml names no known GPU"):
+        calibrate_kernels(tables(tmp_path / "x" / "tp2", META | {"gpu": "TPU"}))
+    small = tables(tmp_path / "y" / "tp2", META | {"gpu": "NVIDIA GeForce RTX 4090"})
+    with pytest.raises(InputError, match=r"the weights leave -\d+.\d GB of 2 x RTX-4090 for it"):
+        calibrate_kernels(small, links=LinkChoice(none=True))
+
+
+def test_a_prompt_on_one_rank_meets_experts_that_share_it_with_an_idle_one(tmp_path: Path) -> None:
+    folder = tables(tmp_path / "tp1", META | {"model": "Qwen/Qwen3-30B-A3B-Instruct-2507"})
+    rows = [(t, e, 10.0 + e + 0.1 * t) for t in (1, 16, 256, 2048) for e in (8, 64, 128) if e <= 8 * t]
+    pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
+    shared = calibrate_kernels(folder, kv_blocks=9000, expert_parallel=2, max_num_seqs=128)
+    step = shared.step_time
+    for tokens, each in ((2048, 1024), (257, 128.5), (256, 256)):  # graphs of 2 x 128 tokens are captured, and padded
+        lone = replay(shared, Requests(np.zeros(1), np.array([tokens]), np.array([1]))).first_token_s[0]
+        alone_s = step.iteration_s(tokens, tokens * (tokens + 1) / 2, 0, 0)
+        assert lone == pytest.approx(alone_s - step.experts_s(tokens) + step.experts_s(each))
+    assert step.experts_s(2048) - step.experts_s(1024) == pytest.approx(48e-6 * 102.4, rel=1e-3)
 
 
 def test_shared_experts_and_the_ranks_of_a_profile_agree_or_are_refused(tmp_path: Path) -> None:

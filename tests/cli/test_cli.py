@@ -270,7 +270,9 @@ def test_a_plain_run_imports_no_kind_that_its_scenario_does_not_name(tmp_path: P
         "policies.scaling.rules", "policies.snapshot", "sim.engine.links", "sim.engine.step_fitted",
         "sim.engine.step_roofline", "sim.engine.step_table", "sim.cluster.disaggregated", "sim.cluster.flow_prefill",
         "sim.cluster.gateways", "sim.cluster.lora", "sim.cluster.pipeline", "sim.cluster.ranks", "statistics",
-        "workloads.formats.rows", "workloads.prefixes",
+        "workloads.formats.rows", "workloads.prefixes", "sim.engine.disaggregation", "sim.engine.lora",
+        "sim.engine.ranks", "sim.engine.speculation", "sim.engine.work", "sim.scenario.samples", "workloads.bursts",
+        "workloads.long_tails",
     ]  # fmt: skip
     code = (
         "import sys; sys.argv = ['tokenpools', 'run', 's.yaml', '--out', 'o']\nimport sim.cli\nsim.cli.main()\n"

@@ -46,7 +46,6 @@ def test_kernels_take_links_and_the_cache_in_tokens(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "--kv-blocks: missing"),
         (("--kv-blocks", 9000, "--kv-tokens", 16_000), "1000 blocks, beside --kv-blocks 9000"),
         (("--kv-blocks", 9000, "--gpus", 4), "holds the tables of 2 GPUs, not of 4"),
         (("--kv-blocks", 9000, "--link-latency-s", "1e-5"), "without a bandwidth"),

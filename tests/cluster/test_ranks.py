@@ -16,7 +16,7 @@ from cluster.test_replica_against_reference import Story, Tagged, scripts
 from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Replica
 from sim.cluster.world import simulate
-from sim.engine.ranks import RankLoad, Ranks, choose_rank, rank_score
+from sim.engine.ranks import RankLoad, Ranks, captured_tokens, choose_rank, rank_score, rank_score_of
 from sim.engine.step_time import LinearStepTime
 from sim.errors import ScenarioError
 from sim.experiments.run import world_of
@@ -29,11 +29,11 @@ SETTING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def ranked(count: int, *, in_step: bool, score: Any = "in-flight") -> Any:
+def ranked(count: int, *, in_step: bool, score: Any = "in-flight", **experts: Any) -> Any:
     def make(setting: Any, *, listener: Any, arm: Any) -> RankedReplica[Any]:
         engine = RankInStep if in_step else Replica
         return RankedReplica(
-            Ranks(count=count, in_step=in_step, score=score), listener=listener, arm=arm,
+            Ranks(count=count, in_step=in_step, score=score, **experts), listener=listener, arm=arm,
             make=lambda *, listener, arm: engine(setting, listener=listener, arm=arm),
         )  # fmt: skip
 
@@ -175,6 +175,27 @@ def test_iterations_last_as_long_as_the_busiest_ranks():
     assert story.finish == {0: 2.0 + 2 * 1.25, 1: 2.0 + 3 * 1.25}
     alone = Story(ranked(2, in_step=False), Tagged, SETTING, [ask(0, 0, 100, 3), ask(0, 1, 10, 4)])
     assert alone.first == {0: 2.0, 1: pytest.approx(1.1)}
+
+
+def test_beyond_captured_graphs_each_rank_brings_to_the_experts_what_it_has():
+    def first_s(captured_tokens: int, *asked: Any) -> float:
+        experts = {"experts_s": lambda tokens: 0.004 * tokens, "captured_tokens": captured_tokens}
+        return float(Story(ranked(2, in_step=True, **experts), Tagged, SETTING, list(asked)).first[0])
+
+    # Of the 0.01 s that a prompt's token takes, 0.004 are its experts': 100 tokens here and 10 there are 55 for each.
+    both = ask(0, 0, 100, 3), ask(0, 1, 10, 4)
+    assert first_s(512, *both) == pytest.approx(2.0)  # padded
+    assert first_s(64, *both) == pytest.approx(2.0 - 0.004 * 45)
+    assert first_s(64, ask(0, 0, 100, 3)) == pytest.approx(2.0 - 0.004 * 50)  # the other rank is idle
+
+
+def test_a_version_of_vllm_routes_by_its_own_score():
+    versions = {"0.19.0": "waiting", "0.8.5": "waiting", "0.20.1": "in-flight", "0.32.0": "in-flight", "": "in-flight"}
+    assert {version: rank_score_of(version) for version in versions} == versions
+
+
+def test_padding_is_to_the_largest_graph_that_vllm_captures():
+    assert [captured_tokens(n) for n in (16, 128, 256, 1024)] == [32, 256, 512, 512]
 
 
 def test_who_comes_to_an_idle_rank_waits_for_the_iteration_of_the_others():

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 from pydantic import BaseModel
 
 from sim.scenario.model import Policy
-from sim.scenario.registered_types import OneOf, params_of
+from sim.scenario.registered_types import Later, OneOf, params_of
 from sim.scenario.yaml_file import parse_yaml
 
 _EXAMPLE = re.compile(r"e\.g\. (.+?)(?:$|;|, or|, and|, null)")
@@ -103,6 +103,8 @@ def _parts(annotation: Any) -> Iterator[Any]:
         for each in annotation.__metadata__:
             if isinstance(each, OneOf):
                 yield each
+            elif isinstance(each, Later):
+                yield each.found()
 
 
 def places(value: Any, path: Path = ()) -> Iterator[Place]:

@@ -8,7 +8,8 @@ import yaml
 
 from sim.traces.fit import fit, index_of_dispersion, report
 from sim.traces.statistics import measure
-from workloads.arrivals import Gamma, Poisson
+from workloads.arrivals import Poisson
+from workloads.bursts import Gamma
 from workloads.coupling import coupled
 from workloads.formats.rows import Rows
 from workloads.lengths import Lognormal

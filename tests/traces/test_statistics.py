@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sim.traces.report import as_mapping, as_table
 from sim.traces.sources import merged, open_source, spread_out
 from sim.traces.statistics import SERIES_BINS, measure
-from workloads.arrivals import OnOff, Poisson
+from workloads.arrivals import Poisson
+from workloads.bursts import OnOff
 from workloads.formats.rows import Blocks, Labels, Rows, join_rows
 
 DATA = os.environ.get("TOKENPOOLS_DATA")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workloads.arrivals import Even, Gamma, OnOff, Poisson, Weibull
+from workloads.arrivals import Even, Poisson
+from workloads.bursts import Gamma, OnOff, Weibull
 from workloads.rates import Diurnal, Mmpp, Ramp, Spike
 
 rates = st.floats(0.01, 50.0)

@@ -15,7 +15,8 @@ from sim.seeds import stream
 from workloads.arrivals import Poisson
 from workloads.coupling import coupled, normal_cdf, normal_quantile
 from workloads.generate import WorkloadSpec, generate
-from workloads.lengths import Constant, Empirical, Lognormal, Pareto, Reasoning, Uniform
+from workloads.lengths import Constant, Empirical, Lognormal, Uniform
+from workloads.long_tails import Pareto, Reasoning
 
 LAWS = [
     Constant(value=7),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import integrate, linalg, stats
 
-from workloads.arrivals import Weibull, weibull_shape
+from workloads.bursts import Weibull, weibull_shape
 from workloads.rates import Diurnal, Mmpp, Ramp, Spike
 
 DIURNAL = Diurnal(rate_per_s=5.0, amplitude=0.8, period_s=600.0, peak_s=100.0)

@@ -39,24 +39,28 @@ _HTTP_1_REQUIRED = bytes.fromhex("000000040000000000" "0000080700000000000000000
 class Client:
     """The client of one request. ``left`` is called once when it goes away."""
 
-    __slots__ = ("_cycle", "_transport", "left")
+    __slots__ = ("_cycle", "_flow", "_in_chunks", "_transport", "left")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._cycle: Any = None
+        self._flow: Any = None
+        self._in_chunks = False
         self.left: Callable[[], None] | None = None
 
     def begin(self, cycle: Any) -> None:
         """Take note of what answers it (uvicorn's)."""
         self._cycle = cycle
+        self._flow = cycle.flow
 
     def takes_chunks(self) -> bool:
         """Return whether `write_chunk` may be called now: an answer in chunks has begun, and what was sent is taken."""
         cycle = self._cycle
-        return bool(
-            cycle is not None and cycle.chunked_encoding and cycle.response_started and not cycle.response_complete
-            and not cycle.flow.write_paused and not cycle.disconnected
-        )  # fmt: skip
+        if not self._in_chunks:  # once it does, an answer goes on in chunks
+            self._in_chunks = bool(cycle is not None and cycle.chunked_encoding and cycle.response_started)
+            if not self._in_chunks:
+                return False
+        return not (self._flow.write_paused or cycle.disconnected or cycle.response_complete)
 
     def write_chunk(self, data: bytes) -> None:
         """Send a piece of the answer at once, without a task of its own (as ``http.response.body`` would)."""
@@ -68,7 +72,10 @@ class Client:
 
 
 class _HeadWithBody:
-    """A transport for one answer that sends its head together with what follows: one write costs as much as two."""
+    """A transport for one answer that sends its head together with what follows: one write costs as much as two.
+
+    Then it is done, and the answer has the connection's own.
+    """
 
     __slots__ = ("_cycle", "_head", "_transport", "_wrote")
 
@@ -85,6 +92,7 @@ class _HeadWithBody:
             self._head = data
         elif self._head:
             head, self._head = self._head, b""
+            self._cycle.transport = self._transport
             self._transport.write(head + data)
         else:
             self._transport.write(data)

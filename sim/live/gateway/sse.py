@@ -78,6 +78,11 @@ class Splitter:
 
 def split(data: bytes) -> list[bytes]:
     """Return whole events one by one, each with its end."""
+    if b"\r" not in data and data.endswith(b"\n\n"):  # as nearly all write them
+        if data.find(b"\n\n") == len(data) - 2:
+            return [data]
+        if b"\n\n\n" not in data:
+            return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
     events, start = [], 0
     for found in _END.finditer(data):
         events.append(data[start : found.end()])
@@ -87,6 +92,8 @@ def split(data: bytes) -> list[bytes]:
 
 def data_of(event: bytes) -> bytes:
     """Return the data of one event, its lines joined."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:  # of one line
+        return event[6:-2]
     return b"\n".join(_DATA.findall(event))
 
 

@@ -6,6 +6,9 @@ as events times the tokens that this replica's events were found to carry.
 
 A stream is complete when it says so: by ``[DONE]``, by the ``finish_reason`` of every choice, or by the last event of
 the Responses and Messages APIs. The end of the connection says nothing.
+
+Nearly every event of a stream is the one before with another text in it. So an event that was found to say nothing but
+a piece of text is kept as a mould: what fits into it says no more, and is not searched.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from sim.live.gateway.sse import Usage, data_of, later, parsed, split, usage_of
 
 _LINE_DATA = re.compile(rb"(?:^|[\r\n])data:")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)"\s*:\s*"')
 _USAGE_LAST = re.compile(
     rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)'
 )
@@ -61,6 +65,8 @@ class StreamReader:
     response_id: str = ""
     _finished: set[Any] = field(default_factory=set)
     _by_choice: dict[int, int] = field(default_factory=dict)
+    _before: bytes = b""  # the mould: what stands before and behind the text; nothing as long as there is none
+    _behind: bytes = b""
 
     @property
     def tokens(self) -> int:
@@ -81,8 +87,36 @@ class StreamReader:
         plain = self.events and self.shape in ("completion", "chat") and not _says_more(data)
         if plain or self.shape in _OPEN_ENDED:
             self.events += 1 if data.count(b"data:") == 1 else len(_LINE_DATA.findall(data))
+            if plain:
+                self._keep_mould(data)
             return data
-        return b"".join(self._one(event) for event in split(data))
+        return b"".join([self._one(event) for event in split(data)])
+
+    def fits(self, data: bytes) -> bool:
+        """Return whether bytes are one whole event that is like one before but for its text, and count it if so.
+
+        `read` would find the same. Text with a quote, a backslash or the end of a line in it is left to that: without
+        them it is all inside one JSON string, and can say nothing.
+        """
+        before, behind = self._before, self._behind
+        begin, end = len(before), len(data) - len(behind)
+        if (
+            not before or begin > end or not data.endswith(behind) or not data.startswith(before)
+            or data.find(b'"', begin, end) >= 0 or data.find(b"\\", begin, end) >= 0
+            or data.find(b"\n", begin, end) >= 0 or data.find(b"\r", begin, end) >= 0
+        ):  # fmt: skip
+            return False
+        self.events += 1
+        return True
+
+    def _keep_mould(self, data: bytes) -> None:
+        """Remember one event that says nothing but a piece of text as what others will be like."""
+        found = _TEXT.search(data)
+        if found is None or data.find(b"\n\n") != len(data) - 2 or data.count(b"\n") != 2 or b"\r" in data:
+            return
+        end = data.find(b'"', found.end())
+        if end >= 0 and data.find(b"\\", found.end(), end) < 0:
+            self._before, self._behind = data[: found.end()], data[end:]
 
     def _one(self, event: bytes) -> bytes:
         text = data_of(event)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.live.gateway import sse
 from sim.live.gateway.sse import BrokenStreamError, Splitter, Usage, cut_event, event, split, usage_of
 from sim.live.gateway.stream_reader import StreamReader
 from sim.live.replicas.upstreams import json_object
@@ -50,6 +51,71 @@ def test_any_cut_of_a_stream_gives_the_same_events_and_hides_no_text(
     assert out == wanted
     assert (reader.events, reader.done, reader.error, splitter.rest) == (len(said), True, None, b"")
     assert reader.usage == Usage(5, 7, 0)
+
+
+SHAPES = (
+    '{"id":"c","choices":[{"index":0,"delta":{"content":%s},"finish_reason":null}]}',
+    '{"choices":[{"index":0,"text":%s,"finish_reason":null}]}', '{"choices":[{"index":1,"text":%s}]}',
+    '{"choices":[{"index":0,"delta":{"reasoning_content":%s}}]}', '{"choices":[{"delta":{"content":%s}}],"usage":null}',
+    '{"choices":[{"index":0,"delta":{"content":%s},"finish_reason":"stop"}]}', '{"error":{"content":%s}}',
+    '{"choices":[{"delta":{"content":%s}}],"usage":{"completion_tokens":3}}',
+    '{"usage":{"prompt_tokens":5},"choices":[]}',
+)  # fmt: skip
+FORMS = (
+    "data: {}\n\n", "data:{}\n\n", "data: {}\r\n\r\n", "event: x\ndata: {}\n\n", "data: {}\n\n: ping\n\n",
+    "data: {}\n\n\n",
+)  # fmt: skip
+events = st.builds(
+    lambda form, shape, text: form.replace("{}", shape.replace("%s", text), 1).encode(),
+    st.sampled_from((FORMS[0], FORMS[0], *FORMS)), st.sampled_from((SHAPES[0], SHAPES[0], *SHAPES)),
+    st.builds(json.dumps, st.text(max_size=9) | st.sampled_from(TRAPS))
+    | st.sampled_from(('"usage"', '"finish_reason"', '"a\n\ndata: [DONE]\n\n"', '"a","finish_reason":"stop","b":"c"')),
+)
+
+
+@given(said=st.lists(events, max_size=12), answers=st.integers(1, 2), shape=st.sampled_from(["chat", "messages"]))
+def test_an_event_that_fits_the_mould_is_found_to_say_what_reading_it_finds(
+    said: list[bytes], answers: int, shape: str
+) -> None:
+    """Whatever stands in it: the short way and the long one know the same after every event."""
+    short, long = (reading(shape=shape, answers=answers) for _ in range(2))
+    for data in said:
+        out = data if short.fits(data) else short.read(data)
+        assert out == long.read(data)
+        for name in ("tokens", "events", "usage", "error", "done", "complete", "first", "_by_choice", "_finished"):
+            assert getattr(short, name) == getattr(long, name), name
+
+
+def test_most_events_fit_the_mould() -> None:
+    reader = reading()
+    say = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
+    assert not reader.fits(say % b"a")  # nothing is known yet
+    for text in (b"a", b"b"):
+        reader.read(say % text)  # the first is parsed, the second is found to say no more
+    assert [reader.fits(say % text) for text in (b"", b" data: x", b"\xe2\x82\xac")] == [True] * 3
+    assert (reader.events, reader.tokens) == (5, 5)
+    assert [reader.fits(one) for one in (
+        say % b'\\"', say % b"\\n", say % b'"', say % b"\n", say % b"\r", (say % b"a")[:-1], (say % b"a")[1:],
+        say % b"a" + say % b"b", say.replace(b"null", b'"stop"') % b"a", b"data: [DONE]\n\n", b"",
+        (say % b"").replace(b'""', b'"'),
+    )] == [False] * 12  # fmt: skip
+    assert reader.events == 5
+    other = say.replace(b"content", b"reasoning_content")
+    assert not reader.fits(other % b"a")
+    reader.read(other % b"a")
+    assert reader.fits(other % b"b")
+
+
+@given(st.lists(st.sampled_from([b"data: x", b"data:", b"data: ", b"x", b"\n", b"\n\n", b"\r\n", b"\r"]), max_size=12))
+def test_events_are_cut_and_read_as_the_standard_has_it(parts: list[bytes]) -> None:
+    """However they are written: the quick way for what nearly all write is the long one's."""
+    data = b"".join(parts)
+    ends = [found.end() for found in sse._END.finditer(data)]
+    if ends[-1:] != [len(data)]:
+        ends.append(len(data))
+    assert split(data) == [data[a:b] for a, b in itertools.pairwise([0, *ends]) if b > a]
+    for one in split(data):
+        assert sse.data_of(one) == b"\n".join(sse._DATA.findall(one))
 
 
 def test_what_is_not_whole_waits_up_to_a_bound() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sim.live.gateway.event_loop import loop_factory
 from sim.live.replicas.http_client import (
     BadHeadError,
+    Body,
     BrokenBodyError,
     ConnectError,
     HttpClient,
@@ -89,6 +91,31 @@ def answered(raw: bytes | None, method: str = "POST") -> tuple[int, bytes]:
         return answer.status, await answer.content.read(2**20)
 
     return play([raw], story)  # type: ignore[no-any-return]
+
+
+def test_pieces_of_a_body_that_come_together_go_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, before the end or what broke it off: a reader that is late has less to do for each."""
+    fed: list[bytes] = []
+    plain = Body.feed
+
+    def feed(self: Body, data: bytes) -> None:
+        fed.append(data)
+        plain(self, data)
+
+    monkeypatch.setattr(Body, "feed", feed)
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def story(client: HttpClient, url: str, server: Server) -> bytes:
+        answer = await client.request("POST", url)
+        found = await answer.content.readany()
+        with contextlib.suppress(BrokenBodyError):
+            while piece := await answer.content.readany():
+                found += piece
+        return found
+
+    assert play([head + b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"], story) == b"abc"
+    assert play([head + b"1\r\na\r\n2\r\nbc\r\nno size\r\n"], story) == b"abc"
+    assert fed == [b"abc", b"abc"]
 
 
 def test_a_request_is_written_as_it_was_given() -> None:
