@@ -53,8 +53,10 @@ _PREEMPTIBLE: Final = ServiceClass.PREEMPTIBLE
 _ALWAYS: Final = ("bound", "debt", "burst", "weight", "metered_tokens_per_s")
 _NO_LIMIT: Final = float("inf")
 _Label = tuple[str, str, str]
-_Labels = tuple[list[_Label], _Label, _Label, _Label]
-"""What the gauges of an entitlement are called: those that there always are, and its limits of slots, KV and rate."""
+_Labels = tuple[list[_Label], list[_Label], list[_Label], list[_Label]]
+"""What the gauges of an entitlement are called: those that there always are, and its limits of slots, KV and rate.
+
+In lists, also of one: compiled, a tuple of three that is passed on by itself is taken apart and made anew."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -462,25 +464,21 @@ class TokenPoolPolicy:
             labels += always
             values += [float(account.bound), account.debt, account.burst, account.weight, account.tokens_per_s]
             if account.limit_slots < _NO_LIMIT:
-                labels.append(slots)
+                labels += slots
                 values.append(account.limit_slots)
             if self._kv_check and account.limit_kv_bytes < _NO_LIMIT:
-                labels.append(kv_bytes)
+                labels += kv_bytes
                 values.append(account.limit_kv_bytes)
             if account.bucket is not None:
-                labels.append(rate)
+                labels += rate
                 values.append(account.bucket.rate_per_s)
         return GaugeTable(labels, values)
 
 
 def _labels_of(name: str) -> _Labels:
-    def label(metric: str) -> _Label:
-        return "entitlement", name, metric
-
-    return (
-        [label(metric) for metric in _ALWAYS], label("limit_slots"), label("limit_kv_bytes"),
-        label("limit_tokens_per_s"),
-    )  # fmt: skip
+    always = [("entitlement", name, metric) for metric in _ALWAYS]
+    slots, kv_bytes, rate = ([("entitlement", name, f"limit_{what}")] for what in ("slots", "kv_bytes", "tokens_per_s"))
+    return always, slots, kv_bytes, rate
 
 
 def _service_s(mean_s: float | None) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class GaugeLog:
     """
 
     def __init__(self) -> None:
-        self._numbers: dict[_Label, int] = {}  # of all labels, in the order in which they were first seen
+        self._numbers: dict[Any, int] = {}  # of all labels, in the order in which they were first seen
         self._tables: list[_Table] = []
         self._apart_numbers = array("i")
         self._apart_values = _column()
@@ -118,6 +118,8 @@ class GaugeLog:
 
     def add(self, now_s: float, gauges: Iterable[Gauge]) -> None:
         """Take in what one sample found."""
+        labels: list[Any]  # compiled, what is said to be a tuple of three is taken apart and made anew
+        values: list[float]
         if isinstance(gauges, GaugeTable):
             labels, values = gauges.labels, gauges.values
         else:
