@@ -54,17 +54,20 @@ class Client:
         self._flow = cycle.flow
 
     def takes_chunks(self) -> bool:
-        """Return whether `write_chunk` may be called now: an answer in chunks has begun, and what was sent is taken."""
-        cycle = self._cycle
+        """Return whether `write_chunk` may be called now: an answer in chunks has begun, and what was sent is taken.
+
+        Until its end, that is, and as long as nobody has heard that the client ``left``.
+        """
         if not self._in_chunks:  # once it does, an answer goes on in chunks
+            cycle = self._cycle
             self._in_chunks = bool(cycle is not None and cycle.chunked_encoding and cycle.response_started)
             if not self._in_chunks:
                 return False
-        return not (self._flow.write_paused or cycle.disconnected or cycle.response_complete)
+        return not self._flow.write_paused
 
     def write_chunk(self, data: bytes) -> None:
         """Send a piece of the answer at once, without a task of its own (as ``http.response.body`` would)."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def abort(self) -> None:
         """Close the connection without regard to what is not written yet."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 from sim.json_text import is_text
@@ -222,17 +223,29 @@ def upstream_body(
     if parsed.max_output_tokens is None and default_output_tokens is not None and endpoint.limits:
         changes[endpoint.limits[0]] = default_output_tokens
     if parsed.stream and endpoint.tells_usage:
-        wanted = {} if parsed.wants_usage else {"include_usage": True}
+        wanted = [] if parsed.wants_usage else ["include_usage"]
         if continuous and not parsed.wants_continuous:
-            wanted["continuous_usage_stats"] = True
+            wanted.append("continuous_usage_stats")
         if wanted:
-            options = parsed.stream_options or "{}"
-            changes["stream_options"] = Raw(changed(options.encode(), spans(options, wanted), wanted).decode())
+            said, names = parsed.stream_options, tuple(wanted)
+            changes["stream_options"] = _with_options(said, names) if said else _options_alone(names)
     if priority != parsed.priority:
         changes["priority"] = priority
     if cache_salt is not None:
         changes["cache_salt"] = cache_salt
     return changed(body, parsed.where, changes)
+
+
+def _with_options(said: str, wanted: tuple[str, ...]) -> Raw:
+    """Return ``stream_options`` as a client said them, with those that are wanted."""
+    options = dict.fromkeys(wanted, True)
+    return Raw(changed(said.encode(), spans(said, options), options).decode())
+
+
+@cache
+def _options_alone(wanted: tuple[str, ...]) -> Raw:
+    """Return the same of a client that said none, as most do."""
+    return _with_options("{}", wanted)
 
 
 # --------------------------------------------------------------------------------------------------------------------

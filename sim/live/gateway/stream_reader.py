@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sim.live.gateway.sse import Usage, data_of, later, parsed, split, usage_of
@@ -73,7 +73,8 @@ class StreamReader:
         """How many tokens of output there are by now."""
         if self._by_choice:
             return sum(self._by_choice.values())
-        return round(self.events * self.tokens_per_event)
+        each = self.tokens_per_event
+        return self.events if each == 1.0 else round(self.events * each)
 
     @property
     def complete(self) -> bool:
@@ -162,10 +163,14 @@ class StreamReader:
         listed = choices if isinstance(choices, list) else [{"text": "?"}]
         said = [one for one in listed if isinstance(one, dict)]
         # Some say it twice of one choice; who numbers none is told apart by nothing.
-        self._finished.update(_index(one) for one in said if one.get("finish_reason"))
-        self.events += any(map(_says_something, said))
+        says = False
+        for one in said:
+            if one.get("finish_reason"):
+                self._finished.add(_index(one))
+            says = says or _says_something(one)
+        self.events += says
         if usage is not None and said:  # so far, and of this choice alone
-            self.usage = later(self.usage, replace(usage, output_tokens=None))
+            self.usage = later(self.usage, Usage(usage.prompt_tokens, None, usage.cached_tokens))
             index = said[0].get("index", 0)
             if type(index) is int and usage.output_tokens is not None and len(self._by_choice) <= self.answers:
                 self._by_choice[index] = max(self._by_choice.get(index, 0), usage.output_tokens)

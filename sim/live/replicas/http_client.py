@@ -232,18 +232,26 @@ class Response:
 class _Connection(asyncio.Protocol):
     """One connection, and the answer that comes on it."""
 
+    __slots__ = (
+        "_begun", "_body", "_bodyless", "_gone", "_head", "_head_bytes", "_loop", "_parser", "_pieces", "_raw_headers",
+        "_release", "_response", "_sending", "_transport", "_until_end", "_writable", "idle_since_s", "on_body",
+    )  # fmt: skip
+
     def __init__(self, release: Callable[[_Connection], None], gone: Callable[[_Connection], None]) -> None:
         self._release = release
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._pieces: list[bytes] = []  # of the answer's body, from what is being parsed
+        # Of the parser's calls the one for each event. Pieces that come together go on together: see `_hand_over`.
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
         self._head: asyncio.Future[Response] | None = None
         self._response: Response | None = None
-        self._pieces: list[bytes] = []  # of its body, from what is being parsed
+        self._body: Body | None = None  # the response's
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._bodyless = self._sending = self._begun = self._until_end = False
         self._head_bytes = 0
@@ -379,14 +387,11 @@ class _Connection(asyncio.Protocol):
             return
         self._begun = True
         self._response = response = Response(status, self._raw_headers, self)
+        self._body = response.content
         self._until_end = not self._bodyless and status not in (204, 304) and not _framed(self._raw_headers)
         head.set_result(response)
         if self._bodyless:
             self._complete(reusable=False)
-
-    def on_body(self, data: bytes) -> None:
-        """Take a piece. Those that came together go on together: a reader that is late has less to do for each."""
-        self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         """End the answer."""
@@ -396,17 +401,17 @@ class _Connection(asyncio.Protocol):
     # ----------------------------------------------------------------------------------------------------------------
 
     def _hand_over(self) -> None:
-        """Hand on what has come of the body."""
+        """Hand on what has come of the body, in one piece: a gateway that is late has less to do for each event."""
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if self._response is not None:
-            self._response.content.feed(data)
+        if self._body is not None:
+            self._body.feed(data)
 
     def _complete(self, *, reusable: bool) -> None:
         if self._pieces:
             self._hand_over()
-        response, self._response, self._head = self._response, None, None
+        response, self._response, self._head, self._body = self._response, None, None, None
         self._until_end = False
         if response is None:
             return
@@ -423,7 +428,7 @@ class _Connection(asyncio.Protocol):
         if self._pieces:
             self._hand_over()
         head, response = self._head, self._response
-        self._head = self._response = None
+        self._head = self._response = self._body = None
         why = "" if cause is None else f": {cause}"
         if response is not None:
             response.ended()
