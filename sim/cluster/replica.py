@@ -194,7 +194,7 @@ class Replica(Scheduler[R]):
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
-        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
         run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True
@@ -215,32 +215,13 @@ class Replica(Scheduler[R]):
         self.wake_s = NEVER_S
         if self._launch is not None:
             self._plan_s = self._planned_s() if self._async and self._busy else now_s
-        read_until_s = self._planned_s() if self._async and self._busy and self._inbox else now_s
-        held_back = list(self._lingering) if self._held_back else None
-        emitted = self._complete() if self._busy else None
-        if self._lingering and not self._async:
+        if self._deferred:
+            emitted, busy = self._complete_and_plan(now_s)
+        else:
+            emitted = self._complete() if self._busy else None
             if self._inbox:
-                self._carry_out_aborts(now_s - TIE_S)
-            self._release()
-        if self._inbox:
-            self._read_inbox(read_until_s - TIE_S)
-        if held_back:
-            self._release_those(held_back)
-        busy = self._schedule(now_s)
-        if self._async:
-            if self._lingering:
-                # Aborts that came by now are carried out before those that ended are let go: see `_carry_out_aborts`.
-                self._held_back = busy and self._cache is not None and self._aborts_by(now_s - TIE_S)
-                if self._held_back:
-                    self._overrunning = []
-                else:
-                    self._release()
-            if not busy:
-                self._plan_s = now_s
-                self._unknown = False  # all that was under way is known
                 self._read_inbox(now_s - TIE_S)
-                busy = self._schedule(now_s)
-                self._unknown = True
+            busy = self._schedule(now_s)
         while not busy and self._inbox:
             if self._inbox[0][0] > now_s:  # on its way: see `submit`
                 self._wake(self._inbox[0][0])
@@ -268,6 +249,36 @@ class Replica(Scheduler[R]):
                 listener.on_finish(request, now_s)
             else:
                 listener.on_first_token(request, now_s)
+
+    def _complete_and_plan(self, now_s: float) -> tuple[list[R] | None, bool]:
+        """Do so where blocks stay taken for a while; returns who got a first or last token, and whether it is busy."""
+        read_until_s = self._planned_s() if self._async and self._busy and self._inbox else now_s
+        held_back = list(self._lingering) if self._held_back else None
+        emitted = self._complete() if self._busy else None
+        if self._lingering and not self._async:
+            if self._inbox:
+                self._carry_out_aborts(now_s - TIE_S)
+            self._release()
+        if self._inbox:
+            self._read_inbox(read_until_s - TIE_S)
+        if held_back:
+            self._release_those(held_back)
+        busy = self._schedule(now_s)
+        if self._async:
+            if self._lingering:
+                # Aborts that came by now are carried out before those that ended are let go: see `_carry_out_aborts`.
+                self._held_back = busy and self._cache is not None and self._aborts_by(now_s - TIE_S)
+                if self._held_back:
+                    self._overrunning = []
+                else:
+                    self._release()
+            if not busy:
+                self._plan_s = now_s
+                self._unknown = False  # all that was under way is known
+                self._read_inbox(now_s - TIE_S)
+                busy = self._schedule(now_s)
+                self._unknown = True
+        return emitted, busy
 
     def _aborts_by(self, until_s: float) -> bool:
         return any(kind == ABORT and at_s < until_s for at_s, kind, _ in self._inbox)
