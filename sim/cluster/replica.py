@@ -177,7 +177,7 @@ class Replica(Scheduler[R]):
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding
-        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)
         elapsed_s = (now_s - self._run_start_s + TIE_S) / self.slowdown
         run = self._step.iterations_until(decoding, context_tokens, elapsed_s) + self._async
         self._cut = True
@@ -190,6 +190,32 @@ class Replica(Scheduler[R]):
     def boundary(self, now_s: float) -> None:
         """End the iterations under way, read the inbox, begin the next. To be called at ``wake_s``."""
         self.wake_s = NEVER_S
+        if self._deferred:
+            emitted, busy = self._complete_and_plan(now_s)
+        else:
+            emitted = self._complete() if self._busy else None
+            if self._inbox:
+                self._read_inbox(now_s - TIE_S)
+            busy = self._schedule(now_s)
+        while not busy and self._inbox:
+            if self._inbox[0][0] > now_s:  # on its way: see `submit`
+                self._wake(self._inbox[0][0])
+                break
+            # An idle engine starts with whatever came first, and what came at that very instant.
+            self._read_inbox(self._inbox[0][0], inclusive=True)
+            busy = self._schedule(now_s)
+        if emitted:
+            listener = self._listener
+            for request in emitted:
+                if request.state == ENDED:
+                    if request.outputs == 1:
+                        listener.on_first_token(request, now_s)
+                    listener.on_finish(request, now_s)
+                else:
+                    listener.on_first_token(request, now_s)
+
+    def _complete_and_plan(self, now_s: float) -> tuple[list[R] | None, bool]:
+        """Do so where blocks stay taken for a while; returns who got a first or last token, and whether it is busy."""
         read_until_s = self._planned_s() if self._async and self._busy and self._inbox else now_s
         held_back = list(self._lingering) if self._held_back else None
         emitted = self._complete() if self._busy else None
@@ -215,22 +241,7 @@ class Replica(Scheduler[R]):
                 self._read_inbox(now_s - TIE_S)
                 busy = self._schedule(now_s)
                 self._unknown = True
-        while not busy and self._inbox:
-            if self._inbox[0][0] > now_s:  # on its way: see `submit`
-                self._wake(self._inbox[0][0])
-                break
-            # An idle engine starts with whatever came first, and what came at that very instant.
-            self._read_inbox(self._inbox[0][0], inclusive=True)
-            busy = self._schedule(now_s)
-        if emitted:
-            listener = self._listener
-            for request in emitted:
-                if request.state == ENDED:
-                    if request.outputs == 1:
-                        listener.on_first_token(request, now_s)
-                    listener.on_finish(request, now_s)
-                else:
-                    listener.on_first_token(request, now_s)
+        return emitted, busy
 
     def _aborts_by(self, until_s: float) -> bool:
         return any(kind == ABORT and at_s < until_s for at_s, kind, _ in self._inbox)
