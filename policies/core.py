@@ -71,6 +71,13 @@ Decide = Callable[[RequestView, int, PoolLedger, float], Verdict]
 
 # A NamedTuple's own constructor is a Python function that calls this; once per request the detour shows.
 _new: Final = tuple.__new__
+# Compiled, what is Final here is found without a look-up.
+_ADMIT: Final = ADMIT
+_Arrived: Final = Arrived
+_Finished: Final = Finished
+_FirstToken: Final = FirstToken
+_Forward: Final = Forward
+_Progress: Final = Progress
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -142,7 +149,8 @@ class GatewayCore(PoolState):
         }
         self._quiet_until_s = policy.quiet_until_s if isinstance(policy, Dozing) else None
         self._dozes = False
-        if self._quiet_until_s is not None:
+        self._may_doze = self._quiet_until_s is not None
+        if self._may_doze:
             self._waking = {kind: handler for kind, handler in self._handlers.items() if kind is not Tick}
             self._handlers |= dict.fromkeys(self._waking, self._awake)
 
@@ -184,6 +192,16 @@ class GatewayCore(PoolState):
         KeyError : the request names an entitlement that the pool does not have.
         ValueError : a request with this id is in flight or held already.
         """
+        # The commonest without the detour of a bound method.
+        if not self._may_doze:
+            if type(event) is _Arrived:
+                return self._arrived(event, now_s)
+            if type(event) is _Finished:
+                return self._finished(event, now_s)
+            if type(event) is _FirstToken:
+                return self._first_token(event, now_s)
+            if type(event) is _Progress:
+                return self._progress(event, now_s)
         return self._handlers[type(event)](event, now_s)
 
     @property
@@ -268,7 +286,7 @@ class GatewayCore(PoolState):
             if denied is not None:
                 return (*before, self._refused_above(denied, request, ledger, max_output_tokens))
         verdict = self._decide(request, max_output_tokens, self.pool, now_s)
-        if verdict is ADMIT and not before:
+        if verdict is _ADMIT and not before:
             return (self._forward(request, ledger, max_output_tokens, now_s),)
         return (*before, *self._carry_out(verdict, request, ledger, max_output_tokens, now_s))
 
@@ -373,7 +391,7 @@ class GatewayCore(PoolState):
             flight.only_at = only_at
         flight.counted_demand = request.attempt == 1
         self._book(flight, now_s)
-        return _new(Forward, (request_id, replica_id, max_output_tokens))
+        return _new(_Forward, (request_id, replica_id, max_output_tokens))
 
     @staticmethod
     def _fitting(
@@ -453,7 +471,10 @@ class GatewayCore(PoolState):
         ledger.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
         mean_s = pool.mean_service_s
         pool.mean_service_s = service_s if mean_s is None else mean_s + self._fresh_share * (service_s - mean_s)
-        if not flight.prompt_credited:  # an answer in one piece has no first token of its own
+        # An answer in one piece has no first token of its own; the output that it may have is counted with the prompt.
+        if not flight.prompt_credited and (
+            event.prompt_tokens is not None or event.output_tokens <= flight.output_tokens
+        ):
             self._credit(flight, flight.output_tokens)
         if event.prompt_tokens is not None and event.prompt_tokens != flight.request.prompt_tokens:
             # Of a prompt that other books have counted (`Adopted`), these may not hold what is taken off here.

@@ -26,6 +26,21 @@ class Gauge(NamedTuple):
     value: float
 
 
+class GaugeTable:
+    """Gauges as two lists, for a policy with thousands: labels (scope, name, metric), which it may keep, and values."""
+
+    __slots__ = ("labels", "values")
+
+    def __init__(self, labels: list[tuple[str, str, str]], values: list[float]) -> None:
+        self.labels = labels
+        self.values = values
+
+    def __iter__(self) -> Iterator[Gauge]:
+        """Yield each as a `Gauge`."""
+        for label, value in zip(self.labels, self.values, strict=True):
+            yield Gauge(*label, value)
+
+
 class AdmissionPolicy(Protocol):
     """Who is let in. One object per pool, handed the books of the core; it keeps no clock and does no I/O.
 

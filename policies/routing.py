@@ -61,8 +61,9 @@ class LeastOutstandingTokensRouter:
             if not replica.ready:
                 continue
             tokens = replica.outstanding_tokens
-            fewer = best is None or tokens < least_tokens
-            if fewer or (tokens == least_tokens and best is not None and replica.replica_id < best.replica_id):
+            if best is None or tokens < least_tokens or (
+                tokens == least_tokens and replica.replica_id < best.replica_id
+            ):
                 best, least_tokens = replica, tokens
         return None if best is None else best.replica_id
 

@@ -42,6 +42,11 @@ UNLIMITED: Vector = (math.inf, math.inf, math.inf)
 _DIMENSIONS: Final = range(3)
 _ROUNDING: Final = 1e-9
 _NO_LIMIT: Final = float("inf")
+# As in `policies.token_pool.policy`.
+_DEDICATED: Final = ServiceClass.DEDICATED
+_GUARANTEED: Final = ServiceClass.GUARANTEED
+_ELASTIC: Final = ServiceClass.ELASTIC
+_SPOT: Final = ServiceClass.SPOT
 _PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _BURSTING: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 # As in `policies.core`.
@@ -187,13 +192,13 @@ def _by_class(parts: Sequence[_Part]) -> tuple[list[_Part], list[_Part], list[_P
     preemptible: list[_Part] = []
     for part in parts:
         kind = part.service_class
-        if kind is ServiceClass.ELASTIC:
+        if kind is _ELASTIC:
             elastic.append(part)
-        elif kind is ServiceClass.SPOT:
+        elif kind is _SPOT:
             spot.append(part)
-        elif kind is ServiceClass.GUARANTEED:
+        elif kind is _GUARANTEED:
             guaranteed.append(part)
-        elif kind is ServiceClass.DEDICATED:
+        elif kind is _DEDICATED:
             dedicated.append(part)
         else:
             preemptible.append(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from policies.api import PoolCapacity, ServiceClass
@@ -13,6 +13,8 @@ from policies.token_pool.metering import Account
 from policies.token_pool.params import Rules
 from policies.token_pool.priority import CLASS_RANK
 
+# As in `policies.token_pool.policy`.
+_DEDICATED: Final = ServiceClass.DEDICATED
 _BASELINED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED, ServiceClass.ELASTIC)
 _PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _LEAST_WEIGHT: Final = 1e-9
@@ -22,13 +24,13 @@ _NO_LIMIT: Final = float("inf")
 _new: Final = tuple.__new__
 
 
-def share_out(accounts: Iterable[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:
-    """Share out what the pool has among who is Bound."""
-    bound = sorted((account for account in accounts if account.bound), key=lambda account: account.index)
+def share_out(accounts: Sequence[Account], capacity: PoolCapacity, rules: Rules, now_s: float) -> None:
+    """Share out what the pool has among who is Bound; the accounts come in the order of their index."""
+    bound = [account for account in accounts if account.bound]
     margin = rules.demand_margin
     claims = [
         _new(Claim, (
-            account.spec.service_class, max(account.weight, _LEAST_WEIGHT), account.baseline, account.limits,
+            account.service_class, max(account.weight, _LEAST_WEIGHT), account.baseline, account.limits,
             claimed(account, margin),
         ))
         for account in bound
@@ -49,7 +51,7 @@ def claimed(account: Account, margin: float) -> Vector:
     """
     demand = account.demand
     slots = demand[2]
-    if not margin or not slots or account.spec.service_class not in _BASELINED:
+    if not margin or not slots or account.service_class not in _BASELINED:
         return demand
     most, more = account.baseline, 1 + margin / math.sqrt(max(slots, 1.0))
     return (
@@ -73,7 +75,7 @@ def whole_slots(claims: Sequence[Claim], grants: Sequence[Grant], capacity: floa
     short: list[int] = []
     for i, (claim, grant) in enumerate(zip(claims, grants, strict=True)):
         service_class, baseline, has, limit = claim.service_class, claim.baseline[2], grant.granted[2], grant.limit[2]
-        if service_class is ServiceClass.DEDICATED and baseline < _NO_LIMIT:
+        if service_class is _DEDICATED and baseline < _NO_LIMIT:
             held.append(max(has, baseline))
         else:
             held.append(has)

@@ -14,6 +14,9 @@ from policies.token_pool import priority
 from policies.token_pool.allocation import ZERO, Vector, baseline_vector
 from policies.token_pool.params import Rules
 
+# As in `policies.token_pool.policy`.
+_ELASTIC: Final = ServiceClass.ELASTIC
+_BOUND: Final = EntitlementState.BOUND
 _PROTECTED: Final = (ServiceClass.DEDICATED, ServiceClass.GUARANTEED)
 _NO_LIMIT: Final = float("inf")
 _LIFT_KEPT: Final = 0.98
@@ -28,6 +31,7 @@ class Account:
     Attributes
     ----------
     index : its place in the list of entitlements, which breaks ties: a name must not.
+    service_class : that of ``spec``, which is asked for at every request.
     rank : of its service class; 0 for all where only weights count. ``class_weight`` is w_class of equation 1.
     protected : dedicated or guaranteed.
     baseline : what it was promised, see `policies.token_pool.allocation.baseline_vector`.
@@ -53,6 +57,7 @@ class Account:
 
     spec: EntitlementSpec
     index: int
+    service_class: ServiceClass
     rank: int
     class_weight: float
     protected: bool
@@ -105,6 +110,7 @@ def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
     return Account(
         spec=spec,
         index=index,
+        service_class=spec.service_class,
         rank=priority.CLASS_RANK[spec.service_class] if rules.order == "class" else 0,
         class_weight=priority.CLASS_WEIGHT[spec.service_class],
         protected=protected,
@@ -128,7 +134,7 @@ def open_account(spec: EntitlementSpec, index: int, rules: Rules) -> Account:
 
 def bind(account: Account, ledger: EntitlementLedger, rules: Rules, now_s: float) -> None:
     """Follow the entitlement's state: debt and burst start from nothing when it becomes Bound, and end with it."""
-    bound = ledger.state is EntitlementState.BOUND
+    bound = ledger.state is _BOUND
     if bound != account.bound:
         account.bound = bound
         account.debt = account.burst = account.gap = account.lift = 0.0
@@ -159,7 +165,7 @@ def meter(
     if not account.bound:
         return
     promised = account.spec.baseline.tokens_per_s
-    runs_debt = account.spec.service_class is ServiceClass.ELASTIC or rules.debt_for == "every-baseline"
+    runs_debt = account.service_class is _ELASTIC or rules.debt_for == "every-baseline"
     if promised and runs_debt:
         wanted = demand_per_s * _used_share(account) if rules.debt_gap == "demanded" else None
         account.gap = priority.debt_gap(promised, account.tokens_per_s, wanted)
@@ -195,7 +201,7 @@ def equalise(accounts: Iterable[Account], rules: Rules) -> None:
     gets more than was promised has a gap of nothing: a surplus is no reason to be put behind once there is a shortage.
     """
     indebted = [account for account in accounts if account.bound and account.spec.baseline.tokens_per_s]
-    indebted = [account for account in indebted if account.spec.service_class is ServiceClass.ELASTIC]
+    indebted = [account for account in indebted if account.service_class is _ELASTIC]
     if len(indebted) < 2:
         return
     mean = math.fsum(max(0.0, account.gap) for account in indebted) / len(indebted)

@@ -24,7 +24,7 @@ from policies.api import (
     Deny,
     EntitlementLedger,
     EntitlementSpec,
-    Gauge,
+    GaugeTable,
     InFlight,
     Leases,
     Margin,
@@ -47,10 +47,16 @@ _MIN_RETRY_S: Final = 1.0
 _MAX_RETRY_S: Final = 30.0
 _FIRST_SERVICE_S: Final = 1.0
 """Taken for the mean service time until a request has finished. [choice]"""
-# As in `policies.core`: samples of a thousand entitlements are made of gauges.
-_new: Final = tuple.__new__
+# An enum's attribute is looked up by a Python function of its class, for every request.
+_DEDICATED: Final = ServiceClass.DEDICATED
+_PREEMPTIBLE: Final = ServiceClass.PREEMPTIBLE
+_ALWAYS: Final = ("bound", "debt", "burst", "weight", "metered_tokens_per_s")
+_NO_LIMIT: Final = float("inf")
+_Label = tuple[str, str, str]
+_Labels = tuple[list[_Label], list[_Label], list[_Label], list[_Label]]
+"""What the gauges of an entitlement are called: those that there always are, and its limits of slots, KV and rate.
 
-
+In lists, also of one: compiled, a tuple of three that is passed on by itself is taken apart and made anew."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -75,6 +81,8 @@ class TokenPoolPolicy:
         listed = {spec.name: index for index, spec in enumerate(entitlements)}
         specs = sorted(entitlements, key=lambda spec: spec.name)
         self._accounts = {spec.name: open_account(spec, listed[spec.name], rules) for spec in specs}
+        self._as_listed = sorted(self._accounts.values(), key=lambda account: account.index)
+        self._labels = {spec.name: _labels_of(spec.name) for spec in specs}
         self._kv_bytes_per_token = kv_bytes_per_token
         self._chance = chance
         self._floor: LiveFloor | FrozenFloor = LiveFloor() if rules.weight_at == "live" else FrozenFloor()
@@ -203,7 +211,7 @@ class TokenPoolPolicy:
         if slots_over <= 0 and tokens_over <= 0:
             return ADMIT
         victims: list[str] = []
-        if account.spec.service_class is not ServiceClass.PREEMPTIBLE:
+        if account.service_class is not _PREEMPTIBLE:
             for request_id, flight in reversed(self._preemptible.items()):
                 victims.append(request_id)
                 slots_over -= flight.request.sequences
@@ -242,10 +250,10 @@ class TokenPoolPolicy:
             account.bucket.reserve(flight.reserved_tokens, now_s)
             self._paid[flight.request.request_id] = account.bucket
         self._floor.admitted(account, flight)
-        service_class = account.spec.service_class
-        if service_class is ServiceClass.DEDICATED:
+        service_class = account.service_class
+        if service_class is _DEDICATED:
             self._count_idle(account, flight.ledger)
-        elif service_class is ServiceClass.PREEMPTIBLE:
+        elif service_class is _PREEMPTIBLE:
             self._preemptible[flight.request.request_id] = flight
 
     def on_ended(self, flight: InFlight, pool: PoolLedger, now_s: float) -> None:  # noqa: ARG002
@@ -261,10 +269,10 @@ class TokenPoolPolicy:
         bucket = self._paid.pop(flight.request.request_id, None)
         if bucket is not None and bucket is account.bucket:
             bucket.settle(flight.reserved_tokens, used_tokens, now_s)
-        service_class = account.spec.service_class
-        if service_class is ServiceClass.DEDICATED:
+        service_class = account.service_class
+        if service_class is _DEDICATED:
             self._count_idle(account, flight.ledger)
-        elif service_class is ServiceClass.PREEMPTIBLE:
+        elif service_class is _PREEMPTIBLE:
             del self._preemptible[flight.request.request_id]
 
     def demand_of(self, name: str) -> Vector:
@@ -298,7 +306,7 @@ class TokenPoolPolicy:
             account = self._accounts[name]
             if account.bucket is not None and used_tokens:
                 account.bucket.reserve(used_tokens, now_s)
-            if account.spec.service_class is ServiceClass.DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
@@ -327,7 +335,7 @@ class TokenPoolPolicy:
                 depth = max(rate * self.rules.bucket_s, self.rules.max_request_tokens)
                 account.bucket.scale(rate_per_s=rate, depth=depth, kept=min(1.0, part / before if before else 1.0),
                                      now_s=now_s)
-            if account.spec.service_class is ServiceClass.DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, pool.entitlements[name])
         self._floor.reweighed(self._accounts.values(), pool)
 
@@ -346,7 +354,7 @@ class TokenPoolPolicy:
             equalise(self._accounts.values(), self.rules)
         self._weigh(pool)
         if self._allocated:
-            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
+            share_out(self._as_listed, pool.capacity, self.rules, now_s)
 
     def on_capacity(self, pool: PoolLedger, now_s: float) -> None:
         """Follow who is Bound: that moves the mean objective, debts, and what is reserved for dedicated."""
@@ -355,11 +363,11 @@ class TokenPoolPolicy:
         for account in self._accounts.values():
             ledger = pool.entitlements[account.spec.name]
             bind(account, ledger, self.rules, now_s)
-            if account.spec.service_class is ServiceClass.DEDICATED:
+            if account.service_class is _DEDICATED:
                 self._count_idle(account, ledger)
         self._weigh(pool)
         if self._allocated:
-            share_out(self._accounts.values(), pool.capacity, self.rules, now_s)
+            share_out(self._as_listed, pool.capacity, self.rules, now_s)
 
     def reclaim(self, pool: PoolLedger, now_s: float) -> Sequence[str]:  # noqa: ARG002
         """Evict the youngest preemptible requests while more is in flight than the pool has."""
@@ -428,37 +436,49 @@ class TokenPoolPolicy:
         reserved = sum(flight.reserved_tokens for flight in pool.in_flight.values())
         if reserved != self._reserved_tokens:
             yield f"{self._reserved_tokens} tokens are reserved, requests in flight reserve {reserved}"
-        kind = ServiceClass.PREEMPTIBLE
-        names = {each for each, flight in pool.in_flight.items() if flight.ledger.spec.service_class is kind}
-        if names != self._preemptible.keys():
-            yield f"{sorted(names ^ self._preemptible.keys())[:5]} are preemptible in one of the books only"
+        preemptible = {
+            each for each, flight in pool.in_flight.items() if flight.ledger.spec.service_class is _PREEMPTIBLE
+        }
+        if preemptible != self._preemptible.keys():
+            yield f"{sorted(preemptible ^ self._preemptible.keys())[:5]} are preemptible in one of the books only"
         idle = math.fsum(account.idle_slots for account in self._accounts.values())
         if not math.isclose(idle, self._idle_dedicated, abs_tol=1e-6):
             yield f"{self._idle_dedicated} dedicated slots are idle, by entitlement {idle}"
 
-    def gauges(self, pool: PoolLedger, now_s: float) -> Iterable[Gauge]:  # noqa: ARG002
+    def gauges(self, pool: PoolLedger, now_s: float) -> GaugeTable:  # noqa: ARG002
         """Return priorities and their parts, the limits in force, and the threshold while anything is in flight."""
+        labels: list[tuple[str, str, str]] = []
+        values: list[float] = []
         floor = self._floor.least(pool)
         if floor is not None:
-            yield Gauge("pool", "pool", "threshold", floor[1])
+            labels.append(("pool", "pool", "threshold"))
+            values.append(floor[1])
         if self._promised is not None:
             provisioned = capacity_vector(pool.capacity)
             for unit, promise, has in zip(UNITS, self._promised(), provisioned, strict=True):
                 if math.isfinite(has):
-                    yield Gauge("pool", "pool", f"promised_{unit}", promise)
-                    yield Gauge("pool", "pool", f"provisioned_{unit}", has)
+                    labels += [("pool", "pool", f"promised_{unit}"), ("pool", "pool", f"provisioned_{unit}")]
+                    values += [promise, has]
         for name, account in self._accounts.items():
-            yield _new(Gauge, ("entitlement", name, "bound", float(account.bound)))
-            yield _new(Gauge, ("entitlement", name, "debt", account.debt))
-            yield _new(Gauge, ("entitlement", name, "burst", account.burst))
-            yield _new(Gauge, ("entitlement", name, "weight", account.weight))
-            yield _new(Gauge, ("entitlement", name, "metered_tokens_per_s", account.tokens_per_s))
-            if math.isfinite(account.limit_slots):
-                yield _new(Gauge, ("entitlement", name, "limit_slots", account.limit_slots))
-            if self._kv_check and math.isfinite(account.limit_kv_bytes):
-                yield _new(Gauge, ("entitlement", name, "limit_kv_bytes", account.limit_kv_bytes))
+            always, slots, kv_bytes, rate = self._labels[name]
+            labels += always
+            values += [float(account.bound), account.debt, account.burst, account.weight, account.tokens_per_s]
+            if account.limit_slots < _NO_LIMIT:
+                labels += slots
+                values.append(account.limit_slots)
+            if self._kv_check and account.limit_kv_bytes < _NO_LIMIT:
+                labels += kv_bytes
+                values.append(account.limit_kv_bytes)
             if account.bucket is not None:
-                yield _new(Gauge, ("entitlement", name, "limit_tokens_per_s", account.bucket.rate_per_s))
+                labels += rate
+                values.append(account.bucket.rate_per_s)
+        return GaugeTable(labels, values)
+
+
+def _labels_of(name: str) -> _Labels:
+    always = [("entitlement", name, metric) for metric in _ALWAYS]
+    slots, kv_bytes, rate = ([("entitlement", name, f"limit_{what}")] for what in ("slots", "kv_bytes", "tokens_per_s"))
+    return always, slots, kv_bytes, rate
 
 
 def _service_s(mean_s: float | None) -> float:

@@ -23,6 +23,7 @@ from sim.calibration.from_sweep import SWEEP_TERMS, SweepPoint, calibrate_sweep
 from sim.calibration.measured import MeasuredRun
 from sim.calibration.noise import T_OF_RUNS
 from sim.calibration.single_replica import Floats
+from sim.engine.ranks import captured_tokens
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_time import LinearStepTime, StepTime
 from sim.errors import InputError
@@ -93,6 +94,8 @@ def calibrate_live(measurements: Measurements, *, today: date | None = None) -> 
 
 _BEST_MEASURED = 0.003  # relative: no iteration is measured better than this from outside
 _ROBUST_AT = 0.05
+_FLOOR_SHOWS = 0.1  # relative: what prompts beyond captured graphs must take more, to be taken for launched
+_OF_EACH, _SHOWS = 2, 0.5  # lengths of lone prompts on both sides of a floor, and the share of errors that it leaves
 _CLEARLY_BETTER = 0.8  # of the error of the simpler step time, to be preferred to it
 
 
@@ -100,7 +103,8 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
     """Fit both kinds of step time to the iterations and keep the linear one unless the other is clearly better.
 
     The other bends where weights cease to be what takes longest; iterations that do not show a bend cannot tell its
-    terms apart, which says nothing against the straight one.
+    terms apart, which says nothing against the straight one. Where prompts just beyond captured graphs take clearly
+    more than either says, they are launched kernel by kernel, which takes them that much at least.
     """
     steps = [MeasuredStep(0, 0.0, d.sequences, d.context_tokens, d.duration_s) for d in seen.decodes]
     for prompt in seen.prompts:
@@ -115,8 +119,32 @@ def _from_steps(start: Profile, seen: Seen, today: date | None) -> Profile:
         bent = _fitted(start, FittedStepTime(weights_s=usual_s), _from(usual_s, STEP_TERMS), steps, today)
         if _clearly_better(bent, linear):
             best = bent
-    overhead_s = _overhead_s(best.profile, seen)
-    return best.profile.model_copy(update={"request_overhead_s": overhead_s})
+    captured = captured_tokens(start.max_num_seqs)
+    if _beyond(captured, best.profile.step_time, steps) > _FLOOR_SHOWS:
+        terms = _from(usual_s, (*STEP_TERMS, Term("uncaptured_s", 2 * usual_s, "prompts beyond captured graphs")))
+        with contextlib.suppress(UnidentifiedError):
+            launched = FittedStepTime(weights_s=usual_s, captured_tokens=captured)
+            floored = _fitted(start, launched, terms, steps, today)
+            if abs(_beyond(captured, floored.profile.step_time, steps)) < _FLOOR_SHOWS / 2:
+                best = floored
+    overhead_s, lone_s = _from_idle(best.profile.step_time, seen)
+    found = best.profile.model_copy(update={"request_overhead_s": overhead_s})
+    if lone_s is None:
+        return found
+    return found.model_copy(update={"step_time": replace(found.step_time, lone_prefill_s=lone_s)})
+
+
+def _beyond(captured: int, step_time: StepTime, steps: Sequence[MeasuredStep]) -> float:
+    """Return by what share the shortest prompts beyond captured graphs take longer than a step time says, median."""
+    prompts = [step for step in steps if step.prefill_tokens + step.decode_sequences > captured and step.prefill_tokens]
+    shortest = min((step.prefill_tokens for step in prompts), default=0)
+    made = [
+        step.duration_s / step_time.iteration_s(
+            step.prefill_tokens, step.prefill_pairs, step.decode_sequences, step.context_tokens
+        ) - 1
+        for step in prompts if step.prefill_tokens == shortest
+    ]  # fmt: skip
+    return median(made) if made else 0.0
 
 
 def _fitted(
@@ -172,11 +200,28 @@ def _bounded(errors: Floats) -> float:
     return float(np.minimum(np.abs(errors), _ROBUST_AT).mean())
 
 
-def _overhead_s(profile: Profile, seen: Seen) -> float:
-    """Return what first tokens took beyond their iteration on an idle server: least of each length, at the median."""
+def _from_idle(step_time: StepTime, seen: Seen) -> tuple[float, float | None]:
+    """Return what a server adds to a request, and what a lone prompt takes at least; None where nothing shows it.
+
+    First tokens on an idle server are the former and an iteration, which prompts that are launched in pieces cannot go
+    below: then those of short prompts are alike, and of longer ones, but for the overhead, as their iterations.
+    """
     least_s: dict[int, float] = {}
     for one in seen.idle:
-        tokens = one.prompt_tokens
-        beyond_s = one.ttft_s - profile.step_time.iteration_s(tokens, tokens * (tokens + 1) / 2, 0, 0)
-        least_s[tokens] = min(beyond_s, least_s.get(tokens, beyond_s))
-    return max(0.0, median(least_s.values())) if least_s else 0.0
+        least_s[one.prompt_tokens] = min(one.ttft_s, least_s.get(one.prompt_tokens, one.ttft_s))
+    if not least_s:
+        return 0.0, None
+    first_s = np.array([least_s[n] for n in sorted(least_s)])
+    alone_s = np.array([step_time.iteration_s(n, n * (n + 1) / 2, 0, 0) for n in sorted(least_s)])
+    overhead_s = max(0.0, float(np.median(first_s - alone_s)))
+    if not isinstance(step_time, FittedStepTime):
+        return overhead_s, None
+    off_s, found = float(np.abs(first_s - alone_s - overhead_s).mean()), None
+    for short in range(_OF_EACH, len(first_s) - _OF_EACH + 1):
+        beyond_s = max(0.0, float(np.median((first_s - alone_s)[short:])))
+        floor_s = float(np.median(first_s[:short])) - beyond_s
+        made_s = beyond_s + np.maximum(alone_s, floor_s)
+        missed_s = float(np.abs(first_s - made_s).mean())
+        if floor_s > alone_s[short - 1] and missed_s < _SHOWS * off_s and floor_s - alone_s[0] > missed_s:
+            off_s, overhead_s, found = missed_s / _SHOWS, beyond_s, floor_s
+    return overhead_s, found

@@ -11,7 +11,7 @@ from typing import Any
 from sim.errors import InputError
 from sim.scenario.profile import Profile
 
-FILE = "meta.json"
+FILE, _RUN = "meta.json", "requests.jsonl"
 _FIX = "give the file as the bench wrote it, or take it away"
 
 
@@ -33,9 +33,10 @@ class RunEngine:
         return None if blocks is None else blocks * (block_tokens or 16)
 
     def unlike(self, profile: Profile, given: tuple[str, ...] = ()) -> dict[str, int | bool]:
-        """Return the settings in which a profile differs, but for those that were ``given``."""
-        found = {name: value for name, value in self.settings.items() if getattr(profile, name) != value}
-        return {name: value for name, value in found.items() if name not in given}
+        """Return the settings in which a profile differs, but for those that were ``given``, the cache as a whole."""
+        cache = ("kv_blocks", "block_tokens")
+        kept = {*given, *(cache if set(cache) & set(given) else ())}
+        return {n: v for n, v in self.settings.items() if n not in kept and getattr(profile, n) != v}
 
     def misfits(self, profile: Profile) -> list[str]:
         """Return what a profile's ranks have other than the run's, as sentences."""
@@ -52,15 +53,14 @@ class RunEngine:
 
 
 def engine_of(run: Path) -> RunEngine:
-    """Return what stands beside a run of its engine; nothing where there is no such file.
+    """Return what stands beside a run of LLMServingSim's of its engine; nothing where there is no such file.
 
     Raises
     ------
     InputError : the file is none of the bench's.
     """
-    folder = run if run.is_dir() else run.parent
-    file = folder / FILE
-    if not file.is_file():
+    file = run.parent / FILE
+    if run.name != _RUN or not file.is_file():
         return RunEngine()
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))

@@ -14,8 +14,9 @@ from typing import Any, Final
 from simpy.core import EmptySchedule
 
 NEVER_S: Final = float("inf")
+URGENT: Final = 0
 NORMAL: Final = 1
-"""As `simpy.events.NORMAL`."""
+"""As `simpy.events.URGENT` and `simpy.events.NORMAL`."""
 SCRAPE: Final = 2
 """A scrape comes after what else a gateway hears at its instant, whoever asked for which first."""
 LAST: Final = 3
@@ -31,15 +32,17 @@ _Entry = tuple[float, int, int, Any]
 class Alarm:
     """Calls its callback once, with itself, when it is due; then it can be set again."""
 
-    __slots__ = ("callback", "is_set")
+    __slots__ = ("callback",)
 
     def __init__(self, callback: Callable[[Alarm], None]) -> None:
         self.callback = callback
-        self.is_set = False
 
 
 class Agenda:
     """The heap of a SimPy environment, and its time, which begins at 0.
+
+    Who rings mostly sets an alarm, often one that is due before all others (an iteration ends before anybody comes):
+    that one stands beside the heap, and never costs a way through it.
 
     Parameters
     ----------
@@ -50,25 +53,52 @@ class Agenda:
     set_so_far : how many entries there were: the number of the next.
     """
 
-    __slots__ = ("_heap", "now_s", "set_so_far")
+    __slots__ = ("_first", "_first_number", "_first_priority", "_first_s", "_heap", "now_s", "set_so_far")
 
     def __init__(self, heap: list[Any]) -> None:
         self._heap: list[_Entry] = heap
+        self._first: Alarm | None = None  # due before all that is on the heap
+        self._first_s = 0.0
+        self._first_priority = self._first_number = 0
         self.now_s = 0.0
         self.set_so_far = 0
 
     def set(self, alarm: Alarm, at_s: float, priority: int = NORMAL) -> None:
         """Ring ``alarm``, which is not set, at ``at_s`` (not before now)."""
-        alarm.is_set = True
         number = self.set_so_far
         self.set_so_far = number + 1
-        _heappush(self._heap, (at_s, priority, number, alarm))
+        if self._first is not None:
+            if at_s > self._first_s or (at_s == self._first_s and priority >= self._first_priority):
+                _heappush(self._heap, (at_s, priority, number, alarm))
+                return
+            self._put_back()
+        elif self._heap and self._heap[0][0] <= at_s:
+            _heappush(self._heap, (at_s, priority, number, alarm))
+            return
+        self._first = alarm
+        self._first_s = at_s
+        self._first_priority = priority
+        self._first_number = number
+
+    def _put_back(self) -> None:
+        """Put the first alarm on the heap: something is due before it."""
+        _heappush(self._heap, (self._first_s, self._first_priority, self._first_number, self._first))
+        self._first = None
 
     def add(self, event: Any, at_s: float, priority: int) -> None:
         """Put one of SimPy's own events on the heap."""
         number = self.set_so_far
         self.set_so_far = number + 1
+        if self._first is not None and (at_s, priority) < (self._first_s, self._first_priority):
+            self._put_back()
         _heappush(self._heap, (at_s, priority, number, event))
+
+    @property
+    def next_s(self) -> float:
+        """When the next is due; infinity where none is."""
+        if self._first is not None:
+            return self._first_s
+        return self._heap[0][0] if self._heap else NEVER_S
 
     def call_at(self, at_s: float, callback: Callable[[Alarm], None]) -> None:
         """Call ``callback`` at ``at_s``, or now where that has passed."""
@@ -81,14 +111,19 @@ class Agenda:
         """
         heap = self._heap
         while most != 0:
+            most -= 1
+            first = self._first
+            if first is not None:
+                self._first = None
+                self.now_s = self._first_s
+                first.callback(first)
+                continue
             if not heap:
                 raise EmptySchedule
-            most -= 1
             entry: _Entry = _heappop(heap)
             event = entry[3]
             self.now_s = entry[0]
             if isinstance(event, Alarm):
-                event.is_set = False
                 event.callback(event)
                 continue
             callbacks = event.callbacks
@@ -118,16 +153,15 @@ class Wake:
 
     def arm(self, at_s: float) -> None:
         """Wake at ``at_s`` in place of the time asked for before; infinity for not at all."""
-        if at_s == NEVER_S:
+        if self._alarm is not None:  # what is replaced still rings, and is ignored
+            self._spare = Alarm(self._ring)
             self._alarm = None
+        if at_s == NEVER_S:
             return
-        alarm = self._spare
-        if alarm.is_set:  # and being replaced
-            alarm = self._spare = Alarm(self._ring)
-        self._alarm = alarm
+        self._alarm = alarm = self._spare
         self._agenda.set(alarm, at_s, LAST)
 
     def _ring(self, alarm: Alarm) -> None:
-        # An alarm that was replaced still rings, and is ignored.
         if alarm is self._alarm:
+            self._alarm = None
             self.call(self._agenda.now_s)

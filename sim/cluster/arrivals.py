@@ -16,6 +16,7 @@ from workloads.generate import WorkloadSpec
 from workloads.requests import Demand, Prefixes
 
 _CHUNK: Final = 10_000  # arrivals turned into Python numbers at a time, to bound memory
+_next: Final = next  # as in `sim.cluster.agenda`
 _Row = tuple[float, int, int, int, int, int]
 """Arrival, workload, number, prompt, output and asked tokens."""
 
@@ -48,7 +49,7 @@ class Arrivals:
         at_s, w, n, prompt_tokens, output_tokens, asked_tokens = self._next
         self.left -= 1
         if self.left:
-            self._next = row = next(self._rows)
+            self._next = row = _next(self._rows)
             self._agenda.set(self._alarm, row[0])
         else:
             self._rows = iter(())  # lets the columns go

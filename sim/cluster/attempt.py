@@ -77,3 +77,13 @@ class Attempt(EngineRequest):
         self.reason = ""
         self.http_status = 0
         self.final = True
+
+    def numbers(self) -> tuple[
+        float, float, float, float, float, float, int, int, int, int, int, int, int, int, int, int, bool
+    ]:
+        """Return `sim.records.attempt_table.NUMBERS`; compiled, each takes longer where it is asked for by its name."""
+        return (
+            self.arrival_s, self.first_arrival_s, self.forwarded_s, self.first_token_s, self.finish_s,
+            self.retry_after_s, self.workload, self.prompt_tokens, self.asked_tokens, self.delivered_tokens,
+            self.cached_tokens, self.number, self.replica, self.outcome, self.http_status, self.preemptions, self.final,
+        )  # fmt: skip

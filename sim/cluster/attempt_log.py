@@ -25,19 +25,19 @@ class AttemptLog:
     Parameters
     ----------
     attempts : all that have come, in order; what has become columns is taken out.
-    may_change : whether an attempt is still open, or its client may come again.
+    unsettled : those that are still open, or whose client may come again.
     workload_entitlements, entitlements : see `sim.records.attempt_table.attempt_columns`.
     """
 
     def __init__(
         self,
         attempts: list[Attempt],
-        may_change: Callable[[Attempt], bool],
+        unsettled: Callable[[], set[Attempt]],
         workload_entitlements: Sequence[str],
         entitlements: Sequence[EntitlementSpec],
     ) -> None:
         self._attempts = attempts
-        self._may_change = may_change
+        self._unsettled = unsettled
         self._workload_entitlements = workload_entitlements
         self._entitlements = entitlements
         self._rows: Rows = np.empty(0, np.int64)  # of those that were there at the last look
@@ -52,7 +52,8 @@ class AttemptLog:
         before = len(self._rows)
         rows = self._all_rows()
         done = np.zeros(len(rows), dtype=np.bool_)
-        done[:before] = [not self._may_change(attempt) for attempt in self._attempts[:before]]
+        unsettled = map(self._unsettled().__contains__, self._attempts)
+        done[:before] = ~np.fromiter(unsettled, dtype=np.bool_, count=before)
         self._set_down(rows[done], list(compress(self._attempts, done)))
         self._attempts[:] = compress(self._attempts, ~done)
         self._rows = rows[~done]
@@ -73,7 +74,7 @@ class AttemptLog:
 
     def _set_down(self, rows: Rows, attempts: Sequence[Attempt]) -> None:
         """Put attempts into their rows of the columns, which grow by doubling: what is not yet used takes no memory."""
-        found = attempt_columns(attempts, self._workload_entitlements, self._entitlements)
+        found = attempt_columns(attempts, self._workload_entitlements, self._entitlements, Attempt.numbers)
         parts = {name: np.asarray(getattr(found, name)) for name in _COLUMNS}
         room = len(self._columns["request_id"]) if self._columns else 0
         if room < self._count or not self._columns:  # also where nobody came

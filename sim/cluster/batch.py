@@ -23,6 +23,9 @@ from sim.cluster.prefix_cache import PrefixCache
 from sim.cluster.uneven_contexts import uneven_contexts
 
 R = TypeVar("R", bound=EngineRequest)
+TICKET_BITS: Final = 32
+TICKETS: Final = (1 << TICKET_BITS) - 1
+"""An end is one number, the clock above and the ticket below: pairs of numbers take four times as long to compare."""
 # As in `sim.cluster.agenda`.
 _heappop: Final = heappop
 _heappush: Final = heappush
@@ -47,6 +50,7 @@ class Batch(EngineInbox[R]):
         "_decoding",
         "_deferred",
         "_discipline",
+        "_ending",
         "_ends",
         "_even",
         "_iteration",
@@ -95,7 +99,8 @@ class Batch(EngineInbox[R]):
         self._waiting = self._discipline.queue()
         self._running: dict[R, None] = {}
         self._partial: R | None = None
-        self._ends: list[tuple[int, int, R]] = []
+        self._ends: list[int] = []
+        self._ending: dict[int, R] = {}
         if self._uneven is not None:
             self._uneven.clear()
         self._decoding = 0
@@ -161,6 +166,7 @@ class Batch(EngineInbox[R]):
         self._decoding -= 1
         self._context_tokens -= computed_tokens
         self.kv.growing[phase % self._block_tokens] -= 1
+        del self._ending[request.ticket]
         if self._uneven is not None:
             self._uneven.remove(phase)
         if self._deferred:
@@ -226,7 +232,8 @@ class Batch(EngineInbox[R]):
         self.kv.growing[(clock - target_tokens) % self._block_tokens] += 1
         if self._uneven is not None:
             self._uneven.add(clock - target_tokens)
-        _heappush(self._ends, (clock + request.output_tokens - request.outputs, ticket, request))
+        self._ending[ticket] = request
+        _heappush(self._ends, (clock + request.output_tokens - request.outputs << TICKET_BITS) + ticket)
 
     def _complete(self) -> list[R]:
         """Account for the iterations that end now; returns who got a first or a last token, and was not aborted."""
@@ -242,10 +249,10 @@ class Batch(EngineInbox[R]):
             kv.used_blocks += kv.growth(self.clock, gained)
         self._context_tokens += self._decoding * gained
         self.clock = clock = self.clock + gained
-        ends = self._ends
-        while ends and ends[0][0] <= clock:
-            _, ticket, request = _heappop(ends)
-            if request.ticket == ticket and request.state == DECODE:
+        ends, ending = self._ends, self._ending
+        while ends and ends[0] >> TICKET_BITS <= clock:
+            request = ending.get(_heappop(ends) & TICKETS)
+            if request is not None:  # else it left before
                 self._leave(request)
                 request.outputs = request.output_tokens
                 request.state = ENDED

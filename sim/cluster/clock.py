@@ -27,6 +27,10 @@ class Clock(simpy.Environment):
         """Schedule an event as SimPy does."""
         self.agenda.add(event, self.agenda.now_s + delay, priority)
 
+    def peek(self) -> float:
+        """Return when the next event is due; infinity where there is none."""
+        return self.agenda.next_s
+
     def step(self) -> None:
         """Process the next event."""
         self.agenda.steps(1)

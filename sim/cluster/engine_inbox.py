@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
@@ -28,7 +27,7 @@ class EngineInbox(Generic[R]):
     __slots__ = ("_arm", "_inbox", "_waiting", "wake_s")
 
     _arm: Callable[[float], None]
-    _inbox: deque[tuple[float, int, Any]]
+    _inbox: list[tuple[float, int, Any]]
     _waiting: FcfsQueue[Any] | WaitingQueue  # compiled, the class named first is called without a look-up
     wake_s: float
 
@@ -54,6 +53,17 @@ class EngineInbox(Generic[R]):
         """Make every iteration take ``factor`` times as long; of several stages, every one planned from now on."""
         self._message(now_s, SLOWDOWN, factor)
 
+    def put_off(self, due_s: dict[Any, float]) -> None:
+        """Let requests that are on their way, and were told the engine already, come later than it was told.
+
+        It may so be woken for nothing, which it is used to.
+        """
+        inbox = self._inbox
+        for i, (_, kind, arg) in enumerate(inbox):
+            if kind == SUBMIT and arg in due_s:
+                arg.submitted_s = due_s[arg]
+                inbox[i] = (due_s[arg], kind, arg)
+
     def _message(self, now_s: float, kind: int, arg: Any) -> None:
         """Put a message into the inbox, and see to it that it is read in time."""
         raise NotImplementedError
@@ -67,13 +77,16 @@ class EngineInbox(Generic[R]):
         self._arm(at_s)
 
     def _read_inbox(self, until_s: float, *, inclusive: bool = False) -> None:
-        inbox = self._inbox
-        while inbox and (inbox[0][0] < until_s or (inclusive and inbox[0][0] == until_s)):
-            _, kind, arg = inbox.popleft()
+        read = 0
+        for at_s, kind, arg in self._inbox:
+            if at_s > until_s or (at_s == until_s and not inclusive):
+                break
+            read += 1
             if kind == SUBMIT:
                 self._waiting.push(arg)
             else:
                 self._apply(kind, arg)
+        self._inbox = self._inbox[read:]
 
     def _apply_settings(self) -> None:
         """Carry out, of what is unread, what outlives a crash."""

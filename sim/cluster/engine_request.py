@@ -26,7 +26,7 @@ class EngineRequest:
     target_tokens : tokens to compute before the next output token: the prompt, plus output that was recomputed away.
     computed_tokens : how many of those are computed, while in PREFILL.
     outputs : output tokens at ``base_clock``; while in DECODE one more for every tick of the replica's clock since.
-    ticket : number of the entry in the heap of ends that is valid.
+    ticket : number of its entry in the heap of ends.
     place : its place in the order of admission, with async scheduling and where prefixes are cached.
     preemptions : how often it lost its KV blocks.
     aborted : its client is gone; it emits nothing more.

@@ -46,15 +46,36 @@ if TYPE_CHECKING:
     from policies.shadow import ShadowedCore
     from sim.cluster.gateways import Gateways
 
-Handle = Callable[[Event, float], Sequence[Instruction]]
 Log = Callable[[float, Event, Sequence[Instruction]], None]
 
 
 # A NamedTuple's own constructor is a Python function that calls this; per request the detour shows.
 _new: Final = tuple.__new__
+# As in `sim.cluster.agenda`: compiled, what is Final here is found without a look-up.
+_Arrived: Final = Arrived
+_Finished: Final = Finished
+_FirstToken: Final = FirstToken
+_Forward: Final = Forward
+_Progress: Final = Progress
+_RequestView: Final = RequestView
 # An enum's attribute is looked up by a Python function of its class.
-_WAITING: Final = Outcome.WAITING
 _FINISHED: Final = Outcome.FINISHED
+
+
+class _Logged:
+    """A core whose events and answers are written down."""
+
+    __slots__ = ("_core", "_log")
+
+    def __init__(self, core: GatewayCore | Gateways | ShadowedCore, log: Log) -> None:
+        self._core = core
+        self._log = log
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Instruction]:
+        """See `policies.core.GatewayCore.handle`."""
+        instructions = self._core.handle(event, now_s)
+        self._log(now_s, event, instructions)
+        return instructions
 
 
 class SimulatedGateway:
@@ -90,11 +111,13 @@ class SimulatedGateway:
     ) -> None:
         self._agenda = env.agenda
         self._core = core
-        self._handle = core.handle if log is None else _logged(core.handle, log)
+        self._told: GatewayCore | Gateways | ShadowedCore | _Logged = core if log is None else _Logged(core, log)
         self._metered = core.wants_progress
         # What every request of a workload has in common.
-        self._who = [(w.entitlement, tenant) for w, tenant in zip(workloads, tenants, strict=True)]
-        self._above = [(w.key or "", w.model or "") for w in workloads]  # what limits and prices above go by
+        # Limits and prices above go by the last two.
+        self._who = [
+            (w.entitlement, tenant, w.key or "", w.model or "") for w, tenant in zip(workloads, tenants, strict=True)
+        ]
         self._clients: list[Client] = [w.client for w in workloads]
         self._chances: Sequence[Chance | None] = chances or [None] * len(workloads)
         self._impatient = [isinstance(w.client, Impatient) for w in workloads]
@@ -134,9 +157,9 @@ class SimulatedGateway:
         """The open requests that no replica has yet."""
         return tuple(name for name, attempt in self._open.items() if attempt.replica < 0)
 
-    def may_change(self, attempt: Attempt) -> bool:
-        """Return whether an attempt is open, or the last before one that is to come: not all of it is known yet."""
-        return attempt.outcome is _WAITING or self._coming_again.get(attempt.request_id) is attempt
+    def unsettled(self) -> set[Attempt]:
+        """Return the attempts that are open, or the last before one that is to come: not all of them is known yet."""
+        return {*self._open.values(), *self._coming_again.values()}
 
     def output_tokens_of(self, request_id: str) -> int:
         """Return how long the answer to an open request will be: what only a simulator knows."""
@@ -161,7 +184,7 @@ class SimulatedGateway:
         self._on_scale = call
 
     def _tell(self, event: Event, now_s: float) -> None:
-        instructions = self._handle(event, now_s)
+        instructions = self._told.handle(event, now_s)
         if instructions:
             self._carry_out(instructions, now_s)
 
@@ -172,11 +195,10 @@ class SimulatedGateway:
         self.attempts.append(attempt)
         request_id = attempt.request_id
         self._open[request_id] = attempt
-        entitlement, tenant = self._who[attempt.workload]
-        key, model = self._above[attempt.workload]
+        entitlement, tenant, key, model = self._who[attempt.workload]
         asked_tokens = attempt.asked_tokens or None
         view = _new(
-            RequestView,
+            _RequestView,
             (
                 request_id, entitlement, tenant, attempt.prompt_tokens, asked_tokens, attempt.number, attempt.priority,
                 1, None, key, model, None,
@@ -187,7 +209,7 @@ class SimulatedGateway:
         if self._some_impatient and self._impatient[attempt.workload] and attempt.number == 1:
             until_s = deadline_s(self._clients[attempt.workload], now_s)
             self._agenda.call_at(until_s, partial(self._lose_patience, attempt))
-        self._carry_out(self._handle(_new(Arrived, (view,)), now_s), now_s)
+        self._carry_out(self._told.handle(_new(_Arrived, (view,)), now_s), now_s)
 
     def _end(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
         """Close an attempt that did not finish; its client may come again."""
@@ -311,7 +333,7 @@ class SimulatedGateway:
         if not request.first_token_s > 0:  # who was sent to another replica keeps the first of all
             request.first_token_s = now_s
         if self._metered:
-            self._tell(FirstToken(request.request_id), now_s)
+            self._tell(_new(_FirstToken, (request.request_id,)), now_s)
 
     def on_finish(self, request: Attempt, now_s: float) -> None:
         """Hear a last token from a replica."""
@@ -324,7 +346,7 @@ class SimulatedGateway:
         cached_tokens = request.cached_tokens
         if cached_tokens < 0:  # the replica keeps no prefixes
             cached_tokens = 0
-        instructions = self._handle(_new(Finished, (request_id, outputs, cached_tokens, None)), now_s)
+        instructions = self._told.handle(_new(_Finished, (request_id, outputs, cached_tokens, None)), now_s)
         if instructions:
             self._carry_out(instructions, now_s)
         if self._some_follow:
@@ -341,7 +363,7 @@ class SimulatedGateway:
     def _lost(self, attempt: Attempt, now_s: float) -> None:
         outputs = attempt.outputs
         _deliver(attempt, outputs)
-        instructions = self._handle(Failed(attempt.request_id, outputs), now_s)
+        instructions = self._told.handle(Failed(attempt.request_id, outputs), now_s)
         if any(isinstance(step, Forward) and step.request_id == attempt.request_id for step in instructions):
             attempt.begin_again()
         else:
@@ -380,14 +402,14 @@ class SimulatedGateway:
     def _carry_out(self, instructions: Sequence[Instruction], now_s: float) -> None:
         for step in instructions:
             # The commonest first; match would try the classes one by one as well, but slower.
-            if isinstance(step, Forward):
+            if type(step) is _Forward:
                 request_id, replica_id, max_output_tokens = step
                 attempt = self._open[request_id]
                 if attempt.replica < 0:  # who is sent to another replica keeps the first time, as with the first token
                     attempt.forwarded_s = now_s
                 attempt.replica = replica_id
                 if self._with_adapters:
-                    attempt.adapter = self._above[attempt.workload][1]
+                    attempt.adapter = self._who[attempt.workload][3]
                 if self._ttft_slos_s is not None:
                     attempt.due_s = attempt.first_arrival_s + self._ttft_slos_s[attempt.workload]
                 if attempt.output_tokens > max_output_tokens:
@@ -432,7 +454,8 @@ class SimulatedGateway:
         if self._metered:
             for attempt in list(self._open.values()):
                 if attempt.replica >= 0:
-                    self._tell(Progress(attempt.request_id, self._outputs(attempt, now_s)), now_s)
+                    progress = _new(_Progress, (attempt.request_id, self._outputs(attempt, now_s)))
+                    self._tell(progress, now_s)
         self._tell(Tick(), now_s)
 
     # ----------------------------------------------------------------------------------------------------- horizon
@@ -454,12 +477,3 @@ def _deliver(attempt: Attempt, output_tokens: int) -> None:
     """Count output that came back: who was sent to another replica has what the first one made, until there is more."""
     if output_tokens > attempt.delivered_tokens:
         attempt.delivered_tokens = output_tokens
-
-
-def _logged(handle: Handle, log: Log) -> Handle:
-    def handled(event: Event, now_s: float) -> Sequence[Instruction]:
-        instructions = handle(event, now_s)
-        log(now_s, event, instructions)
-        return instructions
-
-    return handled

@@ -7,6 +7,10 @@ look-up: the sequences counted at that iteration's own residue.
 
 from __future__ import annotations
 
+from typing import Final
+
+_sum: Final = sum  # as in `sim.cluster.agenda`
+
 
 def blocks_of(tokens: int, block_tokens: int) -> int:
     """Return the blocks that hold ``tokens``."""
@@ -37,14 +41,15 @@ class KvCache:
         block_tokens = self.block_tokens
         if run == 1:
             return growing[iteration % block_tokens]
-        cycles, rest = divmod(run, block_tokens)
-        blocks = cycles * sum(growing) if cycles else 0
+        cycles = run // block_tokens
+        rest = run - cycles * block_tokens
+        blocks = cycles * _sum(growing) if cycles else 0
         if rest:
             start = iteration % block_tokens
             stop = start + rest
-            blocks += sum(growing[start:stop])
+            blocks += _sum(growing[start:stop])
             if stop > block_tokens:
-                blocks += sum(growing[: stop - block_tokens])
+                blocks += _sum(growing[: stop - block_tokens])
         return blocks
 
     def run_that_fits(self, iteration: int, run: int, sequences: int) -> int:

@@ -76,7 +76,7 @@ class PipelinedReplica(EngineInbox[R]):
 
     def _clear(self) -> None:
         self._waiting = self._discipline.queue()
-        self._inbox = deque()
+        self._inbox = []
         self._running: list[R] = []
         self._batches: deque[PlannedBatch[R]] = deque()
         self._under_way: dict[R, int] = {}  # batches under way that a request is in

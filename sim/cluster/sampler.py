@@ -7,15 +7,15 @@ in-flight counts follow exactly from the attempts, so they are computed once at 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
-from policies.api import Gauge
+from policies.api import Gauge, GaugeTable
+from sim.cluster.agenda import URGENT, Agenda, Alarm
 from sim.cluster.faults import Pool
 from sim.cluster.node import Node
 from sim.records.attempt_series import AttemptSeries
@@ -36,14 +36,15 @@ class Sampler:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        agenda: Agenda,
         gauges: Callable[[float], Iterable[Gauge]],
         pool: Pool,
         nodes: Sequence[Node],
         interval_s: float,
         on_sample: Callable[[float], None] | None = None,
     ) -> None:
-        self._env = env
+        self._agenda = agenda
+        self._samples = 0
         self._read_gauges = gauges
         self._pool = pool
         self._nodes = nodes
@@ -55,16 +56,17 @@ class Sampler:
         self._replicas = [_column() for _ in nodes]
         self._gauges = GaugeLog()
 
-    def run(self) -> Generator[simpy.Event, None, None]:
-        """Sample until the run ends."""
-        samples = 0
-        while True:
-            self._sample()
-            samples += 1
-            yield self._env.timeout(max(0.0, samples * self._interval_s - self._env.now))
+    def begin(self) -> None:
+        """Sample now, before all else that is due, and until the run ends."""
+        self._agenda.set(Alarm(self._ring), self._agenda.now_s, URGENT)
 
-    def _sample(self) -> None:
-        now_s = self._env.now
+    def _ring(self, alarm: Alarm) -> None:
+        now_s = self._agenda.now_s
+        self._sample(now_s)
+        self._samples += 1
+        self._agenda.set(alarm, now_s + max(0.0, self._samples * self._interval_s - now_s))
+
+    def _sample(self, now_s: float) -> None:
         self._t_s.append(now_s)
         capacity = self._pool.capacity()
         self._capacity.extend((capacity.slots, capacity.ready_replicas))
@@ -103,20 +105,26 @@ class Sampler:
 class GaugeLog:
     """Gauges over time. Samples of a thousand entitlements have thousands of them, and nearly all have the same ones.
 
-    Those of samples alike stand in rows of one table; what belongs to no table, because there are `_TABLES` already,
-    stands in columns of its own.
+    Those of samples alike stand in rows of one table. Of samples that belong to no table, because there are `_TABLES`
+    already, each value stands beside the number of its label.
     """
 
     def __init__(self) -> None:
-        self._labels: dict[_Label, None] = {}  # all, in the order in which they were first seen
+        self._numbers: dict[Any, int] = {}  # of all labels, in the order in which they were first seen
         self._tables: list[_Table] = []
-        self._apart: dict[_Label, tuple[array[float], array[float]]] = {}
+        self._apart_numbers = array("i")
+        self._apart_values = _column()
+        self._apart_samples: list[tuple[float, int]] = []  # their times, and how many values each has
 
     def add(self, now_s: float, gauges: Iterable[Gauge]) -> None:
         """Take in what one sample found."""
-        found = list(gauges)
-        labels = list(map(_label_of, found))
-        values = map(_value_of, found)
+        labels: list[Any]  # compiled, what is said to be a tuple of three is taken apart and made anew
+        values: list[float]
+        if isinstance(gauges, GaugeTable):
+            labels, values = gauges.labels, gauges.values
+        else:
+            found = list(gauges)
+            labels, values = list(map(_label_of, found)), list(map(_value_of, found))
         for place, (known, t_s, column) in enumerate(self._tables):
             if known == labels:
                 t_s.append(now_s)
@@ -124,27 +132,32 @@ class GaugeLog:
                 if place:  # the next sample is likely to be like this one
                     self._tables.insert(0, self._tables.pop(place))
                 return
-        self._labels.update(dict.fromkeys(labels))
+        numbers = self._numbers
+        numbered = [numbers.setdefault(label, len(numbers)) for label in labels]
         if len(self._tables) < _TABLES:
             self._tables.insert(0, (labels, array("d", [now_s]), array("d", values)))
             return
-        for label, value in zip(labels, values, strict=True):
-            series = self._apart.get(label)
-            if series is None:
-                series = self._apart[label] = _column(), _column()
-            series[0].append(now_s)
-            series[1].append(value)
+        self._apart_numbers.extend(numbered)
+        self._apart_values.extend(values)
+        self._apart_samples.append((now_s, len(labels)))
 
     def blocks(self) -> list[TimelineBlock]:
         """Return each gauge over time, in the order in which they were first seen."""
-        parts: dict[_Label, list[tuple[_Floats, _Floats]]] = {label: [] for label in self._labels}
+        parts: dict[_Label, list[tuple[_Floats, _Floats]]] = {label: [] for label in self._numbers}
         for labels, t_s, values in self._tables:
             times = np.asarray(t_s)
             rows = np.ascontiguousarray(np.asarray(values).reshape(len(times), len(labels)).T)
             for label, row in zip(labels, rows, strict=True):
                 parts[label].append((times, row))
-        for label, (t_s, values) in self._apart.items():
-            parts[label].append((np.asarray(t_s), np.asarray(values)))
+        if self._apart_samples:
+            sampled_s, counts = zip(*self._apart_samples, strict=True)
+            numbers = np.asarray(self._apart_numbers)
+            order = np.argsort(numbers, kind="stable")  # by label, and in time within each
+            times, sorted_values = np.repeat(sampled_s, counts)[order], np.asarray(self._apart_values)[order]
+            bounds = np.searchsorted(numbers[order], np.arange(len(parts) + 1))
+            for found, start, end in zip(parts.values(), bounds[:-1], bounds[1:], strict=True):
+                if end > start:
+                    found.append((times[start:end], sorted_values[start:end]))
         return [TimelineBlock(label[0], label[1], *_in_order(label[2], found)) for label, found in parts.items()]
 
 

@@ -24,21 +24,24 @@ tokens an iteration may take, the `Batcher`'s.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from heapq import heappop
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from policies.native import mypyc_attr
-from sim.cluster.batch import Batch
+from sim.cluster.batch import TICKET_BITS, TICKETS, Batch
+from sim.cluster.discipline import WaitingQueue
 from sim.cluster.engine_inbox import SUBMIT
-from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
+from sim.cluster.engine_request import ENDED, NEVER_S, PREFILL, WAITING, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.kv_cache import blocks_of
+from sim.cluster.waiting import FcfsQueue
 from sim.engine.linear_times import LinearTimes
 from sim.engine.step_time import StepTime, answering
 
 R = TypeVar("R", bound=EngineRequest)
+# As in `sim.cluster.agenda`.
+_heappop: Final = heappop
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -49,9 +52,12 @@ class Scheduler(Batch[R]):
         "_batcher",
         "_cut",
         "_gives_way_in_turn",
+        "_launch",
+        "_launched_s",
         "_long_prefill_tokens",
         "_max_batched_tokens",
         "_overtakes",
+        "_plan_s",
         "_reserves_prompts",
         "_run_start_s",
         "_shares_budget",
@@ -62,9 +68,13 @@ class Scheduler(Batch[R]):
 
     # Compiled, the class that is named first is called without a look-up.
     _step: LinearTimes | StepTime
+    _launch: Callable[[int, int, int], float] | None
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
         self._step = answering(settings.step_time)
+        self._launch = getattr(settings.step_time, "launching", None)
+        self._plan_s = 0.0  # when the host began with the iteration that is planned
+        self._launched_s = -NEVER_S  # and when it was done with the one under way
         self._arm = arm
         self._max_batched_tokens = settings.max_num_batched_tokens
         self._batcher = settings.batcher
@@ -88,7 +98,7 @@ class Scheduler(Batch[R]):
 
     def _clear(self) -> None:
         super()._clear()
-        self._inbox = deque()
+        self._inbox = []
         self._run_start_s = 0.0
         self._cut = True
 
@@ -145,12 +155,13 @@ class Scheduler(Batch[R]):
 
         ``most_tokens`` is what one prompt may take of an iteration; 0 for all.
         """
-        waiting, running, cache = self._waiting, self._running, self._cache
+        waiting: FcfsQueue[R] | WaitingQueue = self._waiting
+        running, cache = self._running, self._cache
         total_blocks = self.kv.total_blocks
         block_tokens = self._block_tokens
         slots = self.max_num_seqs - len(running) - len(self._lingering)
         while budget_tokens > 0 and slots > 0:
-            request = waiting.head()
+            request: R | None = waiting.head()
             if request is None:
                 break
             tokens = request.target_tokens
@@ -231,6 +242,20 @@ class Scheduler(Batch[R]):
         self._run = 1
         self._cut = True
         self._begin(now_s, self._iteration_s(chunks))
+        if self._launch is not None:
+            self._await_launch(chunks)
+
+    def _await_launch(self, chunks: list[tuple[R, int]]) -> None:
+        """Let the iteration that began end no sooner than the host has launched it."""
+        assert self._launch is not None
+        prefill_tokens = 0
+        for _, tokens in chunks:
+            prefill_tokens += tokens
+        decoding = self._decoding + len(self._overrunning)
+        launch_s = self._launch(prefill_tokens, len(chunks), decoding) * self.slowdown
+        self._launched_s = launched_s = self._plan_s + launch_s
+        if launched_s > self.wake_s:
+            self._wake(launched_s)
 
     def _iteration_s(self, chunks: list[tuple[R, int]]) -> float:
         """Return how long an iteration of these chunks takes, with what decodes beside them."""
@@ -240,7 +265,7 @@ class Scheduler(Batch[R]):
             prefill_tokens += tokens
             pairs += tokens * (request.computed_tokens + (tokens + 1) / 2)
         decoding = self._decoding
-        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)
         if self._overrunning:
             decoding += len(self._overrunning)
             context_tokens += sum(tokens + 1 for _, _, tokens in self._overruns())
@@ -248,9 +273,10 @@ class Scheduler(Batch[R]):
 
     def _begin_decode_run(self, now_s: float) -> None:
         """Jump: run until the first request ends, or the blocks run out, or a message comes."""
-        ends = self._ends
-        while ends[0][2].ticket != ends[0][1] or ends[0][2].state != DECODE:
-            heappop(ends)
+        ends, ending = self._ends, self._ending
+        while ends[0] & TICKETS not in ending:
+            _heappop(ends)
+        end = ends[0] >> TICKET_BITS
         decoding = self._decoding
         speculation = self._speculation
         if (
@@ -262,19 +288,20 @@ class Scheduler(Batch[R]):
         ):
             run = 1
         elif speculation is None:
-            run = ends[0][0] - self.clock
+            run = end - self.clock
             if run > 1:
                 run = self.kv.run_that_fits(self.clock, run, decoding)
         else:
-            run = speculation.until(self._iteration, ends[0][0] - self.clock)
+            run = speculation.until(self._iteration, end - self.clock)
             gained = speculation.gained(self._iteration, run)
             fits = self.kv.run_that_fits(self.clock, gained, decoding)
             if fits < gained and run > 1:
                 run = speculation.within(self._iteration, fits)
         self._chunks = None
+        self._launched_s = -NEVER_S
         self._run = run
         self._cut = run == 1
-        context_tokens = self._context_tokens + decoding if self._even else self._reads(decoding)
+        context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)
         self._begin(now_s, self._step.decode_run_s(decoding, context_tokens, run))
 
     def _begin(self, now_s: float, duration_s: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -201,7 +201,7 @@ def simulate(
         env.process(apply_events(env, world.events, pool, nodes, gateway, fleet))
     gateway.connect(nodes)
     log = AttemptLog(
-        gateway.attempts, gateway.may_change, [w.entitlement for w in world.workloads], world.entitlements
+        gateway.attempts, gateway.unsettled, [w.entitlement for w in world.workloads], world.entitlements
     )  # fmt: skip
     arrivals = Arrivals(
         env, world.workloads, world.demands, gateway,
@@ -214,8 +214,8 @@ def simulate(
     sampler = None
     if interval_s is not None:
         gauges = partial(_gauges, world, core.pool, fleet)
-        sampler = Sampler(env, gauges, pool, nodes, interval_s, report)
-        env.process(sampler.run())
+        sampler = Sampler(env.agenda, gauges, pool, nodes, interval_s, report)
+        sampler.begin()
     if gateways.wants_reports:
         _begin_scrapes(env.agenda, gateway, world.scrape_interval_s)
     if world.horizon_s is None:
@@ -273,11 +273,11 @@ def _core(world: World, policy: AdmissionPolicy, router: Router, scaler: Scaler 
     )
 
 
-def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -> list[Gauge]:
+def _gauges(world: World, pool: PoolLedger, fleet: Fleet | None, now_s: float) -> Iterable[Gauge]:
     """Return what neither the replicas nor the records tell."""
-    gauges = list(world.policy.gauges(pool, now_s))
+    gauges = world.policy.gauges(pool, now_s)
     if fleet is not None and world.scaler is not None:
-        gauges += [*world.scaler.gauges(), *fleet.gauges()]
+        return [*gauges, *world.scaler.gauges(), *fleet.gauges()]
     return gauges
 
 

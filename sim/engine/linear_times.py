@@ -39,15 +39,16 @@ class LinearTimes:
 
     def iterations_until(self, sequences: int, context_tokens: float, elapsed_s: float) -> int:
         """See `sim.engine.step_time.StepTime.iterations_until`: the root of a quadratic, then made exact."""
-        half_growth_s = self._per_entry_s * sequences / 2
-        linear_s = (
-            self._base_s + self._per_sequence_s * sequences + self._per_entry_s * context_tokens - half_growth_s
-        )
+        first_s = self._base_s + self._per_sequence_s * sequences + self._per_entry_s * context_tokens
+        growth_s = self._per_entry_s * sequences
+        half_growth_s = growth_s / 2
+        linear_s = first_s - half_growth_s
         # The form of the root that does not cancel when growth is tiny.
         root = 2 * elapsed_s / (linear_s + math.sqrt(linear_s * linear_s + 4 * half_growth_s * elapsed_s))
         k = max(1, int(root) + 1)
-        while k > 1 and self.decode_run_s(sequences, context_tokens, k - 1) > elapsed_s:
+        # The sums of `decode_run_s`, so that rounding tells the two nothing different.
+        while k > 1 and (k - 1) * (first_s + growth_s * (k - 2) / 2) > elapsed_s:
             k -= 1
-        while self.decode_run_s(sequences, context_tokens, k) <= elapsed_s:
+        while k * (first_s + growth_s * (k - 1) / 2) <= elapsed_s:
             k += 1
         return k

@@ -64,7 +64,7 @@ class CellStore:
         """
         place = self._cells / done.key
         try:
-            with whole_folder(place) as partial:
+            with whole_folder(place, among_many=True) as partial:
                 for name, content in done.files.items():
                     (partial / f"{name}.parquet").write_bytes(content)
                 files = digests(partial, [f"{name}.parquet" for name in done.files])

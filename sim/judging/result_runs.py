@@ -147,6 +147,7 @@ def alone_runs(
         if not isinstance(answer, Done):
             raise InputError(str(found.folder), f"alone-run of {planned[missing[position]][1]} failed: {answer}", "")
         store.write(answer)
+    store.tidy()
     sweep = {"kind": "sweep", "cells": []}
     tables: dict[tuple[Any, ...], dict[str, pa.Table]] = {}
     for (key, tenant, _), stored in zip(planned, keys, strict=True):

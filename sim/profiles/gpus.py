@@ -58,6 +58,19 @@ _OTHER_MEMORY_BYTES: Mapping[str, float] = MappingProxyType({
 })  # fmt: skip
 
 
+def memory_bytes(gpu: str) -> float:
+    """Return a GPU's memory, as the driver reports it; also of GPUs that no roofline is known of.
+
+    Raises
+    ------
+    InputError : no GPU of that name is known.
+    """
+    names = [*GPUS, *_OTHER_MEMORY_BYTES]
+    if gpu not in names:
+        raise InputError("--gpu", f"unknown GPU {gpu}", suggestion(gpu, names))
+    return GPUS[gpu].memory_bytes if gpu in GPUS else _OTHER_MEMORY_BYTES[gpu]
+
+
 @dataclass(frozen=True, slots=True)
 class BatchDefaults:
     """What vLLM takes where nobody says: sequences at once, and tokens of an iteration; ``words`` say why."""
@@ -79,13 +92,10 @@ def batch_defaults(gpu: str | None) -> BatchDefaults:
     """
     if gpu is None:
         return BatchDefaults(256, 2048, "vLLM's defaults on GPUs of less than 70 GiB, no --gpu being named")
-    names = [*GPUS, *_OTHER_MEMORY_BYTES]
-    if gpu not in names:
-        raise InputError("--gpu", f"unknown GPU {gpu}", suggestion(gpu, names))
-    memory_bytes = GPUS[gpu].memory_bytes if gpu in GPUS else _OTHER_MEMORY_BYTES[gpu]
+    has_bytes = memory_bytes(gpu)
     words = f"vLLM's defaults on {gpu}"
-    if memory_bytes >= 160 * _GIB:
+    if has_bytes >= 160 * _GIB:
         return BatchDefaults(1024, 16_384, words)
-    if memory_bytes >= 70 * _GIB and not gpu.startswith("A100"):
+    if has_bytes >= 70 * _GIB and not gpu.startswith("A100"):
         return BatchDefaults(1024, 8192, words)
     return BatchDefaults(256, 2048, words)

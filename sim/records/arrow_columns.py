@@ -41,7 +41,7 @@ def texts(values: Sequence[str] | NDArray[Any]) -> pa.Array:
     ends = np.zeros(len(values) + 1, dtype=np.int64)
     parts: list[bytes] = []
     for start in range(0, len(values), _AT_A_TIME):  # so that no more are Python's strings at once
-        part = values[start : start + _AT_A_TIME]
+        part = list(values[start : start + _AT_A_TIME])  # of numpy's, each look makes the strings anew
         joined = "".join(part)
         data = joined.encode()
         # In ASCII a string has as many bytes as characters, so that nothing need be encoded one by one.

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from itertools import starmap
 from operator import attrgetter
+from struct import Struct
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policies.api import EntitlementSpec
 from sim.records.schema import REASONS, Outcome, RequestColumns
 
 _REASON = {"": -1, **{name: i for i, name in enumerate(REASONS)}}
+# The numbers of an attempt are read and packed together: column by column takes five times as long.
+NUMBERS = {
+    "arrival_s": "d", "first_arrival_s": "d", "forwarded_s": "d", "first_token_s": "d", "finish_s": "d",
+    "retry_after_s": "d", "workload": "q", "prompt_tokens": "q", "asked_tokens": "q", "delivered_tokens": "q",
+    "cached_tokens": "q", "number": "i", "replica": "i", "outcome": "i", "http_status": "i", "preemptions": "i",
+    "final": "?",
+}  # fmt: skip
+numbers_by_name: Callable[[Any], tuple[float, ...]] = attrgetter(*NUMBERS)
+_packed = Struct("=" + "".join(NUMBERS.values())).pack
+_ROW = np.dtype([(name, f"={code}") for name, code in NUMBERS.items()])
+_id_of, _reason_of = attrgetter("request_id"), attrgetter("reason")
 
 
 class Recordable(Protocol):
@@ -51,40 +64,42 @@ class Recordable(Protocol):
 
 
 def attempt_columns(
-    attempts: Sequence[Recordable], workload_entitlements: Sequence[str], entitlements: Sequence[EntitlementSpec]
+    attempts: Sequence[Recordable], workload_entitlements: Sequence[str], entitlements: Sequence[EntitlementSpec],
+    numbers_of: Callable[[Any], tuple[float, ...]] = numbers_by_name,
 ) -> RequestColumns:
     """Return the attempts as columns.
 
-    ``workload_entitlements`` names the entitlement of each workload.
+    Parameters
+    ----------
+    workload_entitlements : names the entitlement of each workload.
+    numbers_of : returns an attempt's `NUMBERS`, in their order, where something is quicker than asking by name.
     """
-    n = len(attempts)
-
-    def column(name: str, dtype: type) -> NDArray[Any]:
-        return np.fromiter(map(attrgetter(name), attempts), dtype, n)
-
+    packed = BytesIO()
+    packed.writelines(starmap(_packed, map(numbers_of, attempts)))
+    rows = np.frombuffer(packed.getbuffer(), _ROW)
     index = {e.name: i for i, e in enumerate(entitlements)}
     entitlement = np.asarray([index[name] for name in workload_entitlements])
-    outcome = column("outcome", np.int32)
+    outcome = rows["outcome"]
     return RequestColumns(
         # Not as Python's strings, which take four times as much memory.
-        request_id=np.array([a.request_id for a in attempts], dtype=np.dtypes.StringDType()),
-        attempt=column("number", np.int32),
-        final=column("final", np.bool_),
-        entitlement=entitlement[column("workload", np.int64)],
+        request_id=np.array(list(map(_id_of, attempts)), dtype=np.dtypes.StringDType()),
+        attempt=rows["number"],
+        final=rows["final"],
+        entitlement=entitlement[rows["workload"]],
         entitlements=entitlements,
-        prompt_tokens=column("prompt_tokens", np.int64),
-        max_output_tokens=column("asked_tokens", np.int64),
-        output_tokens=column("delivered_tokens", np.int64),
-        cached_tokens=np.maximum(column("cached_tokens", np.int64), 0),
-        arrival_s=column("arrival_s", np.float64),
-        first_arrival_s=column("first_arrival_s", np.float64),
-        forwarded_s=column("forwarded_s", np.float64),
-        replica=column("replica", np.int32),
-        first_token_s=column("first_token_s", np.float64),
-        finish_s=column("finish_s", np.float64),
+        prompt_tokens=rows["prompt_tokens"],
+        max_output_tokens=rows["asked_tokens"],
+        output_tokens=rows["delivered_tokens"],
+        cached_tokens=np.maximum(rows["cached_tokens"], 0),
+        arrival_s=rows["arrival_s"],
+        first_arrival_s=rows["first_arrival_s"],
+        forwarded_s=rows["forwarded_s"],
+        replica=rows["replica"],
+        first_token_s=rows["first_token_s"],
+        finish_s=rows["finish_s"],
         outcome=outcome,
-        reason=np.fromiter((_REASON[a.reason] for a in attempts), np.int32, n),
-        http_status=np.where(outcome == Outcome.FINISHED, 200, column("http_status", np.int32)),
-        retry_after_s=column("retry_after_s", np.float64),
-        preemptions=column("preemptions", np.int32),
+        reason=np.fromiter(map(_REASON.__getitem__, map(_reason_of, attempts)), np.int32, len(attempts)),
+        http_status=np.where(outcome == Outcome.FINISHED, np.int32(200), rows["http_status"]),
+        retry_after_s=rows["retry_after_s"],
+        preemptions=rows["preemptions"],
     )

@@ -211,26 +211,31 @@ def timeline_table(
     blocks: Iterable[TimelineBlock], *, run_id: str, policy: str, variant: Mapping[str, str], replication: int
 ) -> pa.Table:
     """Return blocks of samples in the long form of ``timeline.parquet``, in the order of the blocks."""
-    labels: dict[str, dict[str, int]] = {"scope": {}, "name": {}, "metric": {}}
-    codes: dict[str, list[int]] = {"scope": [], "name": [], "metric": []}
+    scopes: dict[str, int] = {}
+    names: dict[str, int] = {}
+    metrics: dict[str, int] = {}
+    codes: list[tuple[int, int, int]] = []
     series: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for block in blocks:
         t_s = _floats(block.t_s)
+        scope, name = scopes.setdefault(block.scope, len(scopes)), names.setdefault(block.name, len(names))
         for metric, values in block.metrics.items():
             sampled = _floats(values)
             if sampled.shape != t_s.shape:
                 problem = f"{block.scope} {block.name}: {metric} has {sampled.size} values for {t_s.size} times"
                 raise ValueError(f"{problem}; give one value for each t_s")
             series.append((t_s, sampled))
-            for column, label in (("scope", block.scope), ("name", block.name), ("metric", metric)):
-                codes[column].append(labels[column].setdefault(label, len(labels[column])))
+            codes.append((scope, name, metrics.setdefault(metric, len(metrics))))
     lengths = [t_s.size for t_s, _ in series]
     n = sum(lengths)
     # A thousand entitlements make millions of rows: each column is made once, and nothing beside it.
     same = constants([run_id, policy, *variant.values()], n)
     replications = numbers(np.full(n, replication, np.int32), pa.int32())
     times = numbers(np.concatenate([np.empty(0), *(t_s for t_s, _ in series)]), pa.float64())
-    texts_of = [categories(np.repeat(np.asarray(codes[c], dtype=np.int32), lengths), list(labels[c])) for c in labels]
+    of_each = np.asarray(codes, dtype=np.int32).reshape(-1, 3)
+    texts_of = [
+        categories(np.repeat(of_each[:, i], lengths), list(labels)) for i, labels in enumerate((scopes, names, metrics))
+    ]
     sampled = np.concatenate([np.empty(0), *(values for _, values in series)])
     series.clear()
     arrays = [*same, replications, times, *texts_of, numbers(sampled, pa.float64(), np.isnan(sampled))]

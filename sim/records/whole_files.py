@@ -25,16 +25,17 @@ _MARK = ".tokenpools-partial-"
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, *, among_many: bool = False) -> Iterator[Path]:
     """Yield a new folder that takes the place of ``folder`` at the end; after an error nothing is left of it.
 
-    ``folder`` may be there and empty: POSIX replaces that in one step.
+    ``folder`` may be there and empty: POSIX replaces that in one step. Beside it, what killed processes left is looked
+    for and removed; not ``among_many``, where looking takes longer than writing: who writes many looks once.
 
     Raises
     ------
     OSError : it cannot be written.
     """
-    with _place_beside(folder, is_folder=True) as partial:
+    with _place_beside(folder, is_folder=True, look=not among_many) as partial:
         yield partial
         partial.rename(folder)
 
@@ -65,11 +66,12 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _place_beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
+def _place_beside(path: Path, *, is_folder: bool, look: bool = True) -> Iterator[Path]:
     place = path.absolute()
     if is_folder:
         place.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(place.parent)
+    if look:
+        remove_abandoned(place.parent)
     partial, lock = _begun(place, is_folder)
     try:
         yield partial

@@ -22,12 +22,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.analysis.markdown_tables import markdown
+from sim.calibration.from_aiconfigurator import SYSTEMS
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
 from sim.calibration.from_sweep import SweepPoint, simulated_copies
 from sim.calibration.noise import perturbed
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.work import touched_share
 from sim.errors import InputError
+from sim.profiles.gpus import memory_bytes
 from sim.scenario.profile import Profile
 from sim.scenario.validation_errors import suggestion
 from sim.studies.silicon_sample import read_sample
@@ -63,8 +65,7 @@ MODELS: Mapping[str, Served] = MappingProxyType({
     "MiniMaxAI/MiniMax-M2.5": Served({"fp8": 230e9, "fp4": 130e9}, 126976, expert_share=8 / 256),
     "moonshotai/Kimi-K2.5": Served({"int4": 595e9, "fp4": 590e9}, 35136, kv_shared=False, expert_share=8 / 384),
 })  # fmt: skip
-_MEMORY_BYTES: Mapping[str, float] = MappingProxyType({"h200_sxm": 150e9, "b200_sxm": 191e9, "b300_sxm": 288e9})
-"""As CUDA shows them, which is more than data sheets name for H200 and B200."""
+_GPUS: Mapping[str, str] = MappingProxyType({system: gpu for gpu, system in SYSTEMS.items()})
 _USABLE, _RESERVED_BYTES = 0.9, 5e9  # vLLM's gpu_memory_utilization, and what activations and graphs take of a GPU
 _BLOCK_TOKENS = 16
 _BATCHED_TOKENS, _SEQUENCES = 8192, 2048  # vLLM's default on such GPUs, and more than any point's clients
@@ -108,6 +109,30 @@ def held_out(points: pd.DataFrame, seed: int = 0, *, by: By = "row", share: floa
     return HeldOut(pd.concat([points, found], axis=1)[~used])
 
 
+def engines(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points with the layout of the engine that each is of, which need not be the one it stands under.
+
+    Two of the sample's four series give every engine that shares its experts as many data-parallel ranks as GPUs, the
+    other two give none, and measurements stand under both (`doubled`). Where a load is there with ranks and without,
+    it is of one engine, without: repeats under either name agree to 1 % in TPOT, and first tokens of 64 prompts of
+    8,192 tokens wait as on one rank.
+    """
+    keys = [*FAMILY, "tp_size", "isl", "osl", "concurrency"]
+    shared = (points.attention_dp_size == 1) & (points.moe_ep_size == points.tp_size) & (points.tp_size > 1)
+    plain = pd.MultiIndex.from_frame(points.loc[shared, keys])
+    same = (points.attention_dp_size > 1) & pd.MultiIndex.from_frame(points[keys]).isin(plain)
+    read = points.copy()
+    read.loc[same, "moe_ep_size"] = points.tp_size[same]
+    read.loc[same, ["attention_dp_size", "moe_tp_size"]] = 1.0
+    return read
+
+
+def doubled(points: pd.DataFrame) -> int:
+    """Return how many measurements stand under several layouts."""
+    layouts = points[LAYOUT].assign(measurement=measurement(points)).drop_duplicates()
+    return int((layouts.measurement.value_counts() > 1).sum())
+
+
 def measurement(points: pd.DataFrame) -> NDArray[np.int64]:
     """Return the number of each row's measurement: rows that agree to three digits are one, under whatever layout."""
     what = [points[name].map("{:.3g}".format) for name in ("silicon_ttft_ms", "silicon_tpot_ms")]
@@ -121,6 +146,7 @@ def predict(points: pd.DataFrame, used: NDArray[np.bool_]) -> pd.DataFrame:
     NaN where no point of a family is.
     """
     made = np.full((len(points), 4), np.nan)
+    points = engines(points)
     for family in _places(points, FAMILY):
         if not used[family].any():
             continue
@@ -146,7 +172,7 @@ def layout_sweep(used: pd.DataFrame, layout: pd.Series[float]) -> LayoutSweep:
     InputError : a model, precision or GPU of which nothing is known, or that does not hold the weights.
     """
     name, precision, system = str(layout.model_path), str(layout.precision), str(layout.system)
-    for what, key, known in (("model", name, MODELS), ("GPU", system, _MEMORY_BYTES)):
+    for what, key, known in (("model", name, MODELS), ("GPU", system, _GPUS)):
         if key not in known:
             raise InputError(f"{what} {key}", "unknown to the silicon fit", suggestion(key, list(known)))
     model = MODELS[name]
@@ -155,7 +181,7 @@ def layout_sweep(used: pd.DataFrame, layout: pd.Series[float]) -> LayoutSweep:
         raise InputError(f"model {name}", problem, suggestion(precision, list(model.weight_bytes)))
     gpus, ranks = int(layout.tp_size), int(layout.attention_dp_size)
     of_rank = max(1, gpus // ranks)
-    free_bytes = of_rank * (_USABLE * _MEMORY_BYTES[system] - _RESERVED_BYTES)
+    free_bytes = of_rank * (_USABLE * memory_bytes(_GPUS[system]) - _RESERVED_BYTES)
     free_bytes -= model.weight_bytes[precision] / ranks
     kv_bytes = model.kv_values * (1 if model.kv_shared else of_rank)
     blocks = int(free_bytes / kv_bytes) // _BLOCK_TOKENS
@@ -216,6 +242,8 @@ def draws_table(sample: pd.DataFrame, draws: Mapping[By, Sequence[HeldOut]]) -> 
     if np.isfinite(again).all():
         said += f" Measurements of one configuration differ by {100 * again[0]:.1f} % in TTFT"
         said += f" and {100 * again[1]:.1f} % in TPOT."
+    if twice := doubled(sample):
+        said += f" {twice} measurements stand under two layouts, with data-parallel ranks and without."
     below = markdown(("model", "GPU", "weights", "points, all draws by measurement", "TTFT", "TPOT"), families)
     return f"{said}\n\n{markdown(heads, rows)}\n\n{below}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -21,7 +22,7 @@ from sim.engine.step_time import LinearStepTime, StepTime
 from sim.errors import InputError, RunError
 from sim.live.loadgen.attempt import LiveAttempt
 from sim.live.loadgen.completions_client import PromptKind
-from sim.live.loadgen.iteration_timing import DecodeSeen, Engine, Plan, Probe, PromptSeen, Seen, plan_for
+from sim.live.loadgen.iteration_timing import DecodeSeen, Engine, IdleSeen, Plan, Probe, PromptSeen, Seen, plan_for
 from sim.records.schema import Outcome
 from sim.scenario.profile import load_profile
 
@@ -179,6 +180,53 @@ def test_a_server_whose_contexts_cost_nothing_is_found_whatever_its_noise() -> N
     for seed in (1, 2, 3):
         found = calibrated(measured(truth, noise=0.03, seed=seed)).step_time
         assert found.base_s == pytest.approx(0.13, rel=0.03)
+
+
+LENGTHS = (8, 22, 58, 156, 420, 1_130, 3_043, 8_190)
+
+
+def launched(truth: StepTime, *, noise: float, seed: int, overhead_s: float = 0.0105) -> Any:
+    """Return a profile of an engine of 256 sequences and 8,192 tokens, of what its iterations and lone prompts took."""
+    rng = random.Random(seed)
+
+    def took(*makeup: float) -> float:
+        return truth.iteration_s(*makeup) * (1 + rng.uniform(-noise, noise))  # type: ignore[arg-type]
+
+    batches = [(n, n * c) for n in (1, 3, 9, 28, 84, 256) for c in (18, 300, 1_600)]
+    prompts = [n for n in LENGTHS for _ in range(3)]
+    seen = Seen(
+        [DecodeSeen(n, context, took(0, 0.0, n, context)) for n, context in batches],
+        [PromptSeen(n, 18, took(n, n * (n + 1) / 2, 1, 18)) for n in prompts],
+        [IdleSeen(n, overhead_s + took(n, n * (n + 1) / 2, 0, 0)) for n in prompts],
+    )
+    return calibrate_live(Measurements(steps=seen, kv_blocks=25_000, max_num_batched_tokens=8_192), today=TODAY)
+
+
+H100 = FittedStepTime(  # as `hardware-check --arms` finds it: its host launches prompts slower than it computes them
+    weights_s=6.2e-3, per_token_s=2.4e-5, per_decode_sequence_s=1.5e-5, per_context_token_s=4e-8,
+    lone_prefill_s=1.65e-2, captured_tokens=512, uncaptured_s=4.2e-2,
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_launching_prompts_takes_is_found_alone_and_beyond_captured_graphs(seed: int) -> None:
+    profile = launched(H100, noise=0.005, seed=seed)
+    found = profile.step_time
+    assert isinstance(found, FittedStepTime)
+    assert found.captured_tokens == 512
+    assert found.uncaptured_s == pytest.approx(4.2e-2, rel=0.03)
+    assert found.lone_prefill_s == pytest.approx(1.65e-2, rel=0.05)
+    assert profile.request_overhead_s == pytest.approx(0.0105, abs=0.001)
+    assert found.per_token_s == pytest.approx(2.4e-5, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nothing_is_found_of_launches_that_do_not_show(seed: int) -> None:
+    plain = replace(H100, lone_prefill_s=0.0, captured_tokens=0, uncaptured_s=0.0)
+    profile = launched(plain, noise=0.005, seed=seed)
+    assert getattr(profile.step_time, "lone_prefill_s", 0.0) == 0.0
+    assert getattr(profile.step_time, "uncaptured_s", 0.0) == 0.0
+    assert profile.request_overhead_s == pytest.approx(0.0105, abs=0.0005)
 
 
 def test_prompts_are_fresh_so_that_no_cache_hides_them() -> None:

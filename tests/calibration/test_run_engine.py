@@ -64,9 +64,9 @@ def test_a_run_of_ranks_is_met_by_their_profile_whatever_slots_it_was_written_fo
     assert done.exit_code == 0, done.output
     assert "max_num_seqs 8 (the profile has 64), kv_blocks 900 (the profile has 5000)" in done.stderr
     assert "warning: the run's" not in done.stderr
-    kept = validated(run, wide, "--set", "max_num_seqs=64", "--at-most", "1")
+    kept = validated(run, wide, "--set", "max_num_seqs=64", "--set", "block_tokens=8", "--at-most", "1")
     assert kept.exit_code == 1
-    assert "max_num_seqs" not in kept.stderr
+    assert "taken from" not in kept.stderr
 
 
 def test_ranks_that_a_profile_has_not_are_named(tmp_path: Path) -> None:
@@ -88,6 +88,7 @@ def test_a_fit_begins_from_what_the_run_says(tmp_path: Path) -> None:
 
 
 def test_nothing_beside_a_run_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text("{ another program's")
     assert engine_of(tmp_path / "run.csv").settings == {}
     assert engine_of(published(tmp_path / "other", {"anything": 1})).settings == {}
     older = engine_of(published(tmp_path / "older", {"engine_kwargs": KWARGS}))

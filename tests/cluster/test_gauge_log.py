@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 
-from policies.api import Gauge
+from policies.api import Gauge, GaugeTable
 from sim.cluster.sampler import _TABLES, GaugeLog
 
 
@@ -27,7 +27,7 @@ def test_samples_alike_stand_in_one_table() -> None:
     ((labels, times, values),) = log._tables
     assert (len(labels), len(times), len(values)) == (50, 1000, 50_000)
     assert values.itemsize == 8  # numbers, not objects
-    assert not log._apart
+    assert not log._apart_values
     assert seen(log)["entitlement", "e7", "debt"] == [(float(t), t + 7 / 8) for t in range(1000)]
 
 
@@ -41,7 +41,7 @@ def test_gauges_that_come_and_go_are_as_they_were_added_whatever_the_table() -> 
             expected.setdefault((scope, name, metric), []).append((float(at_s), value))
         log.add(float(at_s), gauges)
     assert len(log._tables) == _TABLES
-    assert log._apart  # some samples fitted none
+    assert log._apart_values  # some samples fitted none
     assert list(seen(log)) == list(expected)  # in the order in which they were first seen
     assert seen(log) == expected
 
@@ -52,3 +52,15 @@ def test_no_gauge_is_no_block() -> None:
     assert log.blocks() == []
     log.add(1.0, [Gauge("pool", "pool", "threshold", math.inf)])
     assert seen(log) == {("pool", "pool", "threshold"): [(1.0, math.inf)]}
+
+
+def test_a_table_of_gauges_is_taken_as_the_gauges_that_it_yields() -> None:
+    chance = random.Random(6)
+    by_table, one_by_one = GaugeLog(), GaugeLog()
+    for at_s in range(100):
+        there = [i for i in range(5) if chance.random() < 0.7]
+        table = GaugeTable([("entitlement", f"e{i}", "debt") for i in there], [chance.random() for _ in there])
+        by_table.add(float(at_s), table)
+        one_by_one.add(float(at_s), list(table))
+    assert seen(by_table) == seen(one_by_one)
+    assert list(seen(by_table)) == list(seen(one_by_one))

@@ -110,6 +110,15 @@ def test_a_damaged_cell_runs_again(tmp_path: Path) -> None:
     assert digest(tmp_path / "s") == before
 
 
+def test_a_cell_is_kept_without_a_look_at_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder=".": looked.append(Path(folder)) or scanned(folder))
+    sweep(scenario(vary={RATE: [3, 5, 7]}, replications=3), tmp_path / "s")
+    cells = [folder for folder in looked if folder.name == "cells"]
+    assert len(cells) == 1, "once, at the end, for what a killed sweep left: 18 cells were written"
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is not empty"):

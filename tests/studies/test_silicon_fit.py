@@ -13,10 +13,23 @@ import pytest
 from sim.calibration.from_sweep import SweepPoint, simulate_point
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
-from sim.studies.silicon_fit import held_out, held_out_table, layout_sweep, measurement, predict, repeats
+from sim.studies.silicon_fit import (
+    METRICS,
+    HeldOut,
+    doubled,
+    draws_table,
+    engines,
+    held_out,
+    held_out_table,
+    layout_sweep,
+    measurement,
+    predict,
+    repeats,
+)
 from sim.studies.silicon_sample import FOLDER, SAMPLE, read_sample
 
 DATA = Path(os.environ.get("TOKENPOOLS_DATA", "/nowhere"))
+NOTHING = {f"{metric}_{what}": 0.0 for metric in METRICS for what in ("error", "floor", "chance")}
 LLAMA = {"model_path": "meta-llama/Llama-3.1-70B", "system": "h200_sxm", "precision": "fp8"}
 
 
@@ -112,6 +125,24 @@ def test_a_rank_has_its_share_of_gpus_clients_and_weights() -> None:
     assert one.profile.kv_blocks == pytest.approx(both.profile.kv_blocks / 2, rel=1e-3)
     assert both.profile.step_time.expert_share == 8 / 256
     assert one.profile.step_time.expert_share == pytest.approx(1 - (1 - 8 / 256) ** 2)
+
+
+def shared_experts(**changes: Any) -> dict[str, Any]:
+    minimax = {"model_path": "MiniMaxAI/MiniMax-M2.5", "system": "b200_sxm", "precision": "fp4"}
+    return row(2, 1024, 1024, 64, **minimax, moe_tp_size=1.0, moe_ep_size=2.0) | changes
+
+
+def test_an_engine_that_stands_under_two_layouts_is_the_one_without_ranks() -> None:
+    ranks = {"attention_dp_size": 2.0, "moe_ep_size": 4.0}
+    beyond = shared_experts(**ranks, concurrency=512.0)
+    points = pd.DataFrame([shared_experts(), shared_experts(**ranks), beyond, row(2, 1024, 1024, 64)])
+    read = engines(points)
+    assert list(read.attention_dp_size) == [1, 1, 2, 1]  # at 512 it is there with ranks only
+    assert list(read.moe_ep_size) == [2, 2, 4, 1]
+    assert list(points.attention_dp_size) == [1, 2, 2, 1]  # what it stands under is kept for the tables
+    assert doubled(points) == 1
+    text = draws_table(points, {"row": [], "measurement": [HeldOut(points.assign(**NOTHING))]})
+    assert "1 measurements stand under two layouts, with data-parallel ranks and without." in text
 
 
 @pytest.mark.parametrize(
