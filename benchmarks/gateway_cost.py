@@ -1,7 +1,7 @@
 """CPU of the gateway for a request and for a streamed event, beside other proxies, in alternating runs.
 
-    python benchmarks/gateway_cost.py [--rounds 5] [--seconds 2] [--tokens 40] [--busy 0] [--other NAME=TREE ...]
-        [--envoy FILE] [--vllm-router FILE] [--logs warning]
+    python benchmarks/gateway_cost.py [--rounds 5] [--seconds 2] [--tokens 40] [--busy 0] [--preferred]
+        [--other NAME=TREE ...] [--envoy FILE] [--vllm-router FILE] [--logs warning]
 
 All servers stand before one model server that costs next to nothing (`gateway_load/upstream.py`) and are asked one
 after the other, round by round, so that what else the machine does falls on all of them. CPU is what the kernel's
@@ -94,12 +94,14 @@ def busy(programs: int) -> Iterator[None]:
 def commands(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int, list[str], Path, str]]:
     """Yield each server: its name, port, command, folder, and the path that answers once it is there."""
     port = FIRST_PORT
-    trees = {"gateway": ROOT, **{name: Path(tree) for name, _, tree in (one.partition("=") for one in args.other)}}
+    trees = {"gateway": ROOT, **({"preferred": ROOT} if args.preferred else {})}
+    trees |= {name: Path(tree) for name, _, tree in (one.partition("=") for one in args.other)}
     for name, tree in trees.items():
         config = folder / f"{name}.yaml"
         text = CONFIG.format(port=port, upstream=UPSTREAM, digest=sha256(KEY.encode()).hexdigest())
         config.write_text(text.replace("level: warning", f"level: {args.logs}"))
-        yield name, port, [sys.executable, "-m", "sim", "serve", str(config)], tree, "/v1/models"
+        first = ["nice", "-n", "-10"] if name == "preferred" else []
+        yield name, port, [*first, sys.executable, "-m", "sim", "serve", str(config)], tree, "/v1/models"
         port += 1
     if args.envoy:
         config = folder / "envoy.yaml"
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--gap-ms", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=40, help="events of a stream")
+    parser.add_argument("--preferred", action="store_true", help="this gateway once more, by nice before others")
     parser.add_argument("--busy", type=int, default=0, help="programs beside that want a core each")
     parser.add_argument("--other", action="append", default=[], help="NAME=TREE, the gateway of another checkout")
     parser.add_argument("--envoy")

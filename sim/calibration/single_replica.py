@@ -18,6 +18,7 @@ from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.node import Unit, unit_of
 from sim.cluster.ranks import RankedReplica
 from sim.cluster.replica import Replica
+from sim.cluster.server_work import ServerWork
 from sim.engine.step_time import StepTime
 from sim.errors import InputError
 from sim.scenario.profile import Profile
@@ -81,6 +82,24 @@ class Requests:
         return len(self.arrival_s)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadGenerator:
+    """Whoever asks, where that is one thread: while it works for a request that ended, it sees and sends nothing.
+
+    It takes what it finds in turns, as an event loop does: all that came is looked at, then all that is due is sent.
+    What is measured is when it looks.
+
+    Attributes
+    ----------
+    per_request_s, per_prompt_token_s : its work for each request that ended, before it sends the next.
+    per_send_s : what each sending takes.
+    """
+
+    per_request_s: float = 0.0
+    per_prompt_token_s: float = 0.0
+    per_send_s: float = 0.0
+
+
 def replay(
     profile: Profile,
     requests: Requests,
@@ -118,6 +137,7 @@ def closed_loop(
     *,
     max_in_flight: int | None = None,
     work: list[Work] | None = None,
+    generator: LoadGenerator | None = None,
 ) -> Latencies:
     """Simulate clients that each send the next request when their last one has ended, as load generators do.
 
@@ -127,8 +147,13 @@ def closed_loop(
     ----------
     max_in_flight : how many of them the generator's connections let through at a time.
     work : to which all that the engine does is added, in order; only of a profile that is one engine.
+    generator : the work of whoever asks; None: they take no time.
     """
-    run = _Run(profile, given_hits=requests.cached_tokens is not None)
+    given_hits = requests.cached_tokens is not None
+    run = (
+        _Run(profile, given_hits=given_hits) if generator is None
+        else _OneThread(profile, generator, given_hits=given_hits)
+    )  # fmt: skip
     run.work = work
     run.max_in_flight = concurrency if max_in_flight is None else max_in_flight
     jobs = _jobs(requests)
@@ -198,10 +223,6 @@ class _Run:
     def __init__(self, profile: Profile, *, given_hits: bool) -> None:
         self._wake_s = NEVER_S
         self._next: Iterator[_Job] = iter(())
-        self._overhead_s = profile.request_overhead_s
-        self._handling_s = profile.request_handling_s
-        self._handled_s = -NEVER_S
-        self._per_running_s = profile.request_per_running_s
         self._in_flight = 0
         self._queue: deque[_Job] = deque()
         if given_hits:
@@ -210,6 +231,7 @@ class _Run:
         if given_hits:
             for engine in self._engines("says what each prompt found in its cache"):
                 engine._cache = _GivenHits(profile.block_tokens)  # type: ignore[assignment]
+        self._server = ServerWork(profile, self.replica)
 
     @property
     def engine(self) -> Replica[_Job]:
@@ -236,9 +258,8 @@ class _Run:
     def _ask(self, job: _Job, now_s: float) -> None:
         if self._in_flight < self.max_in_flight:
             self._in_flight += 1
-            self._handled_s = max(self._handled_s, now_s) + self._handling_s
-            job.others = others = self.replica.running_count + self.replica.waiting_count
-            self.replica.submit(job, self._handled_s + self._overhead_s + self._per_running_s * others)
+            job.others = self.replica.running_count + self.replica.waiting_count
+            self._server.submit(job, now_s)
         else:
             self._queue.append(job)
 
@@ -267,12 +288,15 @@ class _Run:
 
     def _run_until(self, until_s: float) -> None:
         while self._wake_s < until_s:
-            now_s, self._wake_s = self._wake_s, NEVER_S
-            if self.work is not None:
-                since_s, iterations, tokens, pairs, sequences, entries = self.engine.under_way()
-                if iterations:
-                    self.work.append(Work(since_s, now_s, iterations, tokens, pairs, sequences, entries))
-            self.replica.boundary(now_s)
+            self._step()
+
+    def _step(self) -> None:
+        now_s, self._wake_s = self._wake_s, NEVER_S
+        if self.work is not None:
+            since_s, iterations, tokens, pairs, sequences, entries = self.engine.under_way()
+            if iterations:
+                self.work.append(Work(since_s, now_s, iterations, tokens, pairs, sequences, entries))
+        self.replica.boundary(now_s)
 
     def _arm(self, at_s: float) -> None:
         self._wake_s = at_s
@@ -286,3 +310,75 @@ class _Run:
         if self._queue:
             self._ask(self._queue.popleft(), now_s)
         self._send(now_s)
+
+
+class _OneThread(_Run):
+    """The same, asked by a generator of one thread."""
+
+    def __init__(self, profile: Profile, generator: LoadGenerator, *, given_hits: bool) -> None:
+        super().__init__(profile, given_hits=given_hits)
+        self._generator = generator
+        self._heard: list[tuple[_Job, bool]] = []
+        self._turn_s = NEVER_S  # when it looks next
+        self._free_s = -NEVER_S
+        self._due: deque[tuple[float, _Job]] = deque()  # what it sends, and when; later ones later
+
+    def drive_closed(self, jobs: list[_Job], concurrency: int) -> list[float]:
+        self._next = iter(jobs)
+        self._came_s = []
+        self._free_s = 0.0
+        self._send_next(min(concurrency, len(jobs)))
+        self._run_until(NEVER_S)
+        return self._came_s
+
+    def _send_next(self, n: int) -> None:
+        """Send so many more, one after another."""
+        for _ in range(n):
+            job = next(self._next, None)
+            if job is None:
+                return
+            self._came_s.append(self._free_s)
+            self._due.append((self._free_s, job))
+            self._free_s += self._generator.per_send_s
+
+    def _run_until(self, until_s: float) -> None:
+        while True:
+            due_s = self._due[0][0] if self._due else NEVER_S
+            now_s = min(due_s, self._turn_s, self._wake_s)
+            if not now_s < until_s:
+                return
+            if now_s == due_s:
+                self._ask(self._due.popleft()[1], now_s)
+            elif now_s == self._turn_s:
+                self._turn(now_s)
+            else:
+                self._step()
+
+    def _turn(self, now_s: float) -> None:
+        """Look at all that came since the last turn, then send."""
+        heard, self._heard = self._heard, []
+        self._turn_s = NEVER_S
+        self._free_s = max(self._free_s, now_s)
+        ended = 0
+        for job, last in heard:
+            if not last:
+                job.first_token_s = self._free_s
+                continue
+            job.finish_s = self._free_s
+            self._free_s += self._generator.per_request_s + self._generator.per_prompt_token_s * job.prompt_tokens
+            ended += 1
+            self._in_flight -= 1
+            if self._queue:
+                self._ask(self._queue.popleft(), now_s)
+        self._send_next(ended)
+
+    def _hear(self, job: _Job, now_s: float, *, last: bool) -> None:
+        self._heard.append((job, last))
+        if self._turn_s == NEVER_S:
+            self._turn_s = max(self._free_s, now_s)
+
+    def on_first_token(self, request: _Job, now_s: float) -> None:
+        self._hear(request, now_s, last=False)
+
+    def on_finish(self, request: _Job, now_s: float) -> None:
+        self._hear(request, now_s, last=True)

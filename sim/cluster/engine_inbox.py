@@ -53,6 +53,17 @@ class EngineInbox(Generic[R]):
         """Make every iteration take ``factor`` times as long; of several stages, every one planned from now on."""
         self._message(now_s, SLOWDOWN, factor)
 
+    def put_off(self, due_s: dict[Any, float]) -> None:
+        """Let requests that are on their way, and were told the engine already, come later than it was told.
+
+        It may so be woken for nothing, which it is used to.
+        """
+        inbox = self._inbox
+        for i, (_, kind, arg) in enumerate(inbox):
+            if kind == SUBMIT and arg in due_s:
+                arg.submitted_s = due_s[arg]
+                inbox[i] = (due_s[arg], kind, arg)
+
     def _message(self, now_s: float, kind: int, arg: Any) -> None:
         """Put a message into the inbox, and see to it that it is read in time."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from sim.cluster.clock import Clock
 from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Listener, Replica
+from sim.cluster.server_work import ServerWork
 from sim.engine.step_time import StepTime
 from sim.scenario.profile import Profile
 
@@ -153,24 +154,12 @@ class Node:
         self.up = self.reachable = True
         self.replica = unit_of(profile, listener, wake.arm)
         wake.call = self.replica.boundary
-        self._overhead_s = profile.request_overhead_s
-        self._handling_s = profile.request_handling_s
-        self._handled_s = -NEVER_S
-        self._per_running_s = profile.request_per_running_s
-        late = self._overhead_s or self._handling_s or self._per_running_s
-        self.submit = self._submit_later if late else self.replica.submit
+        server = ServerWork(profile, self.replica)
+        self.submit = server.submit if server.takes_time else self.replica.submit
 
     def cached_tokens(self, attempt: Attempt, now_s: float) -> int:
         """Return how many leading tokens of a prompt are in a cache here, in the best of several engines."""
         return _cached_tokens(self.replica, attempt, now_s)
-
-    def _submit_later(self, attempt: Attempt, now_s: float) -> None:
-        """Hand over a request that reaches the engine only after what the server does to it first."""
-        if self._handling_s:  # one at a time
-            self._handled_s = now_s = max(self._handled_s, now_s) + self._handling_s
-        if self._per_running_s:  # the server hands on what all of them make
-            now_s += self._per_running_s * (self.replica.running_count + self.replica.waiting_count)
-        self.replica.submit(attempt, now_s + self._overhead_s)
 
 
 def _cached_tokens(unit: Any, attempt: Attempt, now_s: float) -> int:

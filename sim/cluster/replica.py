@@ -10,6 +10,10 @@ With ``async_scheduling`` the engine plans an iteration while the one before it 
 and the slots and blocks of requests that end, reach the plan one iteration later. ``prefix_caching`` is
 `sim.cluster.prefix_cache`.
 
+Where the step time knows what launches take (`sim.engine.step_fitted.FittedStepTime.launching`), the host does one
+thing after another, as vLLM's engine loop does: it plans and launches an iteration, and only then looks at the tokens
+of the one before, which are told that much later.
+
 This file knows no SimPy: `Replica` asks to be woken by calling ``arm`` and is told so by `boundary`.
 """
 
@@ -52,19 +56,23 @@ class Replica(Scheduler[R]):
     """
 
     __slots__ = (
+        "_ends_s",
         "_held_back",
         "_listener",
         "_order",
+        "_untold",
     )
 
     def __init__(self, settings: EngineSettings, *, listener: Listener[R], arm: Callable[[float], None]) -> None:
         super().__init__(settings, arm=arm)
         self._listener = listener
         self._order = 0
+        self._ends_s = NEVER_S  # of the iteration under way, where tokens are told before
 
     def _clear(self) -> None:
         super()._clear()
         self._held_back = False
+        self._untold: list[R] = []  # who got a first or a last token that nobody was told of
 
     # ---------------------------------------------------------------------------------------------------------- ask
 
@@ -102,6 +110,8 @@ class Replica(Scheduler[R]):
 
     def iteration_end_s(self, now_s: float) -> float:
         """Return when the iteration under way at ``now_s`` ends, if no message comes before; infinity where none is."""
+        if self._untold:
+            return self._ends_s
         if not self._busy or self._chunks is not None or self._run == 1:
             return self.wake_s
         over = self._run_done(now_s) + 1
@@ -124,6 +134,12 @@ class Replica(Scheduler[R]):
         return self._run_start_s, run, prefill_tokens, pairs, self._decoding, self._reads(self._decoding)
 
     # --------------------------------------------------------------------------------------------------------- tell
+
+    def abort(self, request: R, now_s: float) -> None:
+        """See `EngineInbox.abort`; of one whose last token nobody was told of yet, nobody is."""
+        if self._untold and request.state == ENDED:
+            request.aborted = True
+        super().abort(request, now_s)
 
     def submit(self, request: R, now_s: float) -> None:
         """Hand over a request; ``now_s`` may lie ahead, if what is sent now takes until then to get here."""
@@ -149,6 +165,7 @@ class Replica(Scheduler[R]):
         """Crash: everything inside is lost, at once. Returns what was, with its outputs (aborted requests left out)."""
         inbox = [arg for _, kind, arg in self._inbox if kind == SUBMIT]
         lost = [r for r in [*self._running, *self._waiting, *inbox] if r.state != ENDED and not r.aborted]
+        lost += [r for r in self._untold if r.state == ENDED and not r.aborted]
         done = self._run_done(now_s)
         for request in lost:
             request.outputs = self.outputs_at(request, now_s)
@@ -189,7 +206,15 @@ class Replica(Scheduler[R]):
 
     def boundary(self, now_s: float) -> None:
         """End the iterations under way, read the inbox, begin the next. To be called at ``wake_s``."""
+        if self._untold:
+            untold, self._untold = self._untold, []
+            self._tell(untold, now_s)
+            if now_s < self._ends_s:
+                self._wake(self._ends_s)
+                return
         self.wake_s = NEVER_S
+        if self._launch is not None:
+            self._plan_s = self._planned_s() if self._async and self._busy else now_s
         if self._deferred:
             emitted, busy = self._complete_and_plan(now_s)
         else:
@@ -205,14 +230,25 @@ class Replica(Scheduler[R]):
             self._read_inbox(self._inbox[0][0], inclusive=True)
             busy = self._schedule(now_s)
         if emitted:
-            listener = self._listener
-            for request in emitted:
-                if request.state == ENDED:
-                    if request.outputs == 1:
-                        listener.on_first_token(request, now_s)
-                    listener.on_finish(request, now_s)
-                else:
+            if busy and self._launched_s > now_s:
+                self._untold, self._ends_s = emitted, self.wake_s
+                if self._launched_s < self._ends_s:
+                    self._wake(self._launched_s)
+                return
+            self._tell(emitted, now_s)
+
+    def _tell(self, emitted: list[R], now_s: float) -> None:
+        """Tell the listener of first and last tokens."""
+        listener = self._listener
+        for request in emitted:
+            if request.aborted:
+                continue
+            if request.state == ENDED:
+                if request.outputs == 1:
                     listener.on_first_token(request, now_s)
+                listener.on_finish(request, now_s)
+            else:
+                listener.on_first_token(request, now_s)
 
     def _complete_and_plan(self, now_s: float) -> tuple[list[R] | None, bool]:
         """Do so where blocks stay taken for a while; returns who got a first or last token, and whether it is busy."""
@@ -237,6 +273,7 @@ class Replica(Scheduler[R]):
                 else:
                     self._release()
             if not busy:
+                self._plan_s = now_s
                 self._unknown = False  # all that was under way is known
                 self._read_inbox(now_s - TIE_S)
                 busy = self._schedule(now_s)
@@ -256,7 +293,7 @@ class Replica(Scheduler[R]):
     def _planned_s(self) -> float:
         """Return when the iteration that comes next was planned: at the start of the one that ends now."""
         if self._run == 1:
-            return self._run_start_s
+            return max(self._run_start_s, self._launched_s)
         run_s = self._step.decode_run_s(self._decoding, self._reads(self._decoding), self._run - 1)
         return self._run_start_s + run_s * self.slowdown
 

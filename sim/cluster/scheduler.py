@@ -52,9 +52,12 @@ class Scheduler(Batch[R]):
         "_batcher",
         "_cut",
         "_gives_way_in_turn",
+        "_launch",
+        "_launched_s",
         "_long_prefill_tokens",
         "_max_batched_tokens",
         "_overtakes",
+        "_plan_s",
         "_reserves_prompts",
         "_run_start_s",
         "_shares_budget",
@@ -65,9 +68,13 @@ class Scheduler(Batch[R]):
 
     # Compiled, the class that is named first is called without a look-up.
     _step: LinearTimes | StepTime
+    _launch: Callable[[int, int, int], float] | None
 
     def __init__(self, settings: EngineSettings, *, arm: Callable[[float], None]) -> None:
         self._step = answering(settings.step_time)
+        self._launch = getattr(settings.step_time, "launching", None)
+        self._plan_s = 0.0  # when the host began with the iteration that is planned
+        self._launched_s = -NEVER_S  # and when it was done with the one under way
         self._arm = arm
         self._max_batched_tokens = settings.max_num_batched_tokens
         self._batcher = settings.batcher
@@ -235,6 +242,20 @@ class Scheduler(Batch[R]):
         self._run = 1
         self._cut = True
         self._begin(now_s, self._iteration_s(chunks))
+        if self._launch is not None:
+            self._await_launch(chunks)
+
+    def _await_launch(self, chunks: list[tuple[R, int]]) -> None:
+        """Let the iteration that began end no sooner than the host has launched it."""
+        assert self._launch is not None
+        prefill_tokens = 0
+        for _, tokens in chunks:
+            prefill_tokens += tokens
+        decoding = self._decoding + len(self._overrunning)
+        launch_s = self._launch(prefill_tokens, len(chunks), decoding) * self.slowdown
+        self._launched_s = launched_s = self._plan_s + launch_s
+        if launched_s > self.wake_s:
+            self._wake(launched_s)
 
     def _iteration_s(self, chunks: list[tuple[R, int]]) -> float:
         """Return how long an iteration of these chunks takes, with what decodes beside them."""
@@ -277,6 +298,7 @@ class Scheduler(Batch[R]):
             if fits < gained and run > 1:
                 run = speculation.within(self._iteration, fits)
         self._chunks = None
+        self._launched_s = -NEVER_S
         self._run = run
         self._cut = run == 1
         context_tokens: float = self._context_tokens + decoding if self._even else self._reads(decoding)

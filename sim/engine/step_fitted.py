@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,10 @@ class FittedStepTime(LinearDecode):
     which one token is left to compute. Other prompts are launched in pieces, which takes ``lone_prefill_s`` where
     the engine has nothing else to do meanwhile; iterations of more tokens than the largest captured graph holds are
     launched kernel by kernel, and take at least ``uncaptured_s``.
+
+    With ``prompt_launch_s``, which is what a launch of prompts beside decodes takes, the engine follows its launches:
+    it plans and launches an iteration while the one before it runs, looks at that one's tokens only then, and the next
+    launch begins after it (`launching`). So prompts that come later hold up the first tokens of those before.
     """
 
     kind: Literal["fitted"] = "fitted"
@@ -71,6 +76,10 @@ class FittedStepTime(LinearDecode):
         default=0.0,
         metadata={"ge": 0, "description": "give the seconds that prompts beyond captured graphs take at least"},
     )
+    prompt_launch_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give the seconds of launching prompts beside decodes, e.g. 0.009"},
+    )
     links: Links | None = field(
         default=None, metadata={"description": "give the collectives of several GPUs, e.g. {ranks: 2, ...}"}
     )
@@ -108,9 +117,21 @@ class FittedStepTime(LinearDecode):
                 + self.per_prefill_pair_s * prefill_pairs
                 + self.per_context_token_beside_prompts_s * context_tokens
             )
-            if prefill_tokens > 1:
+            if prefill_tokens > 1 and not self.prompt_launch_s:
                 duration_s = max(duration_s, self._launch_s(prefill_tokens + decode_sequences, decode_sequences))
         return duration_s
+
+    @property
+    def launching(self) -> Callable[[int, int, int], float] | None:
+        """What an engine asks for the time of a launch, where it follows them: of prompt tokens, prompts, decodes."""
+        return self._launching_s if self.prompt_launch_s else None
+
+    def _launching_s(self, prefill_tokens: int, prompts: int, decode_sequences: int) -> float:
+        if prefill_tokens == prompts:  # a token each, as decodes have it: one captured graph
+            return 0.0
+        if self.captured_tokens and prefill_tokens + decode_sequences > self.captured_tokens:
+            return self.uncaptured_s
+        return self.prompt_launch_s if decode_sequences else self.lone_prefill_s
 
     def _launch_s(self, tokens: int, decode_sequences: int) -> float:
         """Return how long the host takes to launch an iteration that computes prompts."""

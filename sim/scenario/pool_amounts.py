@@ -37,6 +37,11 @@ def is_false(value: bool) -> bool:
     return not value
 
 
+def is_zero(value: float) -> bool:
+    """Return the same of a number that is 0."""
+    return not value
+
+
 class Amounts(Strict):
     """How much of each of the three resources; what is left out is not promised, or not limited."""
 

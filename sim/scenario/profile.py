@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
-from sim.scenario.pool_amounts import is_none
+from sim.scenario.pool_amounts import is_false, is_none, is_zero
 from sim.scenario.registered_types import Later, MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
@@ -153,6 +153,14 @@ class Profile(Strict):
     request_handling_s: float = Field(
         default=0.0, ge=0, description="give the seconds a server takes for each request, one at a time, e.g. 0.001"
     )
+    request_handling_shared: bool = Field(
+        default=False, exclude_if=is_false,
+        description="give true where a server handles all requests at once, each the slower, instead of one at a time",
+    )
+    request_per_prompt_token_s: float = Field(
+        default=0.0, ge=0, exclude_if=is_zero,
+        description="give the seconds a server takes for each token of a prompt, one request at a time, e.g. 4.0e-6",
+    )
     request_per_running_s: float = Field(
         default=0.0, ge=0, description="give the seconds that each request in the engine adds to that, e.g. 0.0002"
     )
@@ -233,6 +241,8 @@ class Profile(Strict):
                 f"give at least {self.max_num_seqs}",
             )
         self._check_scheduling()
+        self._check_handling()
+        self._check_launches()
         if self.speculation is not None:
             self._check_speculation(self.speculation)
         if self.physics is not None:
@@ -265,6 +275,29 @@ class Profile(Strict):
                 )
             if self.kv_bytes_per_token is None:
                 raise MisfitError("kv_bytes_per_token", "missing, and it is what crosses", "give it, e.g. 131072")
+
+    def _check_launches(self) -> None:
+        if not getattr(self.step_time, "prompt_launch_s", 0.0):
+            return
+        for name, other in (
+            ("data_parallel", self.data_parallel > 1), ("pipeline_parallel", self.pipeline_parallel > 1),
+            ("disaggregated", self.disaggregated is not None), ("speculation", self.speculation is not None),
+            ("flow-prefill", self.scheduling == "flow-prefill"),
+        ):  # fmt: skip
+            if other:
+                raise MisfitError("step_time.prompt_launch_s", f"set beside {name}, which has none", "leave it out")
+
+    def _check_handling(self) -> None:
+        if not self.request_handling_shared:
+            return
+        if not self.request_handling_s:
+            raise MisfitError(
+                "request_handling_shared", "set, and there is no request_handling_s to share",
+                "give one, e.g. 0.002, or leave it out",
+            )  # fmt: skip
+        if self.data_parallel > 1 or self.disaggregated is not None or self.lora is not None:
+            other = "lora" if self.lora is not None else "data_parallel" if self.data_parallel > 1 else "disaggregated"
+            raise MisfitError("request_handling_shared", f"set beside {other}, which has none", "leave it out")
 
     def _check_admission(self) -> None:
         threshold = self.long_prefill_token_threshold

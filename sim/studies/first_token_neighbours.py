@@ -24,11 +24,12 @@ class Neighbour:
     standard_error_ms: float
 
 
-def neighbours(arm: Arm) -> list[Neighbour]:
-    """Return what neighbours add to measured first tokens, beside what each running request adds."""
-    rows = arm.requests[arm.requests.measured_status == "ok"].sort_values("start_s")
+def neighbours(arm: Arm, *, predicted: bool = False) -> list[Neighbour]:
+    """Return what neighbours add to measured first tokens, or to those predicted, beside what each running one adds."""
+    of = "" if predicted else "measured_"
+    rows = arm.requests[arm.requests[f"{of}status"] == "ok"].sort_values("start_s")
     start_s = rows.start_s.to_numpy(float)
-    ends_s = np.sort(start_s + rows.measured_e2e_s.to_numpy(float))
+    ends_s = np.sort(start_s + rows[f"{of}e2e_s"].to_numpy(float))
     running = np.arange(len(rows)) - np.searchsorted(ends_s, start_s)
     columns = [np.ones(len(rows)), running.astype(float)]
     slots = list(pairwise(_EDGES_MS))
@@ -37,7 +38,7 @@ def neighbours(arm: Arm) -> list[Neighbour]:
         ends = [np.searchsorted(start_s, start_s + edge / 1e3, side) for edge in (low, high)]  # type: ignore[call-overload]
         columns.append((ends[1] - ends[0]).astype(float))
     used = (rows.start_s >= _COLD_S).to_numpy() & rows.exact.to_numpy(bool)
-    x, y = np.column_stack(columns)[used], 1e3 * rows.measured_ttft_s.to_numpy(float)[used]
+    x, y = np.column_stack(columns)[used], 1e3 * rows[f"{of}ttft_s"].to_numpy(float)[used]
     for _ in range(3):
         found = np.linalg.lstsq(x, y, rcond=None)[0]
         off = np.abs(y - x @ found)

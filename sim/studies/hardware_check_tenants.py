@@ -32,7 +32,7 @@ from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.routing import RoundRobinRouter
 from sim.analysis.markdown_tables import markdown
 from sim.calibration.checked_tables import read_csv
-from sim.calibration.single_replica import Floats, Requests, closed_loop, replay
+from sim.calibration.single_replica import Floats, LoadGenerator, Requests, closed_loop, replay
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
 from sim.profiles.gpus import GPUS
@@ -49,11 +49,12 @@ _DRAWS = 32
 _BLOCK_S = 10.0
 _CONNECTIONS = 100  # of the load generator in the sweeps, of the gateway in the arms
 _GATEWAY_S = 0.003
-_WEIGHTS = {"tpot": 3.0, "ttft mean": 0.1}  # by how well a run repeats: 0.2 % in the first, up to 21 % in the last
+_WEIGHTS = {"tpot": 3.0, "ttft mean": 0.3}  # by how well a run repeats: to 0.2 % the first, to 4 % the last
 _TERMS: Mapping[str, float] = {
-    "weights_s": 6.4e-3, "per_token_s": 2.6e-5, "per_decode_sequence_s": 1.4e-5, "per_context_token_s": 3.9e-8,
-    "per_prefill_pair_s": 1.3e-9, "lone_prefill_s": 1.65e-2, "uncaptured_s": 4.2e-2, "request_overhead_s": 1.05e-2,
-    "request_handling_s": 1.3e-3, "request_per_running_s": 2.0e-4,
+    "weights_s": 6.48e-3, "per_token_s": 2.2e-5, "per_decode_sequence_s": 1.2e-5, "per_context_token_s": 4.5e-8,
+    "per_prefill_pair_s": 1.1e-9, "lone_prefill_s": 1.68e-2, "uncaptured_s": 4.0e-2, "prompt_launch_s": 9.0e-3,
+    "request_overhead_s": 8.0e-3,
+    "request_handling_s": 2.5e-3, "request_per_prompt_token_s": 4.5e-6, "request_per_running_s": 3.0e-4,
 }  # fmt: skip
 """What is fitted, and where the search begins."""
 
@@ -293,10 +294,13 @@ class Point:
     concurrency: int
     measured: dict[str, float]
     chance: dict[str, float]
+    generator: LoadGenerator | None = None
 
     def simulated(self, profile: Profile) -> dict[str, float]:
         """Return what a profile makes of what is compared."""
-        made = closed_loop(profile, self.requests, self.concurrency, max_in_flight=_CONNECTIONS)
+        made = closed_loop(
+            profile, self.requests, self.concurrency, max_in_flight=_CONNECTIONS, generator=self.generator
+        )
         assert made.arrival_s is not None
         return _statistics(
             self.requests, self.concurrency, made.first_token_s - made.arrival_s, made.finish_s - made.arrival_s
@@ -316,6 +320,7 @@ class Point:
 def sweep_points(sweeps: pd.DataFrame) -> list[Point]:
     """Return the runs of the later series; of ``fixed`` alone also the first, in which no prompt was cached."""
     points = []
+    generator = load_generator(sweeps)
     runs = sweeps[(sweeps.series == "benchmark") & (sweeps.ok == 1) & (sweeps.concurrency <= 2 * 64)]
     for key, unordered in runs.groupby(["workload", "concurrency", "run"]):
         workload, concurrency, run = str(key[0]), int(str(key[1])), int(str(key[2]))
@@ -325,7 +330,7 @@ def sweep_points(sweeps: pd.DataFrame) -> list[Point]:
         requests = Requests(
             np.zeros(len(rows)),
             rows.prompt_tokens.to_numpy(np.int64),
-            rows.max_tokens.to_numpy(np.int64),
+            _answers(rows),
             rows.prefix_hit_tokens.to_numpy(np.int64),
         )
         measured = _statistics(requests, concurrency, rows.ttft_s.to_numpy(), rows.e2e_s.to_numpy())
@@ -334,8 +339,39 @@ def sweep_points(sweeps: pd.DataFrame) -> list[Point]:
             name: 1.96 * float(values.std() / np.sqrt(len(values)) / values.mean())
             for name, values in (("tpot", rows.tpot_s), ("e2e", rows.e2e_s), ("ttft mean", rows.ttft_s))
         }
-        points.append(Point(f"{workload} x{concurrency}", requests, concurrency, measured, chance))
+        points.append(Point(f"{workload} x{concurrency}", requests, concurrency, measured, chance, generator))
     return points
+
+
+def load_generator(sweeps: pd.DataFrame) -> LoadGenerator:
+    """Return the work of the sweeps' load generator, from when it sent what.
+
+    A client alone sends the next request the later after an answer, the longer the prompt of that was (4.3 us a token,
+    as reading it again would take); of several, whose requests end together, sends come after all of that work. What
+    starts at once is sent over some milliseconds.
+    """
+    used = sweeps[(sweeps.series == "benchmark") & (sweeps.ok == 1) & (sweeps.concurrency <= _CONNECTIONS)]
+    pauses_s, prompts, sends_s = [], [], []
+    for key, unordered in used.groupby(["workload", "concurrency", "run"]):
+        concurrency = int(str(key[1]))
+        rows = unordered.sort_values("start_s")
+        start_s = rows.start_s.to_numpy(float)
+        if concurrency == 1:
+            pauses_s.append((start_s[1:] - (start_s + rows.e2e_s.to_numpy(float))[:-1])[_COLD:])
+            prompts.append(rows.prompt_tokens.to_numpy(float)[:-1][_COLD:])
+        else:
+            sends_s.append((start_s[concurrency - 1] - start_s[0]) / (concurrency - 1))
+    per_token_s, per_request_s = np.polyfit(np.concatenate(prompts), np.concatenate(pauses_s), 1)
+    return LoadGenerator(float(per_request_s), float(per_token_s), float(np.median(sends_s)))
+
+
+def _answers(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """Return the tokens of answers: what was asked for, but of those that ended well before it.
+
+    What is recorded are chunks with text, of which an answer has one or two less than tokens.
+    """
+    ended = rows.output_tokens < 0.98 * rows.max_tokens
+    return np.where(ended, rows.output_tokens, rows.max_tokens).astype(np.int64)
 
 
 def host_chance(folder: Path) -> HostChance:
@@ -392,6 +428,8 @@ def _profile(values: Mapping[str, float], runs: int) -> Profile:
         prefix_caching=True,
         request_overhead_s=values["request_overhead_s"],
         request_handling_s=values["request_handling_s"],
+        request_handling_shared=True,
+        request_per_prompt_token_s=values["request_per_prompt_token_s"],
         request_per_running_s=values["request_per_running_s"],
     )
 

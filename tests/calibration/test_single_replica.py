@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sim.calibration.measured import MeasuredRun
 from sim.calibration.on_scenario import replay_on
-from sim.calibration.single_replica import Requests, closed_loop, replay
+from sim.calibration.single_replica import LoadGenerator, Requests, closed_loop, replay
+from sim.cluster.engine_request import NEVER_S, EngineRequest
+from sim.cluster.node import replica_of
+from sim.cluster.replica import Replica
+from sim.cluster.server_work import ServerWork
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
 from sim.scenario.load import parse_scenario
@@ -56,6 +61,81 @@ def test_who_finds_no_connection_waits_in_order() -> None:
     assert loop.arrival_s is not None
     assert (np.diff(np.sort(loop.finish_s)) > 0.05).all()
     assert list(loop.arrival_s[:3]) == [0.0, 0.0, 0.0]
+
+
+def test_who_is_handled_together_holds_up_those_before() -> None:
+    shared = engine(request_handling_s=0.1, request_handling_shared=True)
+    asked = Requests(np.array([0.0, 0.05, 10.0]), np.full(3, 10), np.full(3, 1))
+    made = replay(shared, asked).first_token_s
+    # Half of the first is done when the second comes; each then takes twice as long for what is left of the first.
+    assert made - asked.arrival_s == pytest.approx([0.15 + 0.01, 0.15 + 0.01, 0.1 + 0.01])
+    in_turn = replay(engine(request_handling_s=0.1), asked).first_token_s
+    assert in_turn - asked.arrival_s == pytest.approx([0.1 + 0.01, 0.15 + 0.01, 0.1 + 0.01])
+    at_once_s = replay(shared, at_once(20, 1)).first_token_s
+    assert at_once_s == pytest.approx(np.full(20, 20 * 0.1 + 0.01))
+
+
+def test_a_request_that_is_aborted_while_it_is_handled_is_not_served() -> None:
+    heard: list[tuple[str, object]] = []
+
+    class Listener:
+        def on_first_token(self, request: EngineRequest, _: float) -> None:
+            heard.append(("first", request))
+
+        def on_finish(self, request: EngineRequest, _: float) -> None:
+            heard.append(("last", request))
+
+    wakes: list[float] = []
+    profile = engine(request_handling_s=0.1, request_handling_shared=True)
+    replica: Replica[EngineRequest] = replica_of(profile, profile.step_time, Listener(), wakes.append)
+    server = ServerWork(profile, replica)
+    asked = [EngineRequest(10, 5) for _ in range(3)]
+    for request in asked:
+        server.submit(request, 0.0)
+    replica.abort(asked[1], 0.05)
+    for _ in range(20):
+        if wakes[-1] == NEVER_S:
+            break
+        replica.boundary(wakes[-1])
+    assert [request for what, request in heard if what == "last"] == [asked[0], asked[2]]
+    assert asked[0].submitted_s == pytest.approx(0.3)
+    assert replica.waiting_count == replica.running_count == 0
+
+
+def test_prompts_are_read_one_after_another_cached_or_not() -> None:
+    reading = engine(request_per_prompt_token_s=1e-4)
+    first_s = replay(reading, at_once(3, 1000, 992)).first_token_s
+    assert first_s == pytest.approx([0.11, 0.21, 0.31], abs=0.012)
+    together = reading.model_copy(update={"request_handling_s": 0.2, "request_handling_shared": True})
+    assert replay(together, at_once(3, 1000, 992)).first_token_s == pytest.approx([0.71, 0.81, 0.91], abs=0.012)
+
+
+def test_a_generator_of_one_thread_sees_and_sends_when_it_has_time() -> None:
+    asked, slow = at_once(6, 10), LoadGenerator(per_request_s=0.5, per_prompt_token_s=0.01, per_send_s=0.003)
+    plain = closed_loop(engine(), asked, 2)
+    idle = closed_loop(engine(), asked, 2, generator=LoadGenerator())
+    assert idle.finish_s == pytest.approx(plain.finish_s)
+    made = closed_loop(engine(), asked, 2, generator=slow)
+    assert made.arrival_s is not None
+    assert made.arrival_s[:2] == pytest.approx([0.0, 0.003])
+    first, second = made.finish_s[:2]
+    # One ends an iteration before the other, which is looked at after 0.6 s of work for that one, and a sending.
+    assert made.arrival_s[2] == pytest.approx(first + 0.6)
+    assert second == pytest.approx(first + 0.6 + 0.003)
+    assert made.arrival_s[3] == pytest.approx(second + 0.6)
+    one_open = closed_loop(engine(), asked, 2, max_in_flight=1, generator=slow)
+    assert (np.diff(one_open.first_token_s) > 0.05).all()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"request_handling_shared": True}, "there is no request_handling_s to share"),
+    ({"request_handling_shared": True, "request_handling_s": 0.1, "data_parallel": 2}, "set beside data_parallel"),
+    ({"step_time": FittedStepTime(weights_s=0.01, prompt_launch_s=0.01), "pipeline_parallel": 2},
+     "set beside pipeline_parallel, which has none"),
+])  # fmt: skip
+def test_where_a_server_or_a_launch_has_no_meaning_it_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Profile(**{"step_time": STEP, "max_num_seqs": 64, "max_num_batched_tokens": 4096, "kv_blocks": 20000} | changes)
 
 
 def spread(n: int = 40) -> Requests:

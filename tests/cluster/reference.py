@@ -69,6 +69,10 @@ class ReferenceReplica:
         self.long, self.shares = settings.long_prefill_token_threshold, settings.long_prefill_token_threshold_adaptive
         self.reserves, self.watermark = settings.scheduler_reserve_full_isl, settings.watermark
         self.started_s = 0.0
+        self.launch = getattr(settings.step_time, "launching", None)
+        self.plan_s = self.launched_s = -math.inf
+        self.untold: list[tuple[Job, bool]] = []
+        self.ends_s = math.inf
         self.drafts = 0
         self.gain = Fraction(1)
         speculation = settings.speculation
@@ -196,6 +200,8 @@ class ReferenceReplica:
             for j in [*self.running, *self.waiting, *(a for _, k, a in self.inbox if k == "submit")]
             if not j.gone and not j.aborted
         ]
+        lost += [j for j, last in self.untold if last and not j.aborted]
+        self.untold = []
         for _, kind, arg in self.inbox:
             if kind not in ("submit", "abort"):
                 self._apply(kind, arg)
@@ -210,9 +216,16 @@ class ReferenceReplica:
 
     # one iteration
     def boundary(self, now_s: float) -> None:
+        untold, self.untold = self.untold, []
+        self._tell(untold, now_s)
+        if untold and now_s < self.ends_s:
+            self.wake_s = self.ends_s
+            self.arm(self.wake_s)
+            return
         self.wake_s = float("inf")
         first, done = [], []
-        read_until_s = self.started_s if self.pipelined and self.busy else now_s
+        # The host plans after the start of the iteration under way, and after it has launched that one.
+        read_until_s = self.plan_s = max(self.started_s, self.launched_s) if self.pipelined and self.busy else now_s
         ended = []
         if self.busy:
             self.busy = False
@@ -262,6 +275,7 @@ class ReferenceReplica:
                 self._give(job, ended=True)
         self.ending = []
         if self.pipelined and not self.busy:
+            self.plan_s = now_s
             self.decoding = set()  # all that was under way is known
             self._read(now_s - TIE_S)
             self._start(now_s)
@@ -270,12 +284,18 @@ class ReferenceReplica:
             while self.inbox and self.inbox[0][0] == at:
                 self._apply(*self.inbox.pop(0)[1:])
             self._start(now_s)
-        for job in first:
+        told = [*((job, False) for job in first if not job.aborted), *((job, True) for job in done if not job.aborted)]
+        if told and self.busy and self.launched_s > now_s:  # the next is launched before the host looks at these
+            self.untold, self.ends_s = told, self.wake_s
+            self.wake_s = min(self.wake_s, self.launched_s)
+            self.arm(self.wake_s)
+            return
+        self._tell(told, now_s)
+
+    def _tell(self, told: list[tuple[Job, bool]], now_s: float) -> None:
+        for job, last in told:
             if not job.aborted:
-                self.listener.on_first_token(job, now_s)
-        for job in done:
-            if not job.aborted:
-                self.listener.on_finish(job, now_s)
+                (self.listener.on_finish if last else self.listener.on_first_token)(job, now_s)
 
     def _read(self, until_s: float) -> None:
         while self.inbox and self.inbox[0][0] < until_s:
@@ -318,7 +338,7 @@ class ReferenceReplica:
                 break
         if not scheduled:
             return
-        prefill = pairs = decodes = context = 0
+        prefill = prompts = pairs = decodes = context = 0
         self.decoding = set()
         for job, n in scheduled.items():
             if self._decodes(job, n):
@@ -328,6 +348,7 @@ class ReferenceReplica:
                     self.decoding.add(job)
             else:
                 prefill += n
+                prompts += 1
                 pairs += n * (job.computed + (n + 1) / 2)
         self.scheduled, self.busy, self.started_s = scheduled, True, now_s
         context += len(self.decoding) * float(self.gain * self.iteration % 1)
@@ -338,6 +359,10 @@ class ReferenceReplica:
         duration = self.step.iteration_s(prefill, pairs, decodes, context) * self.slowdown
         self.log.append((now_s, len(self.running), len(self.waiting), self.used))
         self.wake_s = now_s + duration
+        self.launched_s = -math.inf
+        if self.launch is not None and prompts:
+            self.launched_s = self.plan_s + self.launch(prefill, prompts, decodes) * self.slowdown
+            self.wake_s = max(self.wake_s, self.launched_s)
         self.arm(self.wake_s)
 
     def _behind_the_longest(self) -> float:

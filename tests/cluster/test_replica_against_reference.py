@@ -13,6 +13,7 @@ from sim.cluster.engine_request import EngineRequest
 from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.replica import Replica
 from sim.engine.speculation import Speculation, SpeculativeStepTime
+from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_time import LinearStepTime
 
 
@@ -105,7 +106,7 @@ class WaitsForTheLongest(LinearStepTime):
 
 @st.composite
 def scripts(
-    draw: Any, *, drafting: bool = False, limits: bool = False
+    draw: Any, *, drafting: bool = False, limits: bool = False, launches: bool = False
 ) -> tuple[dict[str, Any], list[tuple[float, str, Any]]]:
     slots = draw(st.integers(1, 8))
     block = draw(st.sampled_from([1, 4, 16]))
@@ -128,6 +129,13 @@ def scripts(
         "async_scheduling": draw(st.booleans()),
         "prefix_caching": draw(st.booleans()),
     }
+    if launches:
+        setting["step_time"] = FittedStepTime(
+            weights_s=draw(st.sampled_from([0.005, 0.013])), per_token_s=draw(st.sampled_from([0.0, 0.0007])),
+            prompt_launch_s=draw(st.sampled_from([0.004, 0.02, 0.3])),
+            lone_prefill_s=draw(st.sampled_from([0.0, 0.05])), captured_tokens=draw(st.sampled_from([0, 30])),
+            uncaptured_s=draw(st.sampled_from([0.0, 0.1])),
+        )  # fmt: skip
     if limits and draw(st.booleans()):
         setting |= {
             "long_prefill_token_threshold": draw(st.sampled_from([0, 0, 1, 4, 20])),
@@ -239,7 +247,17 @@ def test_an_arrival_makes_the_chunk_of_a_stuck_head_smaller() -> None:
 @given(scripts(drafting=True, limits=True))
 def test_same_times_as_the_step_by_step_reference(case: Any) -> None:
     fast, _ = check_same(*case)
-    replica = fast.replica
+    _is_empty(fast.replica)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scripts(limits=True, launches=True))
+def test_same_times_where_the_host_launches_prompts(case: Any) -> None:
+    fast, _ = check_same(*case)
+    _is_empty(fast.replica)
+
+
+def _is_empty(replica: Any) -> None:
     assert replica.kv.used_blocks == 0
     assert sum(replica.kv.growing) == 0
     assert replica.running_count == replica.waiting_count == replica._context_tokens == replica._decoding == 0

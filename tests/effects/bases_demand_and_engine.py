@@ -172,6 +172,9 @@ def profile_bases() -> dict[str, dict[str, Any]]:
         "optimistic": {"scheduler_reserve_full_isl": False, "watermark": 0.1},
         "speculation": {"speculation": {"tokens": 3, "acceptance": 0.7, "per_draft_token_s": 1e-4, "draft_s": 1e-3}},
         "overheads": {"request_overhead_s": 0.01, "request_handling_s": 0.01, "request_per_running_s": 0.002},
+        "shared overheads": {"request_handling_s": 0.05, "request_handling_shared": True,
+                             "request_per_prompt_token_s": 1e-4},
+        "launches": {"step_time": {"kind": "fitted", "weights_s": 0.02, "per_token_s": 1e-4, "prompt_launch_s": 0.05}},
         "physics": {"physics": {"work": work, "hardware": hardware | {"flops_per_s": 1e14, "bytes_per_s": 1e13}}},
         "calibrated": {"calibration": {"method": "by hand", "date": "2026-11-23", "ranges": {"concurrency": [1, 2]}}},
     }  # fmt: skip

@@ -64,6 +64,7 @@ HINTS: dict[str, tuple[str, str, Any]] = {
         "profile threshold", "pool.profile.long_prefill_token_threshold_adaptive", False),
     "Profile.operator_s": ("profile flow-prefill", "pool.profile.operator_s", 0.2),
     "Profile.pipeline_transfer_s": ("profile pipeline", "pool.profile.pipeline_transfer_s", 0.02),
+    "Profile.request_handling_shared": ("profile shared overheads", "pool.profile.request_handling_shared", False),
     "Profile.scheduler_reserve_full_isl": ("profile full", "pool.profile.scheduler_reserve_full_isl", False),
     "Profile.step_time": ("rich", "pool.profile.step_time", {"kind": "linear", "base_s": 0.05}),
     "Profile.tokens_per_s": ("rich", "pool.profile.tokens_per_s", 501),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sim.calibration.single_replica import Latencies, Requests, replay
+from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_time import LinearStepTime
 from sim.scenario.profile import Profile
 
@@ -51,3 +52,29 @@ def test_what_is_left_of_a_preempted_request_is_not_computed_again() -> None:
 
     # 13 blocks hold 12 of prompts and one more: the second request loses its 6, and finds again 5 or 6 of them.
     assert finish_s(prefix_caching=False) - finish_s(prefix_caching=True) == pytest.approx(0.01 * 80, abs=0.17)
+
+
+def test_the_next_launch_comes_before_the_tokens_of_the_iteration_before_are_looked_at() -> None:
+    step_time = FittedStepTime(weights_s=0.1, prompt_launch_s=0.25, lone_prefill_s=0.15)
+
+    def first_and_last_s(*arrival_s: float, async_scheduling: bool = True) -> tuple[list[float], list[float]]:
+        profile = Profile(
+            step_time=step_time, max_num_seqs=8, max_num_batched_tokens=64, kv_blocks=100,
+            async_scheduling=async_scheduling,
+        )  # fmt: skip
+        n = len(arrival_s)
+        made = replay(profile, Requests(np.array(arrival_s), np.full(n, 10), np.array([4, 2, 2][:n])))
+        return made.first_token_s.tolist(), made.finish_s.tolist()
+
+    first, last = first_and_last_s(0.0)
+    assert first == pytest.approx([0.15])  # alone, a prompt takes its launch
+    assert last == pytest.approx([0.45])
+    # The plan of 0.15 knows nothing of the second, so the next one launches it: from 0.25, where an iteration begins.
+    first, last = first_and_last_s(0.0, 0.16)
+    assert first == pytest.approx([0.15, 0.5])
+    assert last == pytest.approx([0.5, 0.6])
+    # One that comes before the plan is launched next: the first token of the one before waits for that.
+    first, last = first_and_last_s(0.0, 0.1)
+    assert first == pytest.approx([0.4, 0.4])
+    in_turn, _ = first_and_last_s(0.0, 0.1, async_scheduling=False)
+    assert in_turn == pytest.approx([0.4, 0.4])

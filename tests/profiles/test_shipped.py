@@ -8,7 +8,7 @@ import pytest
 
 from sim.calibration.profile_file import profile_text, write_profile
 from sim.errors import InputError, ScenarioError
-from sim.profiles.gpus import GPUS, batch_defaults
+from sim.profiles.gpus import GPUS, batch_defaults, memory_bytes
 from sim.profiles.roofline import read_shape, roofline_profile
 from sim.scenario.profile import load_profile, parse_profile, shipped_profiles
 
@@ -77,6 +77,15 @@ def test_the_reckoned_kv_cache_is_what_engines_printed(gpu: str, share: float, t
     given = roofline_profile(LLAMA_8B, gpu, kv_blocks=2000)
     assert given.kv_blocks == 2000
     assert "reckoned" not in given.error
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_profiles() if name.startswith(("b200-", "h200-"))])
+def test_kv_blocks_of_the_silicon_profiles_are_reckoned_from_what_drivers_report(name: str) -> None:
+    profile = load_profile(name)
+    gpu, bits = f"{name[:4].upper()}-SXM", 8 if "fp8" in name else 4.5
+    # 3.1e9 bytes are what the one engine of 8,192 batched tokens whose KV cache is known took beside weights.
+    room_bytes = profile.gpus * (0.9 * memory_bytes(gpu) - 3.1e9) - 70.6e9 * bits / 8
+    assert profile.kv_blocks == int(room_bytes / 163_840) // 16
 
 
 def test_more_gpus_than_kv_heads_hold_copies_of_them() -> None:

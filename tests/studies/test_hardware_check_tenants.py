@@ -10,9 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sim.calibration.checked_tables import read_csv
 from sim.errors import InputError
 from sim.studies.hardware_check import light_load
-from sim.studies.hardware_check_tenants import FOLDER, SWEEPS, Arm, arms_table, check_tenants, data_folder, host_chance
+from sim.studies.hardware_check_tenants import (
+    FOLDER,
+    SWEEPS,
+    Arm,
+    arms_table,
+    check_tenants,
+    data_folder,
+    host_chance,
+    load_generator,
+)
 
 DATA = Path(os.environ.get("TOKENPOOLS_DATA", "/nowhere"))
 needs_data = pytest.mark.skipif(not (DATA / FOLDER / SWEEPS).is_file(), reason=f"needs TOKENPOOLS_DATA with {FOLDER}")
@@ -34,14 +44,7 @@ def test_every_arm_refuses_whom_it_refused(arms: dict[str, Arm]) -> None:
 def test_the_gpu_that_was_swept_is_predicted_within_the_goals(arms: dict[str, Arm]) -> None:
     on_h100 = {name: arm for name, arm in arms.items() if name.startswith("h100")}
     assert len(on_h100) == 9
-    for name, arm in on_h100.items():
-        missed = set(arm.misses())
-        # What neighbours cost each other in the gateway and the server is not in it: the busiest arms' tails.
-        assert missed <= {"ttft p99"}, name
-        there, here = arm.latencies()["ttft p99"]
-        assert abs(here / there - 1) < 0.20, name
-    assert sum(not arm.misses() for arm in on_h100.values()) >= 7
-    assert sum(set(arm.misses()) <= set(arm.undecided()) for arm in on_h100.values()) == 9
+    assert {name: arm.misses() for name, arm in on_h100.items()} == {name: [] for name in on_h100}
     text = arms_table(list(arms.values()))
     assert text.count("\n") == 1 + 15
 
@@ -54,7 +57,7 @@ def test_tails_need_the_hosts_chance_which_a_client_alone_shows(arms: dict[str, 
     assert abs(np.median(chance.captured)) < 1e-6
     on_h100 = [arm for name, arm in arms.items() if name.startswith("h100")]
     without = [replace(arm, chance=None) for arm in on_h100]
-    assert sum("ttft p99" in arm.misses() for arm in without) == 3
+    assert sum("ttft p99" in arm.misses() for arm in without) == 2
     for arm, bare in zip(on_h100, without, strict=True):
         assert arm.latencies()["ttft p99"][1] > bare.latencies()["ttft p99"][1]
         assert arm.latencies()["e2e mean"] == bare.latencies()["e2e mean"]
@@ -77,6 +80,14 @@ def test_a_goal_missed_by_less_than_the_floor_is_no_verdict(arms: dict[str, Arm]
         moved = replace(arm, requests=rows, chance=arm.chance)
         assert "ttft p99" in moved.misses()
         assert [name for name in moved.undecided() if name == "ttft p99"] == undecided
+
+
+@needs_data
+def test_the_sweeps_generator_reads_prompts_again_before_it_goes_on() -> None:
+    found = load_generator(read_csv(DATA / FOLDER / SWEEPS, ("workload", "series")))
+    assert found.per_prompt_token_s == pytest.approx(4.3e-6, rel=0.05)
+    assert 0 < found.per_request_s < 0.002
+    assert 0 < found.per_send_s < 0.001
 
 
 @needs_data
@@ -132,7 +143,7 @@ def test_the_page_says_what_the_arms_show(arms: dict[str, Arm]) -> None:
         said = [float(number) for number in re.findall(r"[+-]\d+\.\d", cell)]
         assert said == pytest.approx([min(errors), max(errors)], abs=0.06), name
     undecided = [arm.name for arm in on_h100 if arm.misses()]
-    assert f"{len(undecided)} without verdict" in row[6]
+    assert ("without verdict" in row[6]) == bool(undecided)
     for name in undecided:
         there, here = arms[name].latencies()["ttft p99"]
         assert f"{100 * (here / there - 1):.1f}" in page

@@ -23,6 +23,7 @@ from sim.live.gateway.sse import Usage, data_of, later, parsed, split, usage_of
 _LINE_DATA = re.compile(rb"(?:^|[\r\n])data:")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)"\s*:\s*"')
+_PLAIN = re.compile(rb'[^"\\\r\n]*')
 _USAGE_LAST = re.compile(
     rb',\s*"usage"\s*:\s*(?:null|\{[^{}"]*(?:"[^"\\]*"[^{}"]*|\{[^{}]*\}[^{}"]*)*\})\s*\}(?=[\r\n]*\Z)'
 )
@@ -100,15 +101,13 @@ class StreamReader:
         them it is all inside one JSON string, and can say nothing.
         """
         before, behind = self._before, self._behind
-        begin, end = len(before), len(data) - len(behind)
         if (
-            not before or begin > end or not data.endswith(behind) or not data.startswith(before)
-            or data.find(b'"', begin, end) >= 0 or data.find(b"\\", begin, end) >= 0
-            or data.find(b"\n", begin, end) >= 0 or data.find(b"\r", begin, end) >= 0
+            before and data.startswith(before) and data.endswith(behind)
+            and _PLAIN.fullmatch(data, len(before), len(data) - len(behind)) is not None
         ):  # fmt: skip
-            return False
-        self.events += 1
-        return True
+            self.events += 1
+            return True
+        return False
 
     def _keep_mould(self, data: bytes) -> None:
         """Remember one event that says nothing but a piece of text as what others will be like."""

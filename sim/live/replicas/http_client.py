@@ -402,11 +402,14 @@ class _Connection(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         """Hand on what has come of the body, in one piece: a gateway that is late has less to do for each event."""
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        if self._body is not None:
-            self._body.feed(data)
+        pieces, body = self._pieces, self._body
+        if len(pieces) == 1:
+            data = pieces.pop()
+        else:
+            data = b"".join(pieces)
+            pieces.clear()
+        if body is not None:
+            body.feed(data)
 
     def _complete(self, *, reusable: bool) -> None:
         if self._pieces:
