@@ -239,7 +239,7 @@ def walk_trace(walk: Walk, one: Trace) -> None:
     walk.edit("Now let it act: back to what was advised, and a signal.", "advice/gateway.yaml", _act)
     pid = walk.servers["gateway.log"].pid
     walk.run("", f"kill -HUP {pid}; sleep 1; grep -o 'changed over: [^\"]*' gateway.log")
-    walk.steps[-1].command = "kill -HUP %3; grep -o 'changed over: [^\"]*' gateway.log"
+    walk.steps[-1].command = f"kill -HUP %{replicas + 1}; grep -o 'changed over: [^\"]*' gateway.log"
     walk.run("The same demand.", f"{replay} results/enforced", fails=(0, 1), lines=16)
     state = json.loads(urllib.request.urlopen(f"{ADMIN}/admin/state", timeout=5).read())
     walk.check("the reload put the policy in force", state["policy"] == policy, state["policy"])
@@ -295,7 +295,7 @@ def _act(text: str) -> str:
 TRACES = (
     Trace(
         name="azure", title="Two services of Azure, on H100s", refs=("azure-llm-2023/conv", "azure-llm-2023/code"),
-        objectives=("conv=1.0",), profile="h100-llama-3.1-8b", replicas=2, found="h100.yaml",
+        objectives=("conv=1.0",), profile="h100-llama-3.1-8b", replicas=1, found="h100.yaml",
     ),
     Trace(
         name="arena", title="27 tenants of the Arena, on A10Gs, and one replica lost", refs=("lmsys-arena-vtc",),
