@@ -24,7 +24,7 @@ from sim.engine.step_table import ExtrapolationWarning, TableStepTime
 from sim.errors import InputError, shortened
 from sim.profiles.gpus import GPUS
 from sim.profiles.models import MODELS, model_named
-from sim.profiles.roofline import read_shape, room_for_kv_bytes
+from sim.profiles.roofline import BLOCK_TOKENS, blocks_in, on_gpus, read_shape, room_for_kv_bytes
 from sim.scenario.profile import Calibration, Physics, Profile
 from sim.scenario.validation_errors import suggestion
 
@@ -116,7 +116,7 @@ def calibrate_kernels(
     error = ""
     if kv_blocks is None:
         kv_blocks = _reckoned_blocks(meta, shape, ranks, expert_parallel)
-        error = f"; KV cache reckoned, {16 * kv_blocks} tokens a rank: give what vLLM prints"
+        error = f"; KV cache reckoned, {BLOCK_TOKENS * kv_blocks} tokens a rank: give what vLLM prints"
     gpu, kv_heads = GPUS.get(gpu_named(str(meta.get("gpu", ""))) or ""), int(shape.get("num_key_value_heads", 0))
     unsplit = unsplit_batch(gpu.multiprocessors, max(1, kv_heads // ranks)) if gpu and kv_heads else 0
     step_time = step_from_tables(tables, ranks, found[0] if found else None, unsplit)
@@ -170,11 +170,10 @@ def _reckoned_blocks(meta: dict[str, Any], shape: dict[str, Any], ranks: int, ex
         what = "GPU" if gpu is None else "model"
         problem = f"missing, and meta.yaml names no known {what} to reckon it of"
         raise InputError("--kv-blocks", problem, "give it, or --kv-tokens; vLLM prints both when it starts")
-    model = read_shape(shape)
+    model = on_gpus(read_shape(shape), ranks)
     elsewhere_bytes = model.work.expert_parameters * model.work.bytes_per_parameter * (1 - 1 / expert_ranks)
     room_bytes = room_for_kv_bytes(gpu, model.weight_bytes - elsewhere_bytes, ranks)
-    copies = max(1, ranks // model.kv_heads)
-    blocks = int(room_bytes / (16 * copies * model.work.kv_bytes_per_token))
+    blocks = blocks_in(room_bytes, model)
     if blocks < 1:
         problem = f"missing, and the weights leave {room_bytes / 1e9:.1f} GB of {ranks} x {gpu} for it"
         raise InputError("--kv-blocks", problem, "give it, or tables of more GPUs")

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
 from sim.cluster.engine_request import NEVER_S, EngineRequest
 from sim.scenario.profile import Profile
-
-
-class Engine(Protocol):
-    """What such a server stands in front of."""
-
-    @property
-    def running_count(self) -> int: ...  # noqa: D102
-
-    @property
-    def waiting_count(self) -> int: ...  # noqa: D102
-
-    def submit(self, request: Any, now_s: float) -> None: ...  # noqa: D102
 
 
 class ServerWork:
@@ -30,7 +18,7 @@ class ServerWork:
     """
 
     def __init__(self, profile: Profile, engine: Any) -> None:
-        self._engine: Any = engine
+        self._engine = engine
         self._overhead_s = profile.request_overhead_s
         self._handling_s = profile.request_handling_s
         self._shared = profile.request_handling_shared
@@ -44,9 +32,7 @@ class ServerWork:
     @property
     def takes_time(self) -> bool:
         """Whether it does anything at all."""
-        return bool(
-            self._overhead_s or self._handling_s or self._per_prompt_token_s or self._per_running_s
-        )
+        return bool(self._overhead_s or self._handling_s or self._per_prompt_token_s or self._per_running_s)
 
     def submit(self, request: EngineRequest, now_s: float) -> None:
         """Take a request, and tell the engine when it will have it."""

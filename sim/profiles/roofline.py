@@ -13,6 +13,7 @@ from sim.profiles.gpus import GPUS
 from sim.scenario.profile import Physics, Profile
 from sim.scenario.validation_errors import suggestion
 
+BLOCK_TOKENS = 16
 _MOST = 1e9
 _RESERVED_BYTES = 1.8e9  # of one GPU; 1.7e9 and 1.9e9 in two engines of 2,048 batched tokens, 3.1e9 in one of 8,192
 
@@ -96,6 +97,17 @@ def room_for_kv_bytes(gpu: str, weight_bytes: float, gpus: int = 1, gpu_memory_u
     return gpus * (gpu_memory_utilization * GPUS[gpu].memory_bytes - _RESERVED_BYTES) - weight_bytes
 
 
+def on_gpus(shape: ModelShape, gpus: int) -> ModelShape:
+    """Return a model as several GPUs hold it: more of them than KV heads hold copies, and each reads its own."""
+    copies = max(1, gpus // shape.kv_heads)
+    return replace(shape, work=replace(shape.work, kv_bytes_per_token=copies * shape.work.kv_bytes_per_token))
+
+
+def blocks_in(room_bytes: float, shape: ModelShape) -> int:
+    """Return how many KV blocks of `BLOCK_TOKENS` fit."""
+    return int(room_bytes / (shape.work.kv_bytes_per_token * BLOCK_TOKENS))
+
+
 def roofline_profile(
     config: Mapping[str, Any],
     gpu: str,
@@ -123,15 +135,11 @@ def roofline_profile(
     if shape.heads % gpus:
         problem = f"{gpus} GPUs do not divide the model's {shape.heads} attention heads, which vLLM refuses"
         raise InputError("gpus", problem, "give a divisor")
-    # More GPUs than KV heads hold copies of them, and each reads its own.
-    copies = max(1, gpus // shape.kv_heads)
-    work = replace(shape.work, kv_bytes_per_token=copies * shape.work.kv_bytes_per_token)
-    shape = replace(shape, work=work)
+    shape = on_gpus(shape, gpus)
     hardware = GPUS[gpu].hardware(gpus, weight_bits)
     room_bytes = room_for_kv_bytes(gpu, shape.weight_bytes, gpus, gpu_memory_utilization)
-    block_tokens = 16
     reckoned = kv_blocks is None
-    kv_blocks = kv_blocks or int(room_bytes / (shape.work.kv_bytes_per_token * block_tokens))
+    kv_blocks = kv_blocks or blocks_in(room_bytes, shape)
     if reckoned and kv_blocks < 1:
         raise InputError(
             "gpu",
@@ -144,14 +152,14 @@ def roofline_profile(
         name=name,
         source=f"roofline of {gpus} x {gpu}: peak rates of the data sheet, efficiencies assumed",
         error="not measured; on two measured runs such a roofline was off by 5 to 18 % (docs/fidelity.md)"
-        + (f"; KV cache reckoned, {kv_blocks * block_tokens} tokens: give what vLLM prints" if reckoned else ""),
+        + (f"; KV cache reckoned, {kv_blocks * BLOCK_TOKENS} tokens: give what vLLM prints" if reckoned else ""),
         step_time=RooflineStepTime(work=shape.work, hardware=hardware),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_blocks=kv_blocks,
-        block_tokens=block_tokens,
+        block_tokens=BLOCK_TOKENS,
         kv_bytes_per_token=shape.work.kv_bytes_per_token,
-        max_model_tokens=None if longest is None else min(longest, kv_blocks * block_tokens),
+        max_model_tokens=None if longest is None else min(longest, kv_blocks * BLOCK_TOKENS),
         async_scheduling=True,
         prefix_caching=True,
         physics=Physics(work=shape.work, hardware=hardware),

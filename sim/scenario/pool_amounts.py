@@ -32,13 +32,8 @@ def is_empty(value: tuple[object, ...]) -> bool:
     return not value
 
 
-def is_false(value: bool) -> bool:
-    """Return the same of a switch."""
-    return not value
-
-
-def is_zero(value: float) -> bool:
-    """Return the same of a number that is 0."""
+def is_false(value: float) -> bool:
+    """Return the same of a switch, or of a number that is 0."""
     return not value
 
 

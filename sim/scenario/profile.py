@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from sim.engine.step_time import STEP_TIMES
 from sim.errors import ScenarioError
 from sim.scenario.parallelism import check_parallelism, gpus_of
-from sim.scenario.pool_amounts import is_false, is_none, is_zero
+from sim.scenario.pool_amounts import is_false, is_none
 from sim.scenario.registered_types import Later, MisfitError, OneOf, Strict
 from sim.scenario.validation_errors import explain, suggestion
 from sim.scenario.yaml_file import as_json, one_line, read_mapping, shown
@@ -158,7 +158,7 @@ class Profile(Strict):
         description="give true where a server handles all requests at once, each the slower, instead of one at a time",
     )
     request_per_prompt_token_s: float = Field(
-        default=0.0, ge=0, exclude_if=is_zero,
+        default=0.0, ge=0, exclude_if=is_false,
         description="give the seconds a server takes for each token of a prompt, one request at a time, e.g. 4.0e-6",
     )
     request_per_running_s: float = Field(
@@ -279,13 +279,11 @@ class Profile(Strict):
     def _check_launches(self) -> None:
         if not getattr(self.step_time, "prompt_launch_s", 0.0):
             return
-        for name, other in (
-            ("data_parallel", self.data_parallel > 1), ("pipeline_parallel", self.pipeline_parallel > 1),
-            ("disaggregated", self.disaggregated is not None), ("speculation", self.speculation is not None),
-            ("flow-prefill", self.scheduling == "flow-prefill"),
-        ):  # fmt: skip
-            if other:
-                raise MisfitError("step_time.prompt_launch_s", f"set beside {name}, which has none", "leave it out")
+        _refuse_beside("step_time.prompt_launch_s", {
+            "data_parallel": self.data_parallel > 1, "pipeline_parallel": self.pipeline_parallel > 1,
+            "disaggregated": self.disaggregated is not None, "speculation": self.speculation is not None,
+            "flow-prefill": self.scheduling == "flow-prefill",
+        })  # fmt: skip
 
     def _check_handling(self) -> None:
         if not self.request_handling_shared:
@@ -295,9 +293,10 @@ class Profile(Strict):
                 "request_handling_shared", "set, and there is no request_handling_s to share",
                 "give one, e.g. 0.002, or leave it out",
             )  # fmt: skip
-        if self.data_parallel > 1 or self.disaggregated is not None or self.lora is not None:
-            other = "lora" if self.lora is not None else "data_parallel" if self.data_parallel > 1 else "disaggregated"
-            raise MisfitError("request_handling_shared", f"set beside {other}, which has none", "leave it out")
+        _refuse_beside("request_handling_shared", {
+            "lora": self.lora is not None, "data_parallel": self.data_parallel > 1,
+            "disaggregated": self.disaggregated is not None,
+        })  # fmt: skip
 
     def _check_admission(self) -> None:
         threshold = self.long_prefill_token_threshold
@@ -369,6 +368,13 @@ class Profile(Strict):
                     f"{tokens_read} KV entries, less than the {least_s:.4g} s that physics allows",
                     "check the units, or what physics says of the model and the GPUs",
                 )
+
+
+def _refuse_beside(option: str, others: dict[str, bool]) -> None:
+    """Refuse an option beside the first of those that is there, for which it has no meaning."""
+    for name, there in others.items():
+        if there:
+            raise MisfitError(option, f"set beside {name}, which has none", "leave it out")
 
 
 def shipped_profiles() -> list[str]:
