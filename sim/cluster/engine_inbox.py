@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from policies.native import mypyc_attr
 from sim.cluster.discipline import WaitingQueue
-from sim.cluster.engine_request import DECODE, ENDED, PREFILL, EngineRequest
+from sim.cluster.engine_request import DECODE, ENDED, NEVER_S, PREFILL, EngineRequest
 from sim.cluster.waiting import FcfsQueue
 
 SUBMIT: Final = 0
@@ -53,16 +53,26 @@ class EngineInbox(Generic[R]):
         """Make every iteration take ``factor`` times as long; of several stages, every one planned from now on."""
         self._message(now_s, SLOWDOWN, factor)
 
-    def put_off(self, due_s: dict[Any, float]) -> None:
-        """Let requests that are on their way, and were told the engine already, come later than it was told.
+    def reschedule(self, due_s: dict[Any, float]) -> None:
+        """Let requests that are on their way, and were told the engine already, come at another time than it was told.
 
         It may so be woken for nothing, which it is used to.
         """
         inbox = self._inbox
-        for i, (_, kind, arg) in enumerate(inbox):
+        sooner_s = NEVER_S
+        for i, (told_s, kind, arg) in enumerate(inbox):
             if kind == SUBMIT and arg in due_s:
-                arg.submitted_s = due_s[arg]
-                inbox[i] = (due_s[arg], kind, arg)
+                at_s = due_s[arg]
+                if at_s < told_s:
+                    sooner_s = min(sooner_s, at_s)
+                arg.submitted_s = at_s
+                inbox[i] = (at_s, kind, arg)
+        if sooner_s < NEVER_S:
+            self._read_sooner(sooner_s)
+
+    def _read_sooner(self, at_s: float) -> None:
+        """See to it that a message that comes sooner than was told is read in time."""
+        raise NotImplementedError
 
     def _message(self, now_s: float, kind: int, arg: Any) -> None:
         """Put a message into the inbox, and see to it that it is read in time."""

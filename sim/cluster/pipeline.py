@@ -128,6 +128,10 @@ class PipelinedReplica(EngineInbox[R]):
         if not self._batches and self.wake_s == NEVER_S:
             self._wake(now_s)
 
+    def _read_sooner(self, at_s: float) -> None:
+        if not self._batches and at_s < self.wake_s:
+            self._wake(at_s)
+
     # ----------------------------------------------------------------------------------------------------- boundary
 
     def boundary(self, now_s: float) -> None:

@@ -191,6 +191,11 @@ class Replica(Scheduler[R]):
         elif not self._cut:
             self._interrupt(now_s)
 
+    def _read_sooner(self, at_s: float) -> None:
+        # While it is busy and has not read everything, it looks at each boundary: see `_begin_decode_run`.
+        if not self._busy and at_s < self.wake_s:
+            self._wake(at_s)
+
     def _interrupt(self, now_s: float) -> None:
         """End the run where the message takes effect: the first boundary more than TIE_S after it, or the next."""
         decoding = self._decoding

@@ -16,7 +16,8 @@ class FittedStepTime(LinearDecode):
     """Duration = base + the greater of reading weights and computing tokens + sequences + attention + what prompts add.
 
     Reading the weights takes the same time for 1 token and for 100; computing takes the longer the more tokens there
-    are: the greater of the two rules, which is the bend that a straight line misses. Attention of decodes is slower
+    are: the greater of the two rules, which is the bend that a straight line misses. One token alone is a vector, and
+    several are a matrix, for which other kernels take ``batched_s`` longer. Attention of decodes is slower
     in an iteration that also computes prompts, because the engine then uses another kernel.
 
     A mixture of experts reads those that some token chose: of n tokens that choose evenly and independently, each a
@@ -51,6 +52,10 @@ class FittedStepTime(LinearDecode):
     )
     per_decode_sequence_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds per decoding sequence, e.g. 1.0e-5"}
+    )
+    batched_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give the seconds that several tokens take beyond one, e.g. 1.0e-4"},
     )
     per_context_token_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds per KV entry read by decodes, e.g. 2.0e-8"}
@@ -109,6 +114,8 @@ class FittedStepTime(LinearDecode):
             + self.per_decode_sequence_s * decode_sequences
             + self.per_context_token_s * context_tokens
         )
+        if self.batched_s and prefill_tokens + decode_sequences > 1:
+            duration_s += self.batched_s
         if self.links is not None:
             duration_s += self.links.iteration_s(prefill_tokens + decode_sequences)
         if prefill_tokens:

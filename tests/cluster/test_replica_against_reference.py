@@ -132,6 +132,7 @@ def scripts(
     if launches:
         setting["step_time"] = FittedStepTime(
             weights_s=draw(st.sampled_from([0.005, 0.013])), per_token_s=draw(st.sampled_from([0.0, 0.0007])),
+            batched_s=draw(st.sampled_from([0.0, 0.0011])),
             prompt_launch_s=draw(st.sampled_from([0.004, 0.02, 0.3])),
             lone_prefill_s=draw(st.sampled_from([0.0, 0.05])), captured_tokens=draw(st.sampled_from([0, 30])),
             uncaptured_s=draw(st.sampled_from([0.0, 0.1])),

@@ -44,7 +44,9 @@ def table(**changes: Any) -> TableStepTime:
 EXPERTS_READ = FittedStepTime(weights_s=0.004, experts_s=0.01, expert_share=1 / 16, per_token_s=4e-5)
 STEPS: dict[str, Any] = {
     "linear": LinearStepTime(base_s=0.01, per_decode_sequence_s=1e-5, per_context_token_s=1e-7),
-    "fitted": FittedStepTime(weights_s=0.01, per_token_s=4e-5, per_decode_sequence_s=1e-5, per_context_token_s=1e-7),
+    "fitted": FittedStepTime(
+        weights_s=0.01, batched_s=1e-4, per_token_s=4e-5, per_decode_sequence_s=1e-5, per_context_token_s=1e-7
+    ),
     "table": table(),
     "roofline": RooflineStepTime(work=EXPERTS, hardware=GPU, base_s=0.001),
 }
@@ -153,6 +155,14 @@ def test_a_table_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 def test_decode_attention_is_slower_beside_prompts_where_the_profile_says_so() -> None:
     step = FittedStepTime(weights_s=0.01, per_context_token_s=1e-7, per_context_token_beside_prompts_s=5e-8)
     assert step.iteration_s(1, 1.0, 8, 8000) - step.iteration_s(0, 0.0, 8, 8000) == pytest.approx(8000 * 5e-8)
+
+
+def test_several_tokens_take_longer_than_one_whether_they_are_decodes_or_prompts() -> None:
+    step = FittedStepTime(weights_s=0.01, batched_s=2e-4)
+    of_one, of_two = step.iteration_s(0, 0.0, 1, 9), (step.iteration_s(*x) for x in ((0, 0.0, 2, 9), (2, 3.0, 0, 0)))
+    assert of_one == step.iteration_s(1, 1.0, 0, 0) == pytest.approx(0.01)
+    assert list(of_two) == pytest.approx([0.0102, 0.0102])
+    assert step.iteration_s(1, 1.0, 1, 9) == pytest.approx(0.0102)
 
 
 @pytest.mark.parametrize("mixed", [0, 1])
