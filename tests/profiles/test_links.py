@@ -37,6 +37,8 @@ def test_an_all_reduce_sends_every_byte_around_the_ring_twice() -> None:
     assert RING.iteration_s(100) == pytest.approx(10 * (1e-5 + 2 * 3 / 4 * 1e6 / 1e10))
     gather = replace(RING, all_reduces=0, all_to_alls=10)
     assert gather.iteration_s(100) == pytest.approx(10 * (1e-5 + 3 * 1e6 / 1e10))
+    only = Links(ranks=4, bytes_per_token=1e4, all_to_alls=10, latency_s=1e-5, bytes_per_s=1e10)  # and no all-reduce
+    assert only.iteration_s(100) == gather.iteration_s(100)
     assert replace(RING, scale=3.0).iteration_s(7) == pytest.approx(3 * RING.iteration_s(7))
 
 
