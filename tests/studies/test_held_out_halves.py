@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from sim.calibration.from_steps import MeasuredStep
 from sim.scenario.profile import Calibration, Profile
 from sim.studies import held_out_halves
 from sim.studies.hardware_check_tenants import ARMS, FOLDER, SWEEPS, TENANTS
-from sim.studies.held_out_halves import SPLITWISE, TIMES, Row, splitwise_rows, sweep_rows
+from sim.studies.held_out_halves import SPLITWISE, TIMES, splitwise_rows, sweep_rows
 
 
 @dataclass
@@ -44,12 +45,13 @@ def test_every_second_run_is_fitted_and_the_others_are_scored(monkeypatch: pytes
         pd.DataFrame({"workload": ["fixed"], "series": ["benchmark"]}).to_csv(tmp_path / FOLDER / name, index=False)
     monkeypatch.setattr(held_out_halves, "sweep_points", lambda _: points)
     monkeypatch.setattr(held_out_halves, "fitted_to", lambda chosen: [point.name for point in chosen])
-    assert sweep_rows(tmp_path) == [
-        Row("h100 b", "tpot", pytest.approx(0.25), 0.04),
-        Row("h100 b", "e2e", pytest.approx(-0.25), 0.03),
-        Row("h100 d", "tpot", pytest.approx(0.0), 0.04),
-        Row("h100 d", "e2e", pytest.approx(0.5), 0.03),
-        Row("h100 d", "ttft mean", pytest.approx(0.25), 0.09),
+    rows: list[Any] = [astuple(row) for row in sweep_rows(tmp_path)]
+    assert rows == [
+        ("h100 b", "tpot", pytest.approx(0.25), 0.04),
+        ("h100 b", "e2e", pytest.approx(-0.25), 0.03),
+        ("h100 d", "tpot", pytest.approx(0.0), 0.04),
+        ("h100 d", "e2e", pytest.approx(0.5), 0.03),
+        ("h100 d", "ttft mean", pytest.approx(0.25), 0.09),
     ]
 
 
@@ -65,7 +67,7 @@ OF_H100 = [("llama2-70b", "h100-80gb", 1024, 2, 256, 60.0, 20.0, 8)]
 
 
 def test_a_third_of_splitwises_iterations_is_scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given: dict[str, list[MeasuredStep]] = {}
+    given: dict[str, Any] = {}
 
     def calibrated(start: Profile, steps: list[MeasuredStep], *, terms: list[Term], place: str) -> SimpleNamespace:
         given[place] = steps
@@ -90,7 +92,8 @@ def test_a_third_of_splitwises_iterations_is_scored(monkeypatch: pytest.MonkeyPa
     assert given["8 H100"] == [
         (2048, 2 * 1024 * 1025 / 2, 0, 0, pytest.approx(0.06)), (0, 0.0, 2, 2 * (1024 + 128), pytest.approx(0.02)),
     ]  # fmt: skip
-    assert [(row.name, row.statistic, row.error) for row in rows] == [
+    scored: list[Any] = [(row.name, row.statistic, row.error) for row in rows]
+    assert scored == [
         (f"splitwise {gpus}", f"{which} |error|", pytest.approx(error))
         for gpus in ("8 A100", "8 H100") for which, error in (("mean", 0.08), ("worst", 0.1))
     ]  # fmt: skip
