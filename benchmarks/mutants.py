@@ -84,8 +84,8 @@ AREAS: Mapping[str, Area] = {
     "engines in step": Area(
         ("sim/cluster/server_work.py", "sim/cluster/ranks.py", "sim/cluster/pipeline.py", "sim/engine/ranks.py",
          "sim/engine/pipeline.py"),
-        ("tests/cluster/test_ranks.py", "tests/cluster/test_pipeline.py", "tests/profiles/test_outside_the_step.py",
-         "tests/calibration/test_single_replica.py"),
+        ("tests/cluster/test_ranks.py", "tests/cluster/test_pipeline.py", "tests/cluster/test_conformance.py",
+         "tests/profiles/test_outside_the_step.py", "tests/calibration/test_single_replica.py"),
     ),
     "rooflines and links": Area(
         ("sim/profiles/roofline.py", "sim/profiles/gpus.py", "sim/engine/links.py"),

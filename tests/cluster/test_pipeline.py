@@ -70,6 +70,12 @@ def test_a_lone_request_takes_as_long_as_without_stages_and_what_lies_between_th
         assert story.finish[0] == pytest.approx(2.0 + 4 * 1.25 + 5 * more_s)
 
 
+def test_a_batch_waits_for_every_stage_that_is_not_free() -> None:
+    free_s = [2.0, 5.0, 0.0]
+    assert Stages(count=3).leaves_s(1.0, 3.0, free_s) == 7.0  # from 2 to 3 in the first, from 5 to 6 in the second
+    assert free_s == [3.0, 6.0, 7.0]
+
+
 def test_as_many_batches_as_stages_decode_as_fast_as_that_many_engines() -> None:
     # Four prompts fill an iteration each, so they are in four batches, which never meet again: an iteration of one
     # takes 1.25 s and begins when the quarter before it has left the first stage, so each decodes as if alone.
