@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from dataclasses import replace
@@ -243,6 +244,41 @@ def test_clocks_and_prefixes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         table().assign(**change).to_json(file, orient="records", lines=True)
         with pytest.raises(InputError, match=message):
             read_run(file)
+
+
+def test_blocks_of_prompts_have_one_size_and_as_many_as_a_prompt_needs(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    named = table().assign(hash_ids=[[1], [1, 2], [3]], block_tokens=100)
+    for change, message in (
+        ({"block_tokens": [100, 200, 100]}, "names blocks of 100 and of 200 tokens; give one size in block_tokens"),
+        ({"hash_ids": [[1], [1], [3]]}, "row 2 has 1 hash_ids of 100 tokens for a prompt of 200"),
+    ):
+        named.assign(**change).to_json(file, orient="records", lines=True)
+        with pytest.raises(InputError, match=message):
+            read_run(file)
+    named.assign(hash_ids=[[1], [1, 2], []]).to_json(file, orient="records", lines=True)  # nobody says of the last
+    found = read_run(file).requests.prefixes
+    assert found is not None
+    assert [end for _, end in found.of(1)] == [100, 200]
+    assert not found.of(2)
+
+
+def test_what_a_reader_of_a_file_must_know(tmp_path: Path) -> None:
+    folder = tmp_path / "replayed"
+    folder.mkdir()
+    cut = [(3.0, 70, math.nan, 3.2, math.nan), RUN[0]]
+    pd.concat([table(), pd.DataFrame(cut, columns=table().columns)]).to_parquet(folder / "requests.parquet")
+    run = read_run(folder)
+    assert run.name == "replayed"
+    assert run.notes[1:] == (
+        "4 requests ended: too few to know a P99, or what of an error is chance",
+        "1 rows repeat another in every column: if a file was joined twice, drop them",
+        "1 of 5 requests did not finish: they are load, and not compared; 1 of them get the mean output, 12",
+    )
+    assert run.requests.output_tokens.tolist() == [11, 11, 21, 5, 12]
+    known = pd.DataFrame([(3.0, 70, 8, 3.2, math.nan)], columns=table().columns)
+    pd.concat([table(), known]).to_parquet(folder / "requests.parquet")
+    assert read_run(folder).notes[-1] == "1 of 4 requests did not finish: they are load, and not compared"
 
 
 def test_the_queue_may_be_where_first_tokens_count_from(tmp_path: Path) -> None:
