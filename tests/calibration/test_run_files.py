@@ -115,6 +115,50 @@ def test_every_form_gives_the_same_run(form: str, tmp_path: Path) -> None:
     assert "count from the arrival" in run.notes[0]
 
 
+def test_requests_that_failed_are_load_in_every_form(tmp_path: Path) -> None:
+    def ended(written: Any) -> list[bool]:
+        file = tmp_path / ("run.jsonl" if isinstance(written, str) else "run.json")
+        file.write_text(written if isinstance(written, str) else json.dumps(written))
+        return read_run(file).ended.tolist()
+
+    assert ended(bench(errors=["", "timeout", ""])) == [True, False, True]
+    assert ended(bench(ttfts=[RUN[0][3], 0.4, 0.0])) == [True, True, False]  # nothing came
+    lines = [json.loads(line) for line in aiperf().splitlines()]
+    lines[2]["error"], lines[3]["metadata"]["was_cancelled"] = {"code": 500}, True
+    assert ended("\n".join(map(json.dumps, lines))) == [True, False, False]
+    made = guidellm()
+    groups = made["benchmarks"][0]["requests"]
+    groups["errored"] = [groups["successful"].pop(1)]
+    assert ended(made) == [True, False, True, False]  # by arrival: the one that was cut came at 2.2 s
+    made["benchmarks"] *= 2
+    with pytest.raises(InputError, match="holds 2 benchmarks, each a run of its own"):
+        ended(made)
+
+
+def test_all_at_once_is_known_without_times(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    for changes, known in (({"request_rate": "inf"}, True), ({"request_rate": "inf", "max_concurrency": 8}, False),
+                           ({"request_rate": 2.0}, False)):  # fmt: skip
+        file.write_text(json.dumps(bench(start_times=None, **changes)))
+        if known:
+            run = read_run(file)
+            assert run.requests.arrival_s.tolist() == [0.0, 0.0, 0.0]
+            assert run.latencies.first_token_s == pytest.approx([r[3] - r[0] for r in RUN])
+        else:
+            with pytest.raises(InputError, match="nobody knows when requests were sent"):
+                read_run(file)
+
+
+@pytest.mark.parametrize(("unit", "in_a_second"), [("s", 1), ("sec", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_aiperf_names_its_units(unit: str, in_a_second: float, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in aiperf().splitlines()]
+    for line, (arrival_s, _, _, first_s, _) in zip(lines[1:], RUN, strict=True):
+        line["metrics"]["time_to_first_token"] = {"value": in_a_second * (first_s - arrival_s), "unit": unit}
+    file = tmp_path / "run.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert read_run(file).latencies.first_token_s == pytest.approx([r[3] for r in RUN], abs=1e-6)
+
+
 WRITTEN = Path(__file__).parent / "run_files"
 """What the programs themselves wrote of a few requests to ``tokenpools mock-server``, shortened by whole requests."""
 
