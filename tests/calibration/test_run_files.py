@@ -139,7 +139,7 @@ def test_all_at_once_is_known_without_times(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     for changes, known in (({"request_rate": "inf"}, True), ({"request_rate": "inf", "max_concurrency": 8}, False),
                            ({"request_rate": 2.0}, False)):  # fmt: skip
-        file.write_text(json.dumps(bench(start_times=None, **changes)))
+        file.write_text(json.dumps(bench(start_times=None, errors=None, **changes)))
         if known:
             run = read_run(file)
             assert run.requests.arrival_s.tolist() == [0.0, 0.0, 0.0]

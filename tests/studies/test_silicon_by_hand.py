@@ -8,8 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sim.calibration.from_layouts import LayoutSweep
+from sim.calibration.from_sweep import SweepPoint
+from sim.scenario.profile import Profile
 from sim.studies import silicon_fit
-from sim.studies.silicon_fit import HeldOut, doubled, draws_table, held_out, layout_sweep, measurement, repeats
+from sim.studies.silicon_fit import (
+    HeldOut,
+    doubled,
+    draws_table,
+    engines,
+    held_out,
+    layout_sweep,
+    measurement,
+    predict,
+    repeats,
+)
 
 LLAMA = {"model_path": "meta-llama/Llama-3.1-70B", "system": "h200_sxm", "precision": "fp8"}
 KIMI = {"model_path": "moonshotai/Kimi-K2.5", "system": "h200_sxm", "precision": "int4"}
@@ -52,6 +65,46 @@ def test_errors_are_of_what_was_left_out_and_chance_is_the_median_of_what_was_no
     assert found.medians("floor") == pytest.approx({"ttft": 0.01, "tpot": 0.02})
     assert len(held_out(sample, 3, share=0.5).points) == 4  # three and a half, to the even one
     assert held_out(sample, 4).points.index.tolist() != found.points.index.tolist()
+
+
+def test_layouts_of_a_family_are_fitted_together_and_predict_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: dict[str, list[tuple[int, list[float]]]] = {}
+    copies: list[int] = []
+
+    def fit(sweeps: list[LayoutSweep], place: str) -> list[Profile]:
+        fitted[place] = [(sweep.gpus, [point.concurrency for point in sweep.points]) for sweep in sweeps]
+        return [sweep.profile for sweep in sweeps]
+
+    def simulated(of: list[Profile], point: SweepPoint) -> tuple[Any, Any]:
+        copies.append(len(of))
+        return np.array([0.1 * point.concurrency, 0.01]), np.array([0.03, 0.04])
+
+    monkeypatch.setattr(silicon_fit, "fit_layouts", fit)
+    monkeypatch.setattr(silicon_fit, "simulated_copies", simulated)
+    two = points([100.0, 110.0, 120.0], [9.0] * 3)
+    four = points([90.0], [8.0], tp_size=4.0, moe_tp_size=4.0)
+    unknown, lone = points([150.0], [9.0], **KIMI, tp_size=8.0), points([80.0], [9.0], system="b200_sxm")
+    sample = pd.concat([two, four, unknown, lone], ignore_index=True)
+    made = predict(sample, np.array([True, False, True, False, False, True]))
+    assert fitted == {
+        "meta-llama/Llama-3.1-70B h200_sxm fp8": [(2, [1, 4]), (4, [])],
+        "meta-llama/Llama-3.1-70B b200_sxm fp8": [(2, [1])],
+    }
+    assert copies == [4, 4]
+    nan = [np.nan] * 4
+    expected = [nan, [200.0, 10.0, 0.03, 0.04], nan, [100.0, 10.0, 0.03, 0.04], nan, nan]
+    assert made.to_numpy() == pytest.approx(np.array(expected), nan_ok=True)
+    assert list(made) == ["ttft_ms", "tpot_ms", "ttft_floor", "tpot_floor"]
+
+
+def test_ranks_that_stand_beside_none_are_read_as_none() -> None:
+    shared = {"tp_size": 2.0, "moe_tp_size": 1.0, "moe_ep_size": 2.0}
+    plain = points([1.0, 2.0], [1.0, 1.0], **shared)
+    ranked = points([1.0, 2.0, 3.0], [1.0] * 3, **shared | {"attention_dp_size": 2.0, "moe_tp_size": 4.0})
+    read = engines(pd.concat([plain, ranked], ignore_index=True))
+    assert read.attention_dp_size.tolist() == [1, 1, 1, 1, 2]  # of four clients there is none without
+    assert read.moe_tp_size.tolist() == [1, 1, 1, 1, 4]
+    assert read.moe_ep_size.tolist() == [2, 2, 2, 2, 2]
 
 
 def test_measurements_that_agree_to_three_digits_are_one() -> None:
@@ -103,7 +156,11 @@ def test_tables_say_medians_in_percent() -> None:
         return HeldOut(rows.assign(**columns))
 
     one, other = drawn([0.1, -0.2, 0.4], [1.0, 2.0, 2.0]), drawn([0.0, 0.5, 0.5], [1.0, 1.0, 1.0])
+    again = pd.concat([one.points, one.points.assign(silicon_ttft_ms=lambda of: 1.1 * of.silicon_ttft_ms)])
+    said = draws_table(again, {"row": [], "measurement": [one]})
+    assert said.startswith("Median errors. Measurements of one configuration differ by 10.0 % in TTFT and 0.0 % in TP")
     text = draws_table(one.points, {"row": [one], "measurement": [other, one]})
+    assert text.startswith("Median errors.\n")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| by")]
     assert [line[:4] for line in lines] == [
         ["by row, draw 0", "3", "20.0 %", "3.0 %"],
