@@ -94,3 +94,15 @@ def test_a_launch_takes_what_the_host_does_for_its_batch() -> None:
     all_captured = FittedStepTime(weights_s=0.006, prompt_launch_s=0.009, lone_prefill_s=0.016).launching
     assert all_captured is not None
     assert [all_captured(600, 1, 4), all_captured(600, 1, 0)] == [0.009, 0.016]
+
+
+def test_a_launch_that_ends_within_its_iteration_holds_up_tokens_and_no_iteration() -> None:
+    # Iterations take 0.3 s, whatever is in them. That from 0.6 on computes the last prompt beside the second's decodes:
+    # planned and launched from 0.3 to 0.7, so that the first's last token, made by 0.6, is told at 0.7; it ends at 0.9.
+    profile = Profile(
+        step_time=FittedStepTime(weights_s=0.3, prompt_launch_s=0.4), max_num_seqs=8, max_num_batched_tokens=64,
+        kv_blocks=100, async_scheduling=True,
+    )  # fmt: skip
+    made = replay(profile, Requests(np.array([0.0, 0.0, 0.1]), np.full(3, 10), np.array([2, 9, 2])))
+    assert made.first_token_s.tolist() == pytest.approx([0.3, 0.3, 0.9])
+    assert made.finish_s.tolist() == pytest.approx([0.7, 2.7, 1.2])
