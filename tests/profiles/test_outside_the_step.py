@@ -123,7 +123,8 @@ def test_a_launch_beyond_the_captured_graphs_is_as_long_as_its_kernels() -> None
     assert made.finish_s.tolist() == pytest.approx([1.0, 1.0 + 7 * 0.3, 1.3])
 
 
-def test_who_gives_up_before_its_last_token_is_told_is_told_nothing() -> None:
+@pytest.mark.parametrize("slowdown", [1.0, 2.0])
+def test_who_gives_up_before_its_last_token_is_told_is_told_nothing(slowdown: float) -> None:
     profile = Profile(
         step_time=FittedStepTime(weights_s=0.3, prompt_launch_s=0.4), max_num_seqs=8, max_num_batched_tokens=64,
         kv_blocks=100, async_scheduling=True,
@@ -132,25 +133,26 @@ def test_who_gives_up_before_its_last_token_is_told_is_told_nothing() -> None:
 
     class Listener:
         def on_first_token(self, request: EngineRequest, now_s: float) -> None:
-            heard.append(("first", request, round(now_s, 9)))
+            heard.append(("first", request, round(now_s / slowdown, 9)))
 
         def on_finish(self, request: EngineRequest, now_s: float) -> None:
-            heard.append(("last", request, round(now_s, 9)))
+            heard.append(("last", request, round(now_s / slowdown, 9)))
 
     replica: Replica[EngineRequest] = replica_of(profile, profile.step_time, Listener(), lambda _: None)
 
-    def until(at_s: float) -> None:
-        while replica.wake_s < at_s:
+    def until(at_s: float) -> float:
+        while replica.wake_s < at_s * slowdown:
             replica.boundary(replica.wake_s)
+        return at_s * slowdown
 
     given_up, ended, going_on, late = (EngineRequest(10, n) for n in (2, 2, 9, 1))
+    replica.set_slowdown(slowdown, 0.0)
     for request in (given_up, ended, going_on):
         replica.submit(request, 0.0)
-    until(0.1)
-    replica.submit(late, 0.1)
-    until(0.65)
-    assert replica.iteration_end_s(0.65) == pytest.approx(0.9)
-    replica.abort(given_up, 0.65)
+    replica.submit(late, until(0.1))
+    now_s = until(0.65)
+    assert replica.iteration_end_s(now_s) == pytest.approx(0.9 * slowdown)
+    replica.abort(given_up, now_s)
     until(2.0)
     # The two that ended at 0.6 are told at 0.7, after the launch; one of them has gone by then.
     assert [(what, at_s) for what, request, at_s in heard if request is given_up] == [("first", 0.3)]
