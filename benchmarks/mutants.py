@@ -95,7 +95,7 @@ AREAS: Mapping[str, Area] = {
     "held out": Area(
         ("sim/studies/held_out_halves.py", "sim/studies/silicon_fit.py", "sim/studies/first_token_neighbours.py"),
         ("tests/studies/test_held_out_halves.py", "tests/studies/test_first_token_neighbours.py",
-         "tests/studies/test_silicon_fit.py"),
+         "tests/studies/test_silicon_by_hand.py", "tests/studies/test_silicon_fit.py"),
     ),
 }  # fmt: skip
 

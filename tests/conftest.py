@@ -44,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
         if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in ON_THE_WALL_CLOCK:
             item.add_marker(pytest.mark.flaky(reruns=1))
+        if item.get_closest_marker("xdist_group") is None and _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Return whether a test has a fixture of its whole module, of which two workers would make one each."""
+    info = getattr(item, "_fixtureinfo", None)
+    used = info.name2fixturedefs.values() if info is not None else ()
+    # What has no place in the tree is pytest's own or a plug-in's, and costs nothing.
+    return any(one.scope != "function" and one.baseid for several in used for one in several)
 
 
 def pytest_collection_finish() -> None:

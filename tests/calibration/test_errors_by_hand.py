@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from sim.calibration.measured import MeasuredRun, check_fits, errors, per_request, sampling
-from sim.calibration.noise import averaged, perturbed, verdict
+from sim.calibration.noise import RUNS, T_OF_RUNS, averaged, perturbed, verdict
 from sim.calibration.single_replica import Latencies, Requests, replay
 from sim.calibration.validate import PUBLISHED, error_table, judge, validate_profile
 from sim.engine.step_fitted import FittedStepTime
@@ -67,6 +68,10 @@ def test_the_mean_of_copies_and_what_one_varies_by() -> None:
     assert found.error[0] == pytest.approx(0.1)
     assert found.floor[0] == pytest.approx(2.36 * 0.2 * math.sqrt(2) / 2.0)
     assert averaged([one]).floor[0] == 0.0
+
+
+def test_the_factor_is_students_of_so_many_runs() -> None:
+    assert t.ppf(0.975, RUNS - 1) == pytest.approx(T_OF_RUNS, rel=0.003)
 
 
 def test_chance_decides_within_an_eighth_mean_of_the_limit() -> None:
