@@ -11,6 +11,9 @@ CONFORMANCE := .venv-conformance
 VLLM_VERSIONS ?= 0.32.0 0.33.0
 LOADS ?= 10000
 
+# Bytecode is kept: nothing is compiled at installation, and tests start Python some hundred times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo install test lint pythons bench bench-gateway live conformance clean faults mutants clients
 
 demo: $(VENV)/.core
@@ -21,11 +24,16 @@ demo: $(VENV)/.core
 # Both forms: beside the tests, which often wait, the hot modules are compiled, and what both forms do is compared. Where
 # they cannot be compiled, that is said, and the tests run in the form that is there.
 test: $(VENV)/.ready
-	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory -j2 lint collected
 	$(if $(COMPILES),,@echo "no C compiler with Python's headers: only the plain form is tested")
 	$(MAKE) --no-print-directory -j2 plain-form $(if $(COMPILES),both-forms)
 
-.PHONY: plain-form
+# What the workers would each compile, compiled once, beside mypy, which has one core for itself.
+.PHONY: plain-form collected
+collected: $(VENV)/.ready
+	@mkdir -p build
+	@$(BIN)/pytest --collect-only -qq > build/collected.txt || { tail -n 40 build/collected.txt; exit 1; }
+
 plain-form: $(VENV)/.ready
 	$(BIN)/pytest -n auto --dist loadgroup
 

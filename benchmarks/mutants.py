@@ -14,6 +14,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,22 @@ AREAS: Mapping[str, Area] = {
         ("tests/live/gateway/*.py", "tests/parity/*.py"),
     ),
     "load client": Area(("sim/live/loadgen/open_loop.py",), ("tests/live/loadgen/*.py",)),
+    "engines in step": Area(
+        ("sim/cluster/server_work.py", "sim/cluster/ranks.py", "sim/cluster/pipeline.py", "sim/engine/ranks.py",
+         "sim/engine/pipeline.py"),
+        ("tests/cluster/test_ranks.py", "tests/cluster/test_pipeline.py", "tests/cluster/test_conformance.py",
+         "tests/profiles/test_outside_the_step.py", "tests/calibration/test_single_replica.py"),
+    ),
+    "rooflines and links": Area(
+        ("sim/profiles/roofline.py", "sim/profiles/gpus.py", "sim/engine/links.py"),
+        ("tests/profiles/*.py", "tests/calibration/test_from_model.py"),
+    ),
+    "calibration": Area(("sim/calibration/*.py",), ("tests/calibration/*.py", "tests/profiles/*.py")),
+    "held out": Area(
+        ("sim/studies/held_out_halves.py", "sim/studies/silicon_fit.py", "sim/studies/first_token_neighbours.py"),
+        ("tests/studies/test_held_out_halves.py", "tests/studies/test_first_token_neighbours.py",
+         "tests/studies/test_silicon_by_hand.py", "tests/studies/test_silicon_fit.py"),
+    ),
 }  # fmt: skip
 
 
@@ -149,7 +166,7 @@ class Mutant(NamedTuple):
     @property
     def key(self) -> str:
         """What it is known by, as long as its line is as it was: of lines that are alike, ``twin`` is the number."""
-        return _hash(f"{self.operator} {self.change} {self.twin}")
+        return _hash(f"{self.path} {self.operator} {self.change} {self.twin}")
 
 
 def operator_of(name: str) -> Operator:
@@ -215,10 +232,27 @@ def named(area: str, root: Path) -> list[Mutant]:
     return found
 
 
-def sample(area: Area, n: int, seed: int, root: Path) -> list[Mutant]:
+def changed_since(revision: str) -> dict[str, set[int]]:
+    """Return the numbers of the lines that were written or changed since a revision, by file."""
+    said = subprocess.run(
+        ["git", "diff", "-U0", "--no-color", revision, "--", "*.py"], cwd=ROOT, check=True, capture_output=True
+    ).stdout.decode()
+    found: dict[str, set[int]] = {}
+    name = ""
+    for line in said.splitlines():
+        if line.startswith("+++ "):
+            name = line.removeprefix("+++ b/")
+        elif at := re.match(r"@@ -\S+ \+(\d+)(?:,(\d+))? @@", line):
+            first, count = int(at[1]), int(at[2] or 1)
+            found.setdefault(name, set()).update(range(first, first + count))
+    return found
+
+
+def sample(area: Area, n: int, seed: int, root: Path, lines: Mapping[str, set[int]] | None = None) -> list[Mutant]:
     """Draw mutants of an area: a line first and then one of its mutants, so that long lines do not count more.
 
-    A line's place in the draw is a hash of what it says: another line that changes does not change it.
+    A line's place in the draw is a hash of what it says: another line that changes does not change it. ``lines`` are
+    those that may be drawn, by file; all where it is left out.
     """
     by_line: dict[tuple[str, int], list[tuple[str, int]]] = {}
     sources: dict[str, str] = {}
@@ -226,6 +260,8 @@ def sample(area: Area, n: int, seed: int, root: Path) -> list[Mutant]:
         name = str(path.relative_to(root))
         sources[name] = path.read_text()
         for line, operator, occurrence in places_in(sources[name]):
+            if lines is not None and line not in lines.get(name, ()):
+                continue
             by_line.setdefault((name, line), []).append((operator, occurrence))
     def drawn(place: tuple[str, int]) -> str:
         return _hash(f"{seed} {sources[place[0]].splitlines()[place[1] - 1].strip()}")
@@ -269,7 +305,14 @@ def tests_of(area: Area, tree: Path) -> list[str]:
 
 def mutants_of(name: str, args: argparse.Namespace, root: Path) -> list[Mutant]:
     """Return what to plant in an area."""
-    return named(name, root) if args.named else sample(AREAS[name], args.per_area, args.seed, root)
+    if args.named:
+        return named(name, root)
+    area, lines = AREAS[name], None if args.since is None else changed_since(args.since)
+    if args.per_file is None:
+        return sample(area, args.per_area, args.seed, root, lines)
+    paths = sorted({str(path.relative_to(root)) for pattern in area.files for path in root.glob(pattern)})
+    paths = [path for path in paths if not args.files or Path(path).name in args.files]
+    return [one for path in paths for one in sample(Area((path,), ()), args.per_file, args.seed, root, lines)]
 
 
 def enter(tree: Path) -> None:
@@ -339,6 +382,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--area", nargs="*", default=list(AREAS), choices=list(AREAS), help="all where left out")
     parser.add_argument("--per-area", type=int, default=25, help="mutants to draw for each area")
+    parser.add_argument("--per-file", type=int, help="mutants to draw for each file of an area instead")
+    parser.add_argument("--files", nargs="*", help="with --per-file: only files of these names")
+    parser.add_argument("--since", help="only lines that were written or changed since this revision of git")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no other mutant after so long")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ hypothesis.settings.register_profile("fixed", derandomize=True, **_PATIENT)
 hypothesis.settings.register_profile("explore", print_blob=True, **_PATIENT)
 hypothesis.settings.load_profile("fixed")
 # The same in every run, or whoever changes a comment pays for a fault that is older: `make explore` draws others.
+
+gc.disable()  # imports make many objects and no garbage: `pytest_collection_finish` turns it on again
 
 HERE = Path(__file__).parent
 ON_THE_WALL_CLOCK = {"adapters", "deploy", "experiments", "live"}
@@ -41,3 +44,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
         if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in ON_THE_WALL_CLOCK:
             item.add_marker(pytest.mark.flaky(reruns=1))
+        if item.get_closest_marker("xdist_group") is None and _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Return whether a test has a fixture of its whole module, of which two workers would make one each."""
+    info = getattr(item, "_fixtureinfo", None)
+    used = info.name2fixturedefs.values() if info is not None else ()
+    # What has no place in the tree is pytest's own or a plug-in's, and costs nothing.
+    return any(one.scope != "function" and one.baseid for several in used for one in several)
+
+
+def pytest_collection_finish() -> None:
+    """Leave to itself what was imported.
+
+    All test modules and their libraries are in memory from here on, and a look at them all takes the collector a second
+    of CPU. Each gateway has it look before it begins, and so do tests of what is dropped.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()

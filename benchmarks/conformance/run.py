@@ -9,9 +9,9 @@ a load differs that has none of the features known to differ (`known.KNOWN`).
 The folder keeps what was found, a file for every 250 loads; the same command goes on where an earlier one stopped
 (``--seconds`` ends one early), so empty the folder after a change of the replica. The page is made of the folder alone.
 
-    python benchmarks/conformance/run.py --python ... --loads 60 --sample FILE.json
+    python benchmarks/conformance/run.py --python ... --python ... --loads 300 --sample FILE.json
 
-records vLLM's traces of the first loads that are explained, for ``tests/cluster/test_conformance.py``.
+records traces of each vLLM, of loads that are explained, for ``tests/cluster/test_conformance.py``.
 """
 
 from __future__ import annotations
@@ -187,21 +187,33 @@ def sizes(case: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float]:
     return pair[0], pair[1]
 
 
-def record(python: str, first: int, loads: int, file: Path) -> None:
-    """Write a sample of vLLM's traces, as many loads as ``SAMPLE_BYTES`` hold, those of few iterations first."""
-    ((version, _, found),) = traces(python, [(first, loads)])
+def record(pythons: Sequence[str], first: int, loads: int, file: Path) -> None:
+    """Write a sample of vLLM's traces, other loads of each version, as many as ``SAMPLE_BYTES`` hold in all.
+
+    A fifth are loads with pipeline stages. Those of few iterations and many features come first.
+    """
+    lines: list[str] = []
+    for number, python in enumerate(pythons):
+        ranges = [(first + number * loads, loads), (PIPELINE_SEEDS + first + number * loads, loads)]
+        for (version, _, found), share in zip(traces(python, ranges), (0.8, 0.2), strict=True):
+            lines += chosen(version, found, share * SAMPLE_BYTES / len(pythons))
+    file.write_text('{"traces":[\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def chosen(version: str, found: Sequence[dict[str, Any]], most_bytes: float) -> list[str]:
+    """Return traces of explained loads as lines of JSON, as many as fit."""
     kept = [
-        {"seed": t["seed"], "steps": [[round(s[0], 6), *s[1:]] for s in t["steps"]]}
+        {"vllm": version, "seed": t["seed"], "steps": [[round(s[0], 6), *s[1:]] for s in t["steps"]]}
         for t in found
         if "error" not in t and not any(reason_for(name, version) for name in load(t["seed"])["features"])
     ]
     lines: list[str] = []
     for trace in sorted(kept, key=lambda t: len(t["steps"]) / (1 + len(load(t["seed"])["features"]))):
         line = json.dumps(trace, separators=(",", ":"))
-        if sum(map(len, lines)) + len(line) > SAMPLE_BYTES:
+        if sum(map(len, lines)) + len(line) > most_bytes:
             break
         lines.append(line)
-    file.write_text('{"vllm":"' + version + '","traces":[\n' + ",\n".join(lines) + "\n]}\n")
+    return lines
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -228,11 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/conformance"), help="keeps what is found")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no chunk of loads after these")
     parser.add_argument("--page", type=Path, help="write the page of known divergences here")
-    parser.add_argument("--sample", type=Path, help="record traces of the first environment's vLLM here, and end")
+    parser.add_argument("--sample", type=Path, help="record traces of each environment's vLLM here, and end")
     options = parser.parse_args(arguments)
     ranges = [(options.first_seed, options.loads), (PIPELINE_SEEDS + options.first_seed, options.loads // 10)]
     if options.sample is not None:
-        record(options.python[0], options.first_seed, options.loads, options.sample)
+        record(options.python, options.first_seed, options.loads, options.sample)
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + options.seconds

@@ -183,20 +183,21 @@ def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
     whole = [numbers(file, table, name, least=a, most=b, whole=True, rows=rows) for name, (a, b) in bounds.items()]
     ttft_s, tpot_s = (numbers(file, table, name, above=0, rows=rows) for name in COLUMNS[3:])
     check_token_time(file, tpot_s)
-    _check_first_tokens(file, rows, *whole, ttft_s, tpot_s)
+    _check_first_tokens(file, rows, whole, ttft_s, tpot_s)
     _check_repeats(file, table)
     points = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
     return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in points]
 
 
 def _check_first_tokens(
-    file: Path, rows: Sequence[int], clients: Floats, prompt: Floats, output: Floats, ttft_s: Floats, tpot_s: Floats
+    file: Path, rows: Sequence[int], asked: Sequence[Floats], ttft_s: Floats, tpot_s: Floats
 ) -> None:
     """Refuse a point whose two times are not in one unit.
 
     No first token takes longer than if all clients were served one after another, each prompt a token at a time; and it
     takes an iteration, of which another token takes no ten.
     """
+    clients, prompt, output = asked
     slow, quick = ttft_s > clients * (prompt + output) * tpot_s + _OVERHEAD_S, ttft_s < tpot_s / 10
     if (slow | quick).any():
         at = int(np.flatnonzero(slow | quick)[0])

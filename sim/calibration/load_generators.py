@@ -44,24 +44,23 @@ def one_run(file: Path, documents: Sequence[Json]) -> Json:
 def vllm_bench(file: Path, documents: Sequence[Json]) -> pd.DataFrame:
     """Read what ``vllm bench serve --save-result --save-detailed`` writes."""
     found = one_run(file, documents)
-    lengths = {name: found.get(name) for name in ("input_lens", "output_lens", "ttfts", "itls")}
-    absent = [name for name, values in lengths.items() if not values]
+    absent = [name for name in ("input_lens", "output_lens", "ttfts", "itls") if not found.get(name)]
     if absent:
         raise InputError(str(file), f"has no {absent[0]}", "run vllm bench serve with --save-detailed")
     starts = found.get("start_times")
-    count = len(lengths["ttfts"])  # type: ignore[arg-type]
+    count = len(found["ttfts"])
     if not starts:
         if found.get("request_rate") not in ("inf", float("inf")) or found.get("max_concurrency"):
             problem = "has no start_times, so nobody knows when requests were sent"
             raise InputError(str(file), problem, "use a vllm bench that saves them, or --request-rate inf")
         starts = [0.0] * count
     errors = [str(error or "") for error in (found.get("errors") or [""] * count)]
-    ttft_s, start_s = np.array(lengths["ttfts"], float), np.array(starts, float)
-    gaps_s = np.array([sum(each) for each in lengths["itls"]], float)  # type: ignore[union-attr]
+    ttft_s, start_s = np.array(found["ttfts"], float), np.array(starts, float)
+    gaps_s = np.array([float(sum(each)) for each in found["itls"]])
     ended = (ttft_s > 0) & np.array([not error for error in errors])
-    made = np.array(lengths["output_lens"], float)
+    made = np.array(found["output_lens"], float)
     table = pd.DataFrame({
-        "arrival_s": start_s, "prompt_tokens": lengths["input_lens"], "output_tokens": np.where(made > 0, made, np.nan),
+        "arrival_s": start_s, "prompt_tokens": found["input_lens"], "output_tokens": np.where(made > 0, made, np.nan),
         "first_token_s": np.where(ended, start_s + ttft_s, np.nan),
         "finish_s": np.where(ended, start_s + ttft_s + gaps_s, np.nan),
         "refused": [_refused(error) and not first for error, first in zip(errors, ttft_s > 0, strict=True)],
@@ -129,11 +128,11 @@ def aiperf(file: Path, documents: Sequence[Json]) -> pd.DataFrame:
         # What the server counted, if it said: the client's tokenizer need not be the model's, and knows no template.
         own = _metric(metrics, "input_sequence_length", "error_isl")
         output = _metric(metrics, "usage_completion_tokens", "output_sequence_length")
-        problem = each.get("error") or {}
-        ended = not problem and not about.get("was_cancelled")
+        fault = each.get("error") or {}
+        ended = not fault and not about.get("was_cancelled")
         stopped_ns = None if ended else about.get("cancellation_time_ns") or about.get("request_end_ns")
-        code = problem.get("code") if isinstance(problem, dict) else None
-        errors.append(f"{code} {problem.get('message', '')}" if isinstance(problem, dict) and problem else str(problem))
+        code = fault.get("code") if isinstance(fault, dict) else None
+        errors.append(f"{code} {fault.get('message', '')}" if isinstance(fault, dict) and fault else str(fault))
         rows.append((
             start_s, _metric(metrics, "usage_prompt_tokens"), output,
             *(start_s + s if ended else _NAN for s in (ttft_s, e2e_s)),

@@ -7,6 +7,7 @@ simulated, and compared with nothing.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -343,11 +344,14 @@ def sampling(requests: Requests, latencies: Latencies, part: NDArray[np.bool_] |
     for metric in METRICS:
         values = found[metric][part]
         for statistic in STATISTICS:
-            again = [_statistic(values[row], statistic) for row in drawn]
-            low, high = np.nanquantile(again, (0.025, 0.975))
-            half.append(float(high - low) / 2 / _statistic(values, statistic))
+            again = np.array([_statistic(values[row], statistic) for row in drawn])
+            low, high = (_statistic(again, name) for name in ("p2.5", "p97.5"))
+            half.append((high - low) / 2 / _statistic(values, statistic))
     return half
 
 
 def _statistic(values: Floats, name: str) -> float:
-    return float(np.nanmean(values) if name == "mean" else np.nanquantile(values, float(name[1:]) / 100))
+    known = values[~np.isnan(values)]
+    if not len(known):  # requests of one token have no further ones
+        return math.nan
+    return float(known.mean() if name == "mean" else np.quantile(known, float(name[1:]) / 100))

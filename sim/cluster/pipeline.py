@@ -163,7 +163,7 @@ class PipelinedReplica(EngineInbox[R]):
         batches = self._batches
         while len(batches) < self._stages.count and (self._running or self._waiting.head() is not None):
             # Where all were preempted, the next plan lets in whoever fits now.
-            while self._plan(now_s) and not batches[-1].rows and not any(batch.rows for batch in batches):
+            while self._plan(now_s) and not any(batch.rows for batch in batches):
                 batches.pop()
 
     def _tell(self, emitted: list[R], now_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from sim.errors import RunError
 from sim.experiments.sweep import sweep
 from sim.scenario.load import parse_scenario
 
-mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
+pytestmark = [
+    pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra mlflow is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # MLflow's own
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_run_is_there_once_with_its_figures(result: Path, tmp_path: Path) -> None:
+    import mlflow  # here: it takes two seconds, of every run of whatever tests
+
     uri = f"file:{tmp_path / 'mlruns'}"
     asked = ["export", "mlflow", str(result), "--tracking-uri", uri, "--experiment", "mine"]
     study = Study(result)

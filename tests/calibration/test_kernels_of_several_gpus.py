@@ -38,8 +38,29 @@ def test_a_folder_below_its_meta_gets_model_gpus_and_links_from_it(tmp_path: Pat
     assert (profile.gpus, links.ranks, links.all_reduces, links.bytes_per_token) == (2, 2, 128, 10240.0)
     assert "links: 2 x H100-SXM, vLLM 0.19.0" in profile.source
     assert "without the links" not in profile.error
+    measured = "kernel times of NVIDIA H100 80GB HBM3 Qwen/Qwen3-32B, vLLM 0.19.0, CUDA 13.0; links: "
+    assert profile.source.startswith(measured)
+    assert (profile.tensor_parallel, profile.data_parallel) == (2, 1)
+    assert (profile.max_num_seqs, profile.max_num_batched_tokens) == (256, 2048)
+    assert profile.async_scheduling
+    assert profile.prefix_caching
     alone = calibrate_kernels(tables(tmp_path / "tp1"), kv_blocks=9000)
-    assert (alone.gpus, alone.step_time.links) == (1, None)
+    assert (alone.gpus, alone.step_time.links, alone.tensor_parallel) == (1, None, None)
+
+
+def test_of_its_tables_it_is_held_to_what_its_engine_can_run(tmp_path: Path) -> None:
+    # 2,048 tokens at a time, and 2,000 blocks: 32,000 tokens of context. A chunk of 2,048 leaves no token to decode.
+    batches = [(n, n * each) for n in (1, 4, 16, 32, 64, 128) for each in (16, 256, 1024, 2048, 4096, 16384)]
+    contexts = (0, 512, 2048, 16384)
+    fits = {context: sum(context + read <= 32_000 for _, read in batches) for context in contexts}
+    runs = 6 * len(contexts) + fits[0] + 5 * sum(fits.values())
+    profile = calibrate_kernels(tables(tmp_path / "tp1"), kv_blocks=2000)
+    assert profile.error.startswith(f"against {runs} iterations of its own tables: ")
+
+
+def test_heads_that_gpus_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 GPUs do not divide the 64 attention heads of Qwen/Qwen3-32B"):
+        calibrate_kernels(tables(tmp_path / "tp3", META | {"tp_degrees": [3]}), kv_blocks=9000)
 
 
 def test_links_may_be_a_law_a_table_another_gpus_or_left_out(tmp_path: Path) -> None:
@@ -63,6 +84,8 @@ def test_links_may_be_a_law_a_table_another_gpus_or_left_out(tmp_path: Path) -> 
         ({"links": LinkChoice(latency_s=1e-5)}, "without a bandwidth"),
         ({"links": LinkChoice(gpu="H100-SMX")}, "did you mean H100-SXM"),
         ({"links": LinkChoice(gpu="A10G")}, "no times between 2 A10G are shipped"),
+        ({"links": LinkChoice(gpu="A10G", bytes_per_s=1e10)}, "--link-bytes-per-s: given beside --link-gpu; give one"),
+        ({"links": LinkChoice(gpu="A10G", none=True)}, "--link-gpu: given beside --no-links; give one of them"),
         ({"expert_parallel": 2}, "hold no moe.csv"),
     ],
 )
@@ -83,6 +106,7 @@ def test_an_unknown_model_must_bring_its_shape(tmp_path: Path) -> None:
         folder, kv_blocks=9000, layers=10, gpus=2, hidden_size=4096, links=LinkChoice(bytes_per_s=1e10)
     )
     assert found.step_time.links.all_reduces == 20
+    assert found.source.startswith("kernel times of plain, engine unknown; links: ")
     (folder / "meta.yaml").write_text("- a list")
     with pytest.raises(InputError, match="is not a mapping"):
         calibrate_kernels(folder, kv_blocks=9000)
@@ -94,6 +118,9 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
     pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
     read = read_kernel_tables(folder, layers=48)
     assert read.experts is not None
+    unnamed = tables(tmp_path / "unnamed", None)  # where nobody says, a token meets 8 of 128
+    pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(unnamed / "moe.csv", index=False)
+    assert calibrate_kernels(unnamed, kv_blocks=9000, layers=48).step_time.experts == read.experts
     assert read.experts.iteration_s(1) == pytest.approx(48e-6 * 18.01, rel=1e-3)
     assert read.experts.iteration_s(2048) == pytest.approx(48e-6 * (10 + 128 + 20.48), rel=1e-3)
     shared = calibrate_kernels(folder, kv_blocks=9000, expert_parallel=2)
@@ -107,7 +134,7 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
 def test_the_kv_cache_of_a_rank_is_what_its_gpus_leave_after_its_weights(tmp_path: Path) -> None:
     gpu = {"gpu": "NVIDIA RTX PRO 6000 Blackwell Server Edition"}
     dense = calibrate_kernels(tables(tmp_path / "dense" / "tp2", META | gpu))
-    assert "KV cache reckoned" in dense.error
+    assert dense.error.endswith(f"; KV cache reckoned, {16 * dense.kv_blocks} tokens a rank: give what vLLM prints")
     room_bytes = 2 * (0.9 * 97_887 * 2**20 - 1.8e9) - 2 * 32.76e9  # of Qwen3-32B, 262,144 bytes a token in all
     assert 16 * dense.kv_blocks == pytest.approx(room_bytes / 262_144, rel=0.01)
     folder = tables(tmp_path / "moe" / "tp1", META | gpu | {"model": "Qwen/Qwen3-30B-A3B-Instruct-2507"})

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sim.calibration.profile_file import write_profile
-from sim.calibration.run_engine import engine_of
+from sim.calibration.run_engine import RunEngine, engine_of
 from sim.calibration.single_replica import Requests, replay
 from sim.cli import app
 from sim.engine.step_fitted import FittedStepTime
@@ -96,6 +96,27 @@ def test_nothing_beside_a_run_says_nothing(tmp_path: Path) -> None:
     assert older.kv_tokens is None
     shared = engine_of(published(tmp_path / "shared", {"engine_kwargs": KWARGS | {"enable_expert_parallel": True}}))
     assert shared.layout == {"tensor_parallel": 1, "data_parallel": 2, "expert_parallel": True}
+
+
+def test_settings_and_ranks_are_compared_one_by_one() -> None:
+    said = RunEngine({"max_num_seqs": 9, "kv_blocks": 900, "block_tokens": 8}, {"tensor_parallel": 2})
+    assert said.kv_tokens == 7200
+    assert RunEngine({"kv_blocks": 900}).kv_tokens == 14_400  # blocks of vLLM's usual size
+    assert said.unlike(ENGINE) == {"max_num_seqs": 9, "block_tokens": 8}
+    assert said.unlike(ENGINE, ("kv_blocks",)) == {"max_num_seqs": 9}  # the cache was given, as a whole
+    assert said.unlike(ENGINE, ("max_num_seqs",)) == {"block_tokens": 8}
+    # Four GPUs of two ranks are two for each; one of two is another engine.
+    assert said.misfits(ENGINE.model_copy(update={"gpus": 4})) == []
+    assert said.misfits(ENGINE) == ["the run's engine had tensor_parallel 2, and the profile has 1"]
+    staged = ENGINE.model_copy(update={"gpus": 8, "pipeline_parallel": 2})
+    assert said.misfits(staged) == []
+
+
+def test_experts_of_a_single_rank_are_the_kernels_affair(tmp_path: Path) -> None:
+    kwargs = KWARGS | {"data_parallel_size": 1, "enable_expert_parallel": True}
+    assert engine_of(published(tmp_path / "one", {"engine_kwargs": kwargs})).layout == {
+        "tensor_parallel": 1, "data_parallel": 1
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

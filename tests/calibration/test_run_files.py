@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from dataclasses import replace
@@ -112,6 +113,50 @@ def test_every_form_gives_the_same_run(form: str, tmp_path: Path) -> None:
     assert run.latencies.first_token_s[ended] == pytest.approx([r[3] for r in RUN], abs=1e-6)
     assert run.latencies.finish_s[ended] == pytest.approx([r[4] for r in RUN], abs=1e-6)
     assert "count from the arrival" in run.notes[0]
+
+
+def test_requests_that_failed_are_load_in_every_form(tmp_path: Path) -> None:
+    def ended(written: Any) -> list[bool]:
+        file = tmp_path / ("run.jsonl" if isinstance(written, str) else "run.json")
+        file.write_text(written if isinstance(written, str) else json.dumps(written))
+        return read_run(file).ended.tolist()
+
+    assert ended(bench(errors=["", "timeout", ""])) == [True, False, True]
+    assert ended(bench(ttfts=[RUN[0][3], 0.4, 0.0])) == [True, True, False]  # nothing came
+    lines = [json.loads(line) for line in aiperf().splitlines()]
+    lines[2]["error"], lines[3]["metadata"]["was_cancelled"] = {"code": 500}, True
+    assert ended("\n".join(map(json.dumps, lines))) == [True, False, False]
+    made = guidellm()
+    groups = made["benchmarks"][0]["requests"]
+    groups["errored"] = [groups["successful"].pop(1)]
+    assert ended(made) == [True, False, True, False]  # by arrival: the one that was cut came at 2.2 s
+    made["benchmarks"] *= 2
+    with pytest.raises(InputError, match="holds 2 benchmarks, each a run of its own"):
+        ended(made)
+
+
+def test_all_at_once_is_known_without_times(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    for changes, known in (({"request_rate": "inf"}, True), ({"request_rate": "inf", "max_concurrency": 8}, False),
+                           ({"request_rate": 2.0}, False)):  # fmt: skip
+        file.write_text(json.dumps(bench(start_times=None, errors=None, **changes)))
+        if known:
+            run = read_run(file)
+            assert run.requests.arrival_s.tolist() == [0.0, 0.0, 0.0]
+            assert run.latencies.first_token_s == pytest.approx([r[3] - r[0] for r in RUN])
+        else:
+            with pytest.raises(InputError, match="nobody knows when requests were sent"):
+                read_run(file)
+
+
+@pytest.mark.parametrize(("unit", "in_a_second"), [("s", 1), ("sec", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_aiperf_names_its_units(unit: str, in_a_second: float, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in aiperf().splitlines()]
+    for line, (arrival_s, _, _, first_s, _) in zip(lines[1:], RUN, strict=True):
+        line["metrics"]["time_to_first_token"] = {"value": in_a_second * (first_s - arrival_s), "unit": unit}
+    file = tmp_path / "run.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert read_run(file).latencies.first_token_s == pytest.approx([r[3] for r in RUN], abs=1e-6)
 
 
 WRITTEN = Path(__file__).parent / "run_files"
@@ -243,6 +288,41 @@ def test_clocks_and_prefixes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         table().assign(**change).to_json(file, orient="records", lines=True)
         with pytest.raises(InputError, match=message):
             read_run(file)
+
+
+def test_blocks_of_prompts_have_one_size_and_as_many_as_a_prompt_needs(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    named = table().assign(hash_ids=[[1], [1, 2], [3]], block_tokens=100)
+    for change, message in (
+        ({"block_tokens": [100, 200, 100]}, "names blocks of 100 and of 200 tokens; give one size in block_tokens"),
+        ({"hash_ids": [[1], [1], [3]]}, "row 2 has 1 hash_ids of 100 tokens for a prompt of 200"),
+    ):
+        named.assign(**change).to_json(file, orient="records", lines=True)
+        with pytest.raises(InputError, match=message):
+            read_run(file)
+    named.assign(hash_ids=[[1], [1, 2], []]).to_json(file, orient="records", lines=True)  # nobody says of the last
+    found = read_run(file).requests.prefixes
+    assert found is not None
+    assert [end for _, end in found.of(1)] == [100, 200]
+    assert not found.of(2)
+
+
+def test_what_a_reader_of_a_file_must_know(tmp_path: Path) -> None:
+    folder = tmp_path / "replayed"
+    folder.mkdir()
+    cut = [(3.0, 70, math.nan, 3.2, math.nan), RUN[0]]
+    pd.concat([table(), pd.DataFrame(cut, columns=table().columns)]).to_parquet(folder / "requests.parquet")
+    run = read_run(folder)
+    assert run.name == "replayed"
+    assert run.notes[1:] == (
+        "4 requests ended: too few to know a P99, or what of an error is chance",
+        "1 rows repeat another in every column: if a file was joined twice, drop them",
+        "1 of 5 requests did not finish: they are load, and not compared; 1 of them get the mean output, 12",
+    )
+    assert run.requests.output_tokens.tolist() == [11, 11, 21, 5, 12]
+    known = pd.DataFrame([(3.0, 70, 8, 3.2, math.nan)], columns=table().columns)
+    pd.concat([table(), known]).to_parquet(folder / "requests.parquet")
+    assert read_run(folder).notes[-1] == "1 of 4 requests did not finish: they are load, and not compared"
 
 
 def test_the_queue_may_be_where_first_tokens_count_from(tmp_path: Path) -> None:

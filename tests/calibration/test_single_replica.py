@@ -75,6 +75,30 @@ def test_who_is_handled_together_holds_up_those_before() -> None:
     assert at_once_s == pytest.approx(np.full(20, 20 * 0.1 + 0.01))
 
 
+@pytest.mark.parametrize(("per_prompt_token_s", "reaches_s"), [
+    (0.0, [0.15, 0.24, 0.30, 0.60]),
+    (0.01, [0.25, 0.35, 0.45, 0.70]),  # and then prompts of ten tokens are read, one after another
+])  # fmt: skip
+def test_who_is_handled_has_a_share_of_the_time_as_long_as_others_are(
+    per_prompt_token_s: float, reaches_s: list[float]
+) -> None:
+    # The second comes when half of the first's 0.1 s are done: both go on at half the speed, and the first is done at
+    # 0.15. The third meets the second with 0.04 s to go, done at 0.24, and has 0.06 s left then. The last is alone.
+    profile = engine(
+        request_handling_s=0.1, request_handling_shared=True, request_per_prompt_token_s=per_prompt_token_s
+    )
+    asked = Requests(np.array([0.0, 0.05, 0.16, 0.5]), np.full(4, 10), np.full(4, 1))
+    assert replay(profile, asked).first_token_s - 0.01 == pytest.approx(reaches_s)
+
+
+@pytest.mark.parametrize("work", [
+    "request_overhead_s", "request_handling_s", "request_per_prompt_token_s", "request_per_running_s"
+])  # fmt: skip
+def test_any_work_of_a_server_takes_time(work: str) -> None:
+    assert ServerWork(engine(**{work: 0.1}), None).takes_time
+    assert not ServerWork(engine(), None).takes_time
+
+
 def test_a_request_that_is_aborted_while_it_is_handled_is_not_served() -> None:
     heard: list[tuple[str, object]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,17 @@ def test_every_iteration_is_vllms() -> None:
 
 def test_the_sample_has_every_feature_and_preemptions() -> None:
     features = {feature for case, _ in CASES for feature in case["features"]}
-    assert features == set(LOADS.FEATURES) - {"speculation", "answers"}
+    assert features == set(LOADS.FEATURES) - {"speculation", "answers"} | {"pipeline"}
     assert any(step[3] for _, steps in CASES for step in steps)
+
+
+def test_the_sample_is_of_the_versions_that_make_conformance_runs() -> None:
+    (versions,) = re.findall(r"(?m)^VLLM_VERSIONS \?= (.+)$", (FOLDER.parents[1] / "Makefile").read_text())
+    for version in versions.split():
+        seeds = [trace["seed"] for trace in SAMPLE["traces"] if trace["vllm"] == version]
+        assert len(seeds) >= 20
+        assert any(seed >= LOADS.PIPELINE_SEEDS for seed in seeds)
+    assert {trace["vllm"] for trace in SAMPLE["traces"]} == set(versions.split())
 
 
 @pytest.mark.parametrize("fault", ["free order", "watermark", "overrun", "threshold"])

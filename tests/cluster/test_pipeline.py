@@ -70,6 +70,12 @@ def test_a_lone_request_takes_as_long_as_without_stages_and_what_lies_between_th
         assert story.finish[0] == pytest.approx(2.0 + 4 * 1.25 + 5 * more_s)
 
 
+def test_a_batch_waits_for_every_stage_that_is_not_free() -> None:
+    free_s = [2.0, 5.0, 0.0]
+    assert Stages(count=3).leaves_s(1.0, 3.0, free_s) == 7.0  # from 2 to 3 in the first, from 5 to 6 in the second
+    assert free_s == [3.0, 6.0, 7.0]
+
+
 def test_as_many_batches_as_stages_decode_as_fast_as_that_many_engines() -> None:
     # Four prompts fill an iteration each, so they are in four batches, which never meet again: an iteration of one
     # takes 1.25 s and begins when the quarter before it has left the first stage, so each decodes as if alone.
@@ -100,6 +106,23 @@ def test_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
     story = Story(staged(2), Tagged, setting, [ask(0, 0, 400, 1)])
     assert story.finish[0] == pytest.approx(1.5 + 7 * 0.75)
     assert Story(staged(1), Tagged, setting, [ask(0, 0, 400, 1)]).finish[0] == pytest.approx(8 * 1.5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_abort_is_carried_out_before_the_tokens_that_come_with_it(count: int) -> None:
+    # Tokens come at 2, 3.25 and 4.5 s; whoever gives up at 3 has seen the first, and the slot is free at 3.25.
+    script = [ask(0, 0, 100, 5), ask(1, 1, 10, 1), (3.0, "abort", 0)]
+    story = Story(staged(count), Tagged, SETTING | {"max_num_seqs": 1}, script)
+    assert story.requests[0].outputs == 1
+    assert story.finish == {1: pytest.approx(3.25 + 1.1)}
+
+
+@pytest.mark.parametrize(("watermark", "waits"), [(0.0, False), (0.5, True)])
+def test_a_newcomer_leaves_blocks_to_those_who_run(watermark: float, waits: bool) -> None:
+    # Of ten blocks the first takes three and the second needs three; half of eleven, rounded down, are left free.
+    setting = SETTING | {"kv_blocks": 10, "watermark": watermark}
+    story = Story(staged(2), Tagged, setting, [ask(0, 0, 40, 3), ask(0, 1, 40, 3)])
+    assert (story.first[1] > story.finish[0]) == waits
 
 
 def test_behind_a_gateway_stages_are_one_replica_and_ranks_may_have_them() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.reference import Job, ReferenceReplica
 from cluster.test_replica_against_reference import Story, Tagged, scripts
+from sim.cluster.engine_settings import EngineSettings
 from sim.cluster.ranks import RankedReplica, RankInStep
 from sim.cluster.replica import Replica
 from sim.cluster.world import simulate
@@ -208,6 +209,50 @@ def test_the_router_goes_round_then_by_load():
     assert [choose_rank(loads, "in-flight", first) for first in (0, 1, 2)] == [1, 1, 2]
     assert rank_score(RankLoad(in_flight=3, waiting=2, running=5, kv_usage=0.75), "in-flight") == 7 + 2 * 6 * 0.25
     assert rank_score(RankLoad(in_flight=3, waiting=2, running=5, kv_usage=0.75), "waiting") == 13
+    assert rank_score(RankLoad(waiting=1), "in-flight") == rank_score(RankLoad(running=1), "waiting") == 1
+
+
+class Told:
+    """A replica of ranks whose iterations take 10 ms each, asked at times; says where requests went."""
+
+    def __init__(self, count: int, score: str) -> None:
+        setting = EngineSettings(**SETTING | {"step_time": LinearStepTime(base_s=0.01)})
+        self.replica = ranked(count, in_step=False, score=score)(setting, listener=self, arm=lambda _: None)
+
+    def at(self, now_s: float, output_tokens: int = 1) -> tuple[Tagged, int | None]:
+        while self.replica.wake_s < now_s:
+            self.replica.boundary(self.replica.wake_s)
+        self.replica.submit(request := Tagged(10, output_tokens), now_s)
+        return request, self.replica.rank_of(request)
+
+    def on_first_token(self, request: Any, now_s: float) -> None: ...
+
+    def on_finish(self, request: Any, now_s: float) -> None: ...
+
+
+def test_of_equal_ranks_the_newer_router_takes_the_next_and_the_older_the_first() -> None:
+    newer, older = Told(3, "in-flight"), Told(3, "waiting")
+    assert [newer.at(t)[1] for t in (0.0, 1.0, 2.0, 3.0)] == [0, 1, 2, 0]
+    assert [older.at(t)[1] for t in (0.0, 1.0, 2.0, 3.0)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("third_s", "rank"), [(0.06, 0), (0.11, 1)])
+def test_the_routers_counts_are_a_tenth_of_a_second_old(third_s: float, rank: int) -> None:
+    told = Told(2, "waiting")
+    long, first = told.at(0.0, 100)
+    _, second = told.at(0.03)
+    assert (first, second) == (0, 1)
+    assert told.at(third_s)[1] == rank  # the second rank has been idle since 0.04, of which a report at 0 knows nothing
+    assert told.replica.outputs_at(long, third_s + 0.005) == round(100 * third_s)
+    told.at(9.0)
+    assert told.replica.outputs_at(long, 9.0) == 100
+
+
+def test_who_is_aborted_makes_room_at_the_end_of_its_rank_s_iteration() -> None:
+    # One slot a rank: the third waits behind the first, whose iterations end at 2, 3.25, 4.5 s and so on.
+    script = [ask(0, 0, 100, 90), ask(0, 1, 10, 90), ask(0, 2, 10, 1), (2.5, "abort", 0)]
+    story = Story(ranked(2, in_step=False), Tagged, SETTING | {"max_num_seqs": 1}, script)
+    assert story.first[2] == pytest.approx(3.25 + 1.1)
 
 
 def scenario(**profile: Any) -> dict[str, Any]:

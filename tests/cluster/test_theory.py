@@ -196,11 +196,17 @@ def check_ps(
     check(theory_s, interval(mean_response_s, replications), share=0.1, bias_s=bias_s)
 
 
-@pytest.mark.parametrize("case", M_G_1_PS)
+ONE_SET_OF_PATHS = pytest.mark.xdist_group("two lengths")  # `ps_path` keeps them, in one worker
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[ONE_SET_OF_PATHS] if case == "two lengths" else []) for case in M_G_1_PS]
+)
 def test_a_step_as_long_as_its_batch_is_processor_sharing_whatever_the_lengths(case: str) -> None:
     check_ps(case)
 
 
+@ONE_SET_OF_PATHS
 @pytest.mark.parametrize("tokens", TWO_LENGTHS.values)
 def test_processor_sharing_slows_every_length_alike(tokens: int) -> None:
     check_ps("two lengths", tokens=tokens)

@@ -49,6 +49,7 @@ NOT_RUN = {
 # Shorter than shown: a minute of the documentation's time is not worth a minute of every test run.
 SHORTER = {"run", "sweep", "plan"}
 SHORTER_BY = ("--set", "horizon_s=95", "--set", "timeline_interval_s=5")
+FEWER = {"run paper-exp1": ("--replications", "3")}  # of 20: that a command runs, three show as well
 MAY_FAIL = ("--until",)  # what these ask for need not be reached in the shorter run
 _PREFIX = r"(?:\.venv/bin/)?tokenpools "
 
@@ -102,6 +103,7 @@ def test_every_command_in_a_block_runs(path: Path, tmp_path: Path, monkeypatch: 
         arguments = [os.path.expandvars(one) for one in arguments]
         if arguments[0] in SHORTER:
             arguments += SHORTER_BY
+        arguments += FEWER.get(" ".join(arguments[:2]), ())
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert done.exit_code == 0 or (done.exit_code == 1 and set(MAY_FAIL) & set(arguments)), (arguments, done.output)
 

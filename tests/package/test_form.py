@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,21 @@ def test_all_hot_modules_are_of_one_form_and_the_version_says_which(build: Any) 
     forms = {PURE if str(importlib.import_module(name).__file__).endswith(".py") else COMPILED for name in names}
     assert forms == {form()}
     assert f", {form()}, " in version_line()
+
+
+def test_the_compiler_reads_the_types_of_whatever_a_hot_module_imports(build: Any) -> None:
+    """Of another module it would know nothing, and would compile every use of it as a use of any object."""
+    rooms = tuple(name.removesuffix("*") for name in build.FOLLOWED if name.endswith("*"))
+    imported = {
+        name for path in build.HOT for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom)
+            else [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        )
+    }  # fmt: skip
+    assert "sim.cluster.scheduler" in imported
+    unread = {name for name in imported if name not in build.FOLLOWED and not f"{name}.".startswith(rooms)}
+    assert not {name for name in unread if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
 def test_a_wheel_is_plain_unless_it_is_asked_for_and_a_compiler_is_there(

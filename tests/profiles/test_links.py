@@ -37,6 +37,8 @@ def test_an_all_reduce_sends_every_byte_around_the_ring_twice() -> None:
     assert RING.iteration_s(100) == pytest.approx(10 * (1e-5 + 2 * 3 / 4 * 1e6 / 1e10))
     gather = replace(RING, all_reduces=0, all_to_alls=10)
     assert gather.iteration_s(100) == pytest.approx(10 * (1e-5 + 3 * 1e6 / 1e10))
+    only = Links(ranks=4, bytes_per_token=1e4, all_to_alls=10, latency_s=1e-5, bytes_per_s=1e10)  # and no all-reduce
+    assert only.iteration_s(100) == gather.iteration_s(100)
     assert replace(RING, scale=3.0).iteration_s(7) == pytest.approx(3 * RING.iteration_s(7))
 
 
@@ -100,12 +102,17 @@ def test_shipped_links_are_of_the_nearest_engine_and_of_so_many_gpus() -> None:
     assert "vLLM 0.19.0" in old.source
     assert "vLLM 0.24.0" in new.source
     assert new.all_reduce_s[-1] < old.all_reduce_s[-1] / 2  # there the GPUs reach each other's memory
+    for vllm, nearest in (("0.18", "0.19.0"), ("0.23.9", "0.19.0"), ("0.24.0", "0.24.0"), ("0.33.0", "0.24.0")):
+        found = shipped_links("RTX-PRO-6000", 2, vllm)
+        assert found is not None
+        assert f"2 x RTX-PRO-6000, vLLM {nearest}; " in found.source
     assert shipped_links("RTX-PRO-6000", 3) is None
     for name in ("H100-SXM", "H200-SXM", "B200-SXM", "A100-80GB"):
         for ranks in (2, 4, 8):
             found = shipped_links(name, ranks)
             assert found is not None
             assert found.message_bytes == tuple(sorted(found.message_bytes))
+            assert 1e-6 < found.all_reduce_s[0] < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -139,6 +146,37 @@ def test_a_scattered_table_is_smoothed_and_a_wrong_one_named(tmp_path: Path) -> 
             read_link_table(file, ranks)
     with pytest.raises(InputError, match="cannot be read"):
         read_link_table(tmp_path / "none.csv", 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["all_reduce_s", "all_reduce_us", "median_s", "median_us", "median_ms", "time_s", "time_us", "time_ms", "mean_ms"],
+)
+def test_a_columns_name_says_its_unit(tmp_path: Path, name: str) -> None:
+    in_a_second = {"s": 1.0, "ms": 1e3, "us": 1e6}[name.rsplit("_", 1)[-1]]
+    table = pd.DataFrame({"gpus": 2, "bytes": [1000, 4000], name: [2e-5 * in_a_second, 3e-5 * in_a_second]})
+    table.to_csv(tmp_path / "links.csv", index=False)
+    assert read_link_table(tmp_path / "links.csv", 2).all_reduce_s == pytest.approx((2e-5, 3e-5))
+
+
+@pytest.mark.parametrize(
+    ("small_s", "large_s", "said"),
+    [
+        (2e-5, 1.6e-4, ""),  # of four GPUs each moves one and a half times the 1e9 bytes: 9.4e12 a second
+        (2e-5, 1.4e-4, "moves 1000000000 bytes at 1.07e+13 bytes/s, faster than any link; correct the unit of time_s"),
+        (6e-3, 1.0, "has 0.006 s for 1000 bytes, which no all-reduce takes; correct the unit of time_s"),
+        (4e-7, 1.0, "has 4e-07 s for 1000 bytes, which no all-reduce takes"),
+    ],
+)
+def test_times_that_no_link_takes_are_refused(tmp_path: Path, small_s: float, large_s: float, said: str) -> None:
+    file = tmp_path / "links.csv"
+    pd.DataFrame({"gpus": 4, "bytes": [1000, 10**9], "time_s": [small_s, large_s]}).to_csv(file, index=False)
+    if not said:
+        assert read_link_table(file, 4).all_reduce_s == (small_s, large_s)
+        return
+    with pytest.raises(InputError) as found:
+        read_link_table(file, 4)
+    assert said in str(found.value)
 
 
 # ------------------------------------------------------------------------------------------------------------ caveats

@@ -78,3 +78,19 @@ def test_the_next_launch_comes_before_the_tokens_of_the_iteration_before_are_loo
     assert first == pytest.approx([0.4, 0.4])
     in_turn, _ = first_and_last_s(0.0, 0.1, async_scheduling=False)
     assert in_turn == pytest.approx([0.4, 0.4])
+
+
+def test_a_launch_takes_what_the_host_does_for_its_batch() -> None:
+    assert FittedStepTime(weights_s=0.006, lone_prefill_s=0.016).launching is None  # nobody measured launches
+    step = FittedStepTime(
+        weights_s=0.006, prompt_launch_s=0.009, lone_prefill_s=0.016, captured_tokens=512, uncaptured_s=0.042
+    )
+    launch = step.launching
+    assert launch is not None
+    assert [launch(2, 2, 5), launch(0, 0, 600)] == [0.0, 0.0]  # a token each: a decode's graph
+    assert [launch(100, 1, 5), launch(509, 1, 3)] == [0.009, 0.009]
+    assert [launch(100, 1, 0), launch(512, 1, 0)] == [0.016, 0.016]
+    assert [launch(510, 1, 3), launch(600, 1, 0)] == [0.042, 0.042]  # 513 and more: kernel by kernel
+    all_captured = FittedStepTime(weights_s=0.006, prompt_launch_s=0.009, lone_prefill_s=0.016).launching
+    assert all_captured is not None
+    assert [all_captured(600, 1, 4), all_captured(600, 1, 0)] == [0.009, 0.016]

@@ -52,6 +52,34 @@ def test_the_shape_of_a_model_gives_its_published_size() -> None:
     assert dense.work.kv_bytes_per_token == 131072
     assert experts.work.parameters + experts.work.expert_parameters + 151936 * 2048 == pytest.approx(30.5e9, rel=0.005)
     assert experts.work.flops_per_token() == pytest.approx(2 * 3.03e9, rel=0.02)  # "A3B", the input embedding left out
+    assert dense.work.experts_per_token == 0
+    assert dense.weight_bytes == pytest.approx(2 * 8.03e9, rel=0.002)
+    four = read_shape(LLAMA_8B, weight_bits=4, kv_bits=8)  # with half a bit for scales; the embedding stays wide
+    assert four.weight_bytes == pytest.approx((8.03e9 - embedding) * 4.5 / 8 + 2 * embedding, rel=0.002)
+    assert four.work.kv_bytes_per_token == 65536
+    tied = read_shape(LLAMA_8B | {"tie_word_embeddings": True})
+    assert dense.weight_bytes - tied.weight_bytes == 2 * embedding
+
+
+def test_a_precision_that_a_gpu_lacks_runs_at_the_next_wider_ones_rate() -> None:
+    sheets = {
+        ("A100-80GB", 8): 3.12e14, ("A10G", 4): 7.0e13, ("H100-SXM", 4): 1.979e15, ("H200-SXM", 16): 9.89e14,
+        ("RTX-4090", 8): 3.303e14, ("RTX-PRO-6000", 8): 1.008e15, ("B200-SXM", 4): 9.0e15,
+    }  # fmt: skip
+    for (gpu, bits), flops_per_s in sheets.items():
+        assert GPUS[gpu].hardware(2, bits).flops_per_s == 2 * flops_per_s
+        assert GPUS[gpu].hardware(1, 32) == GPUS[gpu].hardware(1, 16)
+    assert GPUS["H100-SXM"].hardware(2, 16).bytes_per_s == 2 * 3.35e12
+
+
+def test_drivers_report_no_less_than_the_sheets_gigabytes_and_no_more_than_as_many_gib() -> None:
+    sheets_gb = {
+        "A10G": 24, "A100-80GB": 80, "H100-SXM": 80, "H200-SXM": 141, "B200-SXM": 180, "RTX-4090": 24,
+        "RTX-PRO-6000": 96, "B300-SXM": 288, "GB200": 186, "GB300": 288, "H100-PCIE": 80, "L4": 24, "L40S": 48,
+    }  # fmt: skip
+    assert set(GPUS) < set(sheets_gb)
+    for gpu, gigabytes in sheets_gb.items():
+        assert gigabytes * 1e9 <= memory_bytes(gpu) <= gigabytes * 2**30, gpu
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -74,6 +102,9 @@ def test_the_reckoned_kv_cache_is_what_engines_printed(gpu: str, share: float, t
     found = roofline_profile(LLAMA_8B, gpu, gpu_memory_utilization=share)
     assert 16 * found.kv_blocks == pytest.approx(tokens, rel=0.03)
     assert f"KV cache reckoned, {16 * found.kv_blocks} tokens: give what vLLM prints" in found.error
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == (256, 2048)
+    assert found.async_scheduling
+    assert found.prefix_caching
     given = roofline_profile(LLAMA_8B, gpu, kv_blocks=2000)
     assert given.kv_blocks == 2000
     assert "reckoned" not in given.error
@@ -111,6 +142,12 @@ def test_a_model_that_does_not_fit_is_refused() -> None:
         roofline_profile(QWEN_30B_A3B, "RTX-4090")
     with pytest.raises(InputError, match="did you mean H100-SXM"):
         roofline_profile(LLAMA_8B, "H100-SMX")
+    # A block has 16 x 131,072 bytes: beside weights and reserve there is room for one and a half, or for half of one.
+    beside_bytes = read_shape(LLAMA_8B).weight_bytes + 1.8e9
+    shares = [(beside_bytes + blocks * 16 * 131072) / (24 * 2**30) for blocks in (1.5, 0.5)]
+    assert roofline_profile(LLAMA_8B, "RTX-4090", gpu_memory_utilization=shares[0]).kv_blocks == 1
+    with pytest.raises(InputError, match=r"leave 0\.0 GB for the KV cache after 16\.1 GB of weights"):
+        roofline_profile(LLAMA_8B, "RTX-4090", gpu_memory_utilization=shares[1])
     with pytest.raises(InputError, match="hidden_size is missing"):
         roofline_profile({"num_hidden_layers": 2}, "A10G")
 

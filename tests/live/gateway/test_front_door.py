@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import pytest
 import trustme
 from live.gate import Gate, gateway, head, secret
@@ -173,6 +172,8 @@ def events(values: list[dict[str, Any]], end: str = "\n\n") -> str:
 
 
 def test_anthropics_client_works_with_its_own_header(gate: Gate) -> None:
+    import anthropic  # here: it takes four seconds, of every run of whatever tests
+
     client = anthropic.Anthropic(base_url=gate.base_url, api_key=secret("chat"), max_retries=0)
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "a b"}]}
     with client.messages.stream(**asked, extra_body={"stand_in": {"raw": events(MESSAGES)}}) as stream:
