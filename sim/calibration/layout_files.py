@@ -18,7 +18,7 @@ from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 
 _GPUS, _BLOCKS = "gpus", "kv_blocks"
-_LAYOUT = ("tp", "tensor_parallel", "num_gpus")  # beside a column gpus, which says it
+_LAYOUT = ("tp", "tensor_parallel", "num_gpus", _BLOCKS)  # beside a column gpus, which says it, or of each layout
 _SEEDS = 4  # of lengths, over which errors are means
 
 
