@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
 from types import MappingProxyType
 from typing import Any
@@ -122,6 +123,48 @@ def calibrate_aiconfigurator(
             },
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class IterationOperators:
+    """What iterations of a model take on a GPU: seconds of kernels by tokens, of attention, and of collectives."""
+
+    handle: Any
+
+    def prompts(self, batch: int, tokens: int) -> tuple[float, float, float]:
+        """Return those of an iteration of ``batch`` prompts of ``tokens`` each."""
+        found = self.handle.run_static_per_op(batch_size=batch, isl=tokens, osl=1, prefix=0, mode="static_ctx")
+        return _split(found[0])
+
+    def decode(self, batch: int, context: int) -> tuple[float, float, float]:
+        """Return those of an iteration of ``batch`` sequences of ``context`` entries each."""
+        return _split(self.handle.decode_step_per_op(batch, max(1, context - 1), 2))
+
+
+def iteration_operators(
+    model: str, gpu: str, *, tp: int = 1, backend: str = "vllm", gemm_quant: str | None = None
+) -> IterationOperators:
+    """Return the operators of an engine's iterations, by the newest measurements of ``backend`` that the package has.
+
+    Raises
+    ------
+    InputError : the package is not installed, or knows no such model, GPU or layout.
+    """
+    sdk = _sdk()
+    path = _named(model, sdk.models(), "model")
+    system = SYSTEMS.get(gpu)
+    if system is None:
+        raise InputError(f"GPU {gpu}", "unknown to aiconfigurator-core", suggestion(gpu, list(SYSTEMS)))
+    options: dict[str, Any] = {
+        "tp_size": tp, "attention_dp_size": 1, "moe_tp_size": tp, "moe_ep_size": 1, "gemm_quant_mode": gemm_quant,
+    }  # fmt: skip
+    try:
+        version = sdk.newest(system, backend)
+        return IterationOperators(sdk.compile(path, system, backend, backend_version=version, **options))
+    except Exception as error:  # the package raises of many kinds
+        word = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        problem = f"cannot be estimated by {PACKAGE} ({word})"
+        raise InputError(f"{model} on {gpu}, {backend}", problem, "give another model or GPU") from None
 
 
 def known_gpu(gpu: str) -> str | None:

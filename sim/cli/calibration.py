@@ -277,16 +277,36 @@ def aiconfigurator(
         str | None, typer.Option("--precision", help="Of weights, e.g. fp8; without it the model's own.")
     ] = None,
     version: Annotated[str | None, typer.Option("--vllm", help="Of vLLM; without it the newest measured.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help="Profile (a name or a path) fitted on another GPU, to be carried over to this one.",
+            autocompletion=completion.profiles,
+        ),
+    ] = None,
+    measured_on: Annotated[
+        str | None, typer.Option("--measured-on", metavar="GPU", help="GPU that the --profile was measured on.")
+    ] = None,
     kv_blocks: _KvBlocks = None,
     kv_tokens: _KvTokens = None,
     max_num_seqs: _Seqs = None,
     max_num_batched_tokens: _BatchedTokens = None,
     out: _Out = None,
 ) -> None:
-    """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here."""
+    """From NVIDIA's database of measured operators, for a MODEL on a GPU that it knows; nothing is measured here.
+
+    With --profile and --measured-on a profile that was fitted on one GPU is carried over to another: what its host
+    takes stays, what its GPU takes is scaled.
+    """
     from sim.calibration.from_aiconfigurator import calibrate_aiconfigurator, known_gpu
     from sim.extras import require
 
+    if (start is None) != (measured_on is None):
+        missing = "--measured-on" if measured_on is None else "--profile"
+        problem = f"missing beside {'--profile' if measured_on is None else '--measured-on'}"
+        raise InputError(missing, problem, "give both, or neither")
+    if start is not None and dp > 1:
+        raise InputError("--dp", f"{dp}, and a profile is carried over rank by rank", "leave it out")
     require("aiconfigurator_core", "calibrate aiconfigurator")  # before anything is said of what it would take
     blocks = _blocks(kv_blocks, kv_tokens) if kv_blocks or kv_tokens else None
     batch = _batch(known_gpu(gpu), max_num_seqs, max_num_batched_tokens)
@@ -294,6 +314,17 @@ def aiconfigurator(
         model_name, gpu, tp=tp, ep=ep, dp=dp, gemm_quant=precision, version=version, kv_blocks=blocks,
         max_num_seqs=batch["max_num_seqs"], max_num_batched_tokens=batch["max_num_batched_tokens"],
     )  # fmt: skip
+    if start is not None and measured_on is not None:
+        from sim.calibration.other_gpu import measured_operators, on_other_gpu
+        from sim.scenario.profile import load_profile
+
+        begin = load_profile(start, file="--profile")
+        if begin.gpus != tp:
+            raise InputError("--tp", f"{tp}, and the profile is of {begin.gpus} GPUs", f"give --tp {begin.gpus}")
+        there, here = (measured_operators(model_name, each, tp=tp, gemm_quant=precision) for each in (measured_on, gpu))
+        made = on_other_gpu(begin, there, here, name=made.name).model_copy(
+            update={name: getattr(made, name) for name in ("max_num_seqs", "max_num_batched_tokens", "kv_blocks")}
+        )
     _write(made, out)
 
 

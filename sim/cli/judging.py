@@ -197,12 +197,15 @@ def hardware_check(
     """Replay the 27-tenant Arena trace under FCFS, VTC and request limits, beside what a real GPU did.
 
     Prints refusals and times to first token, measured and simulated, by policy. With `--arms` the profile of an H100 is
-    fitted to its closed loops alone, and predicts tenants behind limiters on H100 and A100.
+    fitted to its closed loops alone, and predicts tenants behind limiters on H100 and A100; then the busy arms of the
+    A100 again, after one with little load has shown its host.
     """
     if arms:
-        from sim.studies.hardware_check_tenants import arms_table, check_tenants
+        from sim.studies.hardware_check_light_arm import check_after_light_arms
+        from sim.studies.hardware_check_tenants import arms_table, check_tenants, data_folder, sweep_profile
 
-        tables.show_markdown(arms_table(check_tenants(data)))
+        swept = sweep_profile(data_folder(data))
+        tables.show_markdown(arms_table(check_tenants(data, swept) + check_after_light_arms(data, swept)))
         return
     if silicon:
         from sim.studies.silicon_sample import check_silicon, silicon_table

@@ -17,7 +17,8 @@ class FittedStepTime(LinearDecode):
 
     Reading the weights takes the same time for 1 token and for 100; computing takes the longer the more tokens there
     are: the greater of the two rules, which is the bend that a straight line misses. Attention of decodes is slower
-    in an iteration that also computes prompts, because the engine then uses another kernel.
+    in an iteration that also computes prompts, because the engine then uses another kernel: by context, and by sequence
+    where that kernel computes a whole tile for each (FlashAttention 2, which then packs no grouped queries).
 
     A mixture of experts reads those that some token chose: of n tokens that choose evenly and independently, each a
     share s of the experts, 1 - (1 - s)^n of ``experts_s``. Of several ranks that share the experts, a rank's n tokens
@@ -58,6 +59,10 @@ class FittedStepTime(LinearDecode):
     per_context_token_beside_prompts_s: float = field(
         default=0.0,
         metadata={"ge": 0, "description": "give what to add to per_context_token_s beside prompts, e.g. 1.0e-8"},
+    )
+    per_decode_sequence_beside_prompts_s: float = field(
+        default=0.0,
+        metadata={"ge": 0, "description": "give what to add to per_decode_sequence_s beside prompts, e.g. 5.0e-5"},
     )
     per_prefill_pair_s: float = field(
         default=0.0, metadata={"ge": 0, "description": "give seconds per query-key pair of a prompt, e.g. 1.0e-10"}
@@ -116,6 +121,7 @@ class FittedStepTime(LinearDecode):
                 self.per_prefill_iteration_s
                 + self.per_prefill_pair_s * prefill_pairs
                 + self.per_context_token_beside_prompts_s * context_tokens
+                + self.per_decode_sequence_beside_prompts_s * decode_sequences
             )
             if prefill_tokens > 1 and not self.prompt_launch_s:
                 duration_s = max(duration_s, self._launch_s(prefill_tokens + decode_sequences, decode_sequences))

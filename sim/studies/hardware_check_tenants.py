@@ -1,9 +1,10 @@
 """Tenants behind limiters in front of real vLLM, predicted: 15 arms of kvwarden, measured on A100 and H100.
 
 One profile, fitted to closed-loop sweeps of one H100 alone (means of 16 runs), predicts every arm: who is refused, when
-the first token comes and when the last. For the A100 its times of reading and of computing are scaled by the data
-sheets of the two GPUs. Limiters are the policies of this package; the gateway's 3 ms and its 100 connections are as
-measured beside the arms.
+the first token comes and when the last. For the A100 its terms are scaled by measured operators of the two GPUs
+(`sim.calibration.other_gpu`); its host is taken to be the H100's, which it is not
+(`sim.studies.hardware_check_light_arm`). Limiters are the policies of this package; the gateway's 3 ms and its 100
+connections are as measured beside the arms.
 
 First tokens of a client alone, with nothing else running, scatter by 9 % of their median: the host's chance. What they
 scattered by in the sweeps (`HostChance`) is drawn for every request of an arm; without it tails come out too short.
@@ -32,15 +33,15 @@ from policies.rate_limit import RateLimit, RateLimitPolicy
 from policies.routing import RoundRobinRouter
 from sim.analysis.markdown_tables import markdown
 from sim.calibration.checked_tables import read_csv
+from sim.calibration.other_gpu import on_other_gpu, shipped_operators
 from sim.calibration.single_replica import Floats, LoadGenerator, Requests, closed_loop, replay
 from sim.engine.step_fitted import FittedStepTime
 from sim.errors import InputError
-from sim.profiles.gpus import GPUS
 from sim.scenario.profile import Profile
 
 FOLDER = "kvwarden-vllm-0.19"
 SWEEPS, ARMS, TENANTS = "sweeps.csv.gz", "arms.yaml", "tenant_arms.csv.gz"
-_WARM_UP_S = 10.0  # cold engines wait seconds for kernels to compile
+WARM_UP_S = 10.0  # cold engines wait seconds for kernels to compile
 _COLD = 4  # the first requests of a run meet a cold engine
 _CAPTURED = 512  # tokens of the H100's largest captured graph
 _LONGEST = 4096  # tokens that the arms' engines take
@@ -48,7 +49,7 @@ _LEAST_ALIKE = 20
 _DRAWS = 32
 _BLOCK_S = 10.0
 _CONNECTIONS = 100  # of the load generator in the sweeps, of the gateway in the arms
-_GATEWAY_S = 0.003
+GATEWAY_S = 0.003
 _WEIGHTS = {"tpot": 3.0, "ttft mean": 0.3}  # by how well a run repeats: to 0.2 % the first, to 4 % the last
 _TERMS: Mapping[str, float] = {
     "weights_s": 6.48e-3, "per_token_s": 2.2e-5, "per_decode_sequence_s": 1.2e-5, "per_context_token_s": 4.5e-8,
@@ -59,8 +60,8 @@ _TERMS: Mapping[str, float] = {
 """What is fitted, and where the search begins."""
 
 _V0 = "refusals; latencies refused: the V0 engine schedules prompts first, use vLLM's V1"
-_BY_BYTES = ("weights_s", "per_context_token_s")
-_BY_FLOPS = ("per_token_s", "per_prefill_pair_s")
+_MODEL, _SWEPT_GPU = "Llama-3.1-8B", "H100-SXM"
+_OTHER_GPUS: Mapping[str, str] = {"a100": "A100-80GB"}  # what an engine's GPU is called in part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +114,7 @@ class Arm:
 
     def latencies(self) -> dict[str, tuple[float, float]]:
         """Return statistics in seconds, measured and predicted: e2e mean and P50, TTFT P50 and P99."""
-        warm = self.requests[self.requests.start_s >= _WARM_UP_S]
+        warm = self.requests[self.requests.start_s >= WARM_UP_S]
         there, here = warm[warm.measured_status == "ok"], warm[warm.status == "ok"]
         exact = there[there.exact]
         first_s = np.concatenate(self._first_tokens(here))
@@ -138,7 +139,7 @@ class Arm:
         Half the width of a 95 % interval: of the measurement (`sampling`) and of single draws of the host's chance.
         """
         found = self.sampling()
-        here = self.requests[(self.requests.start_s >= _WARM_UP_S) & (self.requests.status == "ok")]
+        here = self.requests[(self.requests.start_s >= WARM_UP_S) & (self.requests.status == "ok")]
         drawn = self._first_tokens(here)
         there = self.latencies()
         for name, q in (("ttft p50", 0.5), ("ttft p99", 0.99)):
@@ -151,7 +152,7 @@ class Arm:
 
         Half the width of a 95 % interval by bootstrap over blocks of 10 s, because neighbours wait in one queue.
         """
-        warm = self.requests[(self.requests.start_s >= _WARM_UP_S) & (self.requests.measured_status == "ok")]
+        warm = self.requests[(self.requests.start_s >= WARM_UP_S) & (self.requests.measured_status == "ok")]
         blocks = (warm.start_s // _BLOCK_S).astype(int).to_numpy()
         of_block = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
         e2e_s, ttft_s = warm.measured_e2e_s.to_numpy(float), warm.measured_ttft_s.where(warm.exact).to_numpy(float)
@@ -246,16 +247,7 @@ def check_tenants(folder: Path | None = None, profile: Profile | None = None) ->
     data = data_folder(folder)
     profile = profile or sweep_profile(data)
     chance = host_chance(data)
-    try:
-        described = yaml.safe_load((data / ARMS).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = f"cannot be read ({str(error).splitlines()[0]})"
-        raise InputError(str(data / ARMS), problem, f"name a folder with {FOLDER}") from None
-    rows = read_csv(data / TENANTS, ("arm", "tenant", "start_s", "status"), f"name a folder with {FOLDER}")
-    return [
-        _predict(arm, described["engines"][arm["engine"]], rows[rows.arm == arm["id"]], profile, chance)
-        for arm in described["arms"]
-    ]
+    return [each.predicted(engine_profile(profile, each.engine), chance) for each in measured_arms(data)]
 
 
 def arms_table(arms: Sequence[Arm]) -> str:
@@ -437,14 +429,69 @@ def _profile(values: Mapping[str, float], runs: int) -> Profile:
 # ----------------------------------------------------------------------------------------------------------- the arms
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredArm:
+    """An arm as its files describe it: what ran, on what engine, and every request by arrival."""
+
+    arm: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    rows: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """What the arm is called."""
+        return str(self.arm["id"])
+
+    @property
+    def v0_engine(self) -> bool:
+        """Whether it ran on the engine that the replica is none of."""
+        return str(self.engine["scheduler"]).startswith("V0")
+
+    @property
+    def per_s(self) -> float:
+        """How many requests came a second."""
+        return len(self.rows) / float(self.rows.start_s.max())
+
+    def predicted(self, profile: Profile, chance: HostChance | None, *, gateway_s: float = GATEWAY_S) -> Arm:
+        """Return the arm with what a profile of its engine makes of it."""
+        return _predict(self.arm, self.engine, self.rows, profile, chance, gateway_s)
+
+
+def measured_arms(data: Path) -> list[MeasuredArm]:
+    """Return all arms of a folder.
+
+    Raises
+    ------
+    InputError : a file cannot be read.
+    """
+    try:
+        described = yaml.safe_load((data / ARMS).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = f"cannot be read ({str(error).splitlines()[0]})"
+        raise InputError(str(data / ARMS), problem, f"name a folder with {FOLDER}") from None
+    rows = read_csv(data / TENANTS, ("arm", "tenant", "start_s", "status"), f"name a folder with {FOLDER}")
+    return [
+        MeasuredArm(
+            arm,
+            described["engines"][arm["engine"]],
+            rows[rows.arm == arm["id"]].sort_values("start_s", kind="stable").reset_index(drop=True),
+        )
+        for arm in described["arms"]
+    ]
+
+
 def _predict(
-    arm: Mapping[str, Any], engine: Mapping[str, Any], rows: pd.DataFrame, profile: Profile, chance: HostChance
+    arm: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    rows: pd.DataFrame,
+    profile: Profile,
+    chance: HostChance | None,
+    gateway_s: float,
 ) -> Arm:
-    rows = rows.sort_values("start_s", kind="stable").reset_index(drop=True)
     status = _admitted(arm["policy"], rows)
     status[(status == "ok") & (rows.prompt_tokens > engine["max_model_len"]).to_numpy()] = "too_long"
     served = rows[status == "ok"]
-    through_s = 0.0 if arm["gateway"] is None else _GATEWAY_S
+    through_s = 0.0 if arm["gateway"] is None else gateway_s
     requests = Requests(
         served.start_s.to_numpy() + through_s,
         served.prompt_tokens.to_numpy(np.int64),
@@ -468,7 +515,7 @@ def _predict(
     )
     if str(engine["scheduler"]).startswith("V0"):
         return Arm(arm["id"], mixed, table, " ".join(arm["flaws"]), v0_engine=True)
-    made = replay(_engine_profile(profile, engine), requests, max_in_flight=_CONNECTIONS)
+    made = replay(profile, requests, max_in_flight=_CONNECTIONS)
     first_s = made.first_token_s
     if mixed:  # what was measured is the second token
         first_s = first_s + (made.finish_s - first_s) / (requests.output_tokens - 1)
@@ -508,12 +555,19 @@ def _admitted(policy: Mapping[str, Any] | str, rows: pd.DataFrame) -> NDArray[np
     return verdicts
 
 
-def _engine_profile(profile: Profile, engine: Mapping[str, Any]) -> Profile:
+def other_gpu(engine: Mapping[str, Any]) -> str | None:
+    """Return the GPU of an engine by its name here, if it is not the one that was swept."""
+    ran_on = str(engine["gpu"]).lower()
+    return next((name for part, name in _OTHER_GPUS.items() if part in ran_on), None)
+
+
+def engine_profile(profile: Profile, engine: Mapping[str, Any]) -> Profile:
     """Return the H100's profile with an arm's engine settings, and with the times of its GPU."""
-    step_time = profile.step_time
-    if "a100" in str(engine["gpu"]).lower():
-        step_time = _scaled(step_time, "H100-SXM", "A100-80GB")
-    step_time = replace(step_time, captured_tokens=int(engine["cuda_graphs_decode_up_to"]))
+    gpu = other_gpu(engine)
+    if gpu is not None:
+        there, here = (shipped_operators(_MODEL, each) for each in (_SWEPT_GPU, gpu))
+        profile = on_other_gpu(profile, there, here)
+    step_time = replace(profile.step_time, captured_tokens=int(engine["cuda_graphs_decode_up_to"]))
     return profile.model_copy(
         update={
             "step_time": step_time,
@@ -523,12 +577,3 @@ def _engine_profile(profile: Profile, engine: Mapping[str, Any]) -> Profile:
             "async_scheduling": bool(engine["async_scheduling"]),
         }
     )
-
-
-def _scaled(step_time: FittedStepTime, measured_on: str, to: str) -> FittedStepTime:
-    """Return a step time on another GPU, by the ratios of the data sheets; what the host does stays."""
-    there, here = GPUS[measured_on], GPUS[to]
-    bytes_ratio, flops_ratio = there.bytes_per_s / here.bytes_per_s, there.flops_per_s[16] / here.flops_per_s[16]
-    changes = {name: getattr(step_time, name) * bytes_ratio for name in _BY_BYTES}
-    changes |= {name: getattr(step_time, name) * flops_ratio for name in _BY_FLOPS}
-    return replace(step_time, **changes)

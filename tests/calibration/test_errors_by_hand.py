@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import t
 from sim.calibration.measured import MeasuredRun, check_fits, errors, per_request, sampling
 from sim.calibration.noise import RUNS, T_OF_RUNS, averaged, perturbed, verdict
 from sim.calibration.single_replica import Latencies, Requests, replay
-from sim.calibration.validate import PUBLISHED, error_table, judge, validate_profile
+from sim.calibration.validate import PUBLISHED, error_table, judge, plot_validation, save_plot, validate_profile
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_roofline import RooflineStepTime
 from sim.engine.work import Hardware, Work
@@ -146,6 +147,30 @@ def test_a_publishers_errors_stand_beside_those_of_its_own_runs() -> None:
     assert table.error.abs().max() < 1e-3
     assert table.sampling[0] > 0
     assert validate_profile(profile, MeasuredRun("another", ASKED, made))[0].published.isna().all()
+
+
+def test_every_request_is_drawn_against_itself(tmp_path: Path) -> None:
+    figure = plot_validation(MeasuredRun("run", ASKED, MEASURED), MADE, "a title")
+    assert figure.get_suptitle() == "a title"
+    panels = figure.axes
+    assert [axes.get_xlabel() for axes in panels] == [
+        "measured time to first token (s)", "measured time per further token (s)", "measured end to end (s)"
+    ]  # fmt: skip
+    assert {axes.get_ylabel() for axes in panels} == {"simulated (s)"}
+    first = panels[0]
+    points = np.asarray(first.collections[0].get_offsets())
+    assert points == pytest.approx(np.array([[0.5, 0.6], [0.2, 0.1], [0.4, 0.4], [0.5, 0.1]]))
+    lines = [np.asarray(line.get_xydata()) for line in first.lines]
+    for line, factor in zip(lines, (1.0, 0.9, 1.1), strict=True):
+        assert line == pytest.approx(np.array([[0.1, factor * 0.1], [0.6, factor * 0.6]]))
+    legend = first.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["equal", "±10 %"]
+    assert save_plot(figure, tmp_path / "new" / "folder", "run") == tmp_path / "new" / "folder" / "run.png"
+    assert (tmp_path / "new" / "folder" / "run.png").stat().st_size > 1000
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written .*; name another folder"):
+        save_plot(figure, tmp_path / "file", "run")
 
 
 def test_an_engine_that_could_not_have_served_a_run_is_refused() -> None:

@@ -72,7 +72,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore:step time extrapolates")
 def test_every_command_works(desk: Path) -> None:
     typed = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(typed) == 11
+    assert len(typed) == 12
     for line in typed:
         if "aiconfigurator" in line and importlib.util.find_spec("aiconfigurator_core") is None:
             continue

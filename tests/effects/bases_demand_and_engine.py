@@ -139,7 +139,8 @@ def profile_bases() -> dict[str, dict[str, Any]]:
                "seconds": [[0.001, 0.004], [0.01, 0.02]]}  # fmt: skip
     fitted = {
         "kind": "fitted", "base_s": 0.02, "weights_s": 0.01, "per_token_s": 1e-4, "per_decode_sequence_s": 1e-3,
-        "per_context_token_s": 1e-6, "per_context_token_beside_prompts_s": 2e-6, "per_prefill_pair_s": 1e-8,
+        "per_context_token_s": 1e-6, "per_context_token_beside_prompts_s": 2e-6,
+        "per_decode_sequence_beside_prompts_s": 1e-3, "per_prefill_pair_s": 1e-8,
         "per_prefill_iteration_s": 1e-3, "lone_prefill_s": 1e-3, "captured_tokens": 64, "uncaptured_s": 0.2,
     }  # fmt: skip
     roofline = {"kind": "roofline", "work": work, "hardware": hardware, "compute_efficiency": 0.5,

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from sim.calibration.single_replica import Latencies, Requests, replay
+from sim.cluster.engine_request import EngineRequest
+from sim.cluster.node import replica_of
+from sim.cluster.replica import Replica
 from sim.engine.step_fitted import FittedStepTime
 from sim.engine.step_time import LinearStepTime
 from sim.scenario.profile import Profile
@@ -94,3 +97,64 @@ def test_a_launch_takes_what_the_host_does_for_its_batch() -> None:
     all_captured = FittedStepTime(weights_s=0.006, prompt_launch_s=0.009, lone_prefill_s=0.016).launching
     assert all_captured is not None
     assert [all_captured(600, 1, 4), all_captured(600, 1, 0)] == [0.009, 0.016]
+
+
+def test_a_launch_that_ends_within_its_iteration_holds_up_tokens_and_no_iteration() -> None:
+    # Iterations take 0.3 s, whatever is in them. That from 0.6 on computes the last prompt beside the second's decodes:
+    # planned and launched from 0.3 to 0.7, so that the first's last token, made by 0.6, is told at 0.7; it ends at 0.9.
+    profile = Profile(
+        step_time=FittedStepTime(weights_s=0.3, prompt_launch_s=0.4), max_num_seqs=8, max_num_batched_tokens=64,
+        kv_blocks=100, async_scheduling=True,
+    )  # fmt: skip
+    made = replay(profile, Requests(np.array([0.0, 0.0, 0.1]), np.full(3, 10), np.array([2, 9, 2])))
+    assert made.first_token_s.tolist() == pytest.approx([0.3, 0.3, 0.9])
+    assert made.finish_s.tolist() == pytest.approx([0.7, 2.7, 1.2])
+
+
+def test_a_launch_beyond_the_captured_graphs_is_as_long_as_its_kernels() -> None:
+    # With graphs of 8 tokens two prompts are launched, and computed, until 0.5. Then the host launches the third, which
+    # came at 0.1, beside two decodes, kernel by kernel until 1.0, and only then looks at the first tokens.
+    step_time = FittedStepTime(weights_s=0.3, prompt_launch_s=0.4, captured_tokens=8, uncaptured_s=0.5)
+    profile = Profile(
+        step_time=step_time, max_num_seqs=8, max_num_batched_tokens=64, kv_blocks=100, async_scheduling=True
+    )
+    made = replay(profile, Requests(np.array([0.0, 0.0, 0.1]), np.full(3, 10), np.array([2, 9, 2])))
+    assert made.first_token_s.tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert made.finish_s.tolist() == pytest.approx([1.0, 1.0 + 7 * 0.3, 1.3])
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 2.0])
+def test_who_gives_up_before_its_last_token_is_told_is_told_nothing(slowdown: float) -> None:
+    profile = Profile(
+        step_time=FittedStepTime(weights_s=0.3, prompt_launch_s=0.4), max_num_seqs=8, max_num_batched_tokens=64,
+        kv_blocks=100, async_scheduling=True,
+    )  # fmt: skip
+    heard: list[tuple[str, EngineRequest, float]] = []
+
+    class Listener:
+        def on_first_token(self, request: EngineRequest, now_s: float) -> None:
+            heard.append(("first", request, round(now_s / slowdown, 9)))
+
+        def on_finish(self, request: EngineRequest, now_s: float) -> None:
+            heard.append(("last", request, round(now_s / slowdown, 9)))
+
+    replica: Replica[EngineRequest] = replica_of(profile, profile.step_time, Listener(), lambda _: None)
+
+    def until(at_s: float) -> float:
+        while replica.wake_s < at_s * slowdown:
+            replica.boundary(replica.wake_s)
+        return at_s * slowdown
+
+    given_up, ended, going_on, late = (EngineRequest(10, n) for n in (2, 2, 9, 1))
+    replica.set_slowdown(slowdown, 0.0)
+    for request in (given_up, ended, going_on):
+        replica.submit(request, 0.0)
+    replica.submit(late, until(0.1))
+    now_s = until(0.65)
+    assert replica.iteration_end_s(now_s) == pytest.approx(0.9 * slowdown)
+    replica.abort(given_up, now_s)
+    until(2.0)
+    # The two that ended at 0.6 are told at 0.7, after the launch; one of them has gone by then.
+    assert [(what, at_s) for what, request, at_s in heard if request is given_up] == [("first", 0.3)]
+    assert [(what, at_s) for what, request, at_s in heard if request is ended] == [("first", 0.3), ("last", 0.7)]
+    assert [(what, at_s) for what, request, at_s in heard if request is late] == [("first", 0.9), ("last", 0.9)]

@@ -153,6 +153,9 @@ def test_a_table_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 def test_decode_attention_is_slower_beside_prompts_where_the_profile_says_so() -> None:
     step = FittedStepTime(weights_s=0.01, per_context_token_s=1e-7, per_context_token_beside_prompts_s=5e-8)
     assert step.iteration_s(1, 1.0, 8, 8000) - step.iteration_s(0, 0.0, 8, 8000) == pytest.approx(8000 * 5e-8)
+    step = FittedStepTime(weights_s=0.01, per_decode_sequence_s=1e-5, per_decode_sequence_beside_prompts_s=6e-5)
+    assert step.iteration_s(1, 1.0, 8, 8000) - step.iteration_s(0, 0.0, 8, 8000) == pytest.approx(8 * 6e-5)
+    assert step.iteration_s(1, 1.0, 0, 0) == step.iteration_s(0, 0.0, 0, 0)  # alone there is nobody to slow down
 
 
 @pytest.mark.parametrize("mixed", [0, 1])
