@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,23 +25,72 @@ _TOKEN_S = (1e-4, 2.0)
 """Seconds between two tokens of an answer, in the median: slower and faster engines mean another unit. [choice]"""
 
 
-def read_csv(file: Path, wanted: Sequence[str], fix: str = "") -> pd.DataFrame:
-    """Return a CSV table as it is written.
+_MEANS = (
+    ("Run Info,", "GuideLLM", "give its JSON (--output kind=json,path=FILE) to calibrate records"),
+    ("Metric,avg,min,", "aiperf", "give profile_export.jsonl, which lies beside it, to calibrate records"),
+)
+"""How the tables of load generators begin that hold means, whose tool that is, and what to give instead."""
+
+_UNPACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
+
+
+def bytes_of(file: Path, fix: str = "name a readable file") -> bytes:
+    """Return what a file holds, unpacked where it is packed (gzip, bzip2, xz).
+
+    Raises
+    ------
+    InputError : unreadable, or torn.
+    """
+    try:
+        data = file.read_bytes()
+        unpack = next((by for begin, by in _UNPACKED.items() if data.startswith(begin)), None)
+        if unpack is None and file.suffix == ".gz":
+            raise OSError("no gzip file")
+        return data if unpack is None else unpack(data)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        word = getattr(error, "strerror", None) or str(error)
+        raise InputError(str(file), f"cannot be read ({word})", fix) from None
+
+
+def text_of(file: Path, data: bytes) -> str:
+    """Return the text of a file, which is UTF-8 with or without a mark in front.
+
+    Raises
+    ------
+    InputError : it is not.
+    """
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(str(file), "is UTF-16", "save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"cannot be read (byte {error.start + 1} is no UTF-8)"
+        raise InputError(str(file), problem, "save it as UTF-8, or name the file that holds the measurements") from None
+
+
+def read_csv(file: Path, wanted: Sequence[str], fix: str = "", *, text: str | None = None) -> pd.DataFrame:
+    """Return a CSV table as it is written; of ``text`` where that has been read.
 
     Raises
     ------
     InputError : unreadable, empty, without one of the columns that are wanted, or with rows longer than the header.
     """
     readable, fix = fix or "name a readable file", fix or f"give a CSV file with the columns {', '.join(wanted)}"
+    text = text_of(file, bytes_of(file, readable)) if text is None else text
+    if text.lstrip()[:1] in ("{", "["):
+        raise InputError(str(file), "is JSON, and no CSV table", fix)
+    for begin, what, instead in _MEANS:
+        if text.startswith(begin):
+            raise InputError(str(file), f"is {what}'s CSV, whose columns are its own", instead)
     try:
-        table = pd.read_csv(file)
-    except (OSError, EOFError, zlib.error) as error:
-        word = getattr(error, "strerror", None) or str(error)
-        raise InputError(str(file), f"cannot be read ({word})", readable) from None
+        table = pd.read_csv(io.StringIO(text))
     except pd.errors.EmptyDataError:
         raise InputError(str(file), "is empty", fix) from None
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(str(file), f"is no CSV table ({str(error).splitlines()[0]})", fix) from None
+    twice = next((name for name in table.columns if f"{name}.1" in table and not str(name).startswith("Unnamed")), None)
+    if twice is not None:
+        raise InputError(str(file), f"has two columns {one_line(str(twice)[:40])}", "leave one of them out")
     if not isinstance(table.index, pd.RangeIndex):  # as pandas takes the cells that are too many
         raise InputError(str(file), "has rows of more cells than its header", "give each row as many")
     need_columns(file, table, wanted)
@@ -59,6 +112,8 @@ def need_columns(file: Path, table: pd.DataFrame, wanted: Sequence[str]) -> None
     near = suggestion(missing[0], others) if others else ""
     hint = f"{near} " if near.startswith("did you mean") else ""
     problem = f"has no column {', '.join(missing)}{has}"
+    if len(table.columns) == 1 and any(mark in str(table.columns[0]) for mark in ";\t|"):
+        hint = "separate its cells by commas, and "
     raise InputError(str(file), problem, f"{hint}give {', '.join(wanted)}, times in seconds")
 
 

@@ -24,11 +24,21 @@ from sim.engine.step_table import TableStepTime
 from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 from sim.scenario.validation_errors import suggestion
+from sim.scenario.yaml_file import one_line
 
 _ROUNDS = 10  # requests that each client sends, as InferenceMAX does; the first ones, all at once, count in the means
 _SEEDS = 4  # of lengths, over which errors are means
 _CONTRADICT = 3.0  # times that means of one point may differ by, measured twice; 1.2 are seen [choice]
 _MOST_CLIENTS = 20_000  # each sends ten requests in every simulation of a fit; published sweeps end at 16,384
+_LAYOUTS = (
+    "tp", "tensor_parallel", "tensor_parallel_size", "tp_size", "num_gpus", "n_gpus", "ngpus", "gpu_count", "gpus",
+)  # fmt: skip
+_ENGINES = (
+    "gpu", "gpu_name", "gpu_type", "hw", "hardware", "device", "model", "model_name", "model_id", "precision", "dtype",
+    "quantization", "weights", "engine", "framework", "version", "vllm", "vllm_version", "dp", "data_parallel", "ep",
+    "expert_parallel", "pp", "pipeline_parallel", "max_num_seqs", "max_num_batched_tokens", "kv_blocks",
+)  # fmt: skip
+_OVERHEAD_S = 2.0  # that a server may take for a request besides [choice]
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -134,7 +144,30 @@ def read_sweep(file: Path) -> list[SweepPoint]:
     ------
     InputError : unreadable, a column is missing, or a number that cannot be.
     """
-    return points_of(file, read_csv(file, COLUMNS))
+    table = read_csv(file, COLUMNS)
+    check_one_engine(file, table)
+    return points_of(file, table)
+
+
+def check_one_engine(file: Path, table: pd.DataFrame, besides: Sequence[str] = ()) -> None:
+    """Refuse points of several engines, by the columns that name one: a fit would lie between them.
+
+    Raises
+    ------
+    InputError : with the column, ``besides`` left aside, and what it holds.
+    """
+    for name in map(str, table.columns):
+        key = name.strip().lower().replace(" ", "_")
+        if key in besides or key not in (*_LAYOUTS, *_ENGINES) or name in ("gpus", *COLUMNS):
+            continue
+        held = sorted(map(str, table[name].dropna().unique()))
+        listed = one_line(", ".join(held)[:60])
+        if key in _LAYOUTS and held not in ([], ["1"], ["1.0"]):
+            problem = f"says in the column {name} how many GPUs share the model ({listed})"
+            raise InputError(str(file), problem, "call the column gpus; --out is a folder then")
+        if len(held) > 1:
+            problem = f"holds points of {len(held)} engines (column {name}: {listed})"
+            raise InputError(str(file), problem, "give a file for each, or leave the column out")
 
 
 def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
@@ -150,9 +183,27 @@ def points_of(file: Path, table: pd.DataFrame) -> list[SweepPoint]:
     whole = [numbers(file, table, name, least=a, most=b, whole=True, rows=rows) for name, (a, b) in bounds.items()]
     ttft_s, tpot_s = (numbers(file, table, name, above=0, rows=rows) for name in COLUMNS[3:])
     check_token_time(file, tpot_s)
+    _check_first_tokens(file, rows, whole, ttft_s, tpot_s)
     _check_repeats(file, table)
     points = zip(*whole, ttft_s.tolist(), tpot_s.tolist(), strict=True)
     return [SweepPoint(int(c), int(p), int(o), ttft, tpot) for c, p, o, ttft, tpot in points]
+
+
+def _check_first_tokens(
+    file: Path, rows: Sequence[int], asked: Sequence[Floats], ttft_s: Floats, tpot_s: Floats
+) -> None:
+    """Refuse a point whose two times are not in one unit.
+
+    No first token takes longer than if all clients were served one after another, each prompt a token at a time; and it
+    takes an iteration, of which another token takes no ten.
+    """
+    clients, prompt, output = asked
+    slow, quick = ttft_s > clients * (prompt + output) * tpot_s + _OVERHEAD_S, ttft_s < tpot_s / 10
+    if (slow | quick).any():
+        at = int(np.flatnonzero(slow | quick)[0])
+        point = f"{clients[at]:.0f} clients, {prompt[at]:.0f} + {output[at]:.0f} tokens"
+        problem = f"row {rows[at]}: ttft_s {ttft_s[at]:g} beside tpot_s {tpot_s[at]:g} ({point})"
+        raise InputError(str(file), problem, "give both in seconds")
 
 
 def _check_repeats(file: Path, table: pd.DataFrame) -> None:

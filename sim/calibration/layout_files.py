@@ -11,13 +11,14 @@ import numpy as np
 
 from sim.calibration.checked_tables import need_columns, numbers, read_csv
 from sim.calibration.from_layouts import LayoutSweep, fit_layouts
-from sim.calibration.from_sweep import COLUMNS, SweepPoint, error_words, points_of, simulated_copies
+from sim.calibration.from_sweep import COLUMNS, SweepPoint, check_one_engine, error_words, points_of, simulated_copies
 from sim.calibration.noise import perturbed
 from sim.calibration.single_replica import Floats
 from sim.errors import InputError
 from sim.scenario.profile import Calibration, Profile
 
 _GPUS, _BLOCKS = "gpus", "kv_blocks"
+_LAYOUT = ("tp", "tensor_parallel", "num_gpus", _BLOCKS)  # beside a column gpus, which says it, or of each layout
 _SEEDS = 4  # of lengths, over which errors are means
 
 
@@ -40,9 +41,10 @@ def read_layouts(file: Path) -> list[Layout] | None:
     ------
     InputError : unreadable, a column is missing, a layout without GPUs, or one with several numbers of blocks.
     """
-    table = read_csv(file, ())
+    table = read_csv(file, (), f"give a CSV file with the columns {', '.join(COLUMNS)}; calibrate records reads runs")
     if _GPUS not in table:
         return None
+    check_one_engine(file, table, besides=_LAYOUT)
     need_columns(file, table, COLUMNS)
     table[_GPUS] = numbers(file, table, _GPUS, least=1, whole=True, fix="give the GPUs that share a layer, e.g. 4")
     if _BLOCKS in table:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.calibration.checked_tables import numbers, read_csv
+from sim.calibration.checked_tables import numbers, read_csv, row_of
 from sim.errors import InputError
 from sim.profiles.gpus import GPUS
 
@@ -25,6 +25,9 @@ _TIMES = {
 }  # fmt: skip
 _SMALL_BYTES, _SMALL_S = 1 << 20, (5e-7, 5e-3)  # a small message, between the fastest GPUs and over a network [choice]
 _FASTEST_BYTES_PER_S = 1e13  # five times NVLink of 2025 [choice]
+_SLOWEST_BYTES_PER_S = 2e8  # a sixth of ten-gigabit Ethernet [choice]
+_OUT_OF_ORDER = 10.0  # noise between two sizes is a few times smaller [choice]
+_OTHER_STATISTIC = 10.0  # what a mean and a median of one size may differ by [choice]
 _PER_OCTAVE = 2  # bins of message size that a scattered table is smoothed in
 
 
@@ -73,6 +76,8 @@ def read_link_table(file: Path, ranks: int) -> LinkTable:
     """
     table = read_csv(file, (), "give columns gpus, bytes and all_reduce_us (or median_ms)")
     count, size, time = (_first(table, names) for names in (_RANKS, tuple(_SIZES), tuple(_TIMES)))
+    for names in (_RANKS, tuple(_SIZES)):
+        _check_alike(file, table, names)
     if count is None:
         raise InputError(str(file), "does not say between how many GPUs", "give a column gpus, e.g. 2, 4, 8")
     if size is None or time is None:
@@ -83,8 +88,16 @@ def read_link_table(file: Path, ranks: int) -> LinkTable:
     if not (of == ranks).any():
         listed = ", ".join(f"{n:.0f}" for n in np.unique(of))
         raise InputError(str(file), f"holds no times between {ranks} GPUs, but {listed}", "measure those too")
-    sizes, values = all_bytes[of == ranks], all_s[of == ranks]
+    for name in _TIMES:  # another statistic may stand beside it, another unit may not
+        if name in table and name != time:
+            ratio = float(np.median(_TIMES[name] * numbers(file, table, name, above=0) / all_s))
+            if not 1 / _OTHER_STATISTIC < ratio < _OTHER_STATISTIC:
+                problem = f"has {name} of {ratio:.3g} times {time} in the median"
+                raise InputError(str(file), problem, "correct the units, or leave one of the columns out")
+    rows = np.flatnonzero(of == ranks)
+    sizes, values = all_bytes[rows], all_s[rows]
     _check_units(file, time, ranks, sizes, values)
+    _check_order(file, [row_of(file, int(at)) for at in rows], sizes, values)
     points = pd.DataFrame({"bin": np.floor(_PER_OCTAVE * np.log2(sizes)), "bytes": sizes, "s": values})
     smooth = points.groupby("bin").median()
     if len(smooth) < 2:
@@ -108,6 +121,29 @@ def _check_units(file: Path, column: str, ranks: int, sizes: Floats, seconds: Fl
     if moved_per_s > _FASTEST_BYTES_PER_S:
         problem = f"moves {sizes[largest]:.0f} bytes at {moved_per_s:.3g} bytes/s, faster than any link"
         raise InputError(str(file), problem, fix)
+
+
+def _check_order(file: Path, rows: list[int], sizes: Floats, seconds: Floats) -> None:
+    """Refuse a time ten times that of a larger message, and times that grow as if bytes were kilobytes."""
+    order = np.argsort(sizes, kind="stable")
+    least_s = np.minimum.accumulate(seconds[order][::-1])[::-1]
+    late = seconds[order] > _OUT_OF_ORDER * least_s
+    if late.any():
+        at = int(order[int(np.flatnonzero(late)[0])])
+        found = f"{seconds[at]:.3g} s for {sizes[at]:.0f} bytes"
+        problem = f"row {rows[at]}: {found}, ten times what a larger message takes"
+        raise InputError(str(file), problem, "correct the unit, or leave the row out")
+    first, last = int(order[0]), int(order[-1])
+    grows_s = seconds[last] - seconds[first]
+    if grows_s > seconds[first] and (sizes[last] - sizes[first]) / grows_s < _SLOWEST_BYTES_PER_S:
+        problem = f"grows by {grows_s:.3g} s over {sizes[last] - sizes[first]:.0f} bytes, slower than any link"
+        raise InputError(str(file), problem, "give the message size in bytes")
+
+
+def _check_alike(file: Path, table: pd.DataFrame, names: tuple[str, ...]) -> None:
+    there = [name for name in names if name in table]
+    if len(there) > 1 and not (table[there[0]] == table[there[1]]).all():
+        raise InputError(str(file), f"has columns {' and '.join(there[:2])} that differ", "leave one of them out")
 
 
 def _first(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:

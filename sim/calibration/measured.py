@@ -17,8 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, row_of
-from sim.calibration.run_files import read_table
+from sim.calibration.run_files import file_of, read_table
 from sim.calibration.single_replica import Floats, Latencies, Requests
+from sim.calibration.unfinished import past_the_gateway, with_guessed_outputs
 from sim.errors import InputError
 from sim.scenario.profile import Profile
 from workloads.formats.rows import Blocks
@@ -27,12 +28,15 @@ from workloads.prefixes import BlockPrefixes, name_space
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "finish_s")
 _TIMES = ("arrival_s", "first_token_s", "finish_s")
 _EPOCH_S = 3e8  # more seconds than any machine has been up: clocks that differ by it do not begin at one time
+_LAST_S = 1e10  # of the year 2286: later stamps are milliseconds and less
 _FEW = 30
-_RECORDS = "requests.parquet"
+_NAMELESS = ("requests.jsonl", "requests.parquet", "profile_export.jsonl")  # called by their folders
 _HASHED_TOKENS = 512  # of a named block of a prompt, as Mooncake's traces have them
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
 _RESAMPLES = 400
+_IDLE_S = 2.0  # that a server may take for a request besides [choice]
+_OTHER_UNIT = 100.0  # times the median; milliseconds among seconds are a thousand [choice]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +44,8 @@ class MeasuredRun:
     """A run: what was asked, and when it was answered; NaN where it was not, or not to the end.
 
     ``ttft_from`` says where times to first token count from ("arrival": at the server or at the client; "queue":
-    at the engine's queue), and ``notes`` what a reader of the file must know.
+    at the engine's queue), ``notes`` what a reader of the file must know, and ``replicas`` how many served it, where
+    the file says so.
     """
 
     name: str
@@ -48,6 +53,7 @@ class MeasuredRun:
     latencies: Latencies
     ttft_from: str = "arrival"
     notes: tuple[str, ...] = ()
+    replicas: int = 1
 
     @property
     def ended(self) -> NDArray[np.bool_]:
@@ -55,7 +61,7 @@ class MeasuredRun:
         return np.isfinite(self.latencies.finish_s) & np.isfinite(self.latencies.first_token_s)
 
 
-def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
+def read_run(file: Path, *, ttft_from: str = "arrival", behind_gateway: bool = False) -> MeasuredRun:
     """Read a measured run.
 
     Parameters
@@ -63,16 +69,21 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     file : of a load generator or an engine, or a result folder of ``tokenpools replay``.
     ttft_from : "arrival", or "queue" to count from the engine's queue, where the file says when a request got there:
         what servers and load generators take before it is then no part of any latency.
+    behind_gateway : a scenario's gateway will decide who reaches a replica, and when; else what the records say of that
+        is taken.
 
     Raises
     ------
     InputError : unreadable, columns missing, no request that finished, clocks that do not fit, or prefixes that
         contradict the lengths.
     """
-    if (file / _RECORDS).is_file():
-        file = file / _RECORDS
+    file = file_of(file)
     table = read_table(file)
     notes = [f"read as {table.attrs.get('format', '')}; times to first token count from the {ttft_from}"]
+    notes += table.attrs.get("notes", ())
+    if "forwarded_s" in table and not behind_gateway:
+        table, words = past_the_gateway(file, table)
+        notes += words
     if ttft_from == "queue":
         table = _from_the_queue(file, table)
     rows = _checked(file, table)
@@ -82,22 +93,26 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     given = given.sort_values("arrival_s", kind="stable").reset_index(drop=True)
     ended = given.finish_s.notna() & given.first_token_s.notna() & given.output_tokens.notna()
     if not ended.any():
-        raise InputError(str(file), "holds no request that finished", "give at least some dozens")
+        if given.finish_s.notna().any():
+            problem = "holds no time to first token, so answers were not streamed"
+            raise InputError(str(file), problem, "measure with streaming (aiperf: --streaming)")
+        why = f" ({notes[1]})" if len(notes) > 1 else ""
+        raise InputError(str(file), f"holds no request that finished{why}", "give at least some dozens")
     _check_clocks(file, given, given[ended])
     further = given.output_tokens.where(given.output_tokens > 1) - 1
-    check_token_time(file, ((given.finish_s - given.first_token_s) / further)[ended].to_numpy(float))
+    token_s = (given.finish_s - given.first_token_s) / further
+    check_token_time(file, token_s[ended].to_numpy(float))
+    notes += _check_rows(file, given.assign(token_s=token_s)[ended])
     if ended.sum() < _FEW:
         notes.append(f"{int(ended.sum())} requests ended: too few to know a P99, or what of an error is chance")
     repeats = int(given.duplicated(list(COLUMNS)).sum())
     if repeats:
         notes.append(f"{repeats} rows repeat another in every column: if a file was joined twice, drop them")
+    if begun_anew := _begun_anew(rows.arrival_s):
+        problem = f"row {int(rows.row.iloc[begun_anew])}: arrivals begin anew, as of another run"
+        raise InputError(str(file), problem, "give one run a file; if it is one, sort the rows by arrival")
     if not ended.all():
-        mean = float(given.output_tokens[ended].mean())
-        guessed = given.output_tokens.isna()
-        given = given.assign(output_tokens=given.output_tokens.fillna(round(mean)))
-        note = f"{int((~ended).sum())} of {len(given)} requests did not finish: they are load, and not compared"
-        if guessed.any():
-            note += f"; {int(guessed.sum())} of them get the mean output, {mean:.0f}"
+        given, note = with_guessed_outputs(file, given, ended.to_numpy(bool))
         notes.append(note)
     start_s = float(given.arrival_s.iloc[0])
     requests = Requests(
@@ -109,11 +124,12 @@ def read_run(file: Path, *, ttft_from: str = "arrival") -> MeasuredRun:
     )
     first_s, finish_s = (given[name].where(ended).to_numpy(float) - start_s for name in ("first_token_s", "finish_s"))
     return MeasuredRun(
-        name=file.parent.name if file.name in ("requests.jsonl", _RECORDS) else file.stem,
+        name=file.parent.name if file.name in _NAMELESS else file.stem,
         requests=requests,
         latencies=Latencies(first_s, finish_s),
         ttft_from=ttft_from,
         notes=tuple(notes),
+        replicas=int(given.replica.nunique()) if "replica" in given and "forwarded_s" in given else 1,
     )
 
 
@@ -137,6 +153,9 @@ def _from_the_queue(file: Path, table: pd.DataFrame) -> pd.DataFrame:
 def _check_clocks(file: Path, asked: pd.DataFrame, rows: pd.DataFrame) -> None:
     """Refuse times that cannot be of one clock; ``asked`` are all rows, ``rows`` those that ended."""
     fix = "give all times on one clock"
+    if asked.arrival_s.abs().median() > _LAST_S:
+        problem = f"has arrivals at {asked.arrival_s.median():.3g} in the median, which are no seconds since 1970"
+        raise InputError(str(file), problem, "give all times in seconds")
     for here, there, words in (
         (rows.first_token_s, rows.arrival_s, "first tokens and arrivals are"),
         (rows.finish_s, rows.first_token_s, "first and last tokens are"),
@@ -159,9 +178,41 @@ def _check_clocks(file: Path, asked: pd.DataFrame, rows: pd.DataFrame) -> None:
             raise InputError(str(file), problem, f"{fix}, as points in time and not as durations")
 
 
+def _check_rows(file: Path, rows: pd.DataFrame) -> list[str]:
+    """Refuse a row whose times are all a hundred times what they are in the median: it has another unit.
+
+    Returns what is odd but may be: that no first token came as soon as if its prompt were read a token at a time.
+    """
+    first_s = rows.first_token_s - rows.arrival_s
+    slow = (rows.token_s > _OTHER_UNIT * rows.token_s.median()) & (first_s > _OTHER_UNIT * first_s.median())
+    if slow.any():
+        at = int(np.flatnonzero(slow)[0])
+        found = f"{first_s.iloc[at]:.3g} s to the first token and {rows.token_s.iloc[at]:.3g} s between two"
+        usual = f"{first_s.median():.3g} and {rows.token_s.median():.3g} s are usual"
+        problem = f"row {int(rows.row.iloc[at])}: {found}, where {usual}"
+        raise InputError(str(file), problem, "give all times in seconds")
+    at = int(first_s.to_numpy().argmin())
+    quickest_s, prompt = float(first_s.iloc[at]), int(rows.prompt_tokens.iloc[at])
+    if quickest_s > _IDLE_S + prompt * rows.token_s.median():
+        return [f"the quickest first token took {quickest_s:.3g} s, of {prompt} prompt tokens: in milliseconds?"]
+    return []
+
+
+def _begun_anew(arrival_s: pd.Series[float]) -> int:
+    """Return where arrivals, in order before and after, go back to the beginning; 0 where they do not."""
+    known = arrival_s.dropna()
+    steps_s = np.diff(known.to_numpy(float))
+    back = np.flatnonzero(steps_s < 0)
+    joined = 0 < len(back) <= len(known) // (2 * _FEW) and (steps_s[back] < -(known.max() - known.min()) / 2).all()
+    return int(known.index[int(back[0]) + 1]) if joined else 0
+
+
 def _cached(file: Path, rows: pd.DataFrame) -> NDArray[np.int64] | None:
     """Return the prompt tokens that each request found in the cache, where a column says so."""
-    name = next((n for n in ("cached_tokens", "prefix_hit_tokens") if n in rows), None)
+    names = [n for n in ("cached_tokens", "prefix_hit_tokens") if n in rows]
+    name = next(iter(names), None)
+    if len(names) > 1 and not rows[names[0]].equals(rows[names[1]]):
+        raise InputError(str(file), f"has columns {' and '.join(names)} that differ", "leave one of them out")
     if name is None or rows[name].isna().all():
         return None
     fix = f"correct {name}, or drop the column"
@@ -174,7 +225,10 @@ def _cached(file: Path, rows: pd.DataFrame) -> NDArray[np.int64] | None:
         prompt = int(rows.prompt_tokens[at])
         problem = f"row {int(rows.row[at])} found {cached[at]} cached tokens of a prompt of {prompt}"
         raise InputError(str(file), problem, fix)
-    return np.asarray(cached)
+    if "hash_ids" in rows and not rows.hash_ids.isna().all():
+        problem = f"says in {name} what prompts found in the cache, and in hash_ids what they could find"
+        raise InputError(str(file), problem, "leave one of them out")
+    return np.asarray(cached) if cached.any() else None
 
 
 def _prefixes(file: Path, rows: pd.DataFrame) -> BlockPrefixes | None:
@@ -224,8 +278,11 @@ def check_fits(profile: Profile, run: MeasuredRun) -> None:
 
     Raises
     ------
-    InputError : with the longest request and what the profile allows.
+    InputError : with the longest request and what the profile allows, or several replicas served the run.
     """
+    if run.replicas > 1:
+        problem = f"was served by {run.replicas} replicas, and one is simulated"
+        raise InputError(run.name, problem, "give the --scenario that has them")
     tokens = run.requests.prompt_tokens + run.requests.output_tokens
     longest, held = int(tokens.max()), profile.kv_blocks * profile.block_tokens
     prompt = int(run.requests.prompt_tokens[int(tokens.argmax())])

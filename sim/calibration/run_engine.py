@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sim.calibration.run_files import file_of
 from sim.errors import InputError
 from sim.scenario.profile import Profile
 
@@ -59,6 +60,7 @@ def engine_of(run: Path) -> RunEngine:
     ------
     InputError : the file is none of the bench's.
     """
+    run = file_of(run)
     file = run.parent / FILE
     if run.name != _RUN or not file.is_file():
         return RunEngine()

@@ -187,7 +187,7 @@ def records(
     from sim.calibration.run_engine import engine_of
     from sim.scenario.load import load_scenario
 
-    run = _read(read_run, file, ttft_from)
+    run = _read(read_run, file, ttft_from, scenario)
     there = engine_of(file)
     if kv_blocks is None and kv_tokens is None:
         kv_tokens = there.kv_tokens
@@ -415,9 +415,9 @@ def _blocks(kv_blocks: int | None, kv_tokens: int | None) -> int:
     return found
 
 
-def _read(reader: Any, file: Path, ttft_from: str) -> Any:
+def _read(reader: Any, file: Path, ttft_from: str, scenario: str | None) -> Any:
     """Return the measured run of a file, and say how it was read."""
-    run = reader(file, ttft_from=ttft_from)
+    run = reader(file, ttft_from=ttft_from, behind_gateway=scenario is not None)
     for note in run.notes:
         typer.echo(f"{file}: {note}", err=True)
     return run
@@ -510,7 +510,7 @@ def validate_profile(
     from sim.scenario.load import load_scenario
     from sim.scenario.profile import load_profile, with_settings
 
-    measured = _read(read_run, run, ttft_from)
+    measured = _read(read_run, run, ttft_from, scenario)
     there = engine_of(run)
     loaded = with_settings(load_profile(profile, file="PROFILE"), overrides or ())
     set_here = tuple(each.partition("=")[0] for each in overrides or ())

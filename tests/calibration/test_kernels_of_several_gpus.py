@@ -118,7 +118,7 @@ def test_experts_are_kept_apart_and_may_be_shared(tmp_path: Path) -> None:
     pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(folder / "moe.csv", index=False)
     read = read_kernel_tables(folder, layers=48)
     assert read.experts is not None
-    unnamed = tables(tmp_path / "unnamed", None)  # where nobody says, a token meets 8 of 128
+    unnamed = tables(tmp_path / "apart" / "unnamed", None)  # where nobody says, a token meets 8 of 128
     pd.DataFrame(rows, columns=["tokens", "activated_experts", "time_us"]).to_csv(unnamed / "moe.csv", index=False)
     assert calibrate_kernels(unnamed, kv_blocks=9000, layers=48).step_time.experts == read.experts
     assert read.experts.iteration_s(1) == pytest.approx(48e-6 * 18.01, rel=1e-3)

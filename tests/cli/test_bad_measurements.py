@@ -84,6 +84,25 @@ RUNS: dict[str, tuple[Change | str | bytes, str]] = {
     "header": (none_of, "has no row after the header"),
     "zeros": (b"\0" * 100, "has no row after the header"),
     "semicolons": (RUN.to_csv(index=False, sep=";"), "has no column arrival_s"),
+    "semicolons, commas wanted": (RUN.to_csv(index=False, sep=";"), "separate its cells by commas"),
+    "UTF-16": (RUN.to_csv(index=False).encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    "Latin-1": (RUN.assign(note="é").to_csv(index=False).encode("latin-1"), "is no UTF-8"),
+    "thousands": (cell("prompt_tokens", "1,234"), "row 7: prompt_tokens '1,234' is no number"),
+    "a row in milliseconds": (
+        lambda t: t.assign(**{name: np.where(t.index == 5, 1e3 * t[name], t[name]) for name in STAMPS}),
+        "row 7: 35 s to the first token and 9.48 s between two, where"),
+    "nanoseconds since 1970": (
+        lambda t: t.assign(**{name: (1e9 * (t[name] + EPOCH_S)).astype(np.int64) for name in STAMPS}),
+        "which are no seconds since 1970; give all times in seconds"),
+    "two runs": (lambda t: pd.concat([t, t + 24.0, t + 48.0, t.assign(prompt_tokens=t.prompt_tokens + 1)]),
+                 "row 74: arrivals begin anew, as of another run"),
+    "cached twice": (lambda t: t.assign(cached_tokens=16, prefix_hit_tokens=32), "cached_tokens and prefix_hit_tokens"),
+    "cached, and names": (
+        lambda t: t.assign(cached_tokens=16, hash_ids=[str([*range(-(-p // 512))]) for p in t.prompt_tokens]),
+        "leave one of them out"),
+    "optional column twice": (
+        RUN.assign(a=16, b=64).to_csv(index=False).replace("a,b\n", "cached_tokens,cached_tokens\n"),
+        "has two columns cached_tokens"),
     "renamed": (renamed("first_token_s", "first_token_ms"), "has no column first_token_s"),
     "renamed, nearest": (renamed("first_token_s", "first_token_ms"), "did you mean first_token_ms?"),
     "twice the column": ("arrival_s,prompt_tokens,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,2,3,.1,.2\n",
@@ -234,7 +253,7 @@ def test_what_is_odd_but_may_be_is_said(tmp_path: Path) -> None:
 
 POINTS = [(c, p, 50, 0.02 + p * 3e-5 * c, 0.007 + 1e-4 * c) for c in (1, 2, 4, 8) for p in (200, 800)]
 SWEEP = pd.DataFrame(POINTS, columns=["concurrency", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s"])
-SWEEPS: dict[str, tuple[Change | str, str]] = {
+SWEEPS: dict[str, tuple[Change | str | bytes, str]] = {
     "empty": ("", "is empty"),
     "header": (none_of, "has no row after the header"),
     "one row": (lambda t: t.head(1), "1 points for 5 terms"),
@@ -252,6 +271,16 @@ SWEEPS: dict[str, tuple[Change | str, str]] = {
     "one token": (lambda t: t.assign(output_tokens=1), "row 2: output_tokens '1' is below 2"),
     "milliseconds": (times(1e3, "ttft_s", "tpot_s"), "has 7.3 s between two tokens"),
     "thousands of seconds": (times(1e-3, "ttft_s", "tpot_s"), "times in another unit than seconds"),
+    "first tokens in milliseconds": (times(1e3, "ttft_s"), "row 2: ttft_s 26 beside tpot_s 0.0071 (1 clients, 20"),
+    "one token in milliseconds": (cell("tpot_s", 7.1, 0), "row 2: ttft_s 0.026 beside tpot_s 7.1"),
+    "several layouts": (lambda t: t.assign(tp=[1, 2] * 4), "in the column tp how many GPUs share the model (1, 2)"),
+    "another layout": (lambda t: t.assign(GPUs=4), "call the column gpus"),
+    "several GPUs": (lambda t: t.assign(gpu=["A100", "H100"] * 4), "points of 2 engines (column gpu: A100, H100)"),
+    "several engines": (lambda t: t.assign(gpus=2, precision=["fp8", "fp4"] * 4), "column precision: fp4, fp8"),
+    "JSON": (SWEEP.to_json(orient="records"), "is JSON, and no CSV table"),
+    "UTF-16": (SWEEP.to_csv(index=False).encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    "GuideLLM's": ("Run Info,Run Info\n1,2\n", "give its JSON (--output kind=json,path=FILE) to calibrate records"),
+    "a run": (RUN.to_csv(index=False), "has no column concurrency, ttft_s, tpot_s"),
     "contradicts itself": (lambda t: pd.concat([t, t.assign(ttft_s=5 * t.ttft_s)], ignore_index=True),
                            "rows 2 and 10 are one point (1/200/50) and give ttft_s 0.026 and 0.13"),
 }  # fmt: skip
@@ -261,7 +290,8 @@ SWEEPS: dict[str, tuple[Change | str, str]] = {
 def test_a_sweep_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     content, expected = SWEEPS[name]
     file = tmp_path / "sweep.csv"
-    file.write_text(content if isinstance(content, str) else content(SWEEP).to_csv(index=False))
+    text = content(SWEEP).to_csv(index=False) if callable(content) else content
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
     said = refused(tmp_path, "calibrate", "sweep", file, "--kv-blocks", 9000, "--out", tmp_path / "out.yaml")
     assert expected in said
     assert "sweep" in said
@@ -417,6 +447,10 @@ LINKS = pd.DataFrame(
         (times(1e3, "all_reduce_us"), "has 0.00501 s for 1024 bytes, which no all-reduce takes"),
         (times(1e-3, "all_reduce_us"), "correct the unit of all_reduce_us"),
         (times(1e9, "bytes"), "faster than any link"),
+        (times(2**-10, "bytes"), "slower than any link; give the message size in bytes"),
+        (cell("all_reduce_us", 5650.0, 1), "row 3: 0.00565 s for 65536 bytes, ten times what a larger message takes"),
+        (lambda t: t.assign(median_ms=t.all_reduce_us), "has median_ms of 1e+03 times all_reduce_us in the median"),
+        (lambda t: t.assign(ranks=4), "has columns ranks and gpus that differ"),
     ],
 )
 def test_a_table_of_links_that_cannot_be_is_refused(tmp_path: Path, change: Change, expected: str) -> None:
