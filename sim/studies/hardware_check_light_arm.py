@@ -32,7 +32,7 @@ from sim.studies.hardware_check_tenants import (
 
 _LIGHT_PER_S = 2.0  # requests, of which most come to an engine that has nobody else or one
 _OF_GPU = (
-    "weights_s", "per_token_s", "per_decode_sequence_s", "per_context_token_s", "per_prefill_pair_s",
+    "weights_s", "batched_s", "per_token_s", "per_decode_sequence_s", "per_context_token_s", "per_prefill_pair_s",
     "per_decode_sequence_beside_prompts_s",
 )  # fmt: skip
 _OF_HOST = ("lone_prefill_s", "uncaptured_s", "prompt_launch_s")

@@ -111,8 +111,9 @@ def test_the_errors_of_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(2 < by_time[slot].adds_ms < 5 for slot in ((-5, 0), (0, 5), (5, 10)))
     assert by_time[-20, -10].adds_ms < -1
     made_by_time = {(each.from_ms, each.to_ms): each for each in here}
-    # Of the same kind, and too little: later ones hold up those before, by their launches and in the server.
+    # Of the same kind, and somewhat too little: later ones hold up those before, by their launches and in the server.
     assert all(0.5 < made_by_time[slot].adds_ms < 5 for slot in ((-5, 0), (0, 5), (5, 10)))
+    assert all(made_by_time[slot].adds_ms > 0.5 * by_time[slot].adds_ms for slot in ((0, 5), (5, 10), (10, 15)))
     assert made_by_time[-20, -10].adds_ms < 0
     assert abs(made_by_time[30, 50].adds_ms) < 0.5
     assert abs(by_time[30, 50].adds_ms) < 0.5
@@ -131,9 +132,9 @@ def test_the_errors_on_half_of_the_h100_sweeps_and_a_third_of_splitwise(capsys: 
     with capsys.disabled():
         print("\n" + "\n".join(printed))  # noqa: T201
     first_tokens = [row.error for row in rows if row.statistic == "ttft mean"]
-    assert max(np.abs(first_tokens)) < 0.30  # without what the generator and the server do: -27 to +102 %
+    assert max(np.abs(first_tokens)) < 0.16  # without what the generator and the server do: -27 to +102 %
     e2e = [abs(row.error) for row in rows if row.statistic == "e2e"]
-    assert max(e2e) < 0.03
+    assert max(e2e) < 0.02
     assert np.median([abs(row.error) for row in rows if row.statistic == "tpot"]) < 0.015
     assert all(row.error < 0.15 for row in rows if row.statistic == "mean |error|")
 
