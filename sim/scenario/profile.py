@@ -159,8 +159,8 @@ class Profile(Strict):
     )
     request_per_prompt_token_s: float = Field(
         default=0.0, ge=0, exclude_if=is_false,
-        description="give the seconds a server takes to read a token of a prompt (one after another, or those that wait "
-        "together at once where handling is shared), e.g. 4.0e-6",
+        description="give the seconds a server takes to read a token of a prompt (one after another; those that wait "
+        "together at once, where handling is shared), e.g. 4.0e-6",
     )
     request_per_running_s: float = Field(
         default=0.0, ge=0, description="give the seconds that each request in the engine adds to that, e.g. 0.0002"

@@ -13,7 +13,6 @@ from sim.cluster.server_work import ServerWork
 from sim.engine.step_fitted import FittedStepTime
 from sim.scenario.profile import Profile
 
-
 MS = 1e-3
 
 
@@ -55,7 +54,7 @@ def told(*asked: tuple[float, int], **changes: Any) -> list[float]:
 def test_prompts_that_wait_within_two_milliseconds_are_read_together() -> None:
     # Handled by 1, 2.5 and 41 ms; the first two are read from 3 on, the third from 43 on.
     assert told((0, 10), (1.5, 20), (40, 5)) == pytest.approx([33, 33, 48])
-    # While one is read others gather: handled by 11 and 14 ms, they are read from 15 on; handled by 15.5, the last is not.
+    # While one is read others gather: handled by 11 and 14 ms, they are read from 15 on. The last is handled by 15.5.
     assert told((0, 10), (10, 20), (13, 30), (14.5, 40)) == pytest.approx([13, 65, 65, 107])
 
 
@@ -90,8 +89,8 @@ def first_tokens_of_32(at_ms: float, before: tuple[int, ...] = (), **changes: An
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_an_engine_that_fell_idle_is_woken_for_who_comes_sooner_than_was_told(stages: int) -> None:
-    # One decodes from 2.01 ms on, a token each millisecond or, of two stages, each second. It ends half a millisecond after the 31 came: the engine
-    # has nothing else to do, and means to sleep until 5.1.
+    # One decodes from 2.01 ms on, a token each millisecond, or of two stages each second. It ends half a millisecond
+    # after the 31 came: the engine has nothing else to do, and means to sleep until 5.1.
     quick = {"step_time": FittedStepTime(weights_s=stages * MS), "async_scheduling": False}
     made = first_tokens_of_32(1002.01 - 0.5, before=(1000 // stages,), pipeline_parallel=stages, **quick)
     assert made == pytest.approx([4.11 + 1 * stages] * 32, abs=1e-3)
