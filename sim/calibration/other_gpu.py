@@ -10,7 +10,8 @@ FlashAttention 2 packs the query heads that share a KV head only where every seq
 head. FlashAttention 3 packs them always. What that adds is taken from vLLM's kernels: prompts of 64 tokens, batch for
 batch, less decodes.
 
-The host is another one too, of which no database knows: its terms stay. The work that a server has with those who run
+What several tokens take beyond one (``batched_s``) stays: the line over loads from one sequence on holds the step. The
+host is another one too, of which no database knows: its terms stay. The work that a server has with those who run
 is tokens it hands on, of which a slower GPU makes fewer a second, so ``request_per_running_s`` shrinks with it.
 """
 
@@ -118,7 +119,6 @@ def on_other_gpu(
         raise InputError(f"profile {profile.name}", problem, "give one of kind fitted (calibrate records, or sweep)")
     ratios = term_ratios(there, here)
     scaled = {term: getattr(step_time, term) * ratio for term, ratio in ratios.items()}
-    scaled["batched_s"] = step_time.batched_s * ratios["weights_s"]  # reading them by other kernels
     beside_s = step_time.per_decode_sequence_beside_prompts_s
     if _OWN in there and _OWN in here:
         beside_s += (

@@ -72,7 +72,7 @@ def test_tails_need_the_hosts_chance_which_a_client_alone_shows(arms: dict[str, 
     assert abs(np.median(chance.captured)) < 1e-6
     on_h100 = [arm for name, arm in arms.items() if name.startswith("h100")]
     without = [replace(arm, chance=None) for arm in on_h100]
-    assert sum("ttft p99" in arm.misses() for arm in without) == 2
+    assert [arm.name for arm in without if "ttft p99" in arm.misses()] == ["h100-gateway-solo-a"]
     for arm, bare in zip(on_h100, without, strict=True):
         assert arm.latencies()["ttft p99"][1] > bare.latencies()["ttft p99"][1]
         assert arm.latencies()["e2e mean"] == bare.latencies()["e2e mean"]
@@ -127,9 +127,10 @@ def test_a_light_arm_shows_the_host_and_so_foretells_a_busy_one(after: dict[str,
     assert {arm.name.split(",")[1] for arm in after.values()} == {" after a100-solo"}
     bucket = after["a100-bucket-n6"]
     assert set(bucket.misses()) <= set(bucket.undecided())
-    for name, within in (("a100-bucket-n6", 0.03), ("a100-fifo", 0.05)):
-        there, here = after[name].latencies()["e2e mean"]
-        assert abs(here / there - 1) < within
+    means = {name: arm.latencies()["e2e mean"] for name, arm in after.items()}
+    error = {name: here / there - 1 for name, (there, here) in means.items()}
+    assert abs(error["a100-bucket-n6"]) < 0.01
+    assert -0.07 < error["a100-fifo"] < -0.03  # what each in flight adds there is not explained (docs/fidelity.md)
 
 
 @needs_data
