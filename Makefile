@@ -22,11 +22,12 @@ demo: $(VENV)/.core
 	@echo "figures and table: results/demo"
 
 # Both forms: beside the tests, which often wait, the hot modules are compiled, and what both forms do is compared. Where
-# they cannot be compiled, that is said, and the tests run in the form that is there.
+# they cannot be compiled, that is said, and the tests run in the form that is there. The same C as that of make compiled,
+# optimised less: the C compiler is half of the work.
 test: $(VENV)/.ready
 	$(MAKE) --no-print-directory -j2 lint collected
 	$(if $(COMPILES),,@echo "no C compiler with Python's headers: only the plain form is tested")
-	$(MAKE) --no-print-directory -j2 plain-form $(if $(COMPILES),both-forms)
+	$(MAKE) --no-print-directory -j2 COMPILED=build/compared C_LEVEL=1 plain-form $(if $(COMPILES),both-forms)
 
 # What the workers would each compile, compiled once, beside mypy, which has one core for itself.
 .PHONY: plain-form collected
@@ -97,6 +98,7 @@ build/dynamo/bin/python:
 # in that form, and every shipped scenario in both. hashes: the latter alone, with a digest of all columns of each, and
 # what each form cost; some of them: make hashes SCENARIOS="paper-exp1 five-classes"
 COMPILED := build/compiled
+C_LEVEL := 2
 INTO_COMPILED = $(if $(UV),$(UV) pip install --python $(COMPILED)/venv/bin/python,$(BIN)/python -m pip --python $(COMPILED)/venv/bin/python install)
 SCENARIOS ?=
 # Whether this machine can; asked where it matters, since the answer takes Python.
@@ -110,7 +112,7 @@ IN_COMPILED := PYTHONSAFEPATH=1 $(COMPILED)/venv/bin/python
 compiled: $(COMPILED)/.ready
 $(COMPILED)/.ready: pyproject.toml hatch_build.py $(wildcard $(foreach room,policies workloads sim scenarios tokenpools,$(room)/*.py $(room)/*/*.py $(room)/*/*/*.py) scenarios/*.yaml) | $(VENV)/.ready
 	rm -rf $(COMPILED)
-	TOKENPOOLS_COMPILE=1 $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
+	TOKENPOOLS_COMPILE=1 TOKENPOOLS_COMPILE_LEVEL=$(C_LEVEL) $(BIN)/python -m hatchling build --target wheel --directory $(COMPILED)
 	$(BIN)/python -m venv --without-pip $(COMPILED)/venv
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(COMPILED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"

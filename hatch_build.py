@@ -4,7 +4,7 @@ An editable install asks git when it runs; where there is no git, the file says 
 
 With ``TOKENPOOLS_COMPILE=1`` in the environment a wheel also carries its hot modules compiled by mypyc, beside their
 source, which Python then passes over. It takes a C compiler, 2 GB and some minutes; where there is no compiler, it says
-so and the wheel is the plain one.
+so and the wheel is the plain one. ``TOKENPOOLS_COMPILE_LEVEL=1`` has the C compiler optimise less, in half of its time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLACE = "sim/_build.py"
 ASKED = "TOKENPOOLS_COMPILE"
+LEVEL = "TOKENPOOLS_COMPILE_LEVEL"
 PACKAGES = ("policies", "workloads", "sim", "scenarios", "tokenpools")
 HOT = tuple(
     f"{room}/{name}.py"
@@ -59,7 +60,8 @@ gc.disable()  # what the types are made of lives until the end, and is then left
 from setuptools import setup  # first: it brings distutils
 from mypyc.build import mypycify
 options = ["--config-file", "mypy.toml", "--follow-imports", "skip"]
-hot = mypycify([*options, *sys.argv[1:]], opt_level="2", debug_level="0", group_name="tokenpools")
+level, *hot = sys.argv[1:]
+hot = mypycify([*options, *hot], opt_level=level, debug_level="0", group_name="tokenpools")
 setup(name="tokenpools", ext_modules=hot, script_args=["build_ext", "--inplace"])
 sys.stdout.flush()
 os._exit(0)
@@ -119,7 +121,8 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         (copy / "mypy.toml").write_text(settings + _OVERRIDE, encoding="utf-8")
         hot = [path for path in HOT if (copy / path).exists()]
         flags = os.environ | {"CFLAGS": " ".join([*FLAGS, os.environ.get("CFLAGS", "")]).strip()}
-        subprocess.run([sys.executable, "-c", SETUP, *hot], cwd=copy, check=True, stdout=sys.stderr, env=flags)
+        command = [sys.executable, "-c", SETUP, os.environ.get(LEVEL, "2"), *hot]
+        subprocess.run(command, cwd=copy, check=True, stdout=sys.stderr, env=flags)
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         for made in [*copy.glob(f"*{suffix}"), *(copy / path.replace(".py", suffix) for path in hot)]:
             build_data["force_include"][str(made)] = str(made.relative_to(copy))

@@ -68,14 +68,21 @@ def test_a_wheel_is_plain_unless_it_is_asked_for_and_a_compiler_is_there(
     assert "no C compiler" in capsys.readouterr().err
 
 
-def test_a_compiled_wheel_carries_every_hot_module(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("level", [None, "1"])
+def test_a_compiled_wheel_carries_every_hot_module(
+    build: Any, monkeypatch: pytest.MonkeyPatch, level: str | None
+) -> None:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
 
     def compiled(command: list[str], *, cwd: Path, **_: Any) -> None:
         (cwd / f"tokenpools__mypyc{suffix}").touch()
-        for path in command[3:]:
+        assert command[3] == (level or "2")
+        for path in command[4:]:
             (cwd / path.replace(".py", suffix)).touch()
 
+    monkeypatch.delenv(build.LEVEL, raising=False)
+    if level is not None:
+        monkeypatch.setenv(build.LEVEL, level)
     monkeypatch.setattr(build, "compiler", lambda: True)
     monkeypatch.setattr(build.subprocess, "run", compiled)
     hook = build.CommitHook(str(ROOT), {}, None, None, "", "wheel")
