@@ -23,6 +23,8 @@ MOST_TOKENS = 10**8
 
 _TOKEN_S = (1e-4, 2.0)
 """Seconds between two tokens of an answer, in the median: slower and faster engines mean another unit. [choice]"""
+IDLE_S = 2.0
+"""Seconds that a server may take for a request besides its tokens. [choice]"""
 
 
 _MEANS = (
@@ -66,6 +68,12 @@ def text_of(file: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         problem = f"cannot be read (byte {error.start + 1} is no UTF-8)"
         raise InputError(str(file), problem, "save it as UTF-8, or name the file that holds the measurements") from None
+
+
+def marked(table: pd.DataFrame, form: str, notes: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a run's rows with what a reader must know: of which form they are, and that times count from arrivals."""
+    table.attrs = {"format": form, "ttft_from": "arrival", "notes": tuple(notes)}
+    return table
 
 
 def read_csv(file: Path, wanted: Sequence[str], fix: str = "", *, text: str | None = None) -> pd.DataFrame:

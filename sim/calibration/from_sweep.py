@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, read_csv, row_of
+from sim.calibration.checked_tables import (
+    IDLE_S,
+    MOST_TOKENS,
+    check_token_time,
+    need_columns,
+    numbers,
+    read_csv,
+    row_of,
+)
 from sim.calibration.fitting import Fit, Term, fit
 from sim.calibration.from_records import with_values
 from sim.calibration.noise import perturbed
@@ -38,7 +46,6 @@ _ENGINES = (
     "quantization", "weights", "engine", "framework", "version", "vllm", "vllm_version", "dp", "data_parallel", "ep",
     "expert_parallel", "pp", "pipeline_parallel", "max_num_seqs", "max_num_batched_tokens", "kv_blocks",
 )  # fmt: skip
-_OVERHEAD_S = 2.0  # that a server may take for a request besides [choice]
 _SPREAD = 0.2  # lengths vary by as much below the nominal ones, as InferenceMAX's benchmarks set them
 
 SWEEP_TERMS = (
@@ -198,7 +205,7 @@ def _check_first_tokens(
     takes an iteration, of which another token takes no ten.
     """
     clients, prompt, output = asked
-    slow, quick = ttft_s > clients * (prompt + output) * tpot_s + _OVERHEAD_S, ttft_s < tpot_s / 10
+    slow, quick = ttft_s > clients * (prompt + output) * tpot_s + IDLE_S, ttft_s < tpot_s / 10
     if (slow | quick).any():
         at = int(np.flatnonzero(slow | quick)[0])
         point = f"{clients[at]:.0f} clients, {prompt[at]:.0f} + {output[at]:.0f} tokens"

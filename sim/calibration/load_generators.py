@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.calibration.checked_tables import marked
 from sim.errors import InputError
 
 Json = dict[str, Any]
@@ -160,8 +161,7 @@ def _finished(table: pd.DataFrame, form: str, errors: Sequence[str], notes: Sequ
         table = table.drop(columns="cached_tokens")  # also where nobody measured it
     if "cached_tokens" in table:
         table["cached_tokens"] = table.cached_tokens.fillna(0)
-    table.attrs = {"format": form, "ttft_from": "arrival", "notes": tuple(said)}
-    return table
+    return marked(table, form, said)
 
 
 def _refused(error: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.calibration.checked_tables import MOST_TOKENS, check_token_time, need_columns, numbers, row_of
+from sim.calibration.checked_tables import IDLE_S, MOST_TOKENS, check_token_time, need_columns, numbers, row_of
 from sim.calibration.run_files import file_of, read_table
 from sim.calibration.single_replica import Floats, Latencies, Requests
 from sim.calibration.unfinished import past_the_gateway, with_guessed_outputs
@@ -35,7 +35,6 @@ _HASHED_TOKENS = 512  # of a named block of a prompt, as Mooncake's traces have 
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
 _RESAMPLES = 400
-_IDLE_S = 2.0  # that a server may take for a request besides [choice]
 _OTHER_UNIT = 100.0  # times the median; milliseconds among seconds are a thousand [choice]
 
 
@@ -193,7 +192,7 @@ def _check_rows(file: Path, rows: pd.DataFrame) -> list[str]:
         raise InputError(str(file), problem, "give all times in seconds")
     at = int(first_s.to_numpy().argmin())
     quickest_s, prompt = float(first_s.iloc[at]), int(rows.prompt_tokens.iloc[at])
-    if quickest_s > _IDLE_S + prompt * rows.token_s.median():
+    if quickest_s > IDLE_S + prompt * rows.token_s.median():
         return [f"the quickest first token took {quickest_s:.3g} s, of {prompt} prompt tokens: in milliseconds?"]
     return []
 

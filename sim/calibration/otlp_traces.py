@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sim.calibration.checked_tables import marked
 from sim.errors import InputError
 
 Json = dict[str, Any]
@@ -36,9 +37,7 @@ def otlp(file: Path, documents: list[Json]) -> pd.DataFrame:
     notes = [f"{int(again.sum())} spans stand there twice, and count once"] if again.any() else []
     if len(places) > 1:
         notes.append(f"spans of {len(places)} processes or machines, simulated as one engine: give those of one engine")
-    table = table[~again].drop(columns="span_id").reset_index(drop=True)
-    table.attrs = {"format": "OTLP", "ttft_from": "arrival", "notes": tuple(notes)}
-    return table
+    return marked(table[~again].drop(columns="span_id").reset_index(drop=True), "OTLP", notes)
 
 
 def _spans(resource: Json) -> Iterator[Json]:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from sim.calibration.checked_tables import bytes_of, numbers, read_csv, text_of
+from sim.calibration.checked_tables import bytes_of, marked, numbers, read_csv, text_of
 from sim.calibration.load_generators import aiperf, guidellm, vllm_bench
 from sim.calibration.otlp_traces import otlp
 from sim.errors import InputError
@@ -66,7 +66,7 @@ def read_table(file: Path) -> pd.DataFrame:
     text = text_of(file, data)
     begins = text.lstrip()[:1]
     if begins not in ("{", "[") and ".json" not in file.name and file.suffix not in (".yaml", ".yml", ".jsonl"):
-        return _own_records(file, _marked(read_csv(file, (), _ROWS, text=text), "CSV"))
+        return _own_records(file, marked(read_csv(file, (), _ROWS, text=text), "CSV"))
     try:
         return _from_json(file, _documents(file, text))
     except RecursionError:
@@ -81,7 +81,7 @@ def _parquet(file: Path, data: bytes) -> pd.DataFrame:
         table = pd.read_parquet(io.BytesIO(data))
     except (OSError, ValueError) as error:
         raise InputError(str(file), f"cannot be read ({str(error).splitlines()[0]})", _ROWS) from None
-    return _own_records(file, _marked(table, "parquet"))
+    return _own_records(file, marked(table, "parquet"))
 
 
 def _documents(file: Path, text: str) -> list[Json]:
@@ -139,12 +139,7 @@ def _from_json(file: Path, documents: list[Json]) -> pd.DataFrame:
     for fits, reader in _READERS:
         if fits(first):
             return reader(file, documents)
-    return _own_records(file, _marked(pd.DataFrame(documents), "JSONL"))
-
-
-def _marked(table: pd.DataFrame, form: str, notes: tuple[str, ...] = ()) -> pd.DataFrame:
-    table.attrs = {"format": form, "ttft_from": "arrival", "notes": notes}
-    return table
+    return _own_records(file, marked(pd.DataFrame(documents), "JSONL"))
 
 
 _OPTIONAL = ("cached_tokens", "prefix_hit_tokens", "hash_ids", "block_tokens", "queued_s", "stopped_s")
@@ -184,7 +179,7 @@ def _own_records(file: Path, table: pd.DataFrame) -> pd.DataFrame:
         output_tokens=table.output_tokens.where(ended | (table.output_tokens > 0)),
         stopped_s=table.finish_s.where(~ended),
     )  # fmt: skip
-    return _marked(found, f"tokenpools' records ({table.attrs['format']})")
+    return marked(found, f"tokenpools' records ({table.attrs['format']})")
 
 
 def _servingsim(file: Path, rows: list[Json]) -> pd.DataFrame:
@@ -210,7 +205,7 @@ def _servingsim(file: Path, rows: list[Json]) -> pd.DataFrame:
     if overtaken_s > _OVERTAKEN_S:
         problem = f"has requests that came to the queue {overtaken_s:.0f} s before one that had arrived earlier"
         raise InputError(str(file), problem, "give one run a file, each has its own clock of arrivals")
-    return _marked(
+    return marked(
         pd.DataFrame(
             {
                 "arrival_s": raw.arrival_time + least_s,

@@ -22,12 +22,9 @@ from sim.studies.hardware_check_tenants import (
     WARM_UP_S,
     Arm,
     MeasuredArm,
-    data_folder,
     engine_profile,
-    host_chance,
-    measured_arms,
+    given,
     other_gpu,
-    sweep_profile,
 )
 
 _LIGHT_PER_S = 2.0  # requests, of which most come to an engine that has nobody else or one
@@ -53,10 +50,8 @@ def check_after_light_arms(folder: Path | None = None, profile: Profile | None =
     ------
     InputError : the data are not there.
     """
-    data = data_folder(folder)
-    profile = profile or sweep_profile(data)
-    chance = host_chance(data)
-    on_others = [each for each in measured_arms(data) if other_gpu(each.engine) and not each.v0_engine]
+    arms, profile, chance = given(folder, profile)
+    on_others = [each for each in arms if other_gpu(each.engine) and not each.v0_engine]
     found = []
     for light in (each for each in on_others if each.per_s <= _LIGHT_PER_S):
         engine = engine_profile(profile, light.engine)

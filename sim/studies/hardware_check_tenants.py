@@ -244,10 +244,14 @@ def check_tenants(folder: Path | None = None, profile: Profile | None = None) ->
     ------
     InputError : the data are not there.
     """
+    arms, profile, chance = given(folder, profile)
+    return [each.predicted(engine_profile(profile, each.engine), chance) for each in arms]
+
+
+def given(folder: Path | None, profile: Profile | None) -> tuple[list[MeasuredArm], Profile, HostChance]:
+    """Return all arms, the H100's profile and its host's chance; parameters and errors as of `check_tenants`."""
     data = data_folder(folder)
-    profile = profile or sweep_profile(data)
-    chance = host_chance(data)
-    return [each.predicted(engine_profile(profile, each.engine), chance) for each in measured_arms(data)]
+    return measured_arms(data), profile or sweep_profile(data), host_chance(data)
 
 
 def arms_table(arms: Sequence[Arm]) -> str:
